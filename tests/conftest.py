@@ -1,0 +1,86 @@
+"""Small videos made on the spot, and a run trained on them."""
+
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stvid.video.writer import write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = Path(os.environ.get("STVID_TEST_DATA", ROOT.parent / "shared" / "data"))
+TINY = ("data.num_workers=0", "data.batch_size=4", "clip.num_frames=4", "clip.size=32", "trainer.accelerator=cpu")
+
+
+def moving_square(*, to_right: bool, seed: int, num_frames: int = 12, size: int = 48) -> np.ndarray:
+    """uint8 T x H x W x 3: a bright square that crosses a dim picture from one side to the other."""
+    rng = np.random.default_rng(seed)
+    frames = np.tile(rng.integers(20, 60, (1, size, size, 3), dtype=np.uint8), (num_frames, 1, 1, 1))
+    top = int(rng.integers(4, size - 16))
+    for i in range(num_frames):
+        left = round(i * (size - 12) / (num_frames - 1))
+        left = left if to_right else size - 12 - left
+        frames[i, top : top + 12, left : left + 12] = 230
+    return frames
+
+
+def make_folder(root: Path, *, videos: int = 8, classes=("to_left", "to_right"), num_frames: int = 12) -> Path:
+    """`root/CLASS/NUMBER.mp4`."""
+    for label in classes:
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(videos):
+            frames = moving_square(to_right=label == "to_right", seed=i, num_frames=num_frames)
+            write_video(root / label / f"{i:02d}.mp4", frames, fps=12)
+    return root
+
+
+def stvid(*arguments: str, cwd: Path = ROOT, program: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Runs `stvid ARGUMENTS` (or another program) and returns what it printed."""
+    command = [*(program or (sys.executable, "-c", "from stvid.cli import main; main()")), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def in_process(arguments: Sequence[str], run: Callable[[], object]) -> subprocess.CompletedProcess:
+    """What a program would print and exit with, without the seconds that a new process needs for its imports."""
+    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    try:
+        sys.argv = list(map(str, arguments))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run()
+    except SystemExit as stop:
+        code = stop.code or 0
+    except Exception:
+        err.write(traceback.format_exc())
+        code = 1
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def train_py(*overrides: str) -> subprocess.CompletedProcess:
+    """`python train.py OVERRIDES`, in this process."""
+    script = str(ROOT / "train.py")
+    return in_process([script, *overrides], lambda: runpy.run_path(script, run_name="__main__"))
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("videos") / "squares")
+
+
+@pytest.fixture(scope="session")
+def run_folder(video_folder, tmp_path_factory) -> Path:
+    """A run of three epochs on the moving squares."""
+    run = tmp_path_factory.mktemp("runs") / "first"
+    overrides = ("data=folder", f"data.root={video_folder}", "trainer.max_epochs=3", "augment=none", *TINY)
+    done = stvid(*overrides, f"hydra.run.dir={run}", program=(sys.executable, str(ROOT / "train.py")))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
