@@ -1,0 +1,101 @@
+"""How items become a loader: facts about the files, checks on them, worker processes. Knows no Lightning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from stvid.data import sampling
+from stvid.data.dataset import EpochSampler, VideoDataset, Views, collate
+from stvid.data.manifest import Item
+from stvid.errors import InputError
+from stvid.video.errors import VideoError
+from stvid.video.probe import VideoInfo, probe_all
+
+CACHE_NAME = ".stvid_probe.json"
+
+
+def views_loader(
+    dataset: Views, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """Batches of about `batch_size` views, each video's views together, each video once over all processes."""
+    return DataLoader(
+        dataset,
+        batch_size=max(batch_size // (dataset.num_clips * dataset.num_crops), 1),
+        sampler=EpochSampler(num_items=len(dataset), shuffle=False, rank=rank, world_size=world_size),
+        collate_fn=collate,
+        **worker_options(num_workers),
+    )
+
+
+def worker_options(num_workers: int) -> dict:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        # a loader draws a seed for its workers; from the global state, dropout would depend on the number of loaders
+        "generator": torch.Generator(),
+    }
+
+
+def resolve_workers(num_workers: int | str) -> int:
+    """`auto` to one process a core that this one may use, at most 8."""
+    if num_workers == "auto":
+        return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise InputError(f"data.num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
+    return num_workers
+
+
+def check_views(num_clips: int, num_crops: int) -> None:
+    """Raises InputError unless there is at least one view, and one or three crops."""
+    if num_clips < 1:
+        raise InputError(f"num_clips (={num_clips}) must be at least 1")
+    if num_crops not in (1, 3):
+        raise InputError(f"num_crops (={num_crops}) must be 1 (the middle) or 3 (both ends and the middle)")
+
+
+def probe_items(items: Sequence[Item], *, num_workers: int, cache: bool = True) -> list[VideoInfo | VideoError]:
+    """Facts about the items' files; kept in a hidden file in their common folder, so that it is paid once."""
+    common = Path(os.path.commonpath([os.path.dirname(item.path) for item in items]))
+    keep = common / CACHE_NAME if cache and common != Path(common.anchor) else None
+    return probe_all([item.path for item in items], num_workers=num_workers, cache=keep, progress=True)
+
+
+def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:
+    """Raises InputError with the list where more than `max_bad` of the videos cannot be read."""
+    if len(bad) > max_bad * num_items:
+        shown = "\n".join(f"  {error}" for error in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise InputError(
+            f"{len(bad)} of {num_items} videos cannot be read, more than data.max_bad={max_bad:g} allows:\n"
+            f"{shown}{more}\nMend or remove them, or allow more: data.max_bad=1"
+        )
+
+
+def check_lengths(dataset: VideoDataset) -> None:
+    """Raises InputError where every video is shorter than a clip, or one is and the clip's policy is `error`."""
+    lengths = []
+    for index, info in enumerate(dataset.infos):
+        try:
+            num_frames = dataset.extent(index)[1]
+        except VideoError:
+            continue
+        span = sampling.span(dataset.clip, info.fps)
+        if num_frames < span and dataset.clip.short == "error":
+            raise InputError(
+                f"{dataset.items[index].path} has {num_frames} frames, a clip spans {span}, and clip.short=error. "
+                "Use a shorter clip (clip.num_frames, clip.frame_stride) or clip.short=repeat_last"
+            )
+        lengths.append((num_frames - span, num_frames, span))
+    if lengths and max(lengths)[0] < 0:
+        _, num_frames, span = max(lengths)
+        raise InputError(
+            f"a clip of {dataset.clip.num_frames} frames (frame_stride={dataset.clip.frame_stride}, "
+            f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the best has {num_frames}. "
+            "Use a smaller clip.num_frames or clip.frame_stride"
+        )

@@ -1,0 +1,207 @@
+"""The one internal form of a data set: which videos, with which label, in which split."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stvid.errors import InputError, nearest
+from stvid.files import replacing
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "split", "start", "end", "group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One labelled video, or the part of one between `start` and `end`.
+
+    Attributes:
+        path: absolute path of the file.
+        label: class name.
+        split: `train`, `val` or `test`.
+        start: first moment that belongs to the item, in seconds; None is the beginning.
+        end: the moment at which it ends, in seconds, exclusive; None is the end of the file.
+        group: what must not be torn apart by a split (a person, a scene, a source video), if known.
+    """
+
+    path: str
+    label: str
+    split: str
+    start: float | None = None
+    end: float | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Items in a fixed order, and the class names in the order of the model's outputs."""
+
+    items: tuple[Item, ...]
+    class_names: tuple[str, ...]
+
+    def select(self, split: str) -> tuple[Item, ...]:
+        """The items of one split, in the manifest's order (empty where it has none)."""
+        return tuple(item for item in self.items if item.split == split)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over classes and items (paths by name and parent folder): the same data set, the same string."""
+        rows = [
+            (*Path(item.path).parts[-2:], item.label, item.split, item.start, item.end, item.group)
+            for item in self.items
+        ]
+        return hashlib.sha256(repr((self.class_names, rows)).encode()).hexdigest()
+
+    def write_csv(self, path: str | os.PathLike) -> None:
+        """Writes `path,label,split,start,end,group`; videos below the file's folder get relative paths. Atomic."""
+        path = Path(path).absolute()
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for item in self.items:
+                video = Path(item.path)
+                shown = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
+                cells = (shown, item.label, item.split, item.start, item.end, item.group)
+                writer.writerow(["" if cell is None else cell for cell in cells])
+
+    @classmethod
+    def read_csv(cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None) -> Manifest:
+        """Reads a table with a header line; `path`, `label` and `split` are required, `start,end,group` optional.
+
+        Args:
+            path: the CSV file; relative video paths in it start from its folder.
+            class_names: the order of the classes; required where labels are numbers (label `i` is then
+                `class_names[i]`). Without it, the classes are the sorted labels.
+
+        Raises:
+            InputError: file or column missing, unknown split or class, numeric labels without names, bad times.
+        """
+        path = Path(path).absolute()
+        rows = _read_rows(path)
+        labels = _class_labels([row["label"] for row in rows], class_names, where=str(path))
+        items = tuple(
+            _item(row, label, where=f"{path}, line {number}", folder=path.parent)
+            for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=2)
+        )
+        return cls(items=items, class_names=tuple(class_names or sorted(set(labels))))
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise InputError(f"manifest {path} does not exist")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    missing = [column for column in COLUMNS[:3] if column not in header]
+    if missing:
+        raise InputError(
+            f"{path} has the columns {', '.join(header) or '(none)'}; missing: {', '.join(missing)}. "
+            "The first line must read path,label,split[,start,end,group]"
+        )
+    if not rows:
+        raise InputError(f"{path} lists no videos: it has a header line and nothing below it")
+    return rows
+
+
+def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where: str) -> list[str]:
+    """Labels as class names, checked against `class_names` where given."""
+    numeric = all(label.isdigit() for label in labels)
+    if class_names is None:
+        if numeric:
+            raise InputError(
+                f"{where}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), which say nothing to a "
+                "reader. Name them in order: data.class_names=[first,second,...]"
+            )
+        return labels
+    if numeric and not set(labels) <= set(class_names):
+        beyond = [label for label in labels if int(label) >= len(class_names)]
+        if beyond:
+            raise InputError(f"{where}: label {beyond[0]}, but data.class_names has {len(class_names)} names (from 0)")
+        return [class_names[int(label)] for label in labels]
+    for number, label in enumerate(labels, start=2):
+        if label not in class_names:
+            raise InputError(f"{where}, line {number}: unknown class {label!r}{nearest(label, class_names)}")
+    return labels
+
+
+def _item(row: dict[str, str], label: str, *, where: str, folder: Path) -> Item:
+    if not row["path"] or not label:
+        raise InputError(f"{where}: path or label is empty")
+    if row["split"] not in SPLITS:
+        raise InputError(f"{where}: split is {row['split']!r}, must be one of {', '.join(SPLITS)}")
+    start, end = (_seconds(row.get(name, ""), name, where) for name in ("start", "end"))
+    if end is not None and end <= (start or 0.0):
+        raise InputError(f"{where}: end (={end} s) must be after start (={start or 0.0} s)")
+    return Item(
+        path=str((folder / row["path"]).absolute()),
+        label=label,
+        split=row["split"],
+        start=start,
+        end=end,
+        group=row.get("group") or None,
+    )
+
+
+def _seconds(cell: str, name: str, where: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise InputError(f"{where}: {name} is {cell!r}, must be seconds, 0 or more")
+    return value
+
+
+def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
+    """Returns the manifest, or says what makes it unfit to train and test on.
+
+    Args:
+        manifest: what a layout returned.
+        allow_leaks: let the same file or group stand in two splits.
+
+    Raises:
+        InputError: no training videos, a missing file, a class without videos in a split that exists, or the same
+            file or group in two splits.
+    """
+    if not manifest.select("train"):
+        raise InputError("the data set has no training videos: no item has split 'train'")
+    missing = [item.path for item in manifest.items if not os.path.exists(item.path)]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(manifest.items)} videos do not exist, the first: {missing[0]}. "
+            "Relative paths in a manifest start from its own folder"
+        )
+    for split in SPLITS:
+        counts = Counter(item.label for item in manifest.select(split))
+        absent = [name for name in manifest.class_names if not counts[name]]
+        if counts and absent:
+            raise InputError(f"split {split!r} has no videos of: {', '.join(absent)}. Every class needs at least one")
+    if not allow_leaks:
+        _check_leaks(manifest)
+    return manifest
+
+
+def _check_leaks(manifest: Manifest) -> None:
+    for what, key in (("file", lambda item: os.path.realpath(item.path)), ("group", lambda item: item.group)):
+        splits: dict[str, set[str]] = defaultdict(set)
+        for item in manifest.items:
+            if key(item) is not None:
+                splits[key(item)].add(item.split)
+        leaks = {name: found for name, found in splits.items() if len(found) > 1}
+        if leaks:
+            name, found = next(iter(leaks.items()))
+            raise InputError(
+                f"{len(leaks)} {what}(s) stand in more than one split, so held-out numbers would be too good; the "
+                f"first: {name} in {', '.join(sorted(found))}. Mend the splits, or insist with data.allow_leaks=true"
+            )

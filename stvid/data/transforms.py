@@ -1,0 +1,126 @@
+"""How a clip is cropped, mirrored and coloured: once per clip, the same for all its frames.
+
+T frames   C channels   H, W height and width; frames are uint8 in and uint8 out
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from stvid.errors import InputError
+
+
+def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:
+    """The largest box of `size`'s shape in a frame, as (top, left, height, width).
+
+    Args:
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+        size: wanted height and width; only their ratio matters here.
+        crop: which of the crops.
+        num_crops: crops spread evenly along the frame's longer side, ends included; one is taken from the middle.
+    """
+    scale = min(height / size[0], width / size[1])
+    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    where = 0.5 if num_crops == 1 else crop / (num_crops - 1)
+    return round((height - box_height) * where), round((width - box_width) * where), box_height, box_width
+
+
+def crop_and_resize(frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int]) -> Tensor:
+    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased)."""
+    return F.resized_crop(frames_TCHW, *box, size=list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to a training clip; every clip draws its own, all frames of a clip share them.
+
+    Attributes:
+        scale: least and greatest area of the part that is kept, in (0, 1]; 1 is the largest box of the clip's shape.
+        ratio: least and greatest width/height of the kept part, relative to the clip's own shape.
+        flip: probability of a mirror image.
+        flip_pairs: pairs of class names that a mirror image swaps, such as [[swipe_left, swipe_right]]; a mirrored
+            clip of one then carries the label of the other.
+        brightness: the picture times 1 +- this.
+        contrast: likewise, about the mean grey.
+        saturation: likewise, about the grey picture.
+        hue: shift of the hue, +- this share of the circle, at most 0.5.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.0
+    flip_pairs: tuple[tuple[str, str], ...] = ()
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self):
+        for name in ("scale", "ratio"):
+            low, high = pair = tuple(getattr(self, name))
+            object.__setattr__(self, name, pair)
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                raise InputError(f"augment.{name} (={list(pair)}) must be [least, greatest], above 0, scale up to 1")
+        for name, most in (("flip", 1), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"augment.{name} (={getattr(self, name)}) must lie in [0, {most}]")
+        pairs = tuple(tuple(pair) for pair in self.flip_pairs)
+        if any(len(pair) != 2 for pair in pairs):
+            raise InputError(f"augment.flip_pairs (={list(pairs)}) must be pairs of class names")
+        object.__setattr__(self, "flip_pairs", pairs)
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Raises InputError where `flip_pairs` names a class that is not there."""
+        for name in (name for pair in self.flip_pairs for name in pair):
+            if name not in class_names:
+                raise InputError(f"augment.flip_pairs names the class {name!r}; there is {', '.join(class_names)}")
+
+    def __call__(
+        self, frames_TCHW: Tensor, label: str, *, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Tensor, str]:
+        """A random part of the frames, `T x C x size`, uint8, and the label that it then has."""
+        frames = crop_and_resize(frames_TCHW, self._random_box(*frames_TCHW.shape[-2:], size, rng), size)
+        if rng.random() < self.flip:
+            frames = F.horizontal_flip(frames)
+            label = self._mirrored(label)
+        return self._recolour(frames, rng), label
+
+    def _random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
+        _, _, box_height, box_width = crop_box(height, width, size)
+        scale, stretch = rng.uniform(*self.scale), math.exp(rng.uniform(*np.log(self.ratio)))
+        box_height *= math.sqrt(scale / stretch)
+        box_width *= math.sqrt(scale * stretch)
+        shrink = min(height / box_height, width / box_width, 1.0)  # where stretching left the frame: keep the shape
+        box_height, box_width = max(int(box_height * shrink), 1), max(int(box_width * shrink), 1)
+        top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
+        return int(top), int(left), box_height, box_width
+
+    def _mirrored(self, label: str) -> str:
+        for one, other in self.flip_pairs:
+            if label in (one, other):
+                return other if label == one else one
+        return label
+
+    def _recolour(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        for strength, adjust in (
+            (self.brightness, F.adjust_brightness),
+            (self.contrast, _adjust_contrast),
+            (self.saturation, F.adjust_saturation),
+        ):
+            if strength:
+                frames = adjust(frames, 1 + rng.uniform(-strength, strength))
+        return F.adjust_hue(frames, rng.uniform(-self.hue, self.hue)) if self.hue else frames
+
+
+def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
+    """Stretches about the mean grey of the whole clip; torchvision's takes each frame's own, which would flicker."""
+    mean = frames.float().mean()
+    return ((frames.float() - mean) * factor + mean).round().clamp(0, 255).to(frames.dtype)

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from stvid.clip import ClipSpec
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.layouts import folder
+from stvid.data.loading import resolve_workers
+from stvid.data.transforms import Augment
+from stvid.errors import InputError
+
+CLIP = ClipSpec(num_frames=4, frame_stride=2, size=16)
+
+
+def module(video_folder, *, clip=CLIP, augment=None, **options):
+    options = {"num_workers": 0, "batch_size": 4, **options}
+    return VideoDataModule(manifest=folder(root=str(video_folder)), clip=clip, augment=augment or Augment(), **options)
+
+
+def test_both_loaders_give_what_they_promise(video_folder):
+    data = module(video_folder, num_clips=2)
+    data.setup()
+    train = list(data.train_dataloader())
+    assert all(batch["clips"].shape == (4, 4, 3, 16, 16) for batch in train)
+    assert len(train) == len(data.train) // 4
+    val = list(data.val_dataloader())
+    assert sorted(v for batch in val for v in batch["videos"].tolist()) == sorted([*range(len(data.val))] * 2)
+
+
+def test_what_probing_found_is_kept_beside_the_videos(video_folder):
+    data = module(video_folder)
+    data.setup()
+    assert (video_folder / ".stvid_probe.json").is_file()
+
+
+def test_a_few_bad_videos_are_borne_and_many_stop_the_run(video_folder, tmp_path):
+    root = tmp_path / "videos"
+    for path in video_folder.rglob("*.mp4"):
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (root / path.parent.name / path.name).write_bytes(path.read_bytes())
+    data = module(root, max_bad=0.5)
+    spoilt = [item.path for item in data.manifest.select("train")[:2]]
+    for path in spoilt:
+        Path(path).write_bytes(b"nothing")
+    data.setup()
+    assert sorted(error.path for error in data.bad) == sorted(spoilt)
+    with pytest.raises(InputError, match=r"2 of \d+ videos cannot be read") as error:
+        module(root).setup()
+    assert all(path in str(error.value) for path in spoilt)
+
+
+def test_a_clip_longer_than_every_video_is_told(video_folder):
+    data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
+    with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the best has 12"):
+        data.setup()
+
+
+def test_short_videos_are_an_error_where_asked(video_folder):
+    data = module(video_folder, clip=ClipSpec(num_frames=8, frame_stride=2, short="error"))
+    with pytest.raises(InputError, match=r"has 12 frames, a clip spans 15, and clip\.short=error"):
+        data.setup()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"num_clips": 0}, "num_clips"),
+        ({"num_crops": 2}, "num_crops"),
+        ({"max_bad": 2}, "data.max_bad"),
+        ({"augment": Augment(flip_pairs=[["to_left", "up"]])}, "'up'"),
+    ],
+)
+def test_impossible_settings_are_told(video_folder, options, words):
+    with pytest.raises(InputError) as error:
+        module(video_folder, **options)
+    assert words in str(error.value)
+
+
+def test_auto_takes_one_worker_a_core():
+    assert 1 <= resolve_workers("auto") <= 8

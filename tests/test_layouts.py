@@ -1,0 +1,84 @@
+import logging
+from collections import Counter
+
+import pytest
+
+from stvid.data.layouts import folder, manifest
+from stvid.errors import InputError
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_a_folder_without_splits_is_split_and_says_so(tmp_path, caplog):
+    touch(tmp_path, *(f"{c}/deep/er/{i}.{e}" for c in ("run", "sit fast") for i, e in enumerate(["avi", "MP4"] * 10)))
+    touch(tmp_path, "labels.csv", "run/notes.txt", ".git/x/y.mp4", "run/.hidden.mp4")
+    with caplog.at_level(logging.INFO):
+        data = folder(root=str(tmp_path))
+    assert data.class_names == ("run", "sit fast")
+    assert Counter(item.split for item in data.items) == {"train": 28, "val": 6, "test": 6}
+    assert "stratified split" in caplog.text
+    assert "seed 0" in caplog.text
+
+
+def test_split_folders_are_taken_as_they_are(tmp_path):
+    touch(tmp_path, *(f"{s}/{c}/{i}.avi" for s in ("train", "val", "test") for c in ("run", "sit") for i in range(3)))
+    data = folder(root=str(tmp_path))
+    assert all(f"/{item.split}/{item.label}/" in item.path for item in data.items)
+    assert len(data.items) == 18
+
+
+def test_a_missing_val_folder_is_made_from_train_and_test_is_left_alone(tmp_path):
+    touch(tmp_path, *(f"{s}/{c}/{i}.avi" for s in ("train", "test") for c in ("run", "sit") for i in range(20)))
+    data = folder(root=str(tmp_path))
+    assert Counter(item.split for item in data.items) == {"train": 34, "val": 6, "test": 40}
+    assert all("/test/" in item.path for item in data.select("test"))
+
+
+def test_groups_come_from_a_pattern_or_a_table(tmp_path):
+    root = touch(
+        tmp_path / "d", *(f"{c}/v_g{g:02d}_c{i}.avi" for c in ("run", "sit") for g in range(8) for i in range(2))
+    )
+    by_pattern = folder(root=str(root), group_pattern=r"_g(\d+)_")
+    assert {item.group for item in by_pattern.items} == {f"{g:02d}" for g in range(8)}
+    rows = [f"{path.relative_to(root)},{path.name[:5]}" for path in root.rglob("*.avi")]
+    table = tmp_path / "groups.csv"
+    table.write_text("path,group\n" + "\n".join(rows))
+    by_table = folder(root=str(root), group_csv=str(table))
+    assert {item.group for item in by_table.items} == {f"v_g{g:02d}" for g in range(8)}
+    groups = {split: {item.group for item in by_table.select(split)} for split in ("train", "val", "test")}
+    assert not groups["train"] & groups["val"]
+    assert not groups["train"] & groups["test"]
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "words"),
+    [
+        ([], {}, ["no videos found", "CLASS/.../VIDEO"]),
+        (["a.mp4", "b.mp4"], {}, ["2 videos lie in it directly"]),
+        (["run/a.txt"], {}, ["no videos found"]),
+        (["run/a.mp4"], {"group_pattern": "("}, ["not a regular expression"]),
+        (["run/a.mp4"], {"group_pattern": r"g(\d)"}, ["matches nothing in 'a.mp4'"]),
+        (["run/a.mp4"], {"group_pattern": "a", "group_csv": "b"}, ["give one of them"]),
+        (["run/a.mp4"], {"group_csv": "none.csv"}, ["none.csv does not exist"]),
+    ],
+)
+def test_a_wrong_folder_is_told(tmp_path, names, options, words):
+    with pytest.raises(InputError) as error:
+        folder(root=str(touch(tmp_path, *names)), **options)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_missing_root_is_told(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        folder(root=str(tmp_path / "nowhere"))
+
+
+def test_a_manifest_is_read(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "m.csv").write_text("path,label,split\na.mp4,run,train\n")
+    assert manifest(path=str(tmp_path / "m.csv")).items[0].path == str(tmp_path / "a.mp4")

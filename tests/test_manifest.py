@@ -1,0 +1,120 @@
+import pytest
+
+from stvid.data.manifest import Item, Manifest, validate
+from stvid.errors import InputError
+
+
+def csv_file(tmp_path, text):
+    path = tmp_path / "data.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def manifest_of(tmp_path, rows, class_names=("run", "sit")):
+    """rows: (name, label, split, group); the files are created."""
+    for name, *_ in rows:
+        (tmp_path / name).touch()
+    items = tuple(Item(path=str(tmp_path / n), label=lab, split=s, group=g) for n, lab, s, g in rows)
+    return Manifest(items=items, class_names=class_names)
+
+
+def test_a_written_manifest_reads_back_equal_and_moves_with_its_folder(tmp_path):
+    data = manifest_of(tmp_path, [("a b é.mp4", "run", "train", "g1"), ("b.mp4", "sit", "val", None)])
+    data.write_csv(tmp_path / "m.csv")
+    assert Manifest.read_csv(tmp_path / "m.csv") == data
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert Manifest.read_csv(moved / "m.csv").items[0].path == str(moved / "a b é.mp4")
+
+
+def test_times_and_groups_are_optional_columns(tmp_path):
+    path = csv_file(tmp_path, "path,label,split,start,end,group\na.mp4,run,train,1.5,2,g\nb.mp4,sit,val,,,\n")
+    first, second = Manifest.read_csv(path).items
+    assert (first.start, first.end, first.group) == (1.5, 2.0, "g")
+    assert (second.start, second.end, second.group) == (None, None, None)
+
+
+def test_numeric_labels_take_their_names_in_order(tmp_path):
+    path = csv_file(tmp_path, "path,label,split\na.mp4,1,train\nb.mp4,0,train\n")
+    data = Manifest.read_csv(path, class_names=["sit", "run"])
+    assert [item.label for item in data.items] == ["run", "sit"]
+    assert data.class_names == ("sit", "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "class_names", "words"),
+    [
+        ("path,label\na.mp4,run\n", None, ["missing: split", "path, label"]),
+        ("path,label,split\n", None, ["lists no videos"]),
+        ("path,label,split\na.mp4,run,training\n", None, ["line 2", "'training'", "train, val, test"]),
+        ("path,label,split\na.mp4,3,train\nb.mp4,1,train\n", None, ["numbers", "data.class_names"]),
+        ("path,label,split\na.mp4,3,train\n", ["sit", "run"], ["label 3", "2 names"]),
+        ("path,label,split\na.mp4,run,train\nb.mp4,sitt,train\n", ["sit", "run"], ["line 3", "'sitt'", "'sit'"]),
+        ("path,label,split,start,end\na.mp4,run,train,3,2\n", None, ["line 2", "end (=2.0 s)", "start (=3.0 s)"]),
+        ("path,label,split,start\na.mp4,run,train,soon\n", None, ["start is 'soon'", "seconds"]),
+        ("path,label,split\n,run,train\n", None, ["line 2", "empty"]),
+    ],
+)
+def test_a_wrong_table_is_told_with_the_line_and_what_would_be_right(tmp_path, text, class_names, words):
+    with pytest.raises(InputError) as error:
+        Manifest.read_csv(csv_file(tmp_path, text), class_names=class_names)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_missing_table_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.csv does not exist"):
+        Manifest.read_csv(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([("a", "run", "val", None), ("b", "sit", "val", None)], ["no training videos"]),
+        ([("a", "run", "train", None)], ["'train'", "no videos of: sit"]),
+        ([("a", "run", "train", None), ("b", "sit", "train", None), ("c", "sit", "val", None)], ["'val'", "run"]),
+        (
+            [
+                ("a", "run", "train", "p1"),
+                ("b", "sit", "train", "p2"),
+                ("c", "run", "val", "p1"),
+                ("d", "sit", "val", None),
+            ],
+            ["group", "p1 in train, val", "data.allow_leaks=true"],
+        ),
+    ],
+)
+def test_an_unfit_data_set_is_refused(tmp_path, rows, words):
+    with pytest.raises(InputError) as error:
+        validate(manifest_of(tmp_path, rows))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_the_same_file_in_two_splits_is_a_leak_even_through_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    data = manifest_of(
+        tmp_path,
+        [
+            ("a", "run", "train", None),
+            ("b", "sit", "train", None),
+            ("link", "run", "val", None),
+            ("c", "sit", "val", None),
+        ],
+    )
+    with pytest.raises(InputError, match=r"1 file\(s\) stand in more than one split"):
+        validate(data)
+    assert validate(data, allow_leaks=True) is data
+
+
+def test_missing_files_are_counted_and_the_first_is_named(tmp_path):
+    data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "sit", "train", None)])
+    (tmp_path / "b").unlink()
+    with pytest.raises(InputError, match="1 of 2 videos do not exist, the first: .*b"):
+        validate(data)
+
+
+def test_the_fingerprint_changes_with_the_data_and_not_with_its_place(tmp_path):
+    item = Item(path="/one/run/a.mp4", label="run", split="train")
+    here = Manifest(items=(item,), class_names=("run",)).fingerprint()
+    there = Item(path="/other/run/a.mp4", label="run", split="train")
+    assert Manifest(items=(there,), class_names=("run",)).fingerprint() == here
+    changed = Item(path="/one/run/a.mp4", label="run", split="val")
+    assert Manifest(items=(changed,), class_names=("run",)).fingerprint() != here

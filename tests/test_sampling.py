@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from stvid.clip import ClipSpec
+from stvid.data.sampling import clip_indices, random_start, reorder, span, spread_starts
+
+
+def test_a_stride_is_counted_in_frames():
+    clip = ClipSpec(num_frames=4, frame_stride=3)
+    assert clip_indices(100, 5, clip, 25.0) == [5, 8, 11, 14]
+    assert span(clip, 25.0) == 10
+
+
+@pytest.mark.parametrize(("video_fps", "expected"), [(30.0, [0, 3, 6, 9]), (25.0, [0, 2, 5, 7]), (5.0, [0, 0, 1, 1])])
+def test_fps_takes_the_same_moments_whatever_the_video_rate(video_fps, expected):
+    clip = ClipSpec(num_frames=4, frame_stride=None, fps=10)
+    assert clip_indices(100, 0, clip, video_fps) == expected
+    assert span(clip, video_fps) == expected[-1] + 1
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"),
+    [("repeat_last", [1, 3, 4, 4, 4]), ("wrap", [1, 3, 0, 2, 4]), ("pad", [1, 3])],
+)
+def test_a_short_video_follows_the_named_policy(short, expected):
+    assert clip_indices(5, 1, ClipSpec(num_frames=5, frame_stride=2, short=short), 25.0) == expected
+
+
+def test_a_short_video_is_an_error_where_asked():
+    with pytest.raises(IndexError, match="frame 9, the video has 5"):
+        clip_indices(5, 1, ClipSpec(num_frames=5, frame_stride=2, short="error"), 25.0)
+
+
+def test_views_spread_from_the_first_frame_to_the_last():
+    assert spread_starts(100, 20, 1) == [40]
+    assert spread_starts(100, 20, 3) == [0, 40, 80]
+    assert spread_starts(10, 20, 2) == [0, 0]
+
+
+def test_random_starts_reach_every_place_where_the_clip_fits_and_no_other():
+    rng = np.random.default_rng(0)
+    assert {random_start(12, 10, rng) for _ in range(200)} == {0, 1, 2}
+    assert random_start(5, 10, rng) == 0
+
+
+def test_orders_of_time():
+    rng = np.random.default_rng(0)
+    assert reorder([1, 2, 3], "reversed", rng) == [3, 2, 1]
+    assert sorted(reorder(list(range(20)), "shuffled", rng)) == list(range(20))
+    assert reorder(list(range(20)), "shuffled", rng) != list(range(20))
+    with pytest.raises(ValueError, match="sideways"):
+        reorder([1], "sideways", rng)

@@ -1,0 +1,51 @@
+from collections import Counter, defaultdict
+
+import pytest
+
+from stvid.data.manifest import Item
+from stvid.data.splitting import split_items
+from stvid.errors import InputError
+
+FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+
+
+def items_of(groups, per_group, classes=("run", "sit", "wave")):
+    return [
+        Item(path=f"/{c}/{g}_{i}.avi", label=c, split="", group=f"g{g}" if per_group else None)
+        for c in classes
+        for g in range(groups)
+        for i in range(per_group or 1)
+    ]
+
+
+def test_without_groups_every_class_is_dealt_out_in_proportion():
+    split = split_items(items_of(20, 0), fractions=FRACTIONS, seed=0)
+    counts = Counter((item.label, item.split) for item in split)
+    assert {counts[c, s] for c in ("run", "sit", "wave") for s in ("val", "test")} == {3}
+
+
+def test_groups_stay_whole_and_every_class_is_everywhere():
+    split = split_items(items_of(12, 3), fractions=FRACTIONS, seed=0)
+    splits_of_group = defaultdict(set)
+    for item in split:
+        splits_of_group[item.group].add(item.split)
+    assert all(len(found) == 1 for found in splits_of_group.values())
+    assert len({(item.label, item.split) for item in split}) == 9
+    shares = Counter(item.split for item in split)
+    assert 0.6 < shares["train"] / len(split) < 0.8
+
+
+def test_the_split_depends_on_the_seed_alone():
+    items = items_of(10, 2)
+    assert split_items(items, fractions=FRACTIONS, seed=3) == split_items(items[::-1], fractions=FRACTIONS, seed=3)
+    assert split_items(items, fractions=FRACTIONS, seed=3) != split_items(items, fractions=FRACTIONS, seed=4)
+
+
+def test_too_few_videos_of_a_class_are_named():
+    with pytest.raises(InputError, match="class 'run' has 2 videos, too few to be in each of 3 splits"):
+        split_items(items_of(2, 0), fractions=FRACTIONS, seed=0)
+
+
+def test_fractions_must_be_proportions():
+    with pytest.raises(InputError, match=r"train=-0\.2"):
+        split_items(items_of(5, 0), fractions={"train": -0.2, "val": 0.6, "test": 0.6}, seed=0)

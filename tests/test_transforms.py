@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from stvid.data.transforms import Augment, crop_and_resize, crop_box
+from stvid.errors import InputError
+
+
+def still_clip(num_frames=4, height=40, width=60):
+    """The same picture T times, with a gradient that tells left from right."""
+    ramp = torch.linspace(0, 255, width).expand(3, height, width).to(torch.uint8)
+    return ramp.expand(num_frames, 3, height, width)
+
+
+@pytest.mark.parametrize(
+    ("crop", "num_crops", "expected"),
+    [(0, 1, (0, 30, 40, 40)), (0, 3, (0, 0, 40, 40)), (1, 3, (0, 30, 40, 40)), (2, 3, (0, 60, 40, 40))],
+)
+def test_crops_lie_along_the_longer_side(crop, num_crops, expected):
+    assert crop_box(40, 100, (64, 64), crop=crop, num_crops=num_crops) == expected
+
+
+def test_a_crop_has_the_clips_shape():
+    assert crop_box(100, 100, (64, 128)) == (25, 0, 50, 100)
+    assert crop_and_resize(still_clip(), (0, 10, 40, 40), (20, 24)).shape == (4, 3, 20, 24)
+
+
+def test_all_frames_of_a_clip_are_changed_alike():
+    augment = Augment(
+        scale=(0.3, 0.9), ratio=(0.7, 1.4), flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+    )
+    for seed in range(20):
+        out, _ = augment(still_clip(), "x", size=(32, 32), rng=np.random.default_rng(seed))
+        assert out.shape == (4, 3, 32, 32)
+        assert out.dtype == torch.uint8
+        assert (out == out[:1]).all()
+
+
+def test_contrast_does_not_flicker_with_a_frames_own_brightness():
+    clip = still_clip().clone()
+    clip[2] = 0  # one dark frame must not change what happens to the others
+    out, _ = Augment(contrast=0.5)(clip, "x", size=(40, 40), rng=np.random.default_rng(1))
+    assert (out[0] == out[3]).all()
+    assert (out[0] != clip[0, :, :, 10:50]).any()
+
+
+def test_the_same_random_state_gives_the_same_clip_and_another_another():
+    augment = Augment(scale=(0.3, 1.0), flip=0.5)
+    one, again, other = (augment(still_clip(), "x", size=(16, 16), rng=np.random.default_rng(s))[0] for s in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_mirror_image_swaps_the_labels_of_a_pair_and_no_others():
+    augment = Augment(flip=1.0, flip_pairs=[["swipe_left", "swipe_right"]])
+    rng = np.random.default_rng(0)
+    mirrored, label = augment(still_clip(width=40), "swipe_left", size=(40, 40), rng=rng)
+    assert label == "swipe_right"
+    assert torch.equal(mirrored, still_clip(width=40).flip(-1))
+    assert augment(still_clip(), "jump", size=(40, 40), rng=rng)[1] == "jump"
+    assert Augment(flip_pairs=augment.flip_pairs)(still_clip(), "swipe_left", size=(8, 8), rng=rng)[1] == "swipe_left"
+
+
+def test_nothing_asked_for_changes_nothing():
+    clip = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
+    out, _ = Augment()(clip, "x", size=(24, 24), rng=np.random.default_rng(0))
+    assert torch.equal(out, clip)
+
+
+def test_the_kept_area_stays_in_the_given_range():
+    augment = Augment(scale=(0.25, 0.5))
+    areas = [np.prod(augment._random_box(100, 100, (64, 64), np.random.default_rng(s))[2:]) for s in range(200)]
+    assert 2300 < min(areas) < 2800
+    assert 4700 < max(areas) <= 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"scale": (0.0, 1.0)}, "augment.scale"), ({"flip": 2}, "augment.flip (=2)"), ({"hue": 0.7}, "[0, 0.5]")],
+)
+def test_impossible_augmentations_are_told(arguments, words):
+    with pytest.raises(InputError) as error:
+        Augment(**arguments)
+    assert words in str(error.value)
+
+
+def test_flip_pairs_must_name_classes():
+    with pytest.raises(InputError, match="'hop'"):
+        Augment(flip_pairs=[["run", "hop"]]).check_classes(["run", "sit"])
