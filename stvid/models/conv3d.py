@@ -1,0 +1,100 @@
+"""A 3D CNN in the manner of C3D (Tran et al. 2015, arXiv:1412.0767), with batch norm.
+
+B batch   C channels   T frames   H, W height and width   K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stvid.errors import InputError
+from stvid.shapes import conv_output_size
+
+KERNEL, PADDING = 3, 1
+
+
+class Conv3D(nn.Module):
+    """Stages of [3x3x3 convolution, batch norm, ReLU], each begun with a stride; mean over time and space; a head.
+
+    A kernel has one 3x3x3 block per input channel; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
+
+    Args:
+        num_classes: K.
+        in_channels: C of the input.
+        widths: output channels of each stage.
+        depths: convolutions in each stage; one number serves all.
+        strides: of each stage's first convolution, as [time, height, width].
+        dropout: probability before the head, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64, 128),
+        depths: Sequence[int] | int = 1,
+        strides: Sequence[Sequence[int]] = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        dropout: float = 0.2,
+    ):
+        super().__init__()
+        depths = [depths] * len(widths) if isinstance(depths, int) else list(depths)
+        if not len(widths) == len(depths) == len(strides) or not widths:
+            raise InputError(
+                f"model.widths ({len(widths)}), model.depths ({len(depths)}) and model.strides ({len(strides)}) must "
+                "have one entry for each stage"
+            )
+        if min(*widths, *depths) < 1 or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
+            raise InputError(
+                f"model.widths (={list(widths)}) and model.depths (={depths}) must be at least 1, model.strides "
+                f"(={[list(stride) for stride in strides]}) three numbers of at least 1 for each stage"
+            )
+        self.layers = nn.ModuleList()
+        channels = in_channels
+        for width, depth, stride in zip(widths, depths, strides, strict=True):
+            for i in range(depth):
+                self.layers.append(_layer(channels, width, tuple(stride) if i == 0 else (1, 1, 1)))
+                channels = width
+        self.in_channels = in_channels
+        self.num_features = channels
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.
+
+        Frames past a clip's length are zeroed before every convolution, which is what its own zero padding does at
+        the end of a clip: so the features are those of the clip alone (exactly so with batch norm in eval mode).
+        """
+        if clips_BCTHW.ndim != 5 or clips_BCTHW.shape[1] != self.in_channels:
+            raise ValueError(f"clips must be B x {self.in_channels} x T x H x W, got {tuple(clips_BCTHW.shape)}")
+        x = clips_BCTHW
+        for layer in self.layers:
+            x = layer(_mask(x, lengths_B))
+            if lengths_B is not None:
+                lengths_B = conv_output_size(lengths_B, kernel=KERNEL, stride=layer[0].stride[0], padding=PADDING)
+        if lengths_B is None:
+            return x.mean(dim=(2, 3, 4))
+        return _mask(x, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]
+
+    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
+        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
+
+
+def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, KERNEL, stride=stride, padding=PADDING, bias=False),
+        nn.BatchNorm3d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _mask(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+    if lengths_B is None:
+        return x_BCTHW
+    valid_BT = torch.arange(x_BCTHW.shape[2], device=x_BCTHW.device)[None] < lengths_B[:, None]
+    return x_BCTHW * valid_BT[:, None, :, None, None]

@@ -1,0 +1,188 @@
+"""One contract for every model in configs/model, and what each promises of its own."""
+
+import pytest
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from stvid.checkpoint import build_model
+from stvid.errors import InputError
+from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.conv3d import Conv3D
+from stvid.models.encoders import TorchvisionEncoder
+from stvid.shapes import conv_output_size
+
+CONFIGS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
+NUM_CLASSES = 5
+VARIANTS = [
+    {},
+    {"bidirectional": True},
+    {"pooling": "mean"},
+    {"num_layers": 2, "bidirectional": True, "pooling": "mean"},
+]
+
+
+def config_of(path):
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def model(request):
+    torch.manual_seed(0)
+    return build_model(config_of(request.param), num_classes=NUM_CLASSES, pretrained=False)
+
+
+def padded_batch():
+    """Three clips of 16, 9 and 5 valid frames, with noise where the padding is."""
+    torch.manual_seed(1)
+    return torch.randn(3, 3, 16, 64, 64), torch.tensor([16, 9, 5])
+
+
+def assert_padding_is_not_read(model):
+    model.eval()
+    clips, lengths = padded_batch()
+    with torch.no_grad():
+        together = model(clips, lengths)
+        alone = torch.cat([model(clips[i : i + 1, :, :n]) for i, n in enumerate(lengths)])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(clips[[2, 0]], lengths[[2, 0]]), together[[2, 0]], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_and_features_have_their_shapes(model):
+    clips = torch.randn(2, 3, 16, 64, 64)
+    assert model(clips).shape == (2, NUM_CLASSES)
+    assert model.forward_features(clips).shape == (2, model.num_features)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 32, 32), (2, 3, 7, 48, 80)])
+def test_any_number_of_frames_and_any_size_will_do(model, shape):
+    assert model.eval()(torch.randn(shape)).shape == (shape[0], NUM_CLASSES)
+
+
+def test_padding_and_batch_composition_change_no_logit(model):
+    assert_padding_is_not_read(model)
+
+
+def test_full_lengths_are_the_same_as_none(model):
+    clips, _ = padded_batch()
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips, torch.tensor([16] * 3)), model(clips), atol=1e-5, rtol=1e-5)
+
+
+def test_every_parameter_learns(model):
+    model(torch.randn(2, 3, 16, 64, 64)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+def test_a_state_dict_rebuilds_the_model(model):
+    clips = torch.randn(1, 3, 8, 64, 64)
+    path = next(path for path in CONFIGS if config_of(path)["_target_"].endswith(type(model).__name__))
+    twin = build_model(config_of(path), num_classes=NUM_CLASSES, pretrained=False)
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(twin.eval()(clips), model.eval()(clips))
+
+
+def test_frames_out_of_order_are_another_clip(model):
+    clips = torch.randn(1, 3, 16, 64, 64)
+    model.eval()
+    with torch.no_grad():
+        assert (model(clips) - model(clips.flip(2))).abs().max() > 1e-5
+
+
+def test_bf16_autocast_gives_nearly_the_same_logits(model):
+    clips = torch.randn(2, 3, 16, 64, 64)
+    model.eval()
+    with torch.no_grad():
+        plain = model(clips)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model(clips).float(), plain, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_no_kind_of_lstm_reads_padding(options):
+    torch.manual_seed(0)
+    assert_padding_is_not_read(CNNLSTM(num_classes=NUM_CLASSES, **options))
+
+
+def test_padding_stays_out_of_the_encoders_batch_norm_in_training_too():
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=NUM_CLASSES, dropout=0.0).train()
+    clips, lengths = padded_batch()
+    other = clips.clone()
+    other[1, :, 9:] = 100.0
+    torch.testing.assert_close(model(clips, lengths), model(other, lengths))
+
+
+def test_the_lstm_reads_features_in_order_of_time():
+    """Against torch's LSTM fed by hand, frame by frame."""
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=NUM_CLASSES).eval()
+    clips = torch.randn(1, 3, 6, 64, 64)
+    state = None
+    with torch.no_grad():
+        for t in range(6):
+            out, state = model.lstm(model.encoder(clips[:, :, t])[:, None], state)
+        torch.testing.assert_close(model.forward_features(clips), out[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_features"),
+    [
+        ("vgg11", 4096),
+        ("googlenet", 1024),
+        ("resnet18", 512),
+        ("resnet50", 2048),
+        ("densenet121", 1024),
+        ("mobilenet_v3_small", 1024),
+        ("efficientnet_b0", 1280),
+        ("squeezenet1_1", 512),
+        ("convnext_tiny", 768),
+        ("vit_b_16", 768),
+        ("swin_t", 768),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_torchvision_networks_are_cut_before_their_decision(name, num_features):
+    with torch.device("meta"):
+        encoder = TorchvisionEncoder(name=name).eval()
+        assert encoder.num_features == num_features
+        assert encoder(torch.empty(2, 3, 224, 224)).shape == (2, num_features)
+
+
+def test_a_torchvision_encoder_trains_in_the_whole_model():
+    model = CNNLSTM(num_classes=NUM_CLASSES, encoder="mobilenet_v3_small", hidden_size=8)
+    model(torch.randn(2, 3, 3, 64, 64)).sum().backward()
+    assert model.encoder.network.features[0][0].weight.grad.any()
+
+
+def test_unknown_encoders_and_weights_name_the_nearest():
+    with pytest.raises(InputError, match="resnet81.*did you mean 'resnet18'"):
+        CNNLSTM(num_classes=2, encoder="resnet81")
+    with pytest.raises(InputError, match="IMAGENET1K_V9.*DEFAULT, IMAGENET1K_V1"):
+        CNNLSTM(num_classes=2, encoder="resnet18", weights="IMAGENET1K_V9")
+    with pytest.raises(InputError, match="the small encoder has none"):
+        CNNLSTM(num_classes=2, weights="DEFAULT")
+
+
+def test_the_convolution_formula_is_what_the_layers_do():
+    """The formula of the design: 3x100x224x224 through 3x3x3 kernels without padding gives 98x222x222."""
+    assert [conv_output_size(n, kernel=3) for n in (100, 224, 224)] == [98, 222, 222]
+    for size in range(1, 20):
+        for stride in (1, 2, 3):
+            out = torch.nn.functional.conv1d(torch.zeros(1, 1, size), torch.zeros(1, 1, 3), stride=stride, padding=1)
+            assert conv_output_size(size, kernel=3, stride=stride, padding=1) == out.shape[-1]
+
+
+def test_conv3d_takes_widths_depths_and_strides():
+    model = Conv3D(num_classes=2, in_channels=1, widths=[4, 6], depths=[2, 1], strides=[[1, 2, 2], [2, 1, 1]])
+    shapes = [tuple(layer[0].weight.shape[:2]) for layer in model.layers]
+    assert shapes == [(4, 1), (4, 4), (6, 4)]
+    assert [layer[0].stride for layer in model.layers] == [(1, 2, 2), (1, 1, 1), (2, 1, 1)]
+
+
+def test_conv3d_refuses_stages_that_do_not_match_and_clips_of_another_shape():
+    with pytest.raises(InputError, match=r"model.widths \(3\), model.depths \(3\) and model.strides \(4\)"):
+        Conv3D(num_classes=2, widths=[4, 4, 4])
+    with pytest.raises(ValueError, match=r"B x 3 x T x H x W, got \(1, 1, 4, 8, 8\)"):
+        Conv3D(num_classes=2)(torch.zeros(1, 1, 4, 8, 8))
