@@ -1,0 +1,147 @@
+"""What a run leaves behind, and how a model is rebuilt from it without running a stranger's code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stvid.clip import ClipSpec
+from stvid.errors import InputError, nearest
+
+ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
+RUN_DIR_OF_CHECKPOINT = "checkpoints"
+
+
+def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
+    """Plain data that goes into every checkpoint, and all that `load` needs beside the weights.
+
+    Args:
+        config: the run's resolved config.
+        clip: the clip's geometry.
+        class_names: in the order of the model's outputs.
+        protocol: how held-out videos are judged: `num_clips`, `num_crops`.
+    """
+    return {
+        "format": 1,
+        "config": dict(config),
+        "clip": clip.to_dict(),
+        "class_names": list(class_names),
+        "protocol": dict(protocol),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model as a run left it.
+
+    Attributes:
+        path: the checkpoint's file.
+        folder: the run folder; for a checkpoint that lies alone, the folder it lies in.
+        model: with its weights, in eval mode, on the CPU.
+        clip, class_names, protocol, config: see `record`.
+        epoch: epochs trained, from 1.
+    """
+
+    path: Path
+    folder: Path
+    model: nn.Module
+    clip: ClipSpec
+    class_names: tuple[str, ...]
+    protocol: Mapping
+    config: Mapping
+    epoch: int
+
+
+def build_model(config: Mapping, *, num_classes: int, pretrained: bool = True) -> nn.Module:
+    """Builds what a `model` config names: `_target_`, and its constructor's arguments.
+
+    Only classes defined in a module of `stvid.models` are ever called, because configs travel in checkpoints.
+
+    Args:
+        config: plain data, such as `configs/model/conv3d.yaml` holds.
+        num_classes: outputs of the model.
+        pretrained: load the weights that `weights` names; False leaves them random, for a state dict to come.
+
+    Raises:
+        InputError: a target outside `stvid.models`, or arguments that its constructor does not take.
+    """
+    arguments = dict(config)
+    target = str(arguments.pop("_target_", None))
+    match = ALLOWED_TARGET.fullmatch(target)
+    if not match:
+        raise InputError(f"model._target_ (={target}) must be stvid.models.FILE.CLASS; nothing else is ever called")
+    try:
+        model_class = getattr(importlib.import_module(match[1]), match[2])
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise InputError(f"model._target_ (={target}) does not exist: {error}") from error
+    if not (inspect.isclass(model_class) and issubclass(model_class, nn.Module) and model_class.__module__ == match[1]):
+        raise InputError(f"model._target_ (={target}) is no model defined in {match[1]}")
+    known = set(inspect.signature(model_class).parameters) - {"num_classes"}
+    for key in arguments:
+        if key not in known:
+            raise InputError(f"unknown key model.{key}: {match[2]} does not take it{nearest(key, known)}")
+    if not pretrained and "weights" in arguments:
+        arguments["weights"] = None
+    return model_class(num_classes=num_classes, **arguments)
+
+
+def find_checkpoint(run: str | Path, *, which: str = "best") -> Path:
+    """The file behind RUN: a run folder's `checkpoints/<which>.ckpt`, or the checkpoint itself.
+
+    Raises:
+        InputError: no such folder or file, or a folder without that checkpoint.
+    """
+    run = Path(run).expanduser()
+    if run.is_file():
+        return run
+    if not run.exists():
+        raise InputError(f"RUN {run} does not exist; give a run folder or a checkpoint (.ckpt)")
+    path = run / RUN_DIR_OF_CHECKPOINT / f"{which}.ckpt"
+    if not path.is_file():
+        hint = "it holds a sweep: name one of its runs" if (run / "summary.csv").is_file() else "was it trained?"
+        raise InputError(f"{run} holds no {RUN_DIR_OF_CHECKPOINT}/{which}.ckpt; {hint}")
+    return path
+
+
+def load(run: str | Path, *, which: str = "best") -> Trained:
+    """Rebuilds the model of a run folder or checkpoint; reads data only (`weights_only=True`).
+
+    Raises:
+        InputError: nothing there, not a checkpoint of stvid's, or weights of another model than its config says.
+    """
+    path = find_checkpoint(run, which=which)
+    if not zipfile.is_zipfile(path):  # what torch.save writes, whole
+        raise InputError(f"{path} is no readable checkpoint: another kind of file, or cut off")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "stvid" not in content:
+        raise InputError(f"{path} is a checkpoint of another program: it has no 'stvid' entry")
+    kept = content["stvid"]
+    model = build_model(kept["config"]["model"], num_classes=len(kept["class_names"]), pretrained=False)
+    state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} belong to another model than its config says: {error}") from error
+    folder = path.absolute().parent
+    return Trained(
+        path=path,
+        folder=folder.parent if folder.name == RUN_DIR_OF_CHECKPOINT else folder,
+        model=model.eval(),
+        clip=ClipSpec(**kept["clip"]),
+        class_names=tuple(kept["class_names"]),
+        protocol=kept["protocol"],
+        config=kept["config"],
+        epoch=content["epoch"] + 1,
+    )

@@ -1,0 +1,64 @@
+"""The most probable classes of video files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvid.checkpoint import Trained
+from stvid.data.layouts import find_videos
+from stvid.data.manifest import Item
+from stvid.errors import InputError
+from stvid.inference import classify
+
+
+def expand(sources: Sequence[str]) -> list[Path]:
+    """Files as they are, folders as the videos below them.
+
+    Raises:
+        InputError: a source that does not exist, or a folder without videos.
+    """
+    paths = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            videos = find_videos(source)
+            if not videos:
+                raise InputError(f"{source} holds no video files")
+            paths += videos
+        elif source.exists():
+            paths.append(source)
+        else:
+            raise InputError(f"{source} does not exist; give video files or folders of them")
+    return paths
+
+
+def predict(trained: Trained, paths: Sequence[Path], *, top: int = 5, num_workers: int | str = "auto") -> list[dict]:
+    """The classes of each video, most probable first.
+
+    Args:
+        trained: the model.
+        paths: video files.
+        top: how many classes to name, at least 1; all where there are fewer.
+        num_workers: processes that read videos.
+
+    Returns:
+        One `{"path", "top": [{"class", "probability"}, ...]}` for each path, in their order; for a file that cannot be
+        read `{"path", "top": [], "error": reason}`.
+    """
+    if top < 1:
+        raise InputError(f"--top (={top}) must be at least 1")
+    items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
+    answers = classify(trained, items, num_workers=num_workers, probe_cache=False, progress=len(paths) > 20)
+    found = dict(zip(answers.videos_N.tolist(), answers.probabilities_NK, strict=True))
+    predictions = []
+    for video, path in enumerate(paths):
+        if video not in found:
+            predictions.append({"path": str(path), "top": [], "error": answers.failed[video]})
+            continue
+        best = found[video].topk(min(top, len(trained.class_names)))
+        classes = [
+            {"class": trained.class_names[i], "probability": p}
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        predictions.append({"path": str(path), "top": classes})
+    return predictions

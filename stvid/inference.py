@@ -1,0 +1,127 @@
+"""The one path by which a trained model answers: sampling, preprocessing, forward, mean over views.
+
+V views   N videos   K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stvid.checkpoint import Trained
+from stvid.clip import Preprocess, channels_last
+from stvid.data.dataset import Views
+from stvid.data.loading import check_views, probe_items, resolve_workers, views_loader
+from stvid.data.manifest import Item
+from stvid.metrics import average_views
+from stvid.training.precision import resolve_precision
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model says of videos.
+
+    Attributes:
+        probabilities_NK: mean over the views of each video that was read.
+        videos_N: their positions among the items, ascending.
+        logits_VK: of every view.
+        videos_V: which video each view is of.
+        failed: position -> reason, of the videos that could not be read.
+    """
+
+    probabilities_NK: Tensor
+    videos_N: Tensor
+    logits_VK: Tensor
+    videos_V: Tensor
+    failed: dict[int, str]
+
+
+def pick_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
+
+
+def classify(
+    trained: Trained,
+    items: Sequence[Item],
+    *,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    order: str = "forward",
+    batch_size: int = 16,
+    num_workers: int | str = "auto",
+    probe_cache: bool = True,
+    progress: bool = True,
+) -> Answers:
+    """Answers for every item, in the precision the run was trained in.
+
+    Args:
+        trained: the model.
+        items: the videos; labels are not looked at.
+        num_clips: clips a video is judged by; None: as in training's validation.
+        num_crops: crops of each; None likewise.
+        order: of the frames within a clip (`sampling.ORDERS`).
+        batch_size: views in a forward pass, about.
+        num_workers: processes that read videos.
+        probe_cache: keep what probing finds in a hidden file beside the videos.
+        progress: show a bar.
+
+    Raises:
+        InputError: impossible numbers of clips or crops.
+    """
+    num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
+    num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
+    check_views(num_clips, num_crops)
+    num_workers = resolve_workers(num_workers)
+    dataset = Views(
+        items=items,
+        infos=probe_items(items, num_workers=num_workers, cache=probe_cache),
+        class_names=trained.class_names,
+        clip=trained.clip,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        order=order,
+    )
+    loader = views_loader(dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)))
+    forward = Forward(trained)
+    logits, videos, failed = [torch.empty(0, len(trained.class_names))], [torch.empty(0, dtype=torch.int64)], {}
+    with tqdm(
+        total=len(items), desc="reading and judging", unit="video", disable=None if progress else True, leave=False
+    ) as bar:
+        for batch in loader:
+            failed |= {failure.video: failure.reason for failure in batch["failed"]}
+            if len(batch["videos"]):
+                logits.append(forward(batch["clips"], batch["lengths"]).cpu())
+                videos.append(batch["videos"])
+            bar.update(len(batch["videos"].unique()) + len(batch["failed"]))
+    logits_VK, videos_V = torch.cat(logits), torch.cat(videos)
+    probabilities_NK, videos_N = average_views(logits_VK, videos_V)
+    return Answers(
+        probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
+    )
+
+
+class Forward:
+    """uint8 clips to logits, on the best device there is, in the run's precision."""
+
+    def __init__(self, trained: Trained):
+        self.device = pick_device()
+        precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
+        self.autocast = AUTOCAST.get(precision)
+        self.preprocess = Preprocess(clip=trained.clip).to(self.device)
+        self.model = channels_last(trained.model.to(self.device).eval())
+
+    @torch.inference_mode()
+    def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
+        """uint8 `V x T x C x H x W` -> float32 logits `V x K`."""
+        clips = clips_VTCHW.to(self.device, non_blocking=True)
+        lengths = None if lengths_V is None else lengths_V.to(self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.model(self.preprocess(clips, lengths), lengths).float()

@@ -1,0 +1,140 @@
+"""Numbers that say how good a model is, from the logits of views.
+
+V views   N videos   K classes
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+BOOTSTRAP_SAMPLES = 2000
+
+
+def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the views' softmax probabilities, video by video: the one way in which views become an answer.
+
+    Returns:
+        probabilities `N x K`, and the videos `N` they belong to, in ascending order.
+    """
+    videos_N, position_V = torch.unique(videos_V, return_inverse=True)
+    probabilities_VK = logits_VK.float().softmax(dim=1)
+    sums_NK = probabilities_VK.new_zeros(len(videos_N), logits_VK.shape[1]).index_add_(0, position_V, probabilities_VK)
+    return sums_NK / torch.bincount(position_V, minlength=len(videos_N))[:, None], videos_N
+
+
+class Scores(NamedTuple):
+    """Of one pass over a split's views. Accuracies are fractions in [0, 1].
+
+    Attributes:
+        loss: mean negative log probability of the true class, video level.
+        clip_accuracy: share of views judged right, each for itself.
+        video_accuracy: share of videos judged right by the mean of their views.
+        num_failed: videos without an answer; each counts as one wrong view and one wrong video, not in the loss.
+    """
+
+    loss: float
+    clip_accuracy: float
+    video_accuracy: float
+    num_failed: int
+
+
+class ViewMetric(Metric):
+    """Gathers the logits of views, on any number of processes, and scores them (`Scores`) at the end of a pass."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        for name in ("logits", "labels", "videos"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("num_failed", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits_VK: Tensor, labels_V: Tensor, videos_V: Tensor, num_failed: int = 0) -> None:
+        self.num_failed += num_failed
+        if len(logits_VK):
+            self.logits.append(logits_VK.float())
+            self.labels.append(labels_V)
+            self.videos.append(videos_V)
+
+    def compute(self) -> Scores:
+        failed = int(self.num_failed)
+        if not len(self.logits):
+            return Scores(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0, num_failed=failed)
+        logits, labels, videos = (
+            torch.cat(list(state)) if isinstance(state, list) else state
+            for state in (self.logits, self.labels, self.videos)
+        )
+        probabilities_NK, videos_N = average_views(logits, videos)
+        labels_N = labels.new_zeros(int(videos_N.max()) + 1).index_put_((videos,), labels)[videos_N]
+        right_V, right_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
+        return Scores(
+            loss=log_loss(probabilities_NK, labels_N),
+            clip_accuracy=(right_V.sum() / (len(right_V) + failed)).item(),
+            video_accuracy=(right_N.sum() / (len(right_N) + failed)).item(),
+            num_failed=failed,
+        )
+
+
+def log_loss(probabilities_NK: Tensor, labels_N: Tensor) -> float:
+    """Mean over videos of `-log p(true class)`, p no smaller than 1e-12."""
+    true = probabilities_NK.gather(1, labels_N[:, None]).clamp_min(1e-12)
+    return -true.log().mean().item()
+
+
+def video_scores(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Tensor) -> dict:
+    """Everything a result says of single classes and of the probabilities, as plain data.
+
+    Args:
+        probabilities_NK: of the videos that were read.
+        labels_N: their true classes.
+        failed_labels: true classes of the videos that were not read; they count as wrong in `top5_accuracy`,
+            `mean_class_accuracy` and `recall`, and are in none of the others.
+
+    Returns:
+        `top5_accuracy` (top K where K < 5); `mean_class_accuracy` (mean recall over the classes present); `loss`; `ece`
+        (expected calibration error, 15 equal bins, Guo et al. 2017); `confusion` (rows: truth, columns: answer);
+        `precision`, `recall`, `f1`, `num_videos` (one per class; None where there is nothing to divide by).
+    """
+    num_classes = probabilities_NK.shape[1]
+    confusion = multiclass_confusion_matrix(probabilities_NK.argmax(1), labels_N, num_classes=num_classes)
+    counts = confusion.sum(1) + torch.bincount(failed_labels, minlength=num_classes)
+    hits, answered = confusion.diag().double(), confusion.sum(0)
+    top = probabilities_NK.topk(min(5, num_classes), dim=1).indices
+    return {
+        "top5_accuracy": ((top == labels_N[:, None]).any(1).sum() / counts.sum()).item(),
+        "mean_class_accuracy": (hits / counts)[counts > 0].mean().item(),
+        "loss": log_loss(probabilities_NK, labels_N),
+        "ece": multiclass_calibration_error(probabilities_NK, labels_N, num_classes=num_classes, n_bins=15).item(),
+        "confusion": confusion.tolist(),
+        "precision": _ratios(hits, answered),
+        "recall": _ratios(hits, counts),
+        "f1": _ratios(2 * hits, answered + counts),
+        "num_videos": counts.tolist(),
+    }
+
+
+def _ratios(numerators: Tensor, denominators: Tensor) -> list[float | None]:
+    pairs = zip(numerators.tolist(), denominators.tolist(), strict=True)
+    return [above / below if below else None for above, below in pairs]
+
+
+def bootstrap_interval(right_N: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap over videos (Efron 1979): where the accuracy of another draw of videos would lie.
+
+    Args:
+        right_N: whether each video was judged right.
+        confidence: share of draws inside, in (0, 1).
+        seed: of the draws; the same answers give the same interval.
+    """
+    rng = np.random.default_rng(seed)
+    right = np.asarray(right_N, dtype=float)
+    # resampling N videos of which a share p is right is one binomial draw
+    draws = rng.binomial(len(right), right.mean(), size=BOOTSTRAP_SAMPLES) / len(right)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

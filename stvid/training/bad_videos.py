@@ -1,0 +1,53 @@
+"""Videos that cannot be read during a run: each named once, all of them in `bad_videos.csv`, too many stop it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from stvid.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class BadVideos(Callback):
+    """Takes note of the `failed` entries of every batch.
+
+    Args:
+        path: the CSV file (`path,reason`), written as soon as there is anything to write.
+        most: number of different bad videos above which the run stops.
+
+    Raises:
+        InputError: there are more than `most`.
+    """
+
+    def __init__(self, *, path: Path, most: float):
+        self.path, self.most = Path(path), most
+        self.reasons: dict[str, str] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
+        self._note(trainer, batch)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
+        self._note(trainer, batch)
+
+    def _note(self, trainer: pl.Trainer, batch: Mapping) -> None:
+        new = {failure.path: failure.reason for failure in batch["failed"] if failure.path not in self.reasons}
+        if not new:
+            return
+        self.reasons |= new
+        for path, reason in new.items():
+            log.warning("left out, cannot be read (%s): %s", reason, path)
+        if trainer.is_global_zero:
+            with self.path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("path", "reason"), *sorted(self.reasons.items())])
+        if len(self.reasons) > self.most:
+            raise InputError(
+                f"{len(self.reasons)} videos cannot be read, more than data.max_bad allows ({self.most:g}); they are "
+                f"listed in {self.path}. Mend or remove them, or allow more: data.max_bad=1"
+            )

@@ -1,0 +1,92 @@
+"""The LightningModule: model + loss + metrics + optimizer, wired, and no more.
+
+B clips in a batch   T frames   C channels   H, W height and width   K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from stvid.clip import Preprocess, channels_last
+from stvid.errors import InputError
+from stvid.metrics import ViewMetric
+from stvid.training.optim import Optimization
+
+
+class ClassificationTask(pl.LightningModule):
+    """Trains a model to tell classes apart.
+
+    Logs `train_loss`, `train_clip_accuracy` (on augmented clips), `val_loss`, `val_clip_accuracy`,
+    `val_video_accuracy`, and `val_score`, by which the best checkpoint is chosen: the video accuracy, ties broken by
+    the loss (`accuracy - 1e-6 * loss`).
+
+    Args:
+        model: `B x C x T x H x W` (and lengths) -> logits `B x K`.
+        preprocess: uint8 batches to the model's input.
+        optimization: how it learns.
+        label_smoothing: share of the truth spread over all classes, in [0, 1) (Szegedy et al. 2016).
+        record: plain data that goes into every checkpoint under `stvid`, from which the model can be rebuilt.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        preprocess: Preprocess,
+        optimization: Optimization,
+        label_smoothing: float = 0.0,
+        record: Mapping,
+    ):
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing (={label_smoothing}) must lie in [0, 1)")
+        self.model = channels_last(model)
+        self.preprocess = preprocess
+        self.optimization = optimization
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.record = record
+        self.val_metric = ViewMetric()
+
+    def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """uint8 `B x T x C x H x W` -> logits `B x K`."""
+        return self.model(self.preprocess(clips_BTCHW, lengths_B), lengths_B)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
+        if not len(batch["labels"]):
+            return None
+        logits_BK = self(batch["clips"], batch["lengths"])
+        loss = self.loss(logits_BK.float(), batch["labels"])
+        accuracy = (logits_BK.argmax(1) == batch["labels"]).float().mean()
+        logged = {"train_loss": loss.detach(), "train_clip_accuracy": accuracy}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(logits_BK), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        if len(batch["labels"]):
+            logits_VK = self(batch["clips"], batch["lengths"])
+        else:
+            logits_VK = torch.empty(0, 0, device=self.device)
+        self.val_metric.update(logits_VK, batch["labels"], batch["videos"], len(batch["failed"]))
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.val_metric.compute()
+        self.val_metric.reset()
+        logged = {
+            "val_loss": scores.loss,
+            "val_clip_accuracy": scores.clip_accuracy,
+            "val_video_accuracy": scores.video_accuracy,
+            "val_score": scores.video_accuracy - 1e-6 * scores.loss,
+        }
+        self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
+
+    def configure_optimizers(self) -> dict:
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = self.optimization.configure(self.model, num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["stvid"] = dict(self.record)

@@ -1,0 +1,98 @@
+import shutil
+
+import pytest
+import torch
+
+from stvid.checkpoint import build_model, load
+from stvid.errors import InputError
+from stvid.models.conv3d import Conv3D
+
+CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
+
+
+def test_a_model_is_built_from_plain_data():
+    model = build_model(CONV3D, num_classes=3)
+    assert isinstance(model, Conv3D)
+    assert model.head.out_features == 3
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "stvid.cli.main",
+        "stvid.models.conv3d.torch.load",
+        "stvid.models.conv3d.nn.Linear",
+        "stvid.models.conv3d.InputError",
+        "stvid.models.conv3d._layer",
+        "stvid.models.encoders.torchvision",
+        "stvid.models.nothing.Model",
+        "stvid.models.conv3d.Nothing",
+        "",
+    ],
+)
+def test_nothing_but_a_model_of_ours_is_ever_called(target):
+    with pytest.raises(InputError, match="model._target_"):
+        build_model({"_target_": target}, num_classes=3)
+
+
+def test_an_unknown_key_is_named_with_the_nearest():
+    with pytest.raises(InputError, match=r"unknown key model\.width: Conv3D.*did you mean 'widths'"):
+        build_model({**CONV3D, "width": 3}, num_classes=3)
+
+
+def test_a_run_and_its_checkpoint_rebuild_the_same_model(run_folder):
+    run, checkpoint = load(run_folder), load(run_folder / "checkpoints" / "best.ckpt")
+    assert run.class_names == ("to_left", "to_right")
+    assert run.clip == checkpoint.clip
+    assert run.clip.size == (32, 32)
+    assert run.folder == checkpoint.folder == run_folder
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), checkpoint.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_checkpoints_hold_data_only(run_folder, name):
+    content = torch.load(run_folder / "checkpoints" / name, weights_only=True)
+    assert {"config", "clip", "class_names", "protocol"} <= set(content["stvid"])
+    assert content["stvid"]["config"]["data"]["root"]
+
+
+def test_a_checkpoint_alone_is_enough(run_folder, tmp_path):
+    shutil.copy(run_folder / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt").folder == tmp_path
+
+
+def spoilt(run_folder, tmp_path, change):
+    content = torch.load(run_folder / "checkpoints" / "best.ckpt", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "changed.ckpt")
+    return tmp_path / "changed.ckpt"
+
+
+def test_a_checkpoint_that_names_foreign_code_is_refused(run_folder, tmp_path):
+    def change(content):
+        content["stvid"]["config"]["model"]["_target_"] = "os.system"
+
+    with pytest.raises(InputError, match="nothing else is ever called"):
+        load(spoilt(run_folder, tmp_path, change))
+
+
+def test_weights_of_another_model_are_told(run_folder, tmp_path):
+    def change(content):
+        content["stvid"]["config"]["model"]["widths"] = [16, 32, 64, 64]
+
+    with pytest.raises(InputError, match="belong to another model than its config says"):
+        load(spoilt(run_folder, tmp_path, change))
+
+
+def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
+    (tmp_path / "text.ckpt").write_text("hello")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for path, words in (
+        (tmp_path / "text.ckpt", "no readable checkpoint"),
+        (tmp_path / "other.ckpt", "another program"),
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path, r"holds no checkpoints/best\.ckpt"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load(path)

@@ -1,0 +1,83 @@
+"""Every shipped YAML composes, and is bound to the signature it configures."""
+
+import inspect
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+import stvid.config  # noqa: F401  (registers the resolver that configs/train.yaml uses)
+
+CONFIGS = ROOT / "configs"
+GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != "hydra")
+CHOICES = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+    if (group, path.stem) != ("data", "loading")  # a part of the others
+]
+REQUIRED = {"folder": ["data.root=x"], "manifest": ["data.path=x"]}
+PASSED_IN_CODE = {"num_classes", "lr", "model", "params", "logger", "callbacks"}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def targets(node, where=""):
+    """(place, node) of everything that names a `_target_`."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, node
+        for key, below in node.items():
+            yield from targets(below, f"{where}.{key}".strip("."))
+
+
+def assert_binds(where, node):
+    signature = inspect.signature(get_object(node["_target_"]))
+    given = {key for key in node if not key.startswith("_")}
+    assert given <= set(signature.parameters), f"{where}: {given - set(signature.parameters)} is not taken"
+    if node.get("_partial_"):
+        return
+    needed = {name for name, p in signature.parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    assert needed - given <= PASSED_IN_CODE, f"{where}: {needed - given} is missing"
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_composes_and_binds(group, choice):
+    config = composed(f"{group}={choice}", *REQUIRED.get(choice, []))
+    found = list(targets(OmegaConf.to_container(config, resolve=True)))
+    assert {"clip", "augment", "model", "optimizer", "trainer", "data.datamodule"} <= {where for where, _ in found}
+    for where, node in found:
+        assert_binds(where, node)
+
+
+@pytest.mark.parametrize("group", ["clip", "data", "model", "augment", "optimizer", "trainer", "experiment"])
+def test_every_group_of_the_design_is_there(group):
+    assert group in GROUPS
+
+
+def test_every_key_a_user_sets_under_data_reaches_the_data_module():
+    for choice in ("actions", "folder", "manifest"):
+        data = composed(f"data={choice}").data
+        wiring = str(OmegaConf.to_container(data.datamodule, resolve=False))
+        assert all(f"${{data.{key}}}" in wiring for key in data if key != "datamodule")
+
+
+def test_the_defaults_told_in_yaml_are_those_of_the_code():
+    """A reader of either must not be misled; where they differ on purpose, it is listed here."""
+    on_purpose = {("data.datamodule", "num_clips")}
+    for where, node in targets(OmegaConf.to_container(composed(), resolve=True)):
+        if where not in ("clip", "model", "data.datamodule", "data.datamodule.manifest"):
+            continue
+        for name, parameter in inspect.signature(get_object(node["_target_"])).parameters.items():
+            if name in node and parameter.default is not parameter.empty and not isinstance(node[name], dict):
+                same = OmegaConf.create([node[name]]) == OmegaConf.create([_plain(parameter.default)])
+                assert same or (where, name) in on_purpose or name == "size", f"{where}.{name}"
+
+
+def _plain(value):
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,67 @@
+"""Decisions about the architecture, held by walking the imports."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+# a module imports only from those above it; a folder's modules count as one where it is named
+ORDER = [
+    "errors", "files", "clip", "shapes", "video", "data", "models", "cost", "metrics", "training",
+    "checkpoint", "inference", "evaluation", "deploy", "config", "sweep", "cli",
+]  # fmt: skip
+ONLY_IN = {
+    "decord": {"video/reader.py"},
+    "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
+    "hydra": {"train.py", "config.py", "sweep.py"},
+}
+FORBIDDEN = {
+    "models": {"video", "data", "metrics", "files"},
+    "training": {"video", "data", "models"},
+    "evaluation": {"deploy"},
+    "deploy": {"evaluation"},
+}
+FILES = sorted((ROOT / "stvid").rglob("*.py"))
+
+
+def imported(path):
+    """Dotted names of everything the file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part_of(path):
+    return path.relative_to(ROOT / "stvid").with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        return
+    assert part in ORDER, f"{part} has no place in the order"
+    for name in imported(path):
+        if name.startswith("stvid.") and name.split(".")[1] in ORDER:
+            other = name.split(".")[1]
+            assert ORDER.index(other) <= ORDER.index(part), f"{path} imports {name}, which stands below it"
+            assert other not in FORBIDDEN.get(part, ()), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_big_libraries_stay_in_their_rooms(library):
+    for path in [*FILES, ROOT / "train.py"]:
+        place = path.relative_to(ROOT).as_posix().removeprefix("stvid/")
+        if any(place.startswith(allowed) for allowed in ONLY_IN[library]):
+            continue
+        assert not any(name.split(".")[0] == library for name in imported(path)), f"{place} imports {library}"
+
+
+def test_every_name_in_the_order_is_or_will_be_a_part():
+    planned = {"cost"}
+    assert {part_of(path) for path in FILES} - {"__init__"} == set(ORDER) - planned

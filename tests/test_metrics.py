@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from stvid.metrics import ViewMetric, average_views, bootstrap_interval, video_scores
+
+
+def some_predictions(videos=60, classes=6, seed=0):
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.ones(classes) * 0.5, size=videos)
+    return torch.tensor(probabilities, dtype=torch.float32), torch.tensor(rng.integers(0, classes, videos))
+
+
+def test_views_are_averaged_as_probabilities_video_by_video():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 9.0], [0.0, 1.0]])
+    probabilities, videos = average_views(logits, torch.tensor([7, 7, 3, 7]))
+    assert videos.tolist() == [3, 7]
+    softmax = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    np.testing.assert_allclose(probabilities[1], softmax[[0, 1, 3]].mean(0), rtol=1e-6)
+
+
+def test_scores_equal_scikit_learns():
+    p, y = some_predictions()
+    scores = video_scores(p, y, torch.empty(0, dtype=torch.int64))
+    predicted = p.argmax(1)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(y, predicted, zero_division=0)
+    np.testing.assert_allclose([v or 0 for v in scores["precision"]], precision, rtol=1e-6)
+    np.testing.assert_allclose(scores["recall"], recall, rtol=1e-6)
+    np.testing.assert_allclose(scores["f1"], f1, rtol=1e-6)
+    assert scores["num_videos"] == support.tolist()
+    assert scores["confusion"] == sk.confusion_matrix(y, predicted).tolist()
+    assert scores["mean_class_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, predicted))
+    assert scores["top5_accuracy"] == pytest.approx(sk.top_k_accuracy_score(y, p.numpy(), k=5))
+    assert scores["loss"] == pytest.approx(sk.log_loss(y, p.numpy()), rel=1e-4)
+
+
+def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
+    p, y = some_predictions(videos=500)
+    confidence, right = p.max(1).values.numpy(), (p.argmax(1) == y).numpy()
+    bins = np.ceil(confidence * 15).astype(int)
+    gaps = [
+        (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins.tolist())
+    ]
+    assert video_scores(p, y, torch.empty(0, dtype=torch.int64))["ece"] == pytest.approx(sum(gaps), abs=1e-5)
+
+
+def test_failed_videos_count_as_wrong():
+    p, y = torch.eye(2)[[0, 1]], torch.tensor([0, 1])
+    scores = video_scores(p, y, torch.tensor([0]))
+    assert scores["recall"] == [0.5, 1.0]
+    assert scores["mean_class_accuracy"] == 0.75
+    assert scores["top5_accuracy"] == pytest.approx(2 / 3)
+    assert scores["num_videos"] == [2, 1]
+
+
+def test_a_class_without_videos_is_left_out_of_the_mean():
+    scores = video_scores(torch.eye(3)[[0, 1]], torch.tensor([0, 1]), torch.empty(0, dtype=torch.int64))
+    assert scores["recall"] == [1.0, 1.0, None]
+    assert scores["mean_class_accuracy"] == 1.0
+
+
+def test_the_metric_tells_clips_from_videos_and_counts_failures():
+    metric = ViewMetric()
+    metric.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([0, 0]), 0)
+    metric.update(torch.tensor([[3.0, 0.0]]), torch.tensor([1]), torch.tensor([2]), 1)
+    scores = metric.compute()
+    assert scores.clip_accuracy == pytest.approx(1 / 4)
+    assert scores.video_accuracy == pytest.approx(1 / 3)
+    assert scores.num_failed == 1
+
+
+def test_a_pass_in_which_everything_failed_scores_zero():
+    metric = ViewMetric()
+    metric.update(torch.empty(0, 2), torch.empty(0), torch.empty(0), 3)
+    assert metric.compute().video_accuracy == 0.0
+
+
+def test_intervals_cover_the_truth_at_about_the_stated_rate():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        low, high = bootstrap_interval(rng.random(150) < 0.8, seed=trial)
+        covered += low <= 0.8 <= high
+    assert 0.91 < covered / 400 < 0.98
+
+
+def test_an_interval_is_the_same_every_time_and_holds_the_accuracy():
+    right = np.arange(50) % 5 > 0
+    low, high = bootstrap_interval(right)
+    assert low < right.mean() < high
+    assert bootstrap_interval(right) == (low, high)

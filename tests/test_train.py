@@ -1,0 +1,188 @@
+"""`python train.py` as a user runs it: what a run leaves behind, going on with it, and the same run twice."""
+
+import csv
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY, stvid, train_py
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_but_time(path):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "clips_per_second")} for row in rows_of(path)]
+
+
+def squares(video_folder, run, *overrides):
+    return train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *TINY, *overrides)
+
+
+def test_a_run_leaves_what_the_design_says(run_folder):
+    files = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "manifest.csv", "metrics.csv", "result.json", "train.log"} <= files
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert any(name.startswith("tensorboard/events") for name in files)
+    assert not any("partial" in name for name in files)
+
+
+def test_the_config_is_resolved(run_folder):
+    text = (run_folder / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["clip"]["num_frames"] == 4
+
+
+def test_metrics_have_one_row_an_epoch(run_folder):
+    rows = rows_of(run_folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(0 <= float(row["val_video_accuracy"]) <= 1 for row in rows)
+    assert all(float(row["clips_per_second"]) > 0 for row in rows)
+
+
+def test_the_result_is_of_the_best_checkpoint_on_val(run_folder):
+    result = json.loads((run_folder / "result.json").read_text())
+    best = max(float(row["val_video_accuracy"]) for row in rows_of(run_folder / "metrics.csv"))
+    assert result["split"] == "val"
+    assert result["video_accuracy"] == pytest.approx(best, abs=1e-6)
+    assert rows_of(run_folder / "metrics.csv")[result["epoch"] - 1]["val_video_accuracy"] == f"{best:.6g}"
+
+
+def test_the_same_seed_gives_the_same_metrics_with_and_without_workers(video_folder, run_folder, tmp_path):
+    again = squares(video_folder, tmp_path / "again", "trainer.max_epochs=3", "augment=none", "data.num_workers=2")
+    assert again.returncode == 0, again.stderr
+    assert same_but_time(tmp_path / "again" / "metrics.csv") == same_but_time(run_folder / "metrics.csv")
+    other = squares(video_folder, tmp_path / "other", "trainer.max_epochs=3", "augment=none", "seed=1")
+    assert other.returncode == 0, other.stderr
+    assert same_but_time(tmp_path / "other" / "metrics.csv") != same_but_time(run_folder / "metrics.csv")
+
+
+def test_a_run_goes_on_in_its_own_folder_with_its_own_config(run_folder, tmp_path):
+    """With more epochs written into that config, so that there is something left to do."""
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    (run / "result.json").unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"]["max_epochs"] = 5
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = train_py(f"resume={run}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert same_but_time(run / "metrics.csv")[:3] == same_but_time(run_folder / "metrics.csv")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 4
+    assert (run / "result.json").is_file()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_its_beginning(run_folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(run_folder / "config.yaml", run)
+    done = train_py(f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert same_but_time(run / "metrics.csv") == same_but_time(run_folder / "metrics.csv")
+
+
+def test_a_bad_video_is_named_once_and_the_run_goes_on(video_folder, tmp_path):
+    root = shutil.copytree(video_folder, tmp_path / "videos")
+    (root / "to_left" / "03.mp4").write_bytes(b"x" * 5000)
+    done = squares(root, tmp_path / "run", "trainer.max_epochs=2", "data.max_bad=0.2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("03.mp4") == 1
+    table = rows_of(tmp_path / "run" / "bad_videos.csv")
+    assert [(os.path.basename(row["path"]), row["reason"]) for row in table] == [("03.mp4", "unreadable")]
+
+
+def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_path):
+    sweep = tmp_path / "sweep"
+    done = train_py(
+        *("-m", "model=conv3d,cnn_lstm", "optimizer.lr=1e-3,3e-3", "trainer.max_epochs=1", f"hydra.sweep.dir={sweep}"),
+        *("data=folder", f"data.root={video_folder}"),
+        *TINY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = rows_of(sweep / "summary.csv")
+    assert {(row["model"], float(row["optimizer.lr"])) for row in summary} == {
+        (model, lr) for model in ("conv3d", "cnn_lstm") for lr in (1e-3, 3e-3)
+    }
+    accuracies = [float(row["video_accuracy"]) for row in summary]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row in summary:
+        config = yaml.safe_load((sweep / row["run"] / "config.yaml").read_text())
+        assert config["optimizer"]["lr"] == float(row["optimizer.lr"])
+        assert row["model"].replace("_", "") in config["model"]["_target_"].lower()
+    assert "summary.csv" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data=folder"], ["data.root must be given"]),
+        (["data=folder", "data.root=/nowhere"], ["/nowhere does not exist"]),
+        (["data=manifest", "data.path=/nowhere.csv"], ["/nowhere.csv does not exist"]),
+        (["clip.num_frame=8"], ["unknown config key clip.num_frame", "clip.num_frames"]),
+        (["modell=conv3d"], ["modell", "model"]),
+        (["model=conv4d"], ["conv4d", "conv3d", "cnn_lstm"]),
+        (["+data.rot=x"], ["unknown config key data.rot", "root"]),
+        (["+model.width=3"], ["model.width", "widths"]),
+        (["clip.num_frames=0"], ["clip.num_frames (=0) must be at least 1"]),
+        (["clip.num_frames=many"], ["clip.num_frames", "many"]),
+        (["trainer.precision=12"], ["precision"]),
+        (["trainer.accelerator=quantum"], ["quantum", "cpu"]),
+        (["data.batch_size=big"], ["data.batch_size (='big')", "int"]),
+        (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
+    ],
+    ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
+)
+def test_a_mistake_is_one_message_and_exit_code_2(overrides, words, tmp_path, video_folder):
+    if not any(text.startswith("data=") for text in overrides):
+        overrides = ["data=folder", f"data.root={video_folder}", *overrides]
+    done = train_py(*TINY, f"hydra.run.dir={tmp_path / 'run'}", *overrides)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_run_folder_is_never_written_over(run_folder, video_folder):
+    before = (run_folder / "checkpoints" / "best.ckpt").read_bytes()
+    done = squares(video_folder, run_folder)
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (run_folder / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_written_is_told(video_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = squares(video_folder, tmp_path / "file" / "run")
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
+    done = train_py(f"resume={tmp_path}")
+    assert done.returncode == 2
+    assert "no config.yaml there" in done.stderr
+
+
+def test_overrides_beside_resume_are_refused(run_folder):
+    done = train_py(f"resume={run_folder}", "optimizer.lr=1")
+    assert done.returncode == 2
+    assert "leave out optimizer.lr=1" in done.stderr
+
+
+def test_train_py_reads_on_one_screen_or_two():
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 100
+
+
+def test_the_installed_command_does_the_same(video_folder, tmp_path):
+    done = stvid("train", "data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert run.name.endswith("_conv3d")
+    assert (run / "result.json").is_file()

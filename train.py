@@ -1,0 +1,100 @@
+"""Trains a model and judges it on validation videos.
+
+python train.py                                         the built-in data set, a 3D CNN
+python train.py model=cnn_lstm data=folder data.root=DIR
+python train.py -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3
+python train.py resume=RUN
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from stvid.checkpoint import build_model, load, record
+from stvid.clip import Preprocess
+from stvid.config import CONFIG_NAME, is_sweep, open_run, report_errors
+from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out_items
+from stvid.files import write_json
+from stvid.training.bad_videos import BadVideos
+from stvid.training.epochs import EpochTable, ProgressBar
+from stvid.training.precision import resolve_precision
+from stvid.training.task import ClassificationTask
+
+log = logging.getLogger("stvid")
+
+
+def train(config: DictConfig, run: Path) -> float:
+    """One run, from its config to `result.json`; returns the video accuracy on val."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = instantiate(config.data.datamodule, _convert_="all")
+    data.setup()
+    classes = data.manifest.class_names
+    plain = OmegaConf.to_container(config, resolve=True)
+    model = build_model(plain["model"], num_classes=len(classes))
+    protocol = {"num_clips": data.num_clips, "num_crops": data.num_crops}
+    task = ClassificationTask(
+        model=model,
+        preprocess=Preprocess(clip=data.clip),
+        optimization=instantiate(config.optimizer, _convert_="all"),
+        label_smoothing=config.label_smoothing,
+        record=record(config=plain, clip=data.clip, class_names=classes, protocol=protocol),
+    )
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    trainer = instantiate(
+        config.trainer,
+        _convert_="all",
+        precision=precision,
+        logger=TensorBoardLogger(save_dir=run, name="tensorboard", version=""),
+        callbacks=[
+            ModelCheckpoint(run / "checkpoints", "best", "val_score", mode="max", enable_version_counter=False),
+            ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False),
+            BadVideos(path=run / "bad_videos.csv", most=data.max_bad * (len(data.train) + len(data.val))),
+            ProgressBar(),
+            EpochTable(path=run / "metrics.csv"),
+        ],
+    )
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    log.info("%s, %.2f million parameters, %d classes", type(model).__name__, millions, len(classes))
+    log.info("%d training videos, %d to validate on; precision %s", len(data.train), len(data.val), precision)
+    if trainer.is_global_zero:
+        data.manifest.write_csv(run / MANIFEST_NAME)
+        OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
+
+    last = run / "checkpoints" / "last.ckpt"
+    started = time.perf_counter()
+    trainer.fit(task, datamodule=data, ckpt_path=last if config.resume and last.is_file() else None, weights_only=True)
+    seconds = time.perf_counter() - started
+    if not trainer.is_global_zero:
+        return 0.0
+
+    trained = load(run)
+    result, _ = evaluate(trained, held_out_items(trained, split="val"), split="val", num_workers=data.num_workers)
+    write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": round(seconds, 1)})
+    place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    log.info("\n%s, best of %d epochs: %d", headline(result), trainer.current_epoch, trained.epoch)
+    log.info("run folder   %s", place)
+    log.info("test it      stvid evaluate %s", place)
+    log.info("use it       stvid predict %s VIDEO...", place)
+    return result["video_accuracy"]
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> float:
+    if is_sweep():  # Hydra takes note of a run that failed and goes on with the next
+        return train(*open_run(config))
+    with report_errors():
+        return train(*open_run(config))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach report_errors, which tells them shorter
+    with report_errors():
+        main()
