@@ -21,11 +21,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from stvid.checkpoint import build_model, load, record
 from stvid.clip import Preprocess
 from stvid.config import CONFIG_NAME, is_sweep, open_run, report_errors
-from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out_items
+from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out
 from stvid.files import write_json
 from stvid.training.bad_videos import BadVideos
 from stvid.training.epochs import EpochTable, ProgressBar
-from stvid.training.precision import resolve_precision
+from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
@@ -61,6 +61,7 @@ def train(config: DictConfig, run: Path) -> float:
             EpochTable(path=run / "metrics.csv"),
         ],
     )
+    leave_cores_to_readers(trainer.strategy.root_device.type)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     log.info("%s, %.2f million parameters, %d classes", type(model).__name__, millions, len(classes))
     log.info("%d training videos, %d to validate on; precision %s", len(data.train), len(data.val), precision)
@@ -76,7 +77,7 @@ def train(config: DictConfig, run: Path) -> float:
         return 0.0
 
     trained = load(run)
-    result, _ = evaluate(trained, held_out_items(trained, split="val"), split="val", num_workers=data.num_workers)
+    result, _ = evaluate(trained, held_out(trained, split="val"), split="val", num_workers=data.num_workers)
     write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": round(seconds, 1)})
     place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
     log.info("\n%s, best of %d epochs: %d", headline(result), trainer.current_epoch, trained.epoch)

@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from stvid import __version__
 from stvid.config import home, report_errors
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
     command.add_argument("--crops", type=int, help="crops of each clip: 1 or 3 (default: as in training)")
     command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
-    command.add_argument("--workers", default="auto", help="processes that read videos (default: one a core)")
+    command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
     command.add_argument("--json", metavar="F", help="write the result here too")
 
     command = commands.add_parser("predict", help="the most probable classes of video files")
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     command.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
     command.add_argument("--top", type=int, default=5, help="how many classes to name (default: 5)")
-    command.add_argument("--workers", default="auto", help="processes that read videos (default: one a core)")
+    command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
     command.add_argument("--json", metavar="F", help="write the predictions here")
 
     # `stvid train` is handed to train.py before anything is parsed; this is for --help
@@ -73,20 +74,21 @@ def _workers(text: str) -> int | str:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from stvid.checkpoint import load
-    from stvid.evaluation.evaluate import describe, evaluate, held_out_items, write_predictions
+    from stvid.evaluation.evaluate import describe, evaluate, held_out, write_predictions
     from stvid.files import write_json
 
     trained = load(options.run)
-    items = held_out_items(trained, split=options.split, manifest=options.manifest)
+    data = held_out(trained, split=options.split, manifest=options.manifest)
     result, predictions = evaluate(
         trained,
-        items,
+        data,
         split=options.split,
         num_clips=options.clips,
         num_crops=options.crops,
         num_workers=_workers(options.workers),
     )
-    folder = trained.folder / "evaluate" / options.split
+    name = f"{options.split}_{Path(options.manifest).stem}" if options.manifest else options.split
+    folder = trained.folder / "evaluate" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", result)
     write_predictions(folder / "predictions.csv", predictions, trained.class_names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from stvid.data.dataset import Views
 from stvid.data.loading import check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.metrics import average_views
-from stvid.training.precision import resolve_precision
+from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -57,7 +58,7 @@ def classify(
     order: str = "forward",
     batch_size: int = 16,
     num_workers: int | str = "auto",
-    probe_cache: bool = True,
+    cache: Path | None = None,
     progress: bool = True,
 ) -> Answers:
     """Answers for every item, in the precision the run was trained in.
@@ -70,7 +71,7 @@ def classify(
         order: of the frames within a clip (`sampling.ORDERS`).
         batch_size: views in a forward pass, about.
         num_workers: processes that read videos.
-        probe_cache: keep what probing finds in a hidden file beside the videos.
+        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
         progress: show a bar.
 
     Raises:
@@ -82,7 +83,7 @@ def classify(
     num_workers = resolve_workers(num_workers)
     dataset = Views(
         items=items,
-        infos=probe_items(items, num_workers=num_workers, cache=probe_cache),
+        infos=probe_items(items, num_workers=num_workers, cache=cache),
         class_names=trained.class_names,
         clip=trained.clip,
         num_clips=num_clips,
@@ -113,6 +114,7 @@ class Forward:
 
     def __init__(self, trained: Trained):
         self.device = pick_device()
+        leave_cores_to_readers(self.device.type)
         precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
         self.autocast = AUTOCAST.get(precision)
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)

@@ -78,5 +78,5 @@ def test_impossible_settings_are_told(video_folder, options, words):
     assert words in str(error.value)
 
 
-def test_auto_takes_one_worker_a_core():
+def test_auto_takes_one_worker_for_two_cores():
     assert 1 <= resolve_workers("auto") <= 8

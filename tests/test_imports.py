@@ -7,7 +7,7 @@ from conftest import ROOT
 
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
-    "errors", "files", "clip", "shapes", "video", "data", "models", "cost", "metrics", "training",
+    "errors", "files", "machine", "clip", "shapes", "video", "data", "models", "cost", "metrics", "training",
     "checkpoint", "inference", "evaluation", "deploy", "config", "sweep", "cli",
 ]  # fmt: skip
 ONLY_IN = {

@@ -11,6 +11,7 @@ from stvid.data.loading import (
     check_bad,
     check_lengths,
     check_views,
+    probe_cache,
     probe_items,
     resolve_workers,
     views_loader,
@@ -30,7 +31,7 @@ class VideoDataModule(pl.LightningDataModule):
         clip: the clip's geometry.
         augment: random changes to training clips.
         batch_size: clips in a batch, for each process.
-        num_workers: processes that read videos; `auto` is one a core, at most 8; 0 reads in the training process.
+        num_workers: processes that read videos; `auto`: one for two cores, at most 8; 0 reads in the training process.
         num_clips: clips a validation video is judged by.
         num_crops: crops of each of them.
         seed: with epoch and item, all that a random choice depends on.
@@ -75,7 +76,7 @@ class VideoDataModule(pl.LightningDataModule):
         if hasattr(self, "train"):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
-        infos = probe_items(items, num_workers=self.num_workers)
+        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest))
         self.bad = [info for info in infos if isinstance(info, VideoError)]
         check_bad(self.bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch.utils.data import DataLoader
 
 from stvid.data import sampling
 from stvid.data.dataset import EpochSampler, VideoDataset, Views, collate
-from stvid.data.manifest import Item
+from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
+from stvid.machine import num_cores
 from stvid.video.errors import VideoError
 from stvid.video.probe import VideoInfo, probe_all
 
@@ -43,9 +45,9 @@ def worker_options(num_workers: int) -> dict:
 
 
 def resolve_workers(num_workers: int | str) -> int:
-    """`auto` to one process a core that this one may use, at most 8."""
+    """`auto` to one process for every two cores that this one may use, 1 to 8."""
     if num_workers == "auto":
-        return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+        return min(max(num_cores() // 2, 1), 8)
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError(f"data.num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
     return num_workers
@@ -59,11 +61,15 @@ def check_views(num_clips: int, num_crops: int) -> None:
         raise InputError(f"num_crops (={num_crops}) must be 1 (the middle) or 3 (both ends and the middle)")
 
 
-def probe_items(items: Sequence[Item], *, num_workers: int, cache: bool = True) -> list[VideoInfo | VideoError]:
-    """Facts about the items' files; kept in a hidden file in their common folder, so that it is paid once."""
-    common = Path(os.path.commonpath([os.path.dirname(item.path) for item in items]))
-    keep = common / CACHE_NAME if cache and common != Path(common.anchor) else None
-    return probe_all([item.path for item in items], num_workers=num_workers, cache=keep, progress=True)
+def probe_cache(manifest: Manifest) -> Path | None:
+    """A hidden file in the folder that all videos have in common, so that probing is paid once; None if that is /."""
+    common = Path(os.path.commonpath([os.path.dirname(item.path) for item in manifest.items]))
+    return common / CACHE_NAME if common != Path(common.anchor) else None
+
+
+def probe_items(items: Sequence[Item], *, num_workers: int, cache: Path | None) -> list[VideoInfo | VideoError]:
+    """Facts about the items' files, from the cache where it has them."""
+    return probe_all([item.path for item in items], num_workers=num_workers, cache=cache, progress=sys.stderr.isatty())
 
 
 def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:

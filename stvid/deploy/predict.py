@@ -48,7 +48,7 @@ def predict(trained: Trained, paths: Sequence[Path], *, top: int = 5, num_worker
     if top < 1:
         raise InputError(f"--top (={top}) must be at least 1")
     items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
-    answers = classify(trained, items, num_workers=num_workers, probe_cache=False, progress=len(paths) > 20)
+    answers = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
     found = dict(zip(answers.videos_N.tolist(), answers.probabilities_NK, strict=True))
     predictions = []
     for video, path in enumerate(paths):

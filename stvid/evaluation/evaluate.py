@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from stvid.checkpoint import Trained
+from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError
 from stvid.files import replacing
@@ -20,8 +21,8 @@ from stvid.metrics import bootstrap_interval, video_scores
 MANIFEST_NAME = "manifest.csv"
 
 
-def held_out_items(trained: Trained, *, split: str, manifest: str | Path | None = None) -> tuple[Item, ...]:
-    """The videos of a split, of the data the run was trained with, or of another manifest with the same classes.
+def held_out(trained: Trained, *, split: str, manifest: str | Path | None = None) -> Manifest:
+    """The data the run was trained with, or another manifest with the same classes, and videos in the split.
 
     Raises:
         InputError: no manifest beside the run, no such split, an empty one, other classes than the model's, or videos
@@ -46,12 +47,12 @@ def held_out_items(trained: Trained, *, split: str, manifest: str | Path | None 
     missing = [item.path for item in items if not os.path.exists(item.path)]
     if len(missing) == len(items):
         raise InputError(f"none of the {len(items)} videos of {path} are there, the first: {missing[0]}. Moved?")
-    return items
+    return data
 
 
 def evaluate(
     trained: Trained,
-    items: Sequence[Item],
+    data: Manifest,
     *,
     split: str,
     num_clips: int | None = None,
@@ -59,7 +60,7 @@ def evaluate(
     order: str = "forward",
     num_workers: int | str = "auto",
 ) -> tuple[dict, list[dict]]:
-    """Judges every item and compares with the truth. For the arguments see `inference.classify`.
+    """Judges every video of a split and compares with the truth. For the arguments see `inference.classify`.
 
     A video that cannot be read counts as wrong: in both accuracies, top 5, mean class accuracy and recall.
 
@@ -67,7 +68,16 @@ def evaluate(
         The result (plain data; accuracies in [0, 1]; keys as `result.json` documents them) and the table of
         predictions, one row a video in the order of the items.
     """
-    answers = classify(trained, items, num_clips=num_clips, num_crops=num_crops, order=order, num_workers=num_workers)
+    items = data.select(split)
+    answers = classify(
+        trained,
+        items,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        order=order,
+        num_workers=num_workers,
+        cache=probe_cache(data),
+    )
     truth = torch.tensor([trained.class_names.index(item.label) for item in items])
     labels_N = truth[answers.videos_N]
     failed = torch.tensor(sorted(answers.failed), dtype=torch.int64)

@@ -1,10 +1,13 @@
-"""`precision: auto`: bf16 where the hardware is fast at it."""
+"""What is best for the machine at hand: precision, and how many CPU threads compute."""
 
 from __future__ import annotations
 
+import os
 import platform
 
 import torch
+
+from stvid.machine import num_cores
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str | int:
@@ -20,6 +23,17 @@ def resolve_precision(precision: str | int, accelerator: str) -> str | int:
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "32-true"
     return "bf16-mixed" if cpu_has_fast_bf16() else "32-true"
+
+
+def leave_cores_to_readers(device: str) -> None:
+    """Where the CPU computes, lets half of its cores do so and leaves the others to the processes that read videos.
+
+    On all cores at once the threads of one operation wait for the one that a reader has pushed aside: measured on two
+    cores, training is then up to seven times slower. `OMP_NUM_THREADS`, where set, is left alone. The number does not
+    depend on `data.num_workers`, and so neither do results.
+    """
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(num_cores() // 2, 1))
 
 
 def cpu_has_fast_bf16() -> bool:

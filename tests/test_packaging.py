@@ -1,0 +1,52 @@
+"""The wheel works where there is no checkout."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT, TINY
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """What the wheel would put into site-packages."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_installed(installed, cwd, *arguments):
+    code = "import stvid; print(stvid.__file__); from stvid.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert str(installed) in done.stdout, "the checkout was used, not the wheel"
+    return done
+
+
+def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
+    top = {path.name for path in installed.iterdir()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"stvid"}
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {path.relative_to(installed / "stvid").as_posix() for path in installed.rglob("*.yaml")} == shipped
+    assert (installed / "stvid" / "train.py").read_text() == (ROOT / "train.py").read_text()
+
+
+def test_it_trains_evaluates_and_predicts_in_an_empty_folder(installed, video_folder, tmp_path):
+    overrides = ["data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY]
+    done = run_installed(installed, tmp_path, "train", *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert run.name.endswith("_conv3d")
+    done = run_installed(installed, tmp_path, "evaluate", run, "--workers", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_installed(installed, tmp_path, "predict", run, video_folder / "to_left" / "00.mp4", "--workers", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "to_left" in done.stdout

@@ -1,0 +1,80 @@
+"""What the README tells a newcomer to type, typed."""
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, TINY, in_process, train_py
+
+from stvid.cli import main
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
+FAST = (*TINY, "trainer.max_epochs=1")  # the same command on less
+
+
+@pytest.fixture(scope="module")
+def main_job(tmp_path_factory):
+    """The run of the first command, as it stands there but for the places it writes to."""
+    folder = tmp_path_factory.mktemp("readme")
+    *_, train = COMMANDS[0].split(" && ")
+    _, script, *overrides = shlex.split(train)
+    assert script == "train.py"
+    done = train_py(*overrides, f"hydra.run.dir={folder / 'run'}", f"data.root={folder / 'actions'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def test_every_command_is_known_to_this_file():
+    programs = {command.split(" && ")[-1].split()[0] for command in COMMANDS}
+    assert programs == {"python", "stvid", "pytest"}
+
+
+def test_the_install_and_test_commands_are_those_of_ci():
+    install = COMMANDS[0].split(" && ")[2]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert install.removeprefix("pip install ") in ci
+    assert "\npytest\n" in ci
+    assert "pytest" in COMMANDS
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_the_actions_from_video_files(main_job):
+    folder, done = main_job
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["video_accuracy"] >= 0.95
+    assert f"stvid evaluate {folder / 'run'}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_for_a_run_work_on_it(main_job):
+    folder, _ = main_job
+    for command in COMMANDS:
+        if command.startswith("stvid "):
+            command = command.replace("RUN", str(folder / "run")).replace(
+                "data/actions", str(next(folder.glob("actions/*/test")))
+            )
+            arguments = shlex.split(command)[1:]
+            done = in_process(["stvid", *arguments], lambda arguments=arguments: main(arguments))
+            assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((folder / "run" / "evaluate" / "test" / "result.json").read_text())
+    assert result["video_accuracy"] >= 0.93
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if re.match(r"python train\.py (?!resume)", command)]
+)
+def test_every_other_training_command_runs(command, video_folder, tmp_path):
+    overrides = shlex.split(command.replace("DIR", str(video_folder)))[2:]
+    if not any(text.startswith("data=") for text in overrides):
+        overrides += ["data=folder", f"data.root={video_folder}"]
+    places = [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    done = train_py(*overrides, *FAST, *places)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tree_names_what_is_there():
+    listed = re.findall(r"^    (\S+)", README.split("## The code")[1].split("## Add a model")[0], flags=re.MULTILINE)
+    assert all((ROOT / path).exists() for path in listed)
