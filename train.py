@@ -7,8 +7,8 @@ python train.py resume=RUN
 """
 
 import logging
-import os
 import time
+import warnings
 from pathlib import Path
 
 import hydra
@@ -29,6 +29,7 @@ from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
+warnings.filterwarnings("ignore", message=".*LeafSpec.*|Checkpoint directory .* exists")  # Lightning, to itself
 
 
 def train(config: DictConfig, run: Path) -> float:
@@ -62,9 +63,8 @@ def train(config: DictConfig, run: Path) -> float:
         ],
     )
     leave_cores_to_readers(trainer.strategy.root_device.type)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    log.info("%s, %.2f million parameters, %d classes", type(model).__name__, millions, len(classes))
-    log.info("%d training videos, %d to validate on; precision %s", len(data.train), len(data.val), precision)
+    log.info("%d classes, %d training videos, %d to validate on", len(classes), len(data.train), len(data.val))
+    log.info("%s on %s, precision %s", type(model).__name__, trainer.strategy.root_device, precision)
     if trainer.is_global_zero:
         data.manifest.write_csv(run / MANIFEST_NAME)
         OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
@@ -80,10 +80,9 @@ def train(config: DictConfig, run: Path) -> float:
     result, _ = evaluate(trained, held_out(trained, split="val"), split="val", num_workers=data.num_workers)
     write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": round(seconds, 1)})
     place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
-    log.info("\n%s, best of %d epochs: %d", headline(result), trainer.current_epoch, trained.epoch)
+    log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
     log.info("run folder   %s", place)
-    log.info("test it      stvid evaluate %s", place)
-    log.info("use it       stvid predict %s VIDEO...", place)
+    log.info("test it      stvid evaluate %s\nuse it       stvid predict %s VIDEO...", place, place)
     return result["video_accuracy"]
 
 
@@ -96,6 +95,5 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach report_errors, which tells them shorter
     with report_errors():
         main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -34,12 +36,15 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
     """
     run = Path(HydraConfig.get().runtime.output_dir)
     kept = run / CONFIG_NAME
+    first = _is_first_process()
+    overrides = list(HydraConfig.get().overrides.task)
+    _let_other_processes_join(run)
     if not config.resume:
-        if kept.exists():
+        if kept.exists() and first:
             raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
         check(config)
         return config, run
-    others = [text for text in HydraConfig.get().overrides.task if not text.startswith("resume=")]
+    others = [text for text in overrides if not text.startswith("resume=")]
     if others:
         raise InputError(f"resume={config.resume} goes on with the run's own config; leave out {' '.join(others)}")
     if not kept.exists():
@@ -47,6 +52,23 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
     own = OmegaConf.load(kept)
     own.resume = config.resume
     return own, run
+
+
+def _is_first_process() -> bool:
+    """False in the processes that Lightning, torchrun or Slurm started beside the first one."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def _let_other_processes_join(run: Path) -> None:
+    """Makes the command line one that repeats just this run, in this folder: Lightning starts it for every process.
+
+    Its own way with Hydra reads a config from the run folder and puts the processes' output elsewhere; it takes it
+    only while Hydra's global state is there, which nothing needs from here on.
+    """
+    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={run}"]
+    HydraConfig.instance().cfg = None
+    if not _is_first_process():
+        logging.getLogger("stvid").setLevel(logging.ERROR)  # the first process tells it all
 
 
 def is_sweep() -> bool:
@@ -118,6 +140,7 @@ def home() -> Path:
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
     """Turns the user's mistakes into one message on stderr and exit code 2; anything else keeps its traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through to here instead of printing them itself
     try:
         yield
     except InputError as error:

@@ -31,7 +31,7 @@ def test_evaluate_writes_the_result_of_the_contract(run_folder, evaluated):
     } <= set(result)
     assert result["split"] == "test"
     assert result["class_names"] == ["to_left", "to_right"]
-    assert result["protocol"] == {"num_clips": 2, "num_crops": 1, "num_frames": 4, "frame_stride": 2, "size": [32, 32]}
+    assert result["protocol"] == {"num_clips": 3, "num_crops": 1, "num_frames": 4, "frame_stride": 2, "size": [32, 32]}
     assert sum(map(sum, result["confusion"])) == result["num_videos"]
     low, high = result["video_accuracy_ci95"]
     assert 0 <= low <= result["video_accuracy"] <= high <= 1
@@ -54,7 +54,7 @@ def test_evaluate_tells_a_person_the_same(run_folder, evaluated):
     text = evaluated[0].stdout
     result = json.loads(evaluated[1].read_text())
     assert f"video accuracy       {result['video_accuracy']:.3f}" in text
-    assert "2 clips x 1 crops of 4 frames, stride 2, 32 x 32 pixels" in text
+    assert "3 clips x 1 crops of 4 frames, stride 2, 32 x 32 pixels" in text
     assert "to_right" in text
 
 

@@ -52,12 +52,12 @@ def test_views_spread_over_the_video_and_show_exactly_their_frames(numbered):
     sample = dataset(Views, numbered, num_clips=3)[0, 0]
     assert sample["clips"].shape == (3, 4, 3, 16, 16)
     assert sample["clips"].dtype == torch.uint8
-    assert [shown(view) for view in sample["clips"]] == [[0, 3, 6, 9], [15, 18, 21, 24], [30, 33, 36, 39]]
+    assert [shown(view) for view in sample["clips"]] == [[5, 8, 11, 14], [15, 18, 21, 24], [25, 28, 31, 34]]
 
 
 def test_crops_come_beside_each_clip(numbered):
     sample = dataset(Views, numbered, num_clips=2, num_crops=3)[0, 1]
-    assert [shown(view)[0] for view in sample["clips"]] == [0, 0, 0, 30, 30, 30]
+    assert [shown(view)[0] for view in sample["clips"]] == [7, 7, 7, 22, 22, 22]
     assert sample["label"] == 1
 
 
@@ -90,7 +90,7 @@ def test_training_clips_start_anywhere_and_stay_inside(numbered):
 
 def test_a_part_of_a_video_ends_where_it_says(numbered):
     views = dataset(Views, numbered, times=(0.5, 1.5), num_clips=2)
-    assert [shown(view) for view in views[0, 0]["clips"]] == [[10, 13, 16, 19], [20, 23, 26, 29]]
+    assert [shown(view) for view in views[0, 0]["clips"]] == [[12, 15, 18, 21], [17, 20, 23, 26]]
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(numbered):

@@ -186,3 +186,12 @@ def test_conv3d_refuses_stages_that_do_not_match_and_clips_of_another_shape():
         Conv3D(num_classes=2, widths=[4, 4, 4])
     with pytest.raises(ValueError, match=r"B x 3 x T x H x W, got \(1, 1, 4, 8, 8\)"):
         Conv3D(num_classes=2)(torch.zeros(1, 1, 4, 8, 8))
+
+
+def test_forget_gates_start_open():
+    lstm = CNNLSTM(num_classes=2, hidden_size=8, num_layers=2, bidirectional=True).lstm
+    biases = [p for name, p in lstm.named_parameters() if name.startswith("bias_ih")]
+    assert len(biases) == 4
+    assert all((bias[8:16] == 1).all() and not (bias[:8] == 1).any() for bias in biases)
+    weight = lstm.weight_hh_l0[:8]
+    torch.testing.assert_close(weight @ weight.T, torch.eye(8), atol=1e-5, rtol=0)

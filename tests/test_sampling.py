@@ -31,9 +31,10 @@ def test_a_short_video_is_an_error_where_asked():
         clip_indices(5, 1, ClipSpec(num_frames=5, frame_stride=2, short="error"), 25.0)
 
 
-def test_views_spread_from_the_first_frame_to_the_last():
+def test_views_lie_in_the_middle_of_equal_shares_of_the_video():
     assert spread_starts(100, 20, 1) == [40]
-    assert spread_starts(100, 20, 3) == [0, 40, 80]
+    assert spread_starts(100, 20, 2) == [20, 60]
+    assert spread_starts(100, 20, 5) == [8, 24, 40, 56, 72]
     assert spread_starts(10, 20, 2) == [0, 0]
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -186,3 +187,19 @@ def test_the_installed_command_does_the_same(video_folder, tmp_path):
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.endswith("_conv3d")
     assert (run / "result.json").is_file()
+
+
+def test_two_processes_train_one_run_in_one_folder(video_folder, tmp_path):
+    run = tmp_path / "run"
+    overrides = ["data=folder", f"data.root={video_folder}", *TINY, f"hydra.run.dir={run}", "trainer.max_epochs=2"]
+    processes = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    done = stvid(*overrides, *processes, program=(sys.executable, str(ROOT / "train.py")), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    rows = rows_of(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    result = json.loads((run / "result.json").read_text())
+    best = rows[result["epoch"] - 1]  # validated by two processes, each video once; evaluated again by one
+    assert float(best["val_video_accuracy"]) == pytest.approx(result["video_accuracy"], abs=1e-6)
+    assert float(best["val_loss"]) == pytest.approx(result["loss"], abs=1e-3)
+    assert done.stdout.count("epoch   1/2") == 1

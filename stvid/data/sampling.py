@@ -27,11 +27,9 @@ def random_start(num_frames: int, span: int, rng: np.random.Generator) -> int:
 
 
 def spread_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
-    """Starts of `num_clips` clips spread evenly over the video, first to last; one clip is taken from the middle."""
+    """Starts of `num_clips` clips, each in the middle of its share of all starts; a single clip is the middle one."""
     slack = max(num_frames - span, 0)
-    if num_clips == 1:
-        return [slack // 2]
-    return [round(slack * i / (num_clips - 1)) for i in range(num_clips)]
+    return [slack * (2 * i + 1) // (2 * num_clips) for i in range(num_clips)]
 
 
 def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) -> list[int]:

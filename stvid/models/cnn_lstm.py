@@ -58,6 +58,7 @@ class CNNLSTM(nn.Module):
             dropout=dropout if num_layers > 1 else 0.0,
             batch_first=True,
         )
+        _init_lstm(self.lstm)
         self.pooling = pooling
         self.num_features = hidden_size * (2 if bidirectional else 1)
         self.dropout = nn.Dropout(dropout)
@@ -89,3 +90,18 @@ class CNNLSTM(nn.Module):
             return states_BTD.sum(dim=1) / counts_B1
         directions = 2 if self.lstm.bidirectional else 1
         return torch.cat(list(last[-directions:]), dim=1)
+
+
+@torch.no_grad()
+def _init_lstm(lstm: nn.LSTM) -> None:
+    """Remembers by default: forget gates open (bias 1, Jozefowicz et al. 2015), recurrent weights orthogonal.
+
+    torch stores the gates one below the other: input, forget, cell, output.
+    """
+    size = lstm.hidden_size
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias_ih"):
+            nn.init.ones_(parameter[size : 2 * size])
+        elif name.startswith("weight_hh"):
+            for gate in parameter.split(size):
+                nn.init.orthogonal_(gate)

@@ -43,7 +43,7 @@ class SmallEncoder(nn.Module):
             channels = width
         self.layers = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(grid)
-        self.project = nn.Sequential(nn.Flatten(), nn.Linear(channels * grid**2, num_features), nn.ReLU(inplace=True))
+        self.project = nn.Sequential(nn.Flatten(), nn.Linear(channels * grid**2, num_features))
         self.num_features = num_features
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

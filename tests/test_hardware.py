@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from stvid.training import hardware
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the given capabilities."""
+
+    def make(*, cuda=None, fast_cpu=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: fast_cpu)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("found", "accelerator", "expected"),
+    [
+        ({"cuda": (9, 0)}, "auto", "bf16-mixed"),
+        ({"cuda": (7, 5)}, "gpu", "32-true"),
+        ({"cuda": (9, 0)}, "cpu", "32-true"),
+        ({"fast_cpu": True}, "auto", "bf16-mixed"),
+        ({"fast_cpu": False}, "cpu", "32-true"),
+    ],
+)
+def test_auto_is_bf16_where_the_hardware_is_fast_at_it(machine, found, accelerator, expected):
+    machine(**found)
+    assert hardware.resolve_precision("auto", accelerator) == expected
+
+
+def test_a_given_precision_is_kept():
+    assert hardware.resolve_precision("16-mixed", "gpu") == "16-mixed"
+
+
+def test_whether_this_cpu_is_fast_at_bf16_can_be_asked():
+    assert hardware.cpu_has_fast_bf16() in (True, False)
+
+
+def test_half_of_the_cores_compute_unless_the_user_says_otherwise(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "num_cores", lambda: 2)
+    try:
+        torch.set_num_threads(2)
+        hardware.leave_cores_to_readers("cuda")
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        hardware.leave_cores_to_readers("cpu")
+        assert torch.get_num_threads() == 2
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        hardware.leave_cores_to_readers("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
