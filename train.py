@@ -7,29 +7,28 @@ python train.py resume=RUN
 """
 
 import logging
-import time
-import warnings
 from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from stvid.checkpoint import build_model, load, record
+from stvid.checkpoint import CHECKPOINTS, build_model, check_fit, load, record
 from stvid.clip import Preprocess
-from stvid.config import CONFIG_NAME, is_sweep, open_run, report_errors
+from stvid.config import report_errors
 from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out
 from stvid.files import write_json
+from stvid.run import CONFIG_NAME, is_sweep, open_run, shown
 from stvid.training.bad_videos import BadVideos
+from stvid.training.checkpoints import checkpoints
 from stvid.training.epochs import EpochTable, ProgressBar
 from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
-warnings.filterwarnings("ignore", message=".*LeafSpec.*|Checkpoint directory .* exists")  # Lightning, to itself
 
 
 def train(config: DictConfig, run: Path) -> float:
@@ -38,16 +37,19 @@ def train(config: DictConfig, run: Path) -> float:
     data = instantiate(config.data.datamodule, _convert_="all")
     data.setup()
     classes = data.manifest.class_names
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
     model = build_model(plain["model"], num_classes=len(classes))
+    check_fit(model, data.clip)
     protocol = {"num_clips": data.num_clips, "num_crops": data.num_crops}
     task = ClassificationTask(
         model=model,
         preprocess=Preprocess(clip=data.clip),
         optimization=instantiate(config.optimizer, _convert_="all"),
         label_smoothing=config.label_smoothing,
+        seed=config.seed,
         record=record(config=plain, clip=data.clip, class_names=classes, protocol=protocol),
     )
+    folder, table = run / CHECKPOINTS, EpochTable(path=run / "metrics.csv")
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
         config.trainer,
@@ -55,31 +57,30 @@ def train(config: DictConfig, run: Path) -> float:
         precision=precision,
         logger=TensorBoardLogger(save_dir=run, name="tensorboard", version=""),
         callbacks=[
-            ModelCheckpoint(run / "checkpoints", "best", "val_score", mode="max", enable_version_counter=False),
-            ModelCheckpoint(run / "checkpoints", "last", enable_version_counter=False),
+            *checkpoints(folder),
+            LearningRateMonitor(logging_interval="step"),
             BadVideos(path=run / "bad_videos.csv", most=data.max_bad * (len(data.train) + len(data.val))),
             ProgressBar(),
-            EpochTable(path=run / "metrics.csv"),
+            table,
         ],
     )
     leave_cores_to_readers(trainer.strategy.root_device.type)
     log.info("%d classes, %d training videos, %d to validate on", len(classes), len(data.train), len(data.val))
     log.info("%s on %s, precision %s", type(model).__name__, trainer.strategy.root_device, precision)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):
         data.manifest.write_csv(run / MANIFEST_NAME)
         OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
 
-    last = run / "checkpoints" / "last.ckpt"
-    started = time.perf_counter()
+    last = folder / "last.ckpt"
     trainer.fit(task, datamodule=data, ckpt_path=last if config.resume and last.is_file() else None, weights_only=True)
-    seconds = time.perf_counter() - started
     if not trainer.is_global_zero:
         return 0.0
 
     trained = load(run)
-    result, _ = evaluate(trained, held_out(trained, split="val"), split="val", num_workers=data.num_workers)
-    write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": round(seconds, 1)})
-    place = run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    where = {"device": trainer.strategy.root_device, "num_workers": data.num_workers}
+    result, _ = evaluate(trained, held_out(trained, split="val"), split="val", **where)
+    write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": table.seconds})
+    place = shown(run)
     log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
     log.info("run folder   %s", place)
     log.info("test it      stvid evaluate %s\nuse it       stvid predict %s VIDEO...", place, place)

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--overrides", nargs="*", default=[], help="for train.py, for example trainer.max_epochs=4")
     options = parser.parse_args()
+    missed = []
     print("| model | seed | training s | val | test | " + " | ".join(f"test {order}" for order in ORDERS[1:]) + " |")
     print("|---|---|---|---|---|" + "---|" * len(ORDERS[1:]))
     with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +51,11 @@ def main() -> None:
             for seed in options.seeds:
                 cells = measure(model, seed, Path(folder), options.overrides)
                 print("| " + " | ".join(cells) + " |", flush=True)
+                val, test, backwards, shuffled = map(float, cells[3:])
+                if val < 0.95 or test < 0.93 or backwards >= 0.10 or shuffled > 0.60:
+                    missed.append(f"{model} {seed}")
+    if missed:
+        raise SystemExit(f"not val >= 0.95, test >= 0.93, reversed < 0.10, shuffled <= 0.60: {', '.join(missed)}")
 
 
 if __name__ == "__main__":

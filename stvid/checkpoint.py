@@ -18,7 +18,8 @@ from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
 
 ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
-RUN_DIR_OF_CHECKPOINT = "checkpoints"
+CHECKPOINTS = "checkpoints"
+FORMAT = 1  # of the record below; raise it when older checkpoints can no longer be read
 
 
 def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
@@ -31,7 +32,7 @@ def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], pro
         protocol: how held-out videos are judged: `num_clips`, `num_crops`.
     """
     return {
-        "format": 1,
+        "format": FORMAT,
         "config": dict(config),
         "clip": clip.to_dict(),
         "class_names": list(class_names),
@@ -91,34 +92,56 @@ def build_model(config: Mapping, *, num_classes: int, pretrained: bool = True) -
             raise InputError(f"unknown key model.{key}: {match[2]} does not take it{nearest(key, known)}")
     if not pretrained and "weights" in arguments:
         arguments["weights"] = None
-    return model_class(num_classes=num_classes, **arguments)
+    try:
+        return model_class(num_classes=num_classes, **arguments)
+    except ValueError as error:  # what models raise for arguments that make no sense
+        raise InputError(str(error)) from error
 
 
-def find_checkpoint(run: str | Path, *, which: str = "best") -> Path:
-    """The file behind RUN: a run folder's `checkpoints/<which>.ckpt`, or the checkpoint itself.
+@torch.no_grad()
+def check_fit(model: nn.Module, clip: ClipSpec) -> None:
+    """Runs one grey clip through the model, which stays as it is.
 
     Raises:
-        InputError: no such folder or file, or a folder without that checkpoint.
+        InputError: the model cannot take clips of this size, with its own words.
+    """
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 3, clip.num_frames, *clip.size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"{type(model).__name__} cannot take clips of {clip.num_frames} frames of {clip.size[0]} x {clip.size[1]} "
+            f"pixels ({error}). Change clip.size or clip.num_frames"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """The file behind RUN: the checkpoint itself, or a run folder's best one (its last, where none was ever judged).
+
+    Raises:
+        InputError: no such folder or file, or a folder without checkpoints.
     """
     run = Path(run).expanduser()
     if run.is_file():
         return run
     if not run.exists():
         raise InputError(f"RUN {run} does not exist; give a run folder or a checkpoint (.ckpt)")
-    path = run / RUN_DIR_OF_CHECKPOINT / f"{which}.ckpt"
-    if not path.is_file():
-        hint = "it holds a sweep: name one of its runs" if (run / "summary.csv").is_file() else "was it trained?"
-        raise InputError(f"{run} holds no {RUN_DIR_OF_CHECKPOINT}/{which}.ckpt; {hint}")
-    return path
+    for path in (run / CHECKPOINTS / "best.ckpt", run / CHECKPOINTS / "last.ckpt"):
+        if path.is_file():
+            return path
+    hint = "it holds a sweep: name one of its runs" if (run / "summary.csv").is_file() else "was it trained?"
+    raise InputError(f"{run} holds no {CHECKPOINTS}/best.ckpt; {hint}")
 
 
-def load(run: str | Path, *, which: str = "best") -> Trained:
+def load(run: str | Path) -> Trained:
     """Rebuilds the model of a run folder or checkpoint; reads data only (`weights_only=True`).
 
     Raises:
         InputError: nothing there, not a checkpoint of stvid's, or weights of another model than its config says.
     """
-    path = find_checkpoint(run, which=which)
+    path = find_checkpoint(run)
     if not zipfile.is_zipfile(path):  # what torch.save writes, whole
         raise InputError(f"{path} is no readable checkpoint: another kind of file, or cut off")
     try:
@@ -127,7 +150,15 @@ def load(run: str | Path, *, which: str = "best") -> Trained:
         raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "stvid" not in content:
         raise InputError(f"{path} is a checkpoint of another program: it has no 'stvid' entry")
-    kept = content["stvid"]
+    if content["stvid"].get("format") != FORMAT:
+        raise InputError(f"{path} has format {content['stvid'].get('format')}, this version of stvid reads {FORMAT}")
+    try:
+        return _rebuild(path, content, content["stvid"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is incomplete or was changed: {type(error).__name__} {error}") from error
+
+
+def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
     model = build_model(kept["config"]["model"], num_classes=len(kept["class_names"]), pretrained=False)
     state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     try:
@@ -137,7 +168,7 @@ def load(run: str | Path, *, which: str = "best") -> Trained:
     folder = path.absolute().parent
     return Trained(
         path=path,
-        folder=folder.parent if folder.name == RUN_DIR_OF_CHECKPOINT else folder,
+        folder=folder.parent if folder.name == CHECKPOINTS else folder,
         model=model.eval(),
         clip=ClipSpec(**kept["clip"]),
         class_names=tuple(kept["class_names"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 
 from stvid import __version__
 from stvid.config import home, report_errors
+from stvid.errors import InputError
+from stvid.run import shown
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with report_errors():
+        if options.json and not Path(options.json).absolute().parent.is_dir():
+            raise InputError(f"--json {options.json}: there is no folder {Path(options.json).absolute().parent}")
         options.command(options)
 
 
@@ -43,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="stvid", usage=USAGE, add_help=True, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid")
 
     command = commands.add_parser("evaluate", help="judge a run on held-out videos")
     command.set_defaults(command=_evaluate)
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
     command.add_argument("--crops", type=int, help="crops of each clip: 1 or 3 (default: as in training)")
     command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
+    command.add_argument("--allow-leaks", action="store_true", help="let --manifest hold what the run was trained on")
     command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
     command.add_argument("--json", metavar="F", help="write the result here too")
 
@@ -78,7 +82,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stvid.files import write_json
 
     trained = load(options.run)
-    data = held_out(trained, split=options.split, manifest=options.manifest)
+    data = held_out(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     result, predictions = evaluate(
         trained,
         data,
@@ -95,7 +99,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         write_json(options.json, result)
     print(describe(result))
-    print(f"\nwritten to {os.path.relpath(folder)}/ (result.json, predictions.csv)")
+    print(f"\nwritten to {shown(folder)}/ (result.json, predictions.csv)")
 
 
 def _predict(options: argparse.Namespace) -> None:

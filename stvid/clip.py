@@ -24,7 +24,7 @@ class ClipSpec:
     Attributes:
         num_frames: T, at least 1.
         frame_stride: every how many frames of the video one is taken, at least 1. None where `fps` is given.
-        fps: frames taken per second of video instead of a stride, above 0; each video's own frame rate is heeded.
+        fps: frames taken per second of video instead of a stride, above 0; counted with each video's average rate.
         size: height and width in pixels; one number means a square.
         normalize: `fixed`: (x/255 - mean) / std, with the constants below, as pretrained networks want.
             `frame`: every frame by its own mean and deviation per channel. `clip`: every clip by its own; a live

@@ -1,8 +1,9 @@
-"""Hydra's side of a run: where configs and run folders lie, which config counts, and how a mistake in one is told."""
+"""What a config may hold, and how a mistake in it is told."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -12,68 +13,17 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stvid.errors import InputError, nearest
 
-CONFIG_NAME = "config.yaml"
+log = logging.getLogger(__name__)
 
-# the run folder of `resume=RUN` is RUN itself
-OmegaConf.register_new_resolver("run_dir", lambda resume, fresh: resume or fresh, replace=True)
-
-
-def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
-    """The run folder that Hydra made, and the config that counts in it: a resumed run's own, otherwise this one.
-
-    Raises:
-        InputError: overrides beside `resume`, a folder to resume that holds no run, a fresh run in a folder that holds
-            one already, an unknown key below `data`.
-    """
-    run = Path(HydraConfig.get().runtime.output_dir)
-    kept = run / CONFIG_NAME
-    first = _is_first_process()
-    overrides = list(HydraConfig.get().overrides.task)
-    _let_other_processes_join(run)
-    if not config.resume:
-        if kept.exists() and first:
-            raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
-        check(config)
-        return config, run
-    others = [text for text in overrides if not text.startswith("resume=")]
-    if others:
-        raise InputError(f"resume={config.resume} goes on with the run's own config; leave out {' '.join(others)}")
-    if not kept.exists():
-        raise InputError(f"resume={config.resume}: no {CONFIG_NAME} there, so it holds no run")
-    own = OmegaConf.load(kept)
-    own.resume = config.resume
-    return own, run
-
-
-def _is_first_process() -> bool:
-    """False in the processes that Lightning, torchrun or Slurm started beside the first one."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
-def _let_other_processes_join(run: Path) -> None:
-    """Makes the command line one that repeats just this run, in this folder: Lightning starts it for every process.
-
-    Its own way with Hydra reads a config from the run folder and puts the processes' output elsewhere; it takes it
-    only while Hydra's global state is there, which nothing needs from here on.
-    """
-    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={run}"]
-    HydraConfig.instance().cfg = None
-    if not _is_first_process():
-        logging.getLogger("stvid").setLevel(logging.ERROR)  # the first process tells it all
-
-
-def is_sweep() -> bool:
-    """Whether this run is one of several (`-m`)."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+# file system errors that are the user's to mend
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 def check(config: DictConfig) -> None:
@@ -82,9 +32,20 @@ def check(config: DictConfig) -> None:
         if OmegaConf.is_missing(config.data, key):
             raise InputError(f"data.{key} must be given: data.{key}=VALUE")
     _check_data_keys(config.data)
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise InputError(f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295")
+    if not isinstance(config.label_smoothing, int | float):
+        raise InputError(f"label_smoothing (={config.label_smoothing!r}) must be a number in [0, 1)")
+    wiring = dict(_targets(OmegaConf.to_container(config, resolve=False)))
     for place, node in _targets(OmegaConf.to_container(config, resolve=True)):
         if node["_target_"].startswith("stvid."):
-            _check_types(place, node)
+            _check_types(place, node, wiring.get(place, {}))
+    if config.model.get("weights") and config.clip.normalize != "fixed":
+        log.warning(
+            "model.weights=%s were trained on pixels normalised by fixed constants; clip.normalize is %s. "
+            "clip=imagenet is what they know",
+            *(config.model.weights, config.clip.normalize),
+        )
 
 
 def _targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
@@ -96,8 +57,11 @@ def _targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
             yield from _targets(below, f"{place}.{key}".strip("."))
 
 
-def _check_types(place: str, node: dict) -> None:
-    """Holds plain values against the annotations of what they are passed to; containers are its own matter."""
+def _check_types(place: str, node: dict, wiring: dict) -> None:
+    """Holds plain values against the annotations of what they are passed to; containers are its own matter.
+
+    A value that comes from another key (`wiring` holds the interpolation) is told under that key's name.
+    """
     try:
         hints = get_type_hints(getattr(get_object(node["_target_"]), "__init__", None) or {})
         hints |= get_type_hints(get_object(node["_target_"]))
@@ -105,9 +69,9 @@ def _check_types(place: str, node: dict) -> None:
         return  # instantiating it will say more
     for key, value in node.items():
         if not isinstance(value, dict | list) and key in hints and not _fits(value, hints[key]):
-            shown = place.removesuffix(".datamodule").removesuffix(".datamodule.manifest")
+            source = re.fullmatch(r"\$\{([\w.]+)\}", str(wiring.get(key)))
             wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
-            raise InputError(f"{shown}.{key} (={value!r}) must be {wanted}")
+            raise InputError(f"{source[1] if source else f'{place}.{key}'} (={value!r}) must be {wanted}")
 
 
 def _fits(value: object, hint: object) -> bool:
@@ -117,7 +81,9 @@ def _fits(value: object, hint: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
+    if hint is str:
+        return isinstance(value, str | int)  # a folder may be called 2024
+    if hint in (bool, type(None)):
         return isinstance(value, hint)
     return hint is Any or get_origin(hint) is None
 
@@ -146,13 +112,24 @@ def report_errors() -> Iterator[None]:
     except InputError as error:
         message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
+        if not _is_users(error):
+            raise
         message = _config_message(error)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        message = f"cannot use {error.filename}: {error.strerror}. Name another place (hydra.run.dir=DIR for a run)"
+    except OSError as error:
+        if error.filename is None or error.errno not in UNUSABLE:
+            raise
+        message = f"cannot use {error.filename}: {error.strerror}"
     else:
         return
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error of Hydra's is about the config; one from inside of what it builds may be a mistake of ours."""
+    if not isinstance(error, InstantiationException) or isinstance(error.__cause__, InputError):
+        return True
+    return "Trainer" in str(error) or "unexpected keyword argument" in str(error)
 
 
 def _config_message(error: Exception) -> str:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from stvid.checkpoint import Trained
 from stvid.clip import Preprocess, channels_last
 from stvid.data.dataset import Views
-from stvid.data.loading import check_views, probe_items, resolve_workers, views_loader
+from stvid.data.loading import check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.metrics import average_views
 from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 
+# autocast for every precision that `resolve_precision` can give
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -43,12 +44,6 @@ class Answers:
     failed: dict[int, str]
 
 
-def pick_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
-
-
 def classify(
     trained: Trained,
     items: Sequence[Item],
@@ -56,6 +51,7 @@ def classify(
     num_clips: int | None = None,
     num_crops: int | None = None,
     order: str = "forward",
+    device: torch.device | None = None,
     batch_size: int = 16,
     num_workers: int | str = "auto",
     cache: Path | None = None,
@@ -69,13 +65,14 @@ def classify(
         num_clips: clips a video is judged by; None: as in training's validation.
         num_crops: crops of each; None likewise.
         order: of the frames within a clip (`sampling.ORDERS`).
+        device: where to compute; None: the accelerator where there is one, else the CPU.
         batch_size: views in a forward pass, about.
         num_workers: processes that read videos.
         cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
         progress: show a bar.
 
     Raises:
-        InputError: impossible numbers of clips or crops.
+        InputError: impossible numbers of clips or crops; a video too short for a clip where `clip.short=error`.
     """
     num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
     num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
@@ -91,7 +88,8 @@ def classify(
         order=order,
     )
     loader = views_loader(dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)))
-    forward = Forward(trained)
+    check_short(dataset)
+    forward = Forward(trained, device=device)
     logits, videos, failed = [torch.empty(0, len(trained.class_names))], [torch.empty(0, dtype=torch.int64)], {}
     with tqdm(
         total=len(items), desc="reading and judging", unit="video", disable=None if progress else True, leave=False
@@ -112,8 +110,8 @@ def classify(
 class Forward:
     """uint8 clips to logits, on the best device there is, in the run's precision."""
 
-    def __init__(self, trained: Trained):
-        self.device = pick_device()
+    def __init__(self, trained: Trained, *, device: torch.device | None = None):
+        self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         leave_cores_to_readers(self.device.type)
         precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
         self.autocast = AUTOCAST.get(precision)

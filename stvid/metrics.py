@@ -5,15 +5,13 @@ V views   N videos   K classes
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
-
-BOOTSTRAP_SAMPLES = 2000
 
 
 def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,24 +26,24 @@ def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
     return sums_NK / torch.bincount(position_V, minlength=len(videos_N))[:, None], videos_N
 
 
-class Scores(NamedTuple):
+class Accuracies(NamedTuple):
     """Of one pass over a split's views. Accuracies are fractions in [0, 1].
 
     Attributes:
         loss: mean negative log probability of the true class, video level.
         clip_accuracy: share of views judged right, each for itself.
         video_accuracy: share of videos judged right by the mean of their views.
-        num_failed: videos without an answer; each counts as one wrong view and one wrong video, not in the loss.
+
+    A video that could not be read counts as wrong, with all its views; it is not in the loss.
     """
 
     loss: float
     clip_accuracy: float
     video_accuracy: float
-    num_failed: int
 
 
 class ViewMetric(Metric):
-    """Gathers the logits of views, on any number of processes, and scores them (`Scores`) at the end of a pass."""
+    """Gathers the logits of views, on any number of processes, and judges them (`Accuracies`) at the end of a pass."""
 
     full_state_update = False
 
@@ -57,27 +55,26 @@ class ViewMetric(Metric):
 
     def update(self, logits_VK: Tensor, labels_V: Tensor, videos_V: Tensor, num_failed: int = 0) -> None:
         self.num_failed += num_failed
-        if len(logits_VK):
-            self.logits.append(logits_VK.float())
-            self.labels.append(labels_V)
-            self.videos.append(videos_V)
+        self.logits.append(logits_VK.float())
+        self.labels.append(labels_V)
+        self.videos.append(videos_V)
 
-    def compute(self) -> Scores:
+    def compute(self) -> Accuracies:
         failed = int(self.num_failed)
-        if not len(self.logits):
-            return Scores(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0, num_failed=failed)
         logits, labels, videos = (
             torch.cat(list(state)) if isinstance(state, list) else state
             for state in (self.logits, self.labels, self.videos)
         )
+        if not len(videos):
+            return Accuracies(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0)
         probabilities_NK, videos_N = average_views(logits, videos)
         labels_N = labels.new_zeros(int(videos_N.max()) + 1).index_put_((videos,), labels)[videos_N]
         right_V, right_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
-        return Scores(
+        views_a_video = len(right_V) / len(right_N)
+        return Accuracies(
             loss=log_loss(probabilities_NK, labels_N),
-            clip_accuracy=(right_V.sum() / (len(right_V) + failed)).item(),
+            clip_accuracy=(right_V.sum() / (len(right_V) + failed * views_a_video)).item(),
             video_accuracy=(right_N.sum() / (len(right_N) + failed)).item(),
-            num_failed=failed,
         )
 
 
@@ -87,7 +84,7 @@ def log_loss(probabilities_NK: Tensor, labels_N: Tensor) -> float:
     return -true.log().mean().item()
 
 
-def video_scores(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Tensor) -> dict:
+def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Tensor) -> dict:
     """Everything a result says of single classes and of the probabilities, as plain data.
 
     Args:
@@ -124,17 +121,13 @@ def _ratios(numerators: Tensor, denominators: Tensor) -> list[float | None]:
     return [above / below if below else None for above, below in pairs]
 
 
-def bootstrap_interval(right_N: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap over videos (Efron 1979): where the accuracy of another draw of videos would lie.
+def accuracy_interval(num_right: int, num_videos: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927): the true accuracies that make `num_right` of `num_videos` no surprise.
 
-    Args:
-        right_N: whether each video was judged right.
-        confidence: share of draws inside, in (0, 1).
-        seed: of the draws; the same answers give the same interval.
+    Unlike a bootstrap it has a width where all answers are right, and it is no matter of chance.
     """
-    rng = np.random.default_rng(seed)
-    right = np.asarray(right_N, dtype=float)
-    # resampling N videos of which a share p is right is one binomial draw
-    draws = rng.binomial(len(right), right.mean(), size=BOOTSTRAP_SAMPLES) / len(right)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    z = 1.959964  # standard normal quantile of 0.975
+    share, weight = num_right / num_videos, z**2 / num_videos
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / num_videos + weight / num_videos / 4) / (1 + weight)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from stvid.files import replacing
+
+log = logging.getLogger(__name__)
 
 RESULT_KEYS = ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "loss")
 
@@ -30,6 +33,8 @@ class SweepSummary(Callback):
         self.folder = Path(hydra.sweep.dir)
         self.rows.append(_row(Path(hydra.runtime.output_dir), job_return))
         self._write()
+        if job_return.status != JobStatus.COMPLETED:  # Hydra raises once all are done; the table is in the file
+            log.error("run %s %s\nsee %s", self.rows[-1]["run"], self.rows[-1]["status"], self.folder / "summary.csv")
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
         if self.folder is None:
@@ -57,7 +62,7 @@ class SweepSummary(Callback):
 
 
 def _row(run: Path, job_return: JobReturn) -> dict:
-    row = {"run": run.name, "overrides": dict(text.split("=", 1) for text in job_return.overrides)}
+    row = {"run": run.name, "overrides": dict(text.partition("=")[::2] for text in job_return.overrides)}
     if job_return.status == JobStatus.COMPLETED:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
         return row | {name: result[name] for name in RESULT_KEYS} | {"status": "done"}

@@ -15,7 +15,7 @@ from stvid.data.stage.figures import SIDES, joints, sample_figure
 from stvid.data.stage.motions import MOTIONS
 from stvid.errors import InputError
 
-SMALL = {"num_train": 2, "num_val": 1, "num_test": 1, "num_frames": 16, "size": 32}
+SMALL = {"num_train": 2, "num_val": 1, "num_test": 1, "num_frames": 16, "size": 64}
 PAIRS = [(CLASSES[i], CLASSES[i + 1]) for i in range(0, len(CLASSES), 2)]
 
 
@@ -39,7 +39,7 @@ def rendered(tmp_path_factory):
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_pair_differs_in_the_order_of_its_frames_and_in_nothing_else(first, second):
     videos = [
-        render_video(label=label, figure=sample_figure(rng(1)), rng=rng(2), num_frames=16, size=32)
+        render_video(label=label, figure=sample_figure(rng(1)), rng=rng(2), num_frames=16, size=64)
         for label in (first, second)
     ]
     assert np.array_equal(videos[0], videos[1][::-1])
@@ -135,9 +135,9 @@ def test_a_file_holds_the_frames_that_were_drawn(rendered):
         figure=sample_figure(module._generator(0, "figure", item.group)),
         rng=module._generator(0, "video", "train", "stand_up", "0"),
         num_frames=16,
-        size=32,
+        size=64,
     )
-    assert decoded.shape == drawn.shape == (16, 32, 32, 3)
+    assert decoded.shape == drawn.shape == (16, 64, 64, 3)
     errors = [np.abs(decoded - order).mean() for order in (drawn, drawn[::-1])]
     assert errors[0] < 6
     assert errors[0] < 0.7 * errors[1]

@@ -77,6 +77,19 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run_folder, tmp_path):
         load(spoilt(run_folder, tmp_path, change))
 
 
+def test_a_checkpoint_of_another_format_or_with_holes_is_told(run_folder, tmp_path):
+    def newer(content):
+        content["stvid"]["format"] = 99
+
+    def holed(content):
+        del content["stvid"]["clip"]
+
+    with pytest.raises(InputError, match="has format 99"):
+        load(spoilt(run_folder, tmp_path, newer))
+    with pytest.raises(InputError, match="incomplete or was changed: KeyError 'clip'"):
+        load(spoilt(run_folder, tmp_path, holed))
+
+
 def test_weights_of_another_model_are_told(run_folder, tmp_path):
     def change(content):
         content["stvid"]["config"]["model"]["widths"] = [16, 32, 64, 64]

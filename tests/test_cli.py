@@ -79,7 +79,7 @@ def test_a_video_that_cannot_be_read_counts_as_wrong(run_folder, video_folder, t
     table = tmp_path / "held_out.csv"
     lines = [f"{good['to_left']},to_left,test", f"{good['to_right']},to_right,test", f"{bad},to_left,test"]
     table.write_text("path,label,split\n" + "\n".join(lines))
-    done = command("evaluate", run_folder, "--manifest", table, "--json", tmp_path / "r.json")
+    done = command("evaluate", run_folder, "--manifest", table, "--json", tmp_path / "r.json", "--allow-leaks")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["num_videos"], result["num_failed"]) == (3, 1)
@@ -164,6 +164,22 @@ def test_classes_that_differ_are_named_both_ways(run_folder, video_folder, tmp_p
     assert done.returncode == 2
     assert "unknown to the model: up" in done.stderr
     assert "missing from the file: to_right" in done.stderr
+
+
+def test_videos_the_run_was_trained_on_are_no_test(run_folder, tmp_path):
+    trained_on = (run_folder / "manifest.csv").read_text().replace(",train,", ",test,")
+    (tmp_path / "other.csv").write_text(trained_on)
+    done = command("evaluate", run_folder, "--manifest", tmp_path / "other.csv")
+    assert done.returncode == 2
+    assert "belong to the run's own train or val" in done.stderr
+    assert "--allow-leaks" in done.stderr
+
+
+def test_a_result_that_could_not_be_written_is_told_before_the_work(run_folder, video_folder, tmp_path):
+    done = command("predict", run_folder, video_folder, "--json", tmp_path / "no" / "such" / "p.json")
+    assert done.returncode == 2
+    assert f"there is no folder {tmp_path / 'no' / 'such'}" in done.stderr
+    assert not done.stdout
 
 
 def test_an_empty_split_is_told_with_those_that_are_not(run_folder, video_folder, tmp_path):

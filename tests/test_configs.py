@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-import stvid.config  # noqa: F401  (registers the resolver that configs/train.yaml uses)
+import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
 
 CONFIGS = ROOT / "configs"
 GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != "hydra")

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
+from stvid.errors import InputError
 from stvid.training import hardware
 
 
@@ -32,12 +35,19 @@ def test_auto_is_bf16_where_the_hardware_is_fast_at_it(machine, found, accelerat
     assert hardware.resolve_precision("auto", accelerator) == expected
 
 
-def test_a_given_precision_is_kept():
+def test_a_given_precision_is_kept_and_a_strange_one_told():
     assert hardware.resolve_precision("16-mixed", "gpu") == "16-mixed"
+    assert hardware.resolve_precision(16, "gpu") == "16-mixed"
+    with pytest.raises(InputError, match="bf16-true.*bf16-mixed"):
+        hardware.resolve_precision("bf16-true", "gpu")
 
 
-def test_whether_this_cpu_is_fast_at_bf16_can_be_asked():
-    assert hardware.cpu_has_fast_bf16() in (True, False)
+def test_a_cpu_is_fast_at_bf16_where_the_kernel_says_so():
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists():
+        pytest.skip("no /proc/cpuinfo")
+    told = set(flags.read_text().split())
+    assert hardware.cpu_has_fast_bf16() == bool(told & {"avx512_bf16", "amx_tile"})
 
 
 def test_half_of_the_cores_compute_unless_the_user_says_otherwise(monkeypatch):

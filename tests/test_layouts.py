@@ -39,6 +39,16 @@ def test_a_missing_val_folder_is_made_from_train_and_test_is_left_alone(tmp_path
     assert all("/test/" in item.path for item in data.select("test"))
 
 
+def test_links_are_followed_but_never_in_a_circle(tmp_path):
+    root = touch(tmp_path / "d", *(f"run/{i}.avi" for i in range(5)), *(f"sit/{i}.avi" for i in range(5)))
+    touch(tmp_path / "elsewhere", "6.avi")
+    (root / "run" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "run" / "back").symlink_to(root / "run")
+    names = [item.path for item in folder(root=str(root)).items if item.label == "run"]
+    assert len(names) == 6
+    assert any(name.endswith("more/6.avi") for name in names)
+
+
 def test_groups_come_from_a_pattern_or_a_table(tmp_path):
     root = touch(
         tmp_path / "d", *(f"{c}/v_g{g:02d}_c{i}.avi" for c in ("run", "sit") for g in range(8) for i in range(2))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from stvid.metrics import ViewMetric, average_views, bootstrap_interval, video_scores
+from stvid.metrics import ViewMetric, accuracy_interval, average_views, video_metrics
 
 
 def some_predictions(videos=60, classes=6, seed=0):
@@ -22,7 +22,7 @@ def test_views_are_averaged_as_probabilities_video_by_video():
 
 def test_scores_equal_scikit_learns():
     p, y = some_predictions()
-    scores = video_scores(p, y, torch.empty(0, dtype=torch.int64))
+    scores = video_metrics(p, y, torch.empty(0, dtype=torch.int64))
     predicted = p.argmax(1)
     precision, recall, f1, support = sk.precision_recall_fscore_support(y, predicted, zero_division=0)
     np.testing.assert_allclose([v or 0 for v in scores["precision"]], precision, rtol=1e-6)
@@ -42,12 +42,12 @@ def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
     gaps = [
         (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins.tolist())
     ]
-    assert video_scores(p, y, torch.empty(0, dtype=torch.int64))["ece"] == pytest.approx(sum(gaps), abs=1e-5)
+    assert video_metrics(p, y, torch.empty(0, dtype=torch.int64))["ece"] == pytest.approx(sum(gaps), abs=1e-5)
 
 
 def test_failed_videos_count_as_wrong():
     p, y = torch.eye(2)[[0, 1]], torch.tensor([0, 1])
-    scores = video_scores(p, y, torch.tensor([0]))
+    scores = video_metrics(p, y, torch.tensor([0]))
     assert scores["recall"] == [0.5, 1.0]
     assert scores["mean_class_accuracy"] == 0.75
     assert scores["top5_accuracy"] == pytest.approx(2 / 3)
@@ -55,7 +55,7 @@ def test_failed_videos_count_as_wrong():
 
 
 def test_a_class_without_videos_is_left_out_of_the_mean():
-    scores = video_scores(torch.eye(3)[[0, 1]], torch.tensor([0, 1]), torch.empty(0, dtype=torch.int64))
+    scores = video_metrics(torch.eye(3)[[0, 1]], torch.tensor([0, 1]), torch.empty(0, dtype=torch.int64))
     assert scores["recall"] == [1.0, 1.0, None]
     assert scores["mean_class_accuracy"] == 1.0
 
@@ -63,30 +63,26 @@ def test_a_class_without_videos_is_left_out_of_the_mean():
 def test_the_metric_tells_clips_from_videos_and_counts_failures():
     metric = ViewMetric()
     metric.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([0, 0]), 0)
-    metric.update(torch.tensor([[3.0, 0.0]]), torch.tensor([1]), torch.tensor([2]), 1)
+    metric.update(torch.tensor([[3.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 1]), torch.tensor([2, 2]), 1)
     scores = metric.compute()
-    assert scores.clip_accuracy == pytest.approx(1 / 4)
+    assert scores.clip_accuracy == pytest.approx(1 / 6)
     assert scores.video_accuracy == pytest.approx(1 / 3)
-    assert scores.num_failed == 1
 
 
 def test_a_pass_in_which_everything_failed_scores_zero():
     metric = ViewMetric()
-    metric.update(torch.empty(0, 2), torch.empty(0), torch.empty(0), 3)
+    metric.update(torch.empty(0, 2), torch.empty(0, dtype=int), torch.empty(0, dtype=int), 3)
     assert metric.compute().video_accuracy == 0.0
 
 
-def test_intervals_cover_the_truth_at_about_the_stated_rate():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(400):
-        low, high = bootstrap_interval(rng.random(150) < 0.8, seed=trial)
-        covered += low <= 0.8 <= high
-    assert 0.91 < covered / 400 < 0.98
+@pytest.mark.parametrize(("accuracy", "videos"), [(0.8, 150), (0.97, 60), (0.5, 30)])
+def test_intervals_cover_the_truth_at_about_the_stated_rate(accuracy, videos):
+    rights = np.random.default_rng(0).binomial(videos, accuracy, size=4000)
+    intervals = [accuracy_interval(int(right), videos) for right in rights]
+    assert 0.93 < np.mean([low <= accuracy <= high for low, high in intervals]) < 0.98
 
 
-def test_an_interval_is_the_same_every_time_and_holds_the_accuracy():
-    right = np.arange(50) % 5 > 0
-    low, high = bootstrap_interval(right)
-    assert low < right.mean() < high
-    assert bootstrap_interval(right) == (low, high)
+def test_a_perfect_answer_on_a_few_videos_is_no_certainty():
+    low, high = accuracy_interval(20, 20)
+    assert (round(low, 3), high) == (0.839, 1.0)  # Wilson's formula by hand: 1 / (1 + z^2 / 20)
+    assert accuracy_interval(0, 20) == pytest.approx((0.0, 1 - low))

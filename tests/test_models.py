@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+import torchvision
 from conftest import ROOT
 from omegaconf import OmegaConf
 
 from stvid.checkpoint import build_model
-from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.models.encoders import TorchvisionEncoder
@@ -156,12 +156,26 @@ def test_a_torchvision_encoder_trains_in_the_whole_model():
     assert model.encoder.network.features[0][0].weight.grad.any()
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_an_encoder_rebuilt_without_its_weights_is_the_same_network(monkeypatch):
+    """GoogLeNet scales its input another way when it is built with weights; what is loaded later must not differ."""
+    torch.manual_seed(0)
+    config = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "googlenet", "weights": "DEFAULT"}
+    donor = torchvision.models.googlenet(init_weights=False)
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: donor.state_dict())
+    trained = build_model(config, num_classes=2).eval()
+    rebuilt = build_model(config, num_classes=2, pretrained=False).eval()
+    rebuilt.load_state_dict(trained.state_dict())
+    clips = torch.randn(1, 3, 2, 64, 64)
+    torch.testing.assert_close(rebuilt(clips), trained(clips))
+
+
 def test_unknown_encoders_and_weights_name_the_nearest():
-    with pytest.raises(InputError, match="resnet81.*did you mean 'resnet18'"):
+    with pytest.raises(ValueError, match="resnet81.*did you mean .*resnet18"):
         CNNLSTM(num_classes=2, encoder="resnet81")
-    with pytest.raises(InputError, match="IMAGENET1K_V9.*DEFAULT, IMAGENET1K_V1"):
+    with pytest.raises(ValueError, match="IMAGENET1K_V9.*DEFAULT, IMAGENET1K_V1"):
         CNNLSTM(num_classes=2, encoder="resnet18", weights="IMAGENET1K_V9")
-    with pytest.raises(InputError, match="the small encoder has none"):
+    with pytest.raises(ValueError, match="the small encoder has none"):
         CNNLSTM(num_classes=2, weights="DEFAULT")
 
 
@@ -182,7 +196,7 @@ def test_conv3d_takes_widths_depths_and_strides():
 
 
 def test_conv3d_refuses_stages_that_do_not_match_and_clips_of_another_shape():
-    with pytest.raises(InputError, match=r"model.widths \(3\), model.depths \(3\) and model.strides \(4\)"):
+    with pytest.raises(ValueError, match=r"model.widths \(3\), model.depths \(3\) and model.strides \(4\)"):
         Conv3D(num_classes=2, widths=[4, 4, 4])
     with pytest.raises(ValueError, match=r"B x 3 x T x H x W, got \(1, 1, 4, 8, 8\)"):
         Conv3D(num_classes=2)(torch.zeros(1, 1, 4, 8, 8))

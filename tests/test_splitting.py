@@ -49,3 +49,15 @@ def test_too_few_videos_of_a_class_are_named():
 def test_fractions_must_be_proportions():
     with pytest.raises(InputError, match=r"train=-0\.2"):
         split_items(items_of(5, 0), fractions={"train": -0.2, "val": 0.6, "test": 0.6}, seed=0)
+
+
+@pytest.mark.parametrize("per_group", [0, 2])
+def test_three_videos_or_groups_of_a_class_are_enough(per_group):
+    split = split_items(items_of(3, per_group), fractions=FRACTIONS, seed=0)
+    assert len({(item.label, item.split) for item in split}) == 9
+
+
+def test_a_rare_class_among_common_ones_is_in_every_split():
+    rare = [Item(path=f"/rare/{i}.avi", label="rare", split="") for i in range(3)]
+    split = split_items([*items_of(40, 0), *rare], fractions=FRACTIONS, seed=1)
+    assert {item.split for item in split if item.label == "rare"} == {"train", "val", "test"}

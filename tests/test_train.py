@@ -11,6 +11,8 @@ import torch
 import yaml
 from conftest import ROOT, TINY, stvid, train_py
 
+from stvid.training.epochs import ProgressBar
+
 
 def rows_of(path):
     with path.open(newline="") as file:
@@ -80,6 +82,33 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_config(run_folder, tmp_pat
     assert (run / "result.json").is_file()
 
 
+def test_an_interrupted_run_ends_as_if_it_had_never_stopped(video_folder, run_folder, tmp_path, monkeypatch):
+    """Same metrics and, bit for bit, the same weights; a video that came meanwhile does not get into a split."""
+    root = shutil.copytree(video_folder, tmp_path / "videos")
+    overrides = ("trainer.max_epochs=3", "augment=none", "model=cnn_lstm")
+    whole = squares(root, tmp_path / "whole", *overrides)
+    assert whole.returncode == 0, whole.stderr
+
+    def stop(bar, trainer, task):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+        start(bar, trainer, task)
+
+    with monkeypatch.context() as patch:
+        start = ProgressBar.on_train_epoch_start
+        patch.setattr(ProgressBar, "on_train_epoch_start", stop)
+        assert squares(root, tmp_path / "cut", *overrides).returncode == 1
+    shutil.copy(root / "to_left" / "00.mp4", root / "to_left" / "new.mp4")
+    moved = (tmp_path / "cut").rename(tmp_path / "moved")
+    assert train_py(f"resume={moved}").returncode == 0
+    assert same_but_time(moved / "metrics.csv") == same_but_time(tmp_path / "whole" / "metrics.csv")
+    for name in ("best.ckpt", "last.ckpt"):
+        one, other = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (moved, tmp_path / "whole"))
+        assert one["epoch"] == other["epoch"]
+        assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in other["state_dict"])
+    assert (moved / "manifest.csv").read_text() == (tmp_path / "whole" / "manifest.csv").read_text()
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_from_its_beginning(run_folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -136,6 +165,14 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
         (["trainer.precision=12"], ["precision"]),
         (["trainer.accelerator=quantum"], ["quantum", "cpu"]),
         (["data.batch_size=big"], ["data.batch_size (='big')", "int"]),
+        (["seed=-1"], ["seed (=-1)", "from 0"]),
+        (["label_smoothing=high"], ["label_smoothing (='high')"]),
+        (["trainer.precision=64-true"], ["trainer.precision (=64-true)", "bf16-mixed"]),
+        (
+            ["model=cnn_lstm", "model.encoder=vit_b_16"],
+            ["CNNLSTM cannot take clips of 4 frames of 32 x 32", "clip.size"],
+        ),
+        (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
         (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
@@ -166,9 +203,20 @@ def test_an_output_folder_that_cannot_be_written_is_told(video_folder, tmp_path)
 
 
 def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
-    done = train_py(f"resume={tmp_path}")
+    done = train_py(f"resume={tmp_path / 'typo'}")
     assert done.returncode == 2
     assert "no config.yaml there" in done.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_sweep_has_one_device(video_folder, tmp_path):
+    done = train_py(
+        *("-m", "seed=0,1", "trainer.devices=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"),
+        *("data=folder", f"data.root={video_folder}"),
+        *TINY,
+    )
+    assert done.returncode == 2
+    assert "trainer.devices (=2): in a sweep" in done.stderr
 
 
 def test_overrides_beside_resume_are_refused(run_folder):

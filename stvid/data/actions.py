@@ -81,14 +81,15 @@ def actions(
     parameters = {"version": RENDERER_VERSION, **counts, "num_frames": num_frames, "size": size, "seed": seed}
     folder = Path(root).absolute() / hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:12]
     table = folder / "manifest.csv"
-    if not table.exists():
-        jobs = [
-            _Job(folder=str(folder), split=split, label=label, index=index, num_frames=num_frames, size=size, seed=seed)
-            for split, count in counts.items()
-            for label in CLASSES
-            for index in range(count)
-        ]
-        _render_all([job for job in jobs if not job.path.exists()], num_workers)
+    jobs = [
+        _Job(folder=str(folder), split=split, label=label, index=index, num_frames=num_frames, size=size, seed=seed)
+        for split, count in counts.items()
+        for label in CLASSES
+        for index in range(count)
+    ]
+    missing = [job for job in jobs if not job.path.exists()]
+    if missing or not table.exists():
+        _render_all(missing, num_workers)
         Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(table)  # last: all is there
     return Manifest.read_csv(table, class_names=CLASSES)
 

@@ -69,7 +69,6 @@ class VideoDataModule(pl.LightningDataModule):
         self.clip, self.augment, self.seed, self.max_bad = clip, augment, seed, max_bad
         self.batch_size, self.num_workers = batch_size, resolve_workers(num_workers)
         self.num_clips, self.num_crops = num_clips, num_crops
-        self.bad: list[VideoError] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Probes the files of train and val (from the cache where that was done before)."""
@@ -77,8 +76,8 @@ class VideoDataModule(pl.LightningDataModule):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
         infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest))
-        self.bad = [info for info in infos if isinstance(info, VideoError)]
-        check_bad(self.bad, num_items=len(items), max_bad=self.max_bad)
+        bad = [info for info in infos if isinstance(info, VideoError)]
+        check_bad(bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))
         shared = {"class_names": self.manifest.class_names, "clip": self.clip, "seed": self.seed}
         self.train = TrainingClips(items=items[:num_train], infos=infos[:num_train], augment=self.augment, **shared)

@@ -28,7 +28,7 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 def manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
     """`data=manifest`: a CSV of path,label,split[,start,end,group]. See `Manifest.read_csv`."""
-    return Manifest.read_csv(Path(path).expanduser(), class_names=class_names)
+    return Manifest.read_csv(Path(str(path)).expanduser(), class_names=class_names)
 
 
 def folder(
@@ -59,7 +59,7 @@ def folder(
         InputError: no such folder, no videos, a pattern or table that leaves a video without a group, too few videos
             for a split.
     """
-    root = Path(root).expanduser().absolute()
+    root = Path(str(root)).expanduser().absolute()
     if not root.is_dir():
         raise InputError(f"data.root {root} {'is not a folder' if root.exists() else 'does not exist'}")
     group_of = _grouping(root, group_pattern, group_csv)
@@ -114,9 +114,13 @@ def _items(root: Path, split: str, group_of) -> list[Item]:
 
 def find_videos(class_folder: Path) -> list[Path]:
     """Video files at any depth below a folder, links followed, hidden ones left out, in a fixed order."""
-    found = []
+    found, seen = [], set()
     for parent, folders, files in os.walk(class_folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if os.path.realpath(parent) in seen:  # a link back to where we have been
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ def resolve_workers(num_workers: int | str) -> int:
     if num_workers == "auto":
         return min(max(num_cores() // 2, 1), 8)
     if not isinstance(num_workers, int) or num_workers < 0:
-        raise InputError(f"data.num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
+        raise InputError(f"num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
     return num_workers
 
 
@@ -62,8 +62,11 @@ def check_views(num_clips: int, num_crops: int) -> None:
 
 
 def probe_cache(manifest: Manifest) -> Path | None:
-    """A hidden file in the folder that all videos have in common, so that probing is paid once; None if that is /."""
-    common = Path(os.path.commonpath([os.path.dirname(item.path) for item in manifest.items]))
+    """A hidden file in the folder that all videos have in common, so that probing is paid once; None: there is none."""
+    try:
+        common = Path(os.path.commonpath([os.path.dirname(item.path) for item in manifest.items]))
+    except ValueError:  # on several drives
+        return None
     return common / CACHE_NAME if common != Path(common.anchor) else None
 
 
@@ -83,23 +86,33 @@ def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> N
         )
 
 
-def check_lengths(dataset: VideoDataset) -> None:
-    """Raises InputError where every video is shorter than a clip, or one is and the clip's policy is `error`."""
-    lengths = []
+def check_short(dataset: VideoDataset) -> None:
+    """Raises InputError where a video is shorter than a clip and the clip's policy is `error`."""
+    for room, num_frames, span, path in _lengths(dataset):
+        if room < 0 and dataset.clip.short == "error":
+            raise InputError(
+                f"{path} has {num_frames} frames, a clip spans {span}, and clip.short=error. "
+                "Use a shorter clip (clip.num_frames, clip.frame_stride) or clip.short=repeat_last"
+            )
+
+
+def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
+    """Of every readable video: frames to spare, frames, frames that a clip spans, path."""
     for index, info in enumerate(dataset.infos):
         try:
             num_frames = dataset.extent(index)[1]
         except VideoError:
             continue
         span = sampling.span(dataset.clip, info.fps)
-        if num_frames < span and dataset.clip.short == "error":
-            raise InputError(
-                f"{dataset.items[index].path} has {num_frames} frames, a clip spans {span}, and clip.short=error. "
-                "Use a shorter clip (clip.num_frames, clip.frame_stride) or clip.short=repeat_last"
-            )
-        lengths.append((num_frames - span, num_frames, span))
+        yield num_frames - span, num_frames, span, dataset.items[index].path
+
+
+def check_lengths(dataset: VideoDataset) -> None:
+    """Raises InputError where every video is shorter than a clip, or one is and the clip's policy is `error`."""
+    check_short(dataset)
+    lengths = list(_lengths(dataset))
     if lengths and max(lengths)[0] < 0:
-        _, num_frames, span = max(lengths)
+        _, num_frames, span, _ = max(lengths)
         raise InputError(
             f"a clip of {dataset.clip.num_frames} frames (frame_stride={dataset.clip.frame_stride}, "
             f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the best has {num_frames}. "

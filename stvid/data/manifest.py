@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from stvid.files import replacing
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start", "end", "group")
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes; odd ones come back as they were
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,10 @@ class Manifest:
         """The items of one split, in the manifest's order (empty where it has none)."""
         return tuple(item for item in self.items if item.split == split)
 
-    def fingerprint(self) -> str:
-        """SHA-256 over classes and items (paths by name and parent folder): the same data set, the same string."""
-        rows = [
-            (*Path(item.path).parts[-2:], item.label, item.split, item.start, item.end, item.group)
-            for item in self.items
-        ]
-        return hashlib.sha256(repr((self.class_names, rows)).encode()).hexdigest()
-
     def write_csv(self, path: str | os.PathLike) -> None:
         """Writes `path,label,split,start,end,group`; videos below the file's folder get relative paths. Atomic."""
         path = Path(path).absolute()
-        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as partial, partial.open("w", newline="", **_TEXT) as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for item in self.items:
@@ -70,37 +62,41 @@ class Manifest:
                 writer.writerow(["" if cell is None else cell for cell in cells])
 
     @classmethod
-    def read_csv(cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None) -> Manifest:
+    def read_csv(
+        cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None, only_these: bool = True
+    ) -> Manifest:
         """Reads a table with a header line; `path`, `label` and `split` are required, `start,end,group` optional.
 
         Args:
             path: the CSV file; relative video paths in it start from its folder.
             class_names: the order of the classes; required where labels are numbers (label `i` is then
                 `class_names[i]`). Without it, the classes are the sorted labels.
+            only_these: whether a label that is not among `class_names` is an error, or one more class behind them.
 
         Raises:
             InputError: file or column missing, unknown split or class, numeric labels without names, bad times.
         """
         path = Path(path).absolute()
         rows = _read_rows(path)
-        labels = _class_labels([row["label"] for row in rows], class_names, where=str(path))
+        labels = _class_labels([row["label"] for row in rows], class_names, where=str(path), only_these=only_these)
         items = tuple(
             _item(row, label, where=f"{path}, line {number}", folder=path.parent)
             for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=2)
         )
-        return cls(items=items, class_names=tuple(class_names or sorted(set(labels))))
+        known = tuple(class_names or ())
+        return cls(items=items, class_names=known + tuple(sorted(set(labels) - set(known))))
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise InputError(f"manifest {path} does not exist")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+        with path.open(newline="", **{**_TEXT, "encoding": "utf-8-sig"}) as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
             header = reader.fieldnames or []
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV file: {error}") from error
     missing = [column for column in COLUMNS[:3] if column not in header]
     if missing:
         raise InputError(
@@ -112,7 +108,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where: str) -> list[str]:
+def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where: str, only_these: bool) -> list[str]:
     """Labels as class names, checked against `class_names` where given."""
     numeric = all(label.isdigit() for label in labels)
     if class_names is None:
@@ -128,7 +124,7 @@ def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where
             raise InputError(f"{where}: label {beyond[0]}, but data.class_names has {len(class_names)} names (from 0)")
         return [class_names[int(label)] for label in labels]
     for number, label in enumerate(labels, start=2):
-        if label not in class_names:
+        if only_these and label not in class_names:
             raise InputError(f"{where}, line {number}: unknown class {label!r}{nearest(label, class_names)}")
     return labels
 

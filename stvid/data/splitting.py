@@ -64,16 +64,20 @@ def _deal(groups: Mapping[tuple[str, str], Counter], fractions: Mapping[str, flo
     """Which split each group goes to; `groups` maps a group to its class counts, in the order to deal in."""
     totals = sum(groups.values(), Counter())
     have = {name: Counter() for name in fractions}
+    left = Counter(label for counts in groups.values() for label in counts)
     split_of = {}
     for key, counts in sorted(groups.items(), key=lambda pair: -pair[1].total()):
 
         def gain(name: str, counts: Counter = counts) -> float:
             """How much nearer the wanted class counts this split comes, relative to what it wants."""
-            lacking = {c: fractions[name] * totals[c] - have[name][c] for c in counts}
-            return sum(
-                (lacking[c] ** 2 - (lacking[c] - n) ** 2) / (fractions[name] * totals[c]) for c, n in counts.items()
-            )
+            short = {c: fractions[name] * totals[c] - have[name][c] for c in counts}
+            return sum((short[c] ** 2 - (short[c] - n) ** 2) / (fractions[name] * totals[c]) for c, n in counts.items())
 
-        split_of[key] = max(fractions, key=gain)
+        for label in counts:
+            left[label] -= 1
+        # where a class has just enough groups left for the splits that lack it, this one must go to one of them
+        lacking = {label: [name for name in fractions if not have[name][label]] for label in counts}
+        pressed = [name for label in counts if left[label] < len(lacking[label]) for name in lacking[label]]
+        split_of[key] = max(pressed or fractions, key=gain)
         have[split_of[key]] += counts
     return split_of

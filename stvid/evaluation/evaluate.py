@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,27 +17,38 @@ from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.inference import Answers, classify
-from stvid.metrics import bootstrap_interval, video_scores
+from stvid.metrics import accuracy_interval, video_metrics
+
+log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.csv"
 
 
-def held_out(trained: Trained, *, split: str, manifest: str | Path | None = None) -> Manifest:
+def held_out(
+    trained: Trained, *, split: str, manifest: str | Path | None = None, allow_leaks: bool = False
+) -> Manifest:
     """The data the run was trained with, or another manifest with the same classes, and videos in the split.
 
+    Args:
+        trained: the model.
+        split: the split that is to be judged.
+        manifest: a CSV instead of the run's own.
+        allow_leaks: let the CSV's split hold files or groups that the run was trained on.
+
     Raises:
-        InputError: no manifest beside the run, no such split, an empty one, other classes than the model's, or videos
-            that are no longer there.
+        InputError: no manifest beside the run, no such split, an empty one, other classes than the model's, videos
+            that are no longer there, or that the run was trained on.
     """
     if split not in SPLITS:
         raise InputError(f"--split {split}: must be one of {', '.join(SPLITS)}")
     path = Path(manifest).expanduser() if manifest else trained.folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(f"{path} does not exist: it says which videos are held out. Name one with --manifest FILE.csv")
-    data = Manifest.read_csv(path, class_names=None if manifest else trained.class_names)
-    if set(data.class_names) != set(trained.class_names):
-        extra = ", ".join(sorted(set(data.class_names) - set(trained.class_names))) or "none"
-        lacking = ", ".join(sorted(set(trained.class_names) - set(data.class_names))) or "none"
+    data = Manifest.read_csv(path, class_names=trained.class_names, only_these=False)
+    there = {item.label for item in data.items}
+    if there != set(trained.class_names):
+        extra = ", ".join(sorted(there - set(trained.class_names))) or "none"
+        lacking = ", ".join(sorted(set(trained.class_names) - there)) or "none"
         raise InputError(
             f"{path} has other classes than the model: unknown to the model: {extra}; missing from the file: {lacking}"
         )
@@ -47,7 +59,21 @@ def held_out(trained: Trained, *, split: str, manifest: str | Path | None = None
     missing = [item.path for item in items if not os.path.exists(item.path)]
     if len(missing) == len(items):
         raise InputError(f"none of the {len(items)} videos of {path} are there, the first: {missing[0]}. Moved?")
+    if manifest and not allow_leaks and (trained.folder / MANIFEST_NAME).is_file():
+        _check_unseen(items, Manifest.read_csv(trained.folder / MANIFEST_NAME, class_names=trained.class_names), path)
     return data
+
+
+def _check_unseen(items: Sequence[Item], trained_with: Manifest, path: Path) -> None:
+    seen = [item for item in trained_with.items if item.split != "test"]
+    files = {os.path.realpath(item.path) for item in seen}
+    groups = {item.group for item in seen if item.group is not None}
+    known = [item.path for item in items if os.path.realpath(item.path) in files or item.group in groups]
+    if known:
+        raise InputError(
+            f"{len(known)} of {len(items)} videos in {path} belong to the run's own train or val (same file or group), "
+            f"the first: {known[0]}. Take them out, or insist with --allow-leaks"
+        )
 
 
 def evaluate(
@@ -58,6 +84,7 @@ def evaluate(
     num_clips: int | None = None,
     num_crops: int | None = None,
     order: str = "forward",
+    device: torch.device | None = None,
     num_workers: int | str = "auto",
 ) -> tuple[dict, list[dict]]:
     """Judges every video of a split and compares with the truth. For the arguments see `inference.classify`.
@@ -75,6 +102,7 @@ def evaluate(
         num_clips=num_clips,
         num_crops=num_crops,
         order=order,
+        device=device,
         num_workers=num_workers,
         cache=probe_cache(data),
     )
@@ -84,8 +112,10 @@ def evaluate(
     if not len(labels_N):
         raise InputError(f"none of the {len(items)} videos could be read, the first: {items[0].path}")
     right_N = answers.probabilities_NK.argmax(1) == labels_N
-    right = np.concatenate([right_N.numpy(), np.zeros(len(failed), dtype=bool)])
-    scores = video_scores(answers.probabilities_NK, labels_N, truth[failed])
+    num_right = int(right_N.sum())
+    for video, reason in sorted(answers.failed.items()):
+        log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
+    metrics = video_metrics(answers.probabilities_NK, labels_N, truth[failed])
     views_right = (answers.logits_VK.argmax(1) == truth[answers.videos_V]).sum().item()
     views_a_video = len(answers.videos_V) // len(labels_N)
     result = {
@@ -94,15 +124,15 @@ def evaluate(
         "num_videos": len(items),
         "num_failed": len(failed),
         "protocol": protocol(trained, num_clips=num_clips, num_crops=num_crops),
-        "video_accuracy": float(right.mean()),
-        "video_accuracy_ci95": list(bootstrap_interval(right)),
+        "video_accuracy": num_right / len(items),
+        "video_accuracy_ci95": list(accuracy_interval(num_right, len(items))),
         "clip_accuracy": views_right / (len(items) * views_a_video),
-        **{name: scores[name] for name in ("top5_accuracy", "mean_class_accuracy", "loss", "ece")},
+        **{name: metrics[name] for name in ("top5_accuracy", "mean_class_accuracy", "loss", "ece")},
         "per_class": {
-            name: {key: scores[key][i] for key in ("precision", "recall", "f1", "num_videos")}
+            name: {key: metrics[key][i] for key in ("precision", "recall", "f1", "num_videos")}
             for i, name in enumerate(trained.class_names)
         },
-        "confusion": scores["confusion"],
+        "confusion": metrics["confusion"],
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
     }

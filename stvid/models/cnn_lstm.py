@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from stvid.errors import InputError
 from stvid.models.encoders import SmallEncoder, TorchvisionEncoder, encode_frames
 
 POOLING = ("last", "mean")
@@ -28,6 +27,9 @@ class CNNLSTM(nn.Module):
         dropout: probability between LSTM layers and before the head, in [0, 1).
         pooling: `last`: the state at the last valid frame (of a bidirectional LSTM, where each direction ends);
             `mean`: the mean of the states at all valid frames.
+
+    Raises:
+        ValueError: an unknown encoder, weights or pooling, or sizes below 1.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class CNNLSTM(nn.Module):
     ):
         super().__init__()
         if pooling not in POOLING:
-            raise InputError(f"model.pooling (={pooling}) must be one of {', '.join(POOLING)}")
+            raise ValueError(f"model.pooling (={pooling}) must be one of {', '.join(POOLING)}")
         if min(hidden_size, num_layers) < 1:
-            raise InputError(f"model.hidden_size (={hidden_size}) and num_layers (={num_layers}) must be at least 1")
+            raise ValueError(f"model.hidden_size (={hidden_size}) and num_layers (={num_layers}) must be at least 1")
         if encoder == "small" and weights is not None:
-            raise InputError(f"model.weights (={weights}): the small encoder has none; name a torchvision network")
+            raise ValueError(f"model.weights (={weights}): the small encoder has none; name a torchvision network")
         self.encoder = SmallEncoder() if encoder == "small" else TorchvisionEncoder(name=encoder, weights=weights)
         self.lstm = nn.LSTM(
             self.encoder.num_features,

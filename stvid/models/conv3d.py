@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stvid.errors import InputError
 from stvid.shapes import conv_output_size
 
 KERNEL, PADDING = 3, 1
@@ -28,6 +27,9 @@ class Conv3D(nn.Module):
         depths: convolutions in each stage; one number serves all.
         strides: of each stage's first convolution, as [time, height, width].
         dropout: probability before the head, in [0, 1).
+
+    Raises:
+        ValueError: widths, depths and strides that do not belong together.
     """
 
     def __init__(
@@ -43,12 +45,12 @@ class Conv3D(nn.Module):
         super().__init__()
         depths = [depths] * len(widths) if isinstance(depths, int) else list(depths)
         if not len(widths) == len(depths) == len(strides) or not widths:
-            raise InputError(
+            raise ValueError(
                 f"model.widths ({len(widths)}), model.depths ({len(depths)}) and model.strides ({len(strides)}) must "
                 "have one entry for each stage"
             )
         if min(*widths, *depths) < 1 or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
-            raise InputError(
+            raise ValueError(
                 f"model.widths (={list(widths)}) and model.depths (={depths}) must be at least 1, model.strides "
                 f"(={[list(stride) for stride in strides]}) three numbers of at least 1 for each stage"
             )

@@ -5,13 +5,12 @@ N images   C channels   H, W height and width   F features of an image (`num_fea
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import torch
 import torchvision
 from torch import Tensor, nn
-
-from stvid.errors import InputError, nearest
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
 
@@ -59,21 +58,29 @@ class TorchvisionEncoder(nn.Module):
         weights: None, `DEFAULT`, or the name of one of the network's torchvision weights (downloaded on first use).
 
     Raises:
-        InputError: unknown network or weights.
+        ValueError: unknown network or weights.
     """
 
     def __init__(self, *, name: str, weights: str | None = None):
         super().__init__()
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
-            raise InputError(f"model.encoder (={name}) is no torchvision classification network{nearest(name, known)}")
+            close = " or ".join(difflib.get_close_matches(name, known, n=3))
+            raise ValueError(
+                f"model.encoder (={name}) is no torchvision classification network"
+                + (f"; did you mean {close}?" if close else ", see torchvision.models.list_models()")
+            )
         if weights is not None:
             choices = torchvision.models.get_model_weights(name)
             names = ["DEFAULT", *choices.__members__]
             if weights not in names:
-                raise InputError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
+                raise ValueError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
             weights = choices[weights]
         self.network = torchvision.models.get_model(name, weights=weights)
+        if hasattr(self.network, "transform_input"):
+            # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
+            # random weights too, so that a network does not depend on how it was once initialised
+            self.network.transform_input = True
         self.num_features = _cut(self.network)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

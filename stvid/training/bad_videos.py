@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from stvid.errors import InputError
+from stvid.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ class BadVideos(Callback):
     def __init__(self, *, path: Path, most: float):
         self.path, self.most = Path(path), most
         self.reasons: dict[str, str] = {}
+        if self.path.exists():  # a run that goes on
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
     def on_train_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
         self._note(trainer, batch)
@@ -44,7 +48,7 @@ class BadVideos(Callback):
         for path, reason in new.items():
             log.warning("left out, cannot be read (%s): %s", reason, path)
         if trainer.is_global_zero:
-            with self.path.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("path", "reason"), *sorted(self.reasons.items())])
         if len(self.reasons) > self.most:
             raise InputError(

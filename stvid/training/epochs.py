@@ -42,6 +42,11 @@ class EpochTable(Callback):
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
 
+    @property
+    def seconds(self) -> float:
+        """Of all epochs, also those before a resumed run was interrupted."""
+        return round(sum(float(row["seconds"]) for row in self.rows), 1)
+
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if self.path.exists():
             with self.path.open(newline="") as file:
@@ -49,14 +54,19 @@ class EpochTable(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.started, self.training_seconds, self.clips = time.perf_counter(), 0.0, 0
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.lr, self.validated = trainer.optimizers[0].param_groups[0]["lr"], False
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
         self.clips += len(batch["labels"]) * trainer.world_size
         self.training_seconds = time.perf_counter() - self.started
 
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not self.validated:  # what is there is left from an earlier epoch
+            measured = {name: value for name, value in measured.items() if not name.startswith("val_")}
         row = {
             **{name: f"{measured[name]:.6g}" for name in COLUMNS if name in measured},
             "epoch": trainer.current_epoch + 1,
@@ -101,7 +111,7 @@ class ProgressBar(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
         self.clips += len(batch["labels"]) * trainer.world_size
         self.bar.update()
-        if not self.bar.disable and outputs:
+        if not self.bar.disable and outputs and batch_idx % 10 == 0:  # reading the loss makes a GPU wait
             speed = self.clips / (time.perf_counter() - self.started)
             self.bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}, {speed:.0f} clips/s")
 

@@ -7,17 +7,26 @@ import platform
 
 import torch
 
+from stvid.errors import InputError
 from stvid.machine import num_cores
 
+PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # short names, as the Trainer knows them
 
-def resolve_precision(precision: str | int, accelerator: str) -> str | int:
-    """What to hand to the Trainer for `auto`; anything else is handed on as it is.
+
+def resolve_precision(precision: str | int, accelerator: str) -> str:
+    """`32-true`, `16-mixed` or `bf16-mixed`, for one of these, their short names, or `auto`.
 
     `auto` is `bf16-mixed` on CUDA devices of compute capability 8 and more and on CPUs with AVX512-BF16 or AMX, where
     it trains video models several times faster than float32; `32-true` elsewhere.
+
+    Raises:
+        InputError: anything else.
     """
     if precision != "auto":
-        return precision
+        name = PRECISIONS.get(str(precision), precision)
+        if name not in PRECISIONS.values():
+            raise InputError(f"trainer.precision (={precision}) must be auto, {', '.join(PRECISIONS.values())}")
+        return name
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.get_device_capability()[0] >= 8 else "32-true"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

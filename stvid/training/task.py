@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,15 @@ class ClassificationTask(pl.LightningModule):
     """Trains a model to tell classes apart.
 
     Logs `train_loss`, `train_clip_accuracy` (on augmented clips), `val_loss`, `val_clip_accuracy`,
-    `val_video_accuracy`, and `val_score`, by which the best checkpoint is chosen: the video accuracy, ties broken by
-    the loss (`accuracy - 1e-6 * loss`).
+    `val_video_accuracy`, and `val_criterion`, by which the best checkpoint is chosen: the video accuracy, ties broken
+    by the loss (`accuracy - 1e-6 * loss`).
 
     Args:
         model: `B x C x T x H x W` (and lengths) -> logits `B x K`.
         preprocess: uint8 batches to the model's input.
         optimization: how it learns.
         label_smoothing: share of the truth spread over all classes, in [0, 1) (Szegedy et al. 2016).
+        seed: with the epoch and the process, all that dropout depends on; so a resumed run is the same run.
         record: plain data that goes into every checkpoint under `stvid`, from which the model can be rebuilt.
     """
 
@@ -39,6 +41,7 @@ class ClassificationTask(pl.LightningModule):
         preprocess: Preprocess,
         optimization: Optimization,
         label_smoothing: float = 0.0,
+        seed: int = 0,
         record: Mapping,
     ):
         super().__init__()
@@ -48,6 +51,7 @@ class ClassificationTask(pl.LightningModule):
         self.preprocess = preprocess
         self.optimization = optimization
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.seed = seed
         self.record = record
         self.val_metric = ViewMetric()
 
@@ -55,12 +59,19 @@ class ClassificationTask(pl.LightningModule):
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
         return self.model(self.preprocess(clips_BTCHW, lengths_B), lengths_B)
 
+    def on_train_epoch_start(self) -> None:
+        state = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)
+        torch.manual_seed(int(state[0]))
+
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
         if not len(batch["labels"]):
-            return None
+            # one process of several must not leave the others waiting for its gradients
+            alone = self.trainer.world_size == 1
+            return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
         logits_BK = self(batch["clips"], batch["lengths"])
         loss = self.loss(logits_BK.float(), batch["labels"])
         accuracy = (logits_BK.argmax(1) == batch["labels"]).float().mean()
+        self.log("train_loss_step", loss.detach())
         logged = {"train_loss": loss.detach(), "train_clip_accuracy": accuracy}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(logits_BK), sync_dist=True)
         return loss
@@ -69,17 +80,17 @@ class ClassificationTask(pl.LightningModule):
         if len(batch["labels"]):
             logits_VK = self(batch["clips"], batch["lengths"])
         else:
-            logits_VK = torch.empty(0, 0, device=self.device)
+            logits_VK = torch.empty(0, len(self.record["class_names"]), device=self.device)
         self.val_metric.update(logits_VK, batch["labels"], batch["videos"], len(batch["failed"]))
 
     def on_validation_epoch_end(self) -> None:
-        scores = self.val_metric.compute()
+        found = self.val_metric.compute()
         self.val_metric.reset()
         logged = {
-            "val_loss": scores.loss,
-            "val_clip_accuracy": scores.clip_accuracy,
-            "val_video_accuracy": scores.video_accuracy,
-            "val_score": scores.video_accuracy - 1e-6 * scores.loss,
+            "val_loss": found.loss,
+            "val_clip_accuracy": found.clip_accuracy,
+            "val_video_accuracy": found.video_accuracy,
+            "val_criterion": found.video_accuracy - 1e-6 * found.loss,
         }
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
 
