@@ -23,6 +23,10 @@ def same_but_time(path):
     return [{k: v for k, v in row.items() if k not in ("seconds", "clips_per_second")} for row in rows_of(path)]
 
 
+def paths_of_test(run):
+    return [row["path"] for row in rows_of(run / "manifest.csv") if row["split"] == "test"]
+
+
 def squares(video_folder, run, *overrides):
     return train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *TINY, *overrides)
 
@@ -238,12 +242,19 @@ def test_the_installed_command_does_the_same(video_folder, tmp_path):
 
 
 def test_two_processes_train_one_run_in_one_folder(video_folder, tmp_path):
+    root = shutil.copytree(video_folder, tmp_path / "videos")
+    for name in ("03.mp4", "05.mp4"):
+        (root / "to_left" / name).write_bytes(b"x" * 5000)
     run = tmp_path / "run"
-    overrides = ["data=folder", f"data.root={video_folder}", *TINY, f"hydra.run.dir={run}", "trainer.max_epochs=2"]
+    overrides = ["data=folder", f"data.root={root}", *TINY, f"hydra.run.dir={run}", "trainer.max_epochs=2"]
+    overrides += ["data.max_bad=0.5", "data.batch_size=2"]
     processes = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
     done = stvid(*overrides, *processes, program=(sys.executable, str(ROOT / "train.py")), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "videos"}
+    bad = {os.path.basename(row["path"]) for row in rows_of(run / "bad_videos.csv")}
+    assert bad == {"03.mp4", "05.mp4"} - {os.path.basename(p) for p in paths_of_test(run)}
+    assert all(done.stdout.count(f"/{name}") == 1 for name in bad)
     rows = rows_of(run / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     result = json.loads((run / "result.json").read_text())
@@ -251,3 +262,13 @@ def test_two_processes_train_one_run_in_one_folder(video_folder, tmp_path):
     assert float(best["val_video_accuracy"]) == pytest.approx(result["video_accuracy"], abs=1e-6)
     assert float(best["val_loss"]) == pytest.approx(result["loss"], abs=1e-3)
     assert done.stdout.count("epoch   1/2") == 1
+
+
+@pytest.mark.parametrize(("every", "judged", "checkpoint"), [(2, ["2"], "best.ckpt"), (5, [], "last.ckpt")])
+def test_epochs_that_were_not_validated_say_so_and_lose_nothing(video_folder, tmp_path, every, judged, checkpoint):
+    run = tmp_path / "run"
+    done = squares(video_folder, run, "trainer.max_epochs=3", f"trainer.check_val_every_n_epoch={every}")
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in rows_of(run / "metrics.csv") if row["val_loss"]] == judged
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((run / "result.json").read_text())["checkpoint"].endswith(checkpoint)

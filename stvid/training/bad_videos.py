@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from stvid.errors import InputError
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class BadVideos(Callback):
-    """Takes note of the `failed` entries of every batch.
+    """Takes note of the `failed` entries of every batch; of several processes', at the end of the epoch.
 
     Args:
         path: the CSV file (`path,reason`), written as soon as there is anything to write.
@@ -33,6 +34,7 @@ class BadVideos(Callback):
         if self.path.exists():  # a run that goes on
             with self.path.open(newline="", encoding="utf-8") as file:
                 self.reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        self.told = set(self.reasons)
 
     def on_train_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
         self._note(trainer, batch)
@@ -40,10 +42,24 @@ class BadVideos(Callback):
     def on_validation_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
         self._note(trainer, batch)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if trainer.world_size > 1:  # each process has met its own
+            everybody: list[dict[str, str]] = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(everybody, self.reasons)
+            self._add({path: reason for reasons in everybody for path, reason in reasons.items()}, trainer)
+
     def _note(self, trainer: pl.Trainer, batch: Mapping) -> None:
-        new = {failure.path: failure.reason for failure in batch["failed"] if failure.path not in self.reasons}
+        met = {failure.path: failure.reason for failure in batch["failed"]}
+        if trainer.world_size == 1:
+            self._add(met, trainer)
+        else:
+            self.reasons |= met
+
+    def _add(self, met: Mapping[str, str], trainer: pl.Trainer) -> None:
+        new = {path: reason for path, reason in sorted(met.items()) if path not in self.told}
         if not new:
             return
+        self.told |= set(new)
         self.reasons |= new
         for path, reason in new.items():
             log.warning("left out, cannot be read (%s): %s", reason, path)
