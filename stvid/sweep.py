@@ -30,7 +30,7 @@ class SweepSummary(Callback):
         hydra = job_return.hydra_cfg.hydra
         if hydra.mode is None or hydra.mode.name != "MULTIRUN":
             return
-        self.folder = Path(hydra.sweep.dir)
+        self.folder = Path(hydra.runtime.output_dir).parent  # hydra.sweep.dir would be resolved anew, with another time
         self.rows.append(_row(Path(hydra.runtime.output_dir), job_return))
         self._write()
         if job_return.status != JobStatus.COMPLETED:  # Hydra raises once all are done; the table is in the file

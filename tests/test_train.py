@@ -272,3 +272,16 @@ def test_epochs_that_were_not_validated_say_so_and_lose_nothing(video_folder, tm
     assert [row["epoch"] for row in rows_of(run / "metrics.csv") if row["val_loss"]] == judged
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert json.loads((run / "result.json").read_text())["checkpoint"].endswith(checkpoint)
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_says_which_it_was(video_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "clip.num_frames=0,4")
+    done = train_py(*overrides)
+    assert done.returncode == 2
+    assert "clip.num_frames (=0) must be at least 1" in done.stderr
+    (sweep,) = (tmp_path / "outputs").iterdir()
+    good, bad = rows_of(sweep / "summary.csv")
+    assert (good["clip.num_frames"], good["status"]) == ("4", "done")
+    assert bad["clip.num_frames"] == "0"
+    assert "num_frames (=0)" in bad["status"]

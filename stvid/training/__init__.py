@@ -3,4 +3,6 @@
 import warnings
 
 # what Lightning says to itself, or of a checkpoint folder that is meant to hold checkpoints
-warnings.filterwarnings("ignore", message=".*LeafSpec.*|Checkpoint directory .* exists")
+warnings.filterwarnings(
+    "ignore", message=".*LeafSpec.*|Checkpoint directory .* exists|.*smaller than the logging interval"
+)
