@@ -21,7 +21,7 @@ from stvid.clip import Preprocess
 from stvid.config import report_errors
 from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out
 from stvid.files import write_json
-from stvid.run import CONFIG_NAME, is_sweep, open_run, shown
+from stvid.run import CONFIG_NAME, is_sweep, leaving_no_empty_run, open_run, shown
 from stvid.training.bad_videos import BadVideos
 from stvid.training.checkpoints import checkpoints
 from stvid.training.epochs import EpochTable, ProgressBar
@@ -91,7 +91,7 @@ def train(config: DictConfig, run: Path) -> float:
 def main(config: DictConfig) -> float:
     if is_sweep():  # Hydra takes note of a run that failed and goes on with the next
         return train(*open_run(config))
-    with report_errors():
+    with report_errors(), leaving_no_empty_run():
         return train(*open_run(config))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -60,6 +63,18 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         path, class_names = str(run / MANIFEST_NAME), own.class_names
         own.data.datamodule.manifest = {"_target_": MANIFEST, "path": path, "class_names": class_names}
     return own, run
+
+
+@contextlib.contextmanager
+def leaving_no_empty_run() -> Iterator[None]:
+    """Takes the run folder away again where an error came before there was anything in it but the log."""
+    run = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        yield
+    except BaseException:
+        if {path.name for path in run.iterdir()} <= {"train.log"}:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def _is_first_process() -> bool:

@@ -188,6 +188,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(overrides, words, tmp_path, vi
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "run").exists(), "an empty run folder was left behind"
 
 
 def test_a_run_folder_is_never_written_over(run_folder, video_folder):
