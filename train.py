@@ -40,14 +40,13 @@ def train(config: DictConfig, run: Path) -> float:
     plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
     model = build_model(plain["model"], num_classes=len(classes))
     check_fit(model, data.clip)
-    protocol = {"num_clips": data.num_clips, "num_crops": data.num_crops}
     task = ClassificationTask(
         model=model,
         preprocess=Preprocess(clip=data.clip),
         optimization=instantiate(config.optimizer, _convert_="all"),
         label_smoothing=config.label_smoothing,
         seed=config.seed,
-        record=record(config=plain, clip=data.clip, class_names=classes, protocol=protocol),
+        record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
     )
     folder, table = run / CHECKPOINTS, EpochTable(path=run / "metrics.csv")
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
@@ -64,9 +63,10 @@ def train(config: DictConfig, run: Path) -> float:
             table,
         ],
     )
-    leave_cores_to_readers(trainer.strategy.root_device.type)
-    log.info("%d classes, %d training videos, %d to validate on", len(classes), len(data.train), len(data.val))
-    log.info("%s on %s, precision %s", type(model).__name__, trainer.strategy.root_device, precision)
+    device = trainer.strategy.root_device
+    leave_cores_to_readers(device.type)
+    log.info("%s for %d classes on %s, precision %s", type(model).__name__, len(classes), device, precision)
+    log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
     if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):
         data.manifest.write_csv(run / MANIFEST_NAME)
         OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
@@ -77,13 +77,13 @@ def train(config: DictConfig, run: Path) -> float:
         return 0.0
 
     trained = load(run)
-    where = {"device": trainer.strategy.root_device, "num_workers": data.num_workers}
-    result, _ = evaluate(trained, held_out(trained, split="val"), split="val", **where)
+    held = held_out(trained, split="val")
+    result, _ = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": table.seconds})
-    place = shown(run)
     log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
-    log.info("run folder   %s", place)
-    log.info("test it      stvid evaluate %s\nuse it       stvid predict %s VIDEO...", place, place)
+    log.info("run folder   %s", shown(run))
+    log.info("test it      stvid evaluate %s%s", shown(run), "" if data.manifest.select("test") else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", shown(run))
     return result["video_accuracy"]
 
 

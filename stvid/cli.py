@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid import __version__
-from stvid.config import home, report_errors
 from stvid.errors import InputError
-from stvid.run import shown
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -28,12 +26,14 @@ stvid COMMAND --help says more.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["train"]:
+    options = None if arguments[:1] == ["train"] else _parser().parse_args(arguments)
+    from stvid.config import home, report_errors  # what takes seconds to import waits until the words are understood
+
+    if options is None:
         train_file = home() / "train.py"
         sys.argv = [str(train_file), *arguments[1:]]
         runpy.run_path(str(train_file), run_name="__main__")
         return
-    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with report_errors():
         if options.json and not Path(options.json).absolute().parent.is_dir():
@@ -80,6 +80,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from stvid.checkpoint import load
     from stvid.evaluation.evaluate import describe, evaluate, held_out, write_predictions
     from stvid.files import write_json
+    from stvid.run import shown
 
     trained = load(options.run)
     data = held_out(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)

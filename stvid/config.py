@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -140,9 +140,17 @@ def _config_message(error: Exception) -> str:
             return str(cause)
         cause = cause.__cause__
     text = str(error)
+    ours = re.match(r"InputError raised while resolving interpolation: (.*)", text)
+    if ours:
+        return ours[1]
+    if isinstance(error, OverrideParseException):
+        return f"{text.splitlines()[0]}. A value with special characters needs two pairs of quotes: \"key='value'\""
     unknown = re.search(r"(?:Could not override|Key) '([^']+)'", text)
     if unknown:
         key = unknown.group(1)
+        if key in config_keys():
+            group = key.split(".")[0]
+            return f"{key} is no key of the {group} that is chosen; another {group}=... has it"
         return f"unknown config key {key}{nearest(key, config_keys())}"
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
 

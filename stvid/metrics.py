@@ -130,4 +130,4 @@ def accuracy_interval(num_right: int, num_videos: int) -> tuple[float, float]:
     share, weight = num_right / num_videos, z**2 / num_videos
     centre = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / num_videos + weight / num_videos / 4) / (1 + weight)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from stvid.data.stage.scenes import render_scene
 from stvid.errors import InputError
 from stvid.machine import num_cores
 from stvid.video.writer import write_video
+
+log = logging.getLogger(__name__)
 
 RENDERER_VERSION = 1  # raise it with every change to the pixels: rendered files are kept by version
 FPS = 24
@@ -89,6 +92,7 @@ def actions(
     ]
     missing = [job for job in jobs if not job.path.exists()]
     if missing or not table.exists():
+        log.info("rendering %d videos into %s", len(missing), folder)
         _render_all(missing, num_workers)
         Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(table)  # last: all is there
     return Manifest.read_csv(table, class_names=CLASSES)

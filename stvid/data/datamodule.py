@@ -68,7 +68,7 @@ class VideoDataModule(pl.LightningDataModule):
         augment.check_classes(manifest.class_names)
         self.clip, self.augment, self.seed, self.max_bad = clip, augment, seed, max_bad
         self.batch_size, self.num_workers = batch_size, resolve_workers(num_workers)
-        self.num_clips, self.num_crops = num_clips, num_crops
+        self.protocol = {"num_clips": num_clips, "num_crops": num_crops}
 
     def setup(self, stage: str | None = None) -> None:
         """Probes the files of train and val (from the cache where that was done before)."""
@@ -84,8 +84,7 @@ class VideoDataModule(pl.LightningDataModule):
         self.val = Views(
             items=items[num_train:],
             infos=infos[num_train:],
-            num_clips=self.num_clips,
-            num_crops=self.num_crops,
+            **self.protocol,
             **shared,
         )
         for dataset in (self.train, self.val):

@@ -47,8 +47,8 @@ def held_out(
     data = Manifest.read_csv(path, class_names=trained.class_names, only_these=False)
     there = {item.label for item in data.items}
     if there != set(trained.class_names):
-        extra = ", ".join(sorted(there - set(trained.class_names))) or "none"
-        lacking = ", ".join(sorted(set(trained.class_names) - there)) or "none"
+        extra = ", ".join(sorted(there - set(trained.class_names))) or "(nothing)"
+        lacking = ", ".join(sorted(set(trained.class_names) - there)) or "(nothing)"
         raise InputError(
             f"{path} has other classes than the model: unknown to the model: {extra}; missing from the file: {lacking}"
         )
@@ -197,7 +197,7 @@ def describe(result: dict) -> str:
         f"video accuracy       {result['video_accuracy']:.3f}   (95 % interval {low:.3f} to {high:.3f})",
         f"clip accuracy        {result['clip_accuracy']:.3f}",
         f"mean class accuracy  {result['mean_class_accuracy']:.3f}",
-        f"top-5 accuracy       {result['top5_accuracy']:.3f}",
+        *([f"top-5 accuracy       {result['top5_accuracy']:.3f}"] if len(result["class_names"]) > 5 else []),
         f"log loss             {result['loss']:.3f}",
         f"calibration error    {result['ece']:.3f}",
         "",

@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 class EpochTable(Callback):
-    """Writes `metrics.csv` and logs the same row, with clips/s of the training part of the epoch.
+    """Writes `metrics.csv` and logs the same row: the last step's learning rate, clips/s of the training part.
 
     A run that goes on (`resume`) keeps the rows of the epochs behind its checkpoint and writes the others anew.
 
@@ -54,7 +54,10 @@ class EpochTable(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.started, self.training_seconds, self.clips = time.perf_counter(), 0.0, 0
-        self.lr, self.validated = trainer.optimizers[0].param_groups[0]["lr"], False
+        self.validated = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch, batch_idx) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
         self.clips += len(batch["labels"]) * trainer.world_size
@@ -79,6 +82,11 @@ class EpochTable(Callback):
         if trainer.is_global_zero:
             self._write()
             self._tell(row, trainer)
+
+    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            kept, run = len(self.rows), self.path.parent
+            log.info("\ninterrupted; %d epochs are kept. Go on with: python train.py resume=%s", kept, run)
 
     def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
