@@ -14,6 +14,8 @@ from av.stream import Disposition
 
 from stvid.video.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
 
+# Metadata in another encoding than UTF-8 must not make a file unreadable; PyAV 19 sees to that itself.
+_TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _SAMPLE = 16  # frames that are decoded to see whether they come when the packets say
 
 
@@ -32,7 +34,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
             raise VideoError(path, UNREADABLE, "not a regular file")
         if status.st_size == 0:
             raise VideoError(path, EMPTY, "zero bytes")
-        with av.open(file, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
+        with av.open(file, options={"protocol_whitelist": "file"}, **_TOLERANT) as container:
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams:
                 raise VideoError(path, NO_VIDEO_STREAM)
