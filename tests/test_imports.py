@@ -11,7 +11,9 @@ ORDER = [
     "checkpoint", "inference", "evaluation", "deploy", "config", "run", "sweep", "cli",
 ]  # fmt: skip
 ONLY_IN = {
-    "decord": {"video/reader.py"},
+    "decord": {"video/backends.py"},
+    "torchcodec": {"video/backends.py"},
+    "av": {"video/"},
     "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
     "hydra": {"train.py", "config.py", "run.py", "sweep.py"},
 }

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import pytest
 
 from stvid.video import probe as probe_module
 from stvid.video.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUNCATED, UNREADABLE, VideoError
-from stvid.video.probe import VideoInfo, probe, probe_all
+from stvid.video.info import VideoInfo
+from stvid.video.probe import probe, probe_all
 
 DATA = Path(os.environ.get("STVID_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 UT_INTERACTION = DATA / "ut_interaction"
@@ -67,9 +69,9 @@ def test_facts_of_a_plain_file(tmp_path):
         width=64,
         codec="h264",
         rotation=0,
-        random_access=True,
-        keyframe_interval=10,
-        timestamps=None,
+        pixel_format="yuv420p",
+        keyframes=(0, 10, 20),
+        first_pts=0,
     )
     assert pickle.loads(pickle.dumps(info)) == info
 
@@ -115,10 +117,10 @@ def test_empty_files_are_empty(tmp_path):
     assert reason_of(tmp_path / "zero.mp4") == EMPTY
 
 
-def test_text_and_folders_are_unreadable(tmp_path):
+def test_text_is_unreadable_and_a_folder_without_images_empty(tmp_path):
     (tmp_path / "text.mp4").write_text("no video at all\n" * 100)
     assert reason_of(tmp_path / "text.mp4") == UNREADABLE
-    assert reason_of(tmp_path) == UNREADABLE
+    assert reason_of(tmp_path) == EMPTY
 
 
 def test_sound_alone_has_no_video_stream(tmp_path):
@@ -168,11 +170,27 @@ def test_odd_files_without_frames_say_why(name, reason):
     assert reason_of(ODD_VIDEOS / name) == reason
 
 
+def test_counting_is_quicker_and_says_the_same_of_a_good_file(tmp_path):
+    path = write_video(tmp_path / "video.mp4", bf="0")
+    counted = probe(path, decode_all=False)
+    assert not counted.decoded
+    assert replace(counted, decoded=True) == probe(path)
+
+
+def test_the_frame_nearest_to_a_time_is_found(tmp_path):
+    even = probe(write_video(tmp_path / "even.mp4"))
+    assert [even.index_at(t) for t in (0, 0.019, 0.021, 1.0)] == [0, 0, 1, 25]
+    times = [0, 40, 80, 400, 440]
+    uneven = probe(write_video(tmp_path / "uneven.mp4", num_frames=5, times=times))
+    assert [uneven.index_at(t) for t in (0, 0.1, 0.25, 0.3, 9)] == [0, 2, 3, 3, 4]
+    assert [uneven.seconds_at(i) for i in range(5)] == pytest.approx([t / 1000 for t in times], abs=1e-3)
+
+
 @pytest.fixture
 def videos(tmp_path) -> list[Path]:
     folder = tmp_path / "videos"
     folder.mkdir()
-    return [write_video(folder / f"{n}.mp4", num_frames=n) for n in (5, 6, 7, 8)]
+    return [write_video(folder / f"{n}.mp4", num_frames=n, bf="0") for n in (5, 6, 7, 8)]
 
 
 @pytest.fixture(params=["fork", "spawn"])
@@ -210,10 +228,10 @@ def test_nothing_to_probe_is_no_work():
 
 @pytest.mark.usefixtures("forked")
 def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
-    def crash(name):
+    def crash(name, *, decode_all):
         if name.endswith("6.mp4"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return probe(name)
+        return probe(name, decode_all=decode_all)
 
     monkeypatch.setattr(probe_module, "probe", crash)
     results = probe_all(videos, num_workers=2, progress=False)
@@ -222,17 +240,17 @@ def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
 
 @pytest.mark.usefixtures("forked")
 def test_a_hang_costs_its_time_limit_and_only_its_own_file(videos, monkeypatch):
-    def hang(name):
+    def hang(name, *, decode_all):
         if name.endswith("6.mp4"):
             time.sleep(600)
-        return probe(name)
+        return probe(name, decode_all=decode_all)
 
     monkeypatch.setattr(probe_module, "probe", hang)
     results = probe_all(videos, num_workers=2, progress=False, timeout=1.0)
     assert [getattr(r, "num_frames", None) or r.reason for r in results] == [5, TIMEOUT, 7, 8]
 
 
-def forbidden(name):
+def forbidden(name, *, decode_all):
     raise AssertionError(f"{name} was probed again")
 
 
@@ -252,11 +270,33 @@ def test_the_cache_keeps_the_time_of_each_frame(tmp_path):
     assert len(first[0].timestamps) == 4
 
 
+def test_counted_facts_do_not_do_where_decoding_was_asked_for(videos, tmp_path):
+    cache = tmp_path / "probe.json"
+    known = {"num_workers": 0, "cache": cache, "progress": False}
+    assert not any(info.decoded for info in probe_all(videos, decode_all=False, **known))
+    assert all(info.decoded for info in probe_all(videos, decode_all=True, **known))
+    assert all(info.decoded for info in probe_all(videos, decode_all=False, **known))
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_mistake_of_ours_is_not_taken_for_a_bad_file(videos, monkeypatch):
+    def mistaken(name, *, decode_all):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(probe_module, "probe", mistaken)
+    with pytest.raises(ZeroDivisionError):
+        probe_all(videos, num_workers=2, progress=False)
+
+
 def test_a_changed_file_is_probed_again_and_the_others_are_not(videos, tmp_path, monkeypatch):
     cache = tmp_path / "probe.json"
     probe_all(videos, num_workers=0, cache=cache, progress=False)
     write_video(videos[0], num_frames=12)
-    monkeypatch.setattr(probe_module, "probe", lambda name: probe(name) if name == str(videos[0]) else forbidden(name))
+    monkeypatch.setattr(
+        probe_module,
+        "probe",
+        lambda name, *, decode_all: probe(name) if name == str(videos[0]) else forbidden(name, decode_all=decode_all),
+    )
     infos = probe_all(videos, num_workers=0, cache=cache, progress=False)
     assert [info.num_frames for info in infos] == [12, 6, 7, 8]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as F
 
 from stvid.video import reader
+from stvid.video.backends import is_installed
+from stvid.video.decoding import decode
 from stvid.video.errors import MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
@@ -116,10 +120,12 @@ def assert_exact(path) -> None:
     assert (info.height, info.width) == oracle.shape[1:3]
     for indices in requests(len(oracle)):
         np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), oracle[indices])
-        if info.random_access:  # also where it would not pay
-            distinct = sorted(set(indices))
-            frames = reader._read_random(path, distinct, info=info, num_threads=1)
-            np.testing.assert_array_equal(frames.numpy(), oracle[distinct])
+    if info.random_access:
+        assert set(info.keyframes) <= set(range(info.num_frames))
+        for indices in ([i] for i in range(len(oracle))):  # every frame by a jump of its own
+            jumped = reader._read(path, indices, info=info, size=(info.height, info.width), num_threads=1, jump=True)
+            assert jumped is not None, f"jumping to frame {indices} fails"
+            np.testing.assert_array_equal(jumped.numpy(), oracle[indices])
 
 
 @pytest.mark.parametrize(("codec", "container", "bframes", "gop"), MATRIX)
@@ -197,15 +203,21 @@ def test_animated_gifs_are_read(tmp_path):
     assert_exact(tmp_path / "video.gif")
 
 
+def turned(path, matrix):
+    """Writes a display matrix into the track header of an mp4: 16.16 and 2.30 fixed point."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
 @pytest.mark.parametrize(("turn", "matrix"), [(90, (0, -1, 1, 0)), (180, (-1, 0, 0, -1)), (270, (0, 1, -1, 0))])
 def test_rotated_recordings_come_upright(tmp_path, turn, matrix):
     path = write_video(tmp_path / "video.mp4", bframes=2)
     plain = decoded(path)
-    content = bytearray(path.read_bytes())
-    place = content.index(b"tkhd") + 44  # the matrix of the track header, 16.16 and 2.30 fixed point
-    a, b, c, d = (value << 16 for value in matrix)
-    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
+    turned(path, matrix)
     frames = as_thwc(read_frames(path, [0, 50]))
     np.testing.assert_array_equal(frames, np.stack([np.rot90(plain[i], turn // 90) for i in (0, 50)]))
     assert_exact(path)
@@ -228,22 +240,77 @@ def test_far_frames_of_a_trusted_file_are_reached_by_random_access(tmp_path, mon
     path = write_video(tmp_path / "video.mp4", bframes=2)
     info = probe(path)
     assert info.random_access
-    monkeypatch.setattr(reader, "_read_forward", None)
+    monkeypatch.setattr(reader, "_forward", None)
     assert number_of(as_thwc(read_frames(path, [59], info=info))[0]) == 59
 
 
-def test_near_frames_are_decoded_forward_even_in_a_trusted_file(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "video.mp4", bframes=2)
-    monkeypatch.setattr(reader, "_read_random", None)
-    assert number_of(as_thwc(read_frames(path, [4]))[0]) == 4
+def test_a_jump_decodes_no_more_than_from_the_keyframe(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "video.mp4", gop=12)
+    info, decoded_frames = probe(path), []
+    monkeypatch.setattr(reader, "decode", lambda *args: map(lambda f: decoded_frames.append(f) or f, decode(*args)))
+    read_frames(path, [38, 40], info=info)
+    assert len(decoded_frames) == 5  # 36 to 40
 
 
-def test_forward_decoding_steps_in_where_decord_fails(tmp_path, monkeypatch):
-    import decord
+@pytest.mark.parametrize("change", [{"first_pts": 5}, {"fps": 50.0}, {"keyframes": (0, 7)}])
+def test_forward_decoding_steps_in_where_a_jump_does_not_lead_to_the_frame(tmp_path, change):
+    path = write_video(tmp_path / "video.mp4")
+    wrong = replace(probe(path), **change)
+    assert number_of(as_thwc(read_frames(path, [59], info=wrong))[0]) == 59
+    assert number_of(as_thwc(read_frames(path, [8], info=wrong))[0]) == 8
 
+
+def test_hevc_and_deep_pixels_are_reached_by_jumps_too(tmp_path):
+    assert probe(write_video(tmp_path / "video.mp4", codec="hevc")).random_access
+    assert probe(write_video(tmp_path / "deep.mp4", pixels="yuv420p10le")).random_access
+
+
+@pytest.mark.parametrize(("height", "width", "short_side"), [(96, 128, 48), (97, 131, 40), (200, 120, 64)])
+def test_scaled_frames_are_those_that_are_scaled_afterwards(tmp_path, height, width, short_side):
+    path = write_video(tmp_path / "video.mp4", pixels="yuv444p", size=(height, width), bframes=2)
+    scaled = read_frames(path, [5, 40], short_side=short_side)
+    native = read_frames(path, [5, 40])
+    assert min(scaled.shape[2:]) == short_side
+    wanted = F.resize(native, list(scaled.shape[2:]), antialias=True)
+    assert (scaled.float() - wanted.float()).abs().mean() < 1.5
+    assert [number_of(frame) for frame in as_thwc(scaled)] == [5, 40]
+
+
+def test_frames_are_never_enlarged(tmp_path):
+    path = write_video(tmp_path / "video.mp4")
+    assert torch.equal(read_frames(path, [3], short_side=500), read_frames(path, [3]))
+    with pytest.raises(ValueError, match="short_side"):
+        read_frames(path, [3], short_side=0)
+
+
+def test_a_turned_recording_is_scaled_upright(tmp_path):
+    path = turned(write_video(tmp_path / "video.mp4"), (0, -1, 1, 0))
+    assert read_frames(path, [0], short_side=48).shape == (1, 3, 64, 48)
+
+
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_other_backends_give_the_same_frames(tmp_path, backend):
+    if not is_installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    for name, options in [("a.mp4", {"bframes": 2}), ("b.avi", {"codec": "mpeg4", "bframes": 2}), ("c.mkv", {})]:
+        path = write_video(tmp_path / name, **options)
+        info = probe(path)
+        for indices in requests(info.num_frames):
+            frames = read_frames(path, indices, info=info, backend=backend)
+            assert torch.equal(frames, read_frames(path, indices, info=info))
+    assert read_frames(tmp_path / "a.mp4", [7], backend=backend, short_side=48).shape == (1, 3, 48, 64)
+
+
+def test_a_backend_that_fails_is_stood_in_for(tmp_path, monkeypatch):
+    decord = pytest.importorskip("decord")
     path = write_video(tmp_path / "video.mp4")
     monkeypatch.setattr(decord.VideoReader, "get_batch", lambda *_: (_ for _ in ()).throw(decord.DECORDError("no")))
-    assert number_of(as_thwc(read_frames(path, [59]))[0]) == 59
+    assert number_of(as_thwc(read_frames(path, [59], backend="decord"))[0]) == 59
+
+
+def test_an_unknown_backend_is_the_callers_mistake(tmp_path):
+    with pytest.raises(ValueError, match="pyav, decord, torchcodec"):
+        read_frames(tmp_path / "video.mp4", [0], backend="opencv")
 
 
 def test_threads_change_nothing(tmp_path):
@@ -345,7 +412,11 @@ def test_frames_of_odd_files_are_exact(name):
 @pytest.mark.skipif(not ODD_VIDEOS.exists(), reason="needs shared/data/odd_videos")
 def test_a_broken_file_gives_its_good_frames_and_no_others():
     path = ODD_VIDEOS / "corrupted.mp4"  # claims 50 frames, breaks after 28
-    assert len(read_frames(path, range(28))) == 28
     with pytest.raises(VideoError) as caught:
-        read_frames(path, [0, 49])
+        probe(path)
+    assert caught.value.reason == TRUNCATED
+    info = probe(path, decode_all=False)  # counts what is promised
+    assert len(read_frames(path, range(28), info=info)) == 28
+    with pytest.raises(VideoError) as caught:
+        read_frames(path, [0, 49], info=info)
     assert caught.value.reason == TRUNCATED

@@ -19,7 +19,7 @@ from stvid.data import sampling
 from stvid.data.manifest import Item
 from stvid.data.transforms import Augment, crop_and_resize, crop_box
 from stvid.video.errors import VideoError
-from stvid.video.probe import VideoInfo
+from stvid.video.info import VideoInfo
 from stvid.video.reader import read_frames
 
 

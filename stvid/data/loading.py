@@ -16,7 +16,8 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.machine import num_cores
 from stvid.video.errors import VideoError
-from stvid.video.probe import VideoInfo, probe_all
+from stvid.video.info import VideoInfo
+from stvid.video.probe import probe_all
 
 CACHE_NAME = ".stvid_probe.json"
 

@@ -158,7 +158,7 @@ class Scan:
         if self.marked or None in self.pts or not self.is_key[0] or self.first.interlaced_frame:
             return False  # interlaced: fields may come in packets of their own
         stamps = sorted(self.pts)
-        if self.frames_pts != stamps[:_SAMPLE]:
+        if self.frames_pts[:_SAMPLE] != stamps[:_SAMPLE]:
             return False
         if self.reorders and stamps == self.pts and len(stamps) > 1:
             return False  # stamps made up by a container without them, such as AVI before it became an mp4
@@ -180,7 +180,7 @@ class Scan:
         return True
 
     @property
-    def keyframe_interval(self) -> int:
-        """Most frames from one keyframe to the next, or to the end. Asked only where `gops_are_closed`."""
-        keys = [i for i, is_key in enumerate(self.is_key) if is_key] + [len(self.is_key)]
-        return max(b - a for a, b in pairwise(keys))
+    def keyframes(self) -> tuple[int, ...]:
+        """Numbers of the frames that are keyframes. Asked only where `packets_are_frames`."""
+        number_of = {pts: number for number, pts in enumerate(sorted(self.pts))}
+        return tuple(sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key))

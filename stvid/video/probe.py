@@ -3,104 +3,72 @@
     info = probe("clip.avi")                                                   # VideoInfo, or raises VideoError
     infos = probe_all(paths, num_workers=8, cache=Path("probe.json"))          # a list of both
 
-Headers are not believed. The frame count is what a decoder delivers: where every packet is known to become one frame
-the packets are counted (no decoding), elsewhere the file is decoded once.
+Headers are not believed: the frame count is what a decoder delivers.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import multiprocessing
 import os
-import secrets
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-import av
 from tqdm import tqdm
 
+from stvid.video import cache as facts
 from stvid.video.decoding import Scan, open_video
-from stvid.video.errors import TIMEOUT, UNREADABLE, VideoError
-
-logger = logging.getLogger(__name__)
+from stvid.video.errors import VideoError
+from stvid.video.images import image_size, list_images
+from stvid.video.info import VideoInfo
+from stvid.video.workers import each_file
 
 # Where one packet is one frame, whatever the encoder did: these containers hold whole access units, and these codecs
 # have no packet that shows nothing (MPEG-4 in AVI has: packed B-frames; VP8 has: alternate references).
 _COUNTED_CONTAINERS = ("mov", "matroska")
 _COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
-# HEVC is counted but not trusted: decord fails in the middle of some files with B-frames.
-_TRUSTED_CODECS = ("h264", "vp9", "av1", "mjpeg")
 _SAVE_EVERY = 60.0  # seconds; a run killed while it probes goes on from there
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """What is true of one video file.
-
-    Attributes:
-        num_frames: frames that a decoder run from the first frame delivers; at least 1.
-        fps: average frames per second; 25 where the file says nothing.
-        duration: seconds, `num_frames / fps`.
-        height: pixels, as displayed (after rotation).
-        width: pixels, as displayed (after rotation).
-        codec: FFmpeg's name, such as `h264`, `mpeg4`, `vp9`.
-        rotation: degrees counterclockwise (0, 90, 180, 270) by which decoded pictures are turned for display.
-        random_access: whether decord, asked for any frame, is trusted to return that one.
-        keyframe_interval: most frames from one keyframe to the next; 0 where random access is not trusted.
-        timestamps: seconds from the first frame to each, where they are not evenly spaced; else None.
-    """
-
-    num_frames: int
-    fps: float
-    duration: float
-    height: int
-    width: int
-    codec: str
-    rotation: int
-    random_access: bool
-    keyframe_interval: int
-    timestamps: tuple[float, ...] | None = None
-
-
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
+def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo:
     """Find the facts of one file, in this process and without a time limit.
 
-    Reads all packets; decodes all of them only where they cannot be counted.
+    Args:
+        path: a video file, or a folder of images.
+        decode_all: decode every frame, so that a file which breaks half way is found out. False: where every packet is
+            known to become one frame, count packets instead; such a break is then met when the frame is read.
 
     Raises:
         VideoError: missing, unreadable, no video stream, empty, truncated.
     """
+    if os.path.isdir(path):
+        return _probe_images(path, decode_all=decode_all)
     with open_video(path) as (container, stream):
         counted = (
             container.format.name.startswith(_COUNTED_CONTAINERS)
             and stream.codec_context.codec.canonical_name in _COUNTED_CODECS
         )
-        scan = Scan.of(path, container, stream, decode_all=not counted)
-    if counted and not scan.packets_are_frames:
-        counted = False
+        decoded = decode_all or not counted
+        scan = Scan.of(path, container, stream, decode_all=decoded)
+    counted = counted and scan.packets_are_frames
+    if not counted and not decoded:
+        decoded = True
         with open_video(path) as (container, stream):
             scan = Scan.of(path, container, stream, decode_all=True)
 
-    first = scan.first
-    rotation = round(first.rotation / 90) * 90 % 360
+    stamps = scan.frames_pts if decoded else sorted(scan.pts)
+    # a damaged file may give fewer frames than it has packets, and then no packet's number is its frame's
     trusted = (
         counted
-        and scan.codec in _TRUSTED_CODECS
         and scan.gops_are_closed
-        and scan.num_video_streams == 1  # decord has its own opinion which one is meant
-        and rotation == 0  # decord returns a fourth channel for some sizes
-        and first.format.components[0].bits == 8  # decord rounds deeper pictures in another way
+        and scan.num_video_streams == 1  # every decoder has its own opinion which one is meant
+        and (not decoded or stamps == sorted(scan.pts))
     )
-    stamps = sorted(scan.pts) if counted else scan.frames_pts
     fps, timestamps = _clock(stamps, tick=scan.tick, header_rate=scan.header_rate)
-    size = (first.height, first.width)
+    rotation = round(scan.first.rotation / 90) * 90 % 360
+    size = (scan.first.height, scan.first.width)
     height, width = size if rotation in (0, 180) else size[::-1]
     return VideoInfo(
         num_frames=len(stamps),
@@ -109,10 +77,26 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         height=height,
         width=width,
         codec=scan.codec,
+        pixel_format=scan.first.format.name,
         rotation=rotation,
-        random_access=trusted,
-        keyframe_interval=scan.keyframe_interval if trusted else 0,
+        keyframes=scan.keyframes if trusted else (),
+        first_pts=stamps[0] if trusted else None,
         timestamps=timestamps,
+        decoded=decoded,
+    )
+
+
+def _probe_images(folder: str | os.PathLike[str], *, decode_all: bool) -> VideoInfo:
+    images = list_images(folder)
+    height, width = image_size(folder, images, decode_all=decode_all)
+    return VideoInfo(
+        num_frames=len(images),
+        fps=25.0,
+        duration=len(images) / 25,
+        height=height,
+        width=width,
+        codec="images",
+        decoded=decode_all,
     )
 
 
@@ -135,6 +119,7 @@ def probe_all(
     *,
     num_workers: int,
     cache: Path | None = None,
+    decode_all: bool = True,
     progress: bool = True,
     timeout: float = 60.0,
 ) -> list[VideoInfo | VideoError]:
@@ -148,159 +133,34 @@ def probe_all(
         num_workers: processes; 0 probes in this one, where neither a crash nor a hang can be survived.
         cache: JSON file with what is known from earlier calls; facts hold while path, size and mtime are the same.
             Files in trouble are not cached: they may be mended by a mount, a permission or a less busy machine.
+        decode_all: as for `probe`; facts that were found by counting do not count as known here.
         progress: show a bar if there is anything to do.
-        timeout: seconds that one file may take.
+        timeout: seconds that one file may take, and one more for each megabyte it has.
     """
     names = [os.fspath(path) for path in paths]
-    known = _load(cache)
+    known = facts.load(cache)
     results: dict[str, VideoInfo | VideoError] = {}
-    identities: dict[str, list] = {}
+    identities: dict[str, list[int]] = {}
     for name in dict.fromkeys(names):
         with suppress(OSError):  # a missing file: for probe() to say
-            status = os.stat(name)
-            identities[name] = [status.st_size, status.st_mtime_ns]
-            size_and_mtime, info = known.get(os.path.abspath(name), (None, None))
-            if size_and_mtime == identities[name]:
+            identities[name] = facts.identity(name)
+            key, info = known.get(os.path.abspath(name), (None, None))
+            if key == identities[name] and (info.decoded or not decode_all):
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]
-    fresh: dict[str, tuple[list, VideoInfo]] = {}
+    fresh: facts.Known = {}
     saved = time.monotonic()
-    found = _probe_each(todo, timeout=timeout, num_workers=min(num_workers, len(todo)))
+    found = each_file(partial(probe, decode_all=decode_all), todo, num_workers=num_workers, timeout=timeout)
     try:
         for name, result in tqdm(found, total=len(todo), desc="probing videos", disable=not (progress and todo)):
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
                 fresh[os.path.abspath(name)] = (identities[name], result)
             if time.monotonic() - saved > _SAVE_EVERY:
-                _save(cache, fresh)
+                facts.save(cache, fresh)
                 saved = time.monotonic()
     finally:  # an interrupted hour of probing is not lost
         found.close()
-        if fresh:
-            _save(cache, fresh)
+        facts.save(cache, fresh)
     return [results[name] for name in names]
-
-
-def _probe_each(
-    names: Sequence[str], *, num_workers: int, timeout: float
-) -> Iterator[tuple[str, VideoInfo | VideoError]]:
-    """Results in the order in which they are found."""
-    if num_workers == 0:
-        yield from ((name, _probed(name)) for name in names)
-        return
-    waiting = list(reversed(names))
-    workers = [_Worker() for _ in range(num_workers)]
-    try:
-        busy = [worker for worker in workers if waiting and worker.begin(waiting.pop(), timeout=timeout)]
-        while busy:
-            soonest = min(worker.deadline for worker in busy)
-            wait([worker.pipe for worker in busy], timeout=max(0.0, soonest - time.monotonic()))
-            for worker in list(busy):
-                # Asked anew, since the caller may have kept us waiting: an answer that lies there is not late.
-                answered = worker.pipe.poll()
-                if answered or time.monotonic() >= worker.deadline:
-                    yield worker.name, worker.end(answered=answered, timeout=timeout)
-                    busy.remove(worker)
-                    if waiting and worker.begin(waiting.pop(), timeout=timeout):
-                        busy.append(worker)
-    finally:
-        for worker in workers:
-            worker.kill()
-
-
-class _Worker:
-    """A process that probes one file after the other, and can be killed over one of them.
-
-    `concurrent.futures` can do neither: there one crash fails every file still to come, and nothing ends a hang.
-    """
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
-
-    def begin(self, name: str, *, timeout: float) -> bool:
-        self.name, self.deadline = name, time.monotonic() + timeout
-        with suppress(ConnectionError):  # died while idle: end() will find out
-            self.pipe.send(name)
-        return True
-
-    def end(self, *, answered: bool, timeout: float) -> VideoInfo | VideoError:
-        if answered:
-            try:
-                return self.pipe.recv()
-            except (EOFError, ConnectionError):
-                self._process.join()
-                code = self._process.exitcode
-                error = VideoError(self.name, UNREADABLE, f"its decoder crashed: exit code {code}")
-        else:
-            error = VideoError(self.name, TIMEOUT, f"not decoded within {timeout:g} s")
-        self.kill()
-        self._start()
-        return error
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.pipe.close()
-
-
-def _serve(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills us
-    with suppress(EOFError):
-        while True:
-            pipe.send(_probed(pipe.recv()))
-
-
-def _probed(name: str) -> VideoInfo | VideoError:
-    try:
-        return probe(name)
-    except VideoError as error:
-        return error
-
-
-# Facts depend on this code and on FFmpeg: another version of either begins a new cache.
-_CACHE_HEAD = {"stvid_probe": 1, "av": av.__version__}
-
-
-def _load(cache: Path | None) -> dict[str, tuple[list, VideoInfo]]:
-    """Absolute path -> ([size, mtime_ns], facts); nothing where there is no usable cache."""
-    if cache is None:
-        return {}
-    try:
-        content = json.loads(Path(cache).read_bytes())
-        if content["head"] != _CACHE_HEAD:
-            return {}
-        known = {}
-        for name, (identity, facts) in content["files"].items():
-            stamps = facts.pop("timestamps")
-            known[name] = (identity, VideoInfo(**facts, timestamps=stamps and tuple(stamps)))
-        return known
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("probe cache %s cannot be used and is begun anew: %s", cache, error)
-        return {}
-
-
-def _save(cache: Path | None, fresh: dict[str, tuple[list, VideoInfo]]) -> None:
-    """Add to the cache, atomically: whoever reads it meanwhile, or writes it as well, never sees half of it."""
-    if cache is None:
-        return
-    cache = Path(cache)
-    files = {name: (identity, asdict(info)) for name, (identity, info) in {**_load(cache), **fresh}.items()}
-    written = cache.with_name(f"{cache.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps({"head": _CACHE_HEAD, "files": files}), encoding="utf-8")
-        os.replace(written, cache)
-    except OSError as error:
-        logger.warning("probe cache %s cannot be written, the next start probes again: %s", cache, error)
-    finally:
-        with suppress(OSError):
-            written.unlink(missing_ok=True)

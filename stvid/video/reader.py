@@ -2,28 +2,30 @@
 
     frames_TCHW = read_frames("clip.avi", [0, 2, 4, 6], info=info)
 
-Two ways lead there. PyAV decodes forward from the first frame and stops after the last one asked for; it is always
-right. decord jumps to the keyframe before an index; it is asked only where `probe` found that it can be trusted and
-where jumping saves enough.
+PyAV decodes forward from the first frame and stops after the last one asked for, which is always right. Where `probe`
+found that it can be trusted, it jumps to a keyframe on its way; each frame's time stamp must then agree with its
+number, or the file is decoded forward after all.
 """
 
 from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
+import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
+from torchvision.transforms.v2 import functional as F
 
+from stvid.video.backends import BACKENDS, read_by_backend
 from stvid.video.decoding import decode, open_video
 from stvid.video.errors import TRUNCATED, VideoError
-from stvid.video.probe import VideoInfo, probe
-
-# decord indexes the file before it decodes, and spends more on a frame. Measured with H.264 of 240 to 720 lines:
-# opening it costs as much as 8 frames, and a frame 1.5 times what it costs PyAV.
-_DECORD_OPENING, _DECORD_FRAME = 8, 1.5
+from stvid.video.images import read_images
+from stvid.video.info import VideoInfo
+from stvid.video.probe import probe
 
 
 def read_frames(
@@ -31,90 +33,129 @@ def read_frames(
     indices: Iterable[int],
     *,
     info: VideoInfo | None = None,
+    short_side: int | None = None,
     num_threads: int = 1,
+    backend: str = "pyav",
 ) -> torch.Tensor:
     """Decode the frames at `indices`, in that order.
 
     Args:
-        path: video file.
+        path: a video file, or a folder of images.
         indices: frame numbers, counted from 0 in the order of display; any order, repeats allowed.
-        info: what `probe` said of this file; without it the file is probed first, which can cost a full decoding.
+        info: what `probe` said of this file; without it the file is probed first, which costs a full decoding.
+        short_side: shrink each frame such that its shorter side has this many pixels (bilinear, antialiased), which is
+            cheaper than to shrink it later; None, or more than there are: native size.
         num_threads: of the decoder. 1 in the workers of a loader, where every core has a process already.
+        backend: `pyav`; or `decord` or `torchcodec`, where they are installed, for the files that they are trusted
+            with (see `backends`). The frames are the same.
 
     Returns:
         uint8 (T, C, H, W), RGB, upright (rotation applied); a view of T x H x W x C memory.
 
     Raises:
-        ValueError: no index, or one outside of the file.
+        ValueError: no index, one outside of the file, a short side below 1, or an unknown backend.
         VideoError: the file cannot be read, or ends before a frame that `info` promises.
     """
     wanted = [operator.index(i) for i in indices]
     if not wanted:
         raise ValueError(f"{path}: no frame indices were given")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend (={backend!r}) must be one of {', '.join(BACKENDS)}")
     info = info or probe(path)
     if min(wanted) < 0 or max(wanted) >= info.num_frames:
         raise ValueError(
             f"{path}: frame indices from {min(wanted)} to {max(wanted)} were asked for; "
             f"the video has {info.num_frames} frames, 0 to {info.num_frames - 1}"
         )
-    distinct = sorted(set(wanted))
+    distinct, size = sorted(set(wanted)), scaled_size(info, short_side)
     frames_THWC = None
-    if info.random_access and _jumping_pays(distinct, info.keyframe_interval):
-        frames_THWC = _read_random(path, distinct, info=info, num_threads=num_threads)
+    if info.codec == "images":
+        shrunk = size != (info.height, info.width)
+        frames_THWC = read_images(path, distinct, num_frames=info.num_frames, size=size, shrunk=shrunk)
+    elif backend != "pyav" and info.random_access:
+        frames_THWC = read_by_backend(backend, path, distinct, info=info, num_threads=num_threads)
+        if frames_THWC is not None and size != (info.height, info.width):
+            frames_THWC = F.resize(frames_THWC.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
+    if frames_THWC is None and info.random_access:
+        frames_THWC = _read(path, distinct, info=info, size=size, num_threads=num_threads, jump=True)
     if frames_THWC is None:
-        frames_THWC = _read_forward(path, distinct, info=info, num_threads=num_threads)
+        frames_THWC = _read(path, distinct, info=info, size=size, num_threads=num_threads, jump=False)
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
     return frames_THWC.permute(0, 3, 1, 2)
 
 
-def _jumping_pays(distinct: Sequence[int], keyframe_interval: int) -> bool:
-    """Whether decord has less to do: from frame to frame it decodes what lies between, or since the keyframe."""
-    before = [-1, *distinct[:-1]]
-    decoded = sum(min(b - a, keyframe_interval) for a, b in zip(before, distinct, strict=True))
-    return _DECORD_OPENING + _DECORD_FRAME * decoded < distinct[-1] + 1
+def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
+    """Height and width that frames have when their shorter side is brought down to `short_side` pixels.
+
+    Raises:
+        ValueError: a short side below 1.
+    """
+    shorter = min(info.height, info.width)
+    if short_side is not None and short_side < 1:
+        raise ValueError(f"short_side (={short_side}) must be at least 1")
+    if short_side is None or short_side >= shorter:
+        return info.height, info.width
+    return tuple(max(round(side * short_side / shorter), 1) for side in (info.height, info.width))
 
 
-def _read_forward(
-    path: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, num_threads: int
-) -> torch.Tensor:
-    """uint8 (T, H, W, C) of sorted, distinct indices, by decoding from the first frame."""
-    turned = info.rotation in (90, 270)
-    height, width = (info.width, info.height) if turned else (info.height, info.width)
+def _read(
+    path: str | os.PathLike[str],
+    distinct: Sequence[int],
+    *,
+    info: VideoInfo,
+    size: tuple[int, int],
+    num_threads: int,
+    jump: bool,
+) -> torch.Tensor | None:
+    """uint8 (T, H, W, C) of sorted, distinct indices; None where jumping leads to other frames than expected."""
+    height, width = size[::-1] if info.rotation in (90, 270) else size
     with open_video(path, num_threads=num_threads) as (container, stream):
         frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
         converter = VideoReformatter()  # one for all: setting it up costs more than a small frame
-        todo = iter(enumerate(distinct))
-        place, index = next(todo)
-        number = -1
-        for number, frame in enumerate(decode(path, container.demux(stream))):
-            if number < index:
-                continue  # not converted to RGB, which is half of the work
+        frames = (_jumping if jump else _forward)(path, container, stream, distinct, info)
+        for place, frame in enumerate(frames):
+            if frame is None:
+                return None
             # The size is told for files that change it on the way.
-            plane = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
-            rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+            rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
+            rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
-            place, index = next(todo, (None, None))
+    return torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2)) if info.rotation else frames_THWC
+
+
+def _forward(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame]:
+    """The frames of sorted, distinct indices, by decoding from the first one."""
+    todo = iter(distinct)
+    index, number = next(todo), -1
+    for number, frame in enumerate(decode(path, container.demux(stream))):
+        if number == index:
+            yield frame
+            index = next(todo, None)
             if index is None:
-                return torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2)) if info.rotation else frames_THWC
+                return
     raise VideoError(path, TRUNCATED, f"frame {index} of {info.num_frames} was asked for, it ends after {number + 1}")
 
 
-def _read_random(
-    path: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, num_threads: int
-) -> torch.Tensor | None:
-    """uint8 (T, H, W, C) of sorted, distinct indices, by decord; None where it disagrees with `info` or fails."""
-    import decord  # half a second, spent only by those who have files for it
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(os.path.abspath(path), num_threads=num_threads)
-        if len(reader) != info.num_frames:
-            return None
-        frames_THWC = torch.from_numpy(reader.get_batch(distinct).asnumpy())
-    except (decord.DECORDError, RuntimeError, AssertionError):
-        return None  # forward decoding says what is wrong, if anything is
-    expected = (len(distinct), info.height, info.width, 3)
-    return frames_THWC if tuple(frames_THWC.shape) == expected else None
+def _jumping(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame | None]:
+    """The frames of sorted, distinct indices, jumping where a keyframe lies ahead; None where that goes wrong."""
+    tick = float(stream.time_base)
+    number, frames = -1, decode(path, container.demux(stream))
+    for index in distinct:
+        keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
+        if jumped := keyframe > number + 1:
+            # a little later than the keyframe's own time, since that is not known to the tick
+            following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
+            seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
+            container.seek(info.first_pts + round(seconds / tick), stream=stream)
+            frames = decode(path, container.demux(stream))
+        while number < index or jumped:
+            frame = next(frames, None)
+            found = None if frame is None or frame.pts is None else info.index_at((frame.pts - info.first_pts) * tick)
+            if found is None or (found > index if jumped else found != number + 1):
+                yield None
+                return
+            number, jumped = found, False
+        yield frame

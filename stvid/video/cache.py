@@ -1,0 +1,61 @@
+"""What probing found, kept in a JSON file so that it is paid once: by absolute path, size and time of change."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import av
+
+from stvid.files import replacing
+from stvid.video.info import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+# Facts depend on this code and on FFmpeg: another version of either begins a new cache.
+_HEAD = {"stvid_probe": 2, "av": av.__version__}
+
+Known = dict[str, tuple[list[int], VideoInfo]]  # absolute path -> ([size, mtime_ns], facts)
+
+
+def identity(path: str | os.PathLike[str]) -> list[int]:
+    """Size (bytes) and time of change (ns): facts hold while both are the same. Raises OSError."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def load(cache: Path | None) -> Known:
+    """What is known; nothing where there is no usable cache."""
+    if cache is None:
+        return {}
+    try:
+        content = json.loads(Path(cache).read_bytes())
+        if content["head"] != _HEAD:
+            return {}
+        return {name: (key, _info(facts)) for name, (key, facts) in content["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("probe cache %s cannot be used and is begun anew: %s", cache, error)
+        return {}
+
+
+def _info(facts: dict) -> VideoInfo:
+    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
+
+
+def save(cache: Path | None, fresh: Known) -> None:
+    """Add to the cache, atomically: whoever reads it meanwhile, or writes it as well, never sees half of it."""
+    if cache is None or not fresh:
+        return
+    cache = Path(cache)
+    files = {name: (key, asdict(info)) for name, (key, info) in {**load(cache), **fresh}.items()}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache) as partial:
+            partial.write_text(json.dumps({"head": _HEAD, "files": files}), encoding="utf-8")
+    except OSError as error:
+        logger.warning("probe cache %s cannot be written, the next start probes again: %s", cache, error)
