@@ -44,6 +44,7 @@ def train(config: DictConfig, run: Path) -> float:
         model=model,
         preprocess=Preprocess(clip=data.clip),
         optimization=instantiate(config.optimizer, _convert_="all"),
+        class_weights=data.class_weights,
         label_smoothing=config.label_smoothing,
         seed=config.seed,
         record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
@@ -63,8 +64,7 @@ def train(config: DictConfig, run: Path) -> float:
             table,
         ],
     )
-    device = trainer.strategy.root_device
-    leave_cores_to_readers(device.type)
+    leave_cores_to_readers((device := trainer.strategy.root_device).type)
     log.info("%s for %d classes on %s, precision %s", type(model).__name__, len(classes), device, precision)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
     if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):

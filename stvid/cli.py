@@ -15,6 +15,8 @@ from stvid.errors import InputError
 USAGE = """stvid: train, test and use models that recognise actions in video
 
   stvid train    [overrides]                       same as python train.py [overrides]
+  stvid check    [overrides] [--json F]            decode every video of the data set, say what is wrong with it
+  stvid prepare  [overrides] --out DIR             transcode it to small files that are read several times faster
   stvid evaluate RUN [--split test] [--clips N] [--crops N] [--manifest F] [--json F]
   stvid predict  RUN SOURCE... [--top N] [--json F]
 
@@ -26,7 +28,7 @@ stvid COMMAND --help says more.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = None if arguments[:1] == ["train"] else _parser().parse_args(arguments)
+    options = None if arguments[:1] == ["train"] else _parse(arguments)
     from stvid.config import home, report_errors  # what takes seconds to import waits until the words are understood
 
     if options is None:
@@ -41,12 +43,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.command(options)
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; overrides may stand before, between and behind them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stvid", usage=USAGE, add_help=True, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid")
+
+    command = commands.add_parser("check", help="decode every video of a data set, say what is wrong with it")
+    command.set_defaults(command=_check)
+    _add_overrides(command)
+    command.add_argument("--json", metavar="F", help="write the report here too, with every file in it")
+
+    command = commands.add_parser("prepare", help="transcode a data set to small files that are read faster")
+    command.set_defaults(command=_prepare)
+    _add_overrides(command)
+    command.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to go on with")
+    number = {"type": int, "metavar": "N"}
+    command.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
+    command.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
+    command.add_argument("--crf", **number, default=20, help="0 (lossless) to 51 (default: 20)")
+    command.add_argument("--json", metavar="F", help="write the summary here too")
 
     command = commands.add_parser("evaluate", help="judge a run on held-out videos")
     command.set_defaults(command=_evaluate)
@@ -72,8 +100,66 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    words = "which data set: the same overrides as for train, such as data=folder data.root=DIR"
+    command.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=words)
+
+
 def _workers(text: str) -> int | str:
     return int(text) if text.isdigit() else text
+
+
+def _data_set(options: argparse.Namespace):
+    """The manifest, clip and number of processes that the overrides name; all cores where it is left to us."""
+    from hydra.utils import instantiate
+
+    import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
+    from stvid.config import compose_config
+    from stvid.data.loading import resolve_workers
+    from stvid.machine import num_cores
+
+    config = compose_config(options.overrides)
+    manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
+    workers = config.data.num_workers
+    workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
+    return manifest, instantiate(config.clip, _convert_="all"), workers, config.data.probe_timeout
+
+
+def _check(options: argparse.Namespace) -> None:
+    from stvid.data.check import check_videos, is_bad
+    from stvid.data.check_page import describe
+    from stvid.data.loading import probe_cache
+    from stvid.files import write_json
+
+    manifest, clip, workers, timeout = _data_set(options)
+    report = check_videos(
+        manifest,
+        clip=clip,
+        num_workers=workers,
+        cache=probe_cache(manifest),
+        timeout=timeout,
+        progress=sys.stderr.isatty(),
+    )
+    if options.json:
+        write_json(options.json, report)
+    print(describe(report))
+    if is_bad(report):
+        raise SystemExit(1)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from stvid.data.prepare import describe, prepare
+    from stvid.files import write_json
+
+    manifest, clip, workers, _ = _data_set(options)
+    sizes = {"short_side": options.short_side, "gop": options.gop, "crf": options.crf}
+    progress = sys.stderr.isatty()
+    summary = prepare(manifest, out=Path(options.out), clip=clip, num_workers=workers, progress=progress, **sizes)
+    if options.json:
+        write_json(options.json, summary)
+    print(describe(summary))
+    if summary["num_bad"]:
+        raise SystemExit(1)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

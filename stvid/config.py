@@ -8,11 +8,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 
 # file system errors that are the user's to mend
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The config that `python train.py OVERRIDES` would have, checked."""
+    with initialize_config_dir(str(home() / "configs"), version_base="1.3"):
+        config = compose("train", overrides=list(overrides))
+    check(config)
+    return config
 
 
 def check(config: DictConfig) -> None:

@@ -55,6 +55,7 @@ def classify(
     batch_size: int = 16,
     num_workers: int | str = "auto",
     cache: Path | None = None,
+    decode_all: bool = False,
     progress: bool = True,
 ) -> Answers:
     """Answers for every item, in the precision the run was trained in.
@@ -69,6 +70,7 @@ def classify(
         batch_size: views in a forward pass, about.
         num_workers: processes that read videos.
         cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
+        decode_all: a video counts as read only if every frame of it can be decoded, not just those of its views.
         progress: show a bar.
 
     Raises:
@@ -80,7 +82,7 @@ def classify(
     num_workers = resolve_workers(num_workers)
     dataset = Views(
         items=items,
-        infos=probe_items(items, num_workers=num_workers, cache=cache),
+        infos=probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all),
         class_names=trained.class_names,
         clip=trained.clip,
         num_clips=num_clips,

@@ -19,7 +19,7 @@ from stvid.errors import InputError
 from stvid.evaluation.evaluate import MANIFEST_NAME
 
 CONFIG_NAME = "config.yaml"
-MANIFEST = "stvid.data.layouts.manifest"
+MANIFEST = "stvid.data.layouts.table.manifest"
 
 
 def _run_dir(resume: str | None, fresh: str) -> str:

@@ -18,7 +18,8 @@ CHOICES = [
     for path in sorted((CONFIGS / group).glob("*.yaml"))
     if (group, path.stem) != ("data", "loading")  # a part of the others
 ]
-REQUIRED = {"folder": ["data.root=x"], "manifest": ["data.path=x"]}
+FOLDERS = ("folder", "frames", "ucf101", "hmdb51", "kinetics", "ssv2", "kth", "ut_interaction")
+REQUIRED = {"manifest": ["data.path=x"]} | {choice: ["data.root=x"] for choice in FOLDERS}
 PASSED_IN_CODE = {"num_classes", "lr", "model", "params", "logger", "callbacks"}
 
 
@@ -61,7 +62,7 @@ def test_every_group_of_the_design_is_there(group):
 
 
 def test_every_key_a_user_sets_under_data_reaches_the_data_module():
-    for choice in ("actions", "folder", "manifest"):
+    for choice in (choice for group, choice in CHOICES if group == "data"):
         data = composed(f"data={choice}").data
         wiring = str(OmegaConf.to_container(data.datamodule, resolve=False))
         assert all(f"${{data.{key}}}" in wiring for key in data if key != "datamodule")

@@ -1,13 +1,19 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
+import sklearn.utils.class_weight
+import torch
 
 from stvid.clip import ClipSpec
 from stvid.data.datamodule import VideoDataModule
-from stvid.data.layouts import folder
+from stvid.data.layouts.folder import folder
 from stvid.data.loading import resolve_workers
+from stvid.data.manifest import Manifest
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
+from stvid.video.backends import is_installed
+from stvid.video.errors import TRUNCATED, VideoError
 
 CLIP = ClipSpec(num_frames=4, frame_stride=2, size=16)
 
@@ -15,6 +21,15 @@ CLIP = ClipSpec(num_frames=4, frame_stride=2, size=16)
 def module(video_folder, *, clip=CLIP, augment=None, **options):
     options = {"num_workers": 0, "batch_size": 4, **options}
     return VideoDataModule(manifest=folder(root=str(video_folder)), clip=clip, augment=augment or Augment(), **options)
+
+
+def break_half_way(path: Path) -> None:
+    """Spoils the second half of an mp4's frames; its index stays, so that it still promises them all."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    size = int.from_bytes(content[start - 8 : start - 4], "big") - 8
+    content[start + size // 2 : start + size] = b"\xff" * (size - size // 2)
+    path.write_bytes(content)
 
 
 def test_both_loaders_give_what_they_promise(video_folder):
@@ -50,6 +65,60 @@ def test_a_few_bad_videos_are_borne_and_many_stop_the_run(video_folder, tmp_path
     assert all(path in str(error.value) for path in spoilt)
 
 
+def test_a_file_that_breaks_half_way_is_known_beforehand_or_met_when_read(video_folder, tmp_path):
+    for path in video_folder.rglob("*.mp4"):
+        copy = tmp_path / path.parent.name / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    victim = Path(module(tmp_path).manifest.select("train")[0].path)
+    break_half_way(victim)
+    found = {}
+    for probe in ("decode", "count"):
+        data = module(tmp_path, probe=probe, max_bad=0.5)
+        data.setup()
+        found[probe] = [info for info in data.train.infos if isinstance(info, VideoError)]
+    assert [error.path for error in found["decode"]] == [str(victim)]
+    assert found["decode"][0].reason == TRUNCATED
+
+
+def test_a_backend_that_is_not_there_is_told(video_folder, monkeypatch):
+    monkeypatch.setattr("stvid.data.datamodule.is_installed", lambda backend: False)
+    with pytest.raises(InputError, match=r"pip install 'stvid\[decord\]'"):
+        module(video_folder, backend="decord")
+
+
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_every_backend_feeds_the_same_batches(video_folder, backend):
+    if not is_installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    batches = []
+    for name in ("pyav", backend):
+        data = module(video_folder, backend=name, clip=ClipSpec(num_frames=4, frame_stride=2, size=32))
+        data.setup()
+        batches.append(next(iter(data.train_dataloader())))
+    assert torch.equal(batches[0]["clips"], batches[1]["clips"])
+
+
+def test_balance_draws_small_classes_more_often(video_folder, tmp_path):
+    rows = [f"{path},{path.parent.name},train" for path in sorted(video_folder.rglob("*.mp4"))]
+    few = [row for row in rows if "to_left" in row][:2] + [row for row in rows if "to_right" in row][:6]
+    val = [row.replace(",train", ",val") for row in rows if row not in few]
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(few + val))
+    manifest = Manifest.read_csv(tmp_path / "m.csv")
+    data = VideoDataModule(
+        manifest=manifest, clip=CLIP, augment=Augment(), batch_size=4, num_workers=0, balance="classes"
+    )
+    data.setup()
+    labels = torch.cat([batch["labels"] for batch in data.train_dataloader()])
+    assert labels.bincount().tolist() == [4, 4]
+    assert data.class_weights is None
+    data.balance = "loss"
+    by_hand = sklearn.utils.class_weight.compute_class_weight(
+        "balanced", classes=np.array(["to_left", "to_right"]), y=[item.label for item in manifest.select("train")]
+    )
+    assert data.class_weights == pytest.approx(by_hand.tolist())
+
+
 def test_a_clip_longer_than_every_video_is_told(video_folder):
     data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
     with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the best has 12"):
@@ -70,6 +139,10 @@ def test_short_videos_are_an_error_where_asked(video_folder):
         ({"num_clips": 0}, "num_clips"),
         ({"num_crops": 2}, "num_crops"),
         ({"max_bad": 2}, "data.max_bad"),
+        ({"balance": "class"}, "data.balance (=class) must be one of none, classes, loss"),
+        ({"probe": "no"}, "data.probe (=no)"),
+        ({"probe_timeout": 0}, "data.probe_timeout"),
+        ({"backend": "opencv"}, "data.backend (=opencv) must be one of pyav, decord, torchcodec"),
         ({"augment": Augment(flip_pairs=[["to_left", "up"]])}, "'up'"),
     ],
 )

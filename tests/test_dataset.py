@@ -1,12 +1,16 @@
 """Which pixels an item is made of. Videos carry their frame number as a grey level, so that a clip tells its frames."""
 
+from collections import Counter
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import EpochSampler, Failure, TrainingClips, Views, collate
+from stvid.data.dataset import Draw, EpochSampler, Failure, TrainingClips, Views, collate, part_of
 from stvid.data.manifest import Item
 from stvid.data.transforms import Augment
 from stvid.video.errors import VideoError
@@ -151,7 +155,7 @@ def test_a_part_without_frames_is_a_failure_not_another_part(numbered):
 
 def test_every_process_trains_on_its_share_and_judges_each_video_once():
     def keys(**options):
-        return [[i for _, i in EpochSampler(num_items=10, rank=r, world_size=3, **options)] for r in range(3)]
+        return [[draw.index for draw in EpochSampler(num_items=10, rank=r, world_size=3, **options)] for r in range(3)]
 
     judged = keys(shuffle=False)
     assert sorted(sum(judged, [])) == list(range(10))
@@ -167,6 +171,75 @@ def test_the_order_is_another_in_every_epoch_and_the_same_in_every_run():
         return list(sampler)
 
     assert order(1) == order(1)
-    assert [i for _, i in order(1)] != [i for _, i in order(2)]
-    assert [i for _, i in order(1)] != [i for _, i in order(1, seed=1)]
-    assert {epoch for epoch, _ in order(7)} == {7}
+    assert [draw.index for draw in order(1)] != [draw.index for draw in order(2)]
+    assert [draw.index for draw in order(1)] != [draw.index for draw in order(1, seed=1)]
+    assert {draw.epoch for draw in order(7)} == {7}
+
+
+LABELS = ["many"] * 40 + ["few"] * 8 + ["one"]
+
+
+def balanced(epoch=0, **options):
+    sampler = EpochSampler(num_items=len(LABELS), shuffle=True, labels=LABELS, **options)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_balanced_drawing_shows_every_class_equally_often():
+    draws = balanced()
+    assert len(draws) == len(LABELS)
+    counts = Counter(LABELS[draw.index] for draw in draws)
+    assert all(16 <= count <= 17 for count in counts.values()), counts
+    few = Counter(draw.index for draw in draws if LABELS[draw.index] == "few")
+    assert all(count in (1, 2, 3) for count in few.values()), "each comes again only after all others came"
+    assert len(few) == 8
+    assert len(set(draws)) == len(draws), "a video that comes again is asked for another clip"
+    assert balanced() == balanced()
+    assert balanced(1) != balanced(2)
+
+
+def test_balanced_drawing_is_shared_out_among_processes():
+    shares = [balanced(rank=rank, world_size=2) for rank in range(2)]
+    assert [len(share) for share in shares] == [24, 24]
+    assert not set(shares[0]) & set(shares[1])
+
+
+def test_a_video_drawn_again_gives_another_clip(numbered):
+    clips = dataset(TrainingClips, numbered, augment=Augment())
+    shown_clips = [shown(clips[Draw(0, 0, repeat)]["clips"][0]) for repeat in range(8)]
+    assert len({tuple(clip) for clip in shown_clips}) > 2
+    assert torch.equal(clips[Draw(0, 0)]["clips"], clips[0, 0]["clips"])
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """40 frames that carry their numbers: the first 20 are 50 ms apart, the others 200 ms (5 s together)."""
+    path = tmp_path_factory.mktemp("uneven") / "video.mp4"
+    times = [50 * i if i < 20 else 1000 + 200 * (i - 20) for i in range(40)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), number * STEP, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path.parent
+
+
+def test_frames_a_second_are_counted_by_the_clock_where_frames_are_not_evenly_spaced(uneven):
+    clip = ClipSpec(num_frames=10, frame_stride=None, fps=2, size=16)
+    views = dataset(Views, uneven, names=["video.mp4"], clip=clip)
+    # every half second: frames 0, 10, 20 at 0, 0.5, 1 s; then 0.2 s a frame, the last one begun is shown
+    assert shown(views[0, 0]["clips"][0])[:8] == [0, 10, 20, 22, 25, 27, 30, 32]
+
+
+def test_a_part_of_a_video_is_told_by_the_clock_too(uneven):
+    views = dataset(Views, uneven, names=["video.mp4"], times=(0.95, 2.0))
+    assert list(part_of(views.items[0], views.infos[0])) == [19, 20, 21, 22, 23, 24]  # 2.0 s is frame 25's
+
+
+def test_a_part_holds_the_frames_from_its_start_up_to_its_end(numbered):
+    views = dataset(Views, numbered, times=(0.51, 1.0))  # 20 frames a second
+    assert list(part_of(views.items[0], views.infos[0])) == list(range(11, 20))

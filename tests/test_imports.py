@@ -15,7 +15,7 @@ ONLY_IN = {
     "torchcodec": {"video/backends.py"},
     "av": {"video/"},
     "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
-    "hydra": {"train.py", "config.py", "run.py", "sweep.py"},
+    "hydra": {"train.py", "config.py", "run.py", "sweep.py", "cli.py"},
 }
 FORBIDDEN = {
     "models": {"errors", "files", "machine", "video", "data", "metrics"},

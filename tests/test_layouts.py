@@ -1,13 +1,29 @@
+"""What all layouts promise, and the two for a user's own videos: `folder` and `manifest`."""
+
+import inspect
 import logging
 from collections import Counter
 
 import pytest
+from conftest import ROOT
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
-from stvid.data.layouts import folder, manifest
+from stvid.data.layouts.folder import folder
+from stvid.data.layouts.table import manifest
 from stvid.errors import InputError
+
+LAYOUTS = {
+    path.stem: get_object(target)
+    for path in sorted((ROOT / "configs" / "data").glob("*.yaml"))
+    if (target := str(OmegaConf.select(OmegaConf.load(path), "datamodule.manifest._target_"))).startswith(
+        "stvid.data.layouts."
+    )
+}
 
 
 def touch(root, *names):
+    """Empty files below a folder that is returned."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -83,12 +99,62 @@ def test_a_wrong_folder_is_told(tmp_path, names, options, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_a_missing_root_is_told(tmp_path):
-    with pytest.raises(InputError, match="nowhere does not exist"):
-        folder(root=str(tmp_path / "nowhere"))
+def test_every_layout_has_its_file_and_its_yaml():
+    files = {path.stem for path in (ROOT / "stvid" / "data" / "layouts").glob("*.py")}
+    shared = {"__init__", "assembling", "class_folders", "finding", "grouping", "listed"}
+    assert {"manifest" if name == "table" else name for name in files - shared} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_defaults_told_in_yaml_are_those_of_the_layout(name):
+    data = OmegaConf.load(ROOT / "configs" / "data" / f"{name}.yaml")
+    wiring = OmegaConf.to_container(data.datamodule.manifest, resolve=False)
+    parameters = inspect.signature(LAYOUTS[name]).parameters
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    assert set(wiring) == {*parameters, "_target_"}
+    for argument, parameter in parameters.items():
+        key = wiring[argument].removeprefix("${data.").removesuffix("}")
+        assert (
+            OmegaConf.is_missing(data, key)
+            if parameter.default is parameter.empty
+            else (data[key] == parameter.default)
+        )
+
+
+@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"manifest"}))
+def test_a_root_that_is_no_folder_is_told(name, tmp_path):
+    touch(tmp_path, "file")
+    with pytest.raises(InputError, match="data.root .*nowhere does not exist"):
+        LAYOUTS[name](root=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="data.root .*file is not a folder"):
+        LAYOUTS[name](root=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51", "ut_interaction"])
+@pytest.mark.parametrize("fold", [0, -1, 21])
+def test_a_fold_that_is_none_is_told(name, fold, tmp_path):
+    with pytest.raises(InputError, match=rf"data.fold \(={fold}\) must be one of 1 to (3|20)"):
+        LAYOUTS[name](root=str(tmp_path), fold=fold)
 
 
 def test_a_manifest_is_read(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "m.csv").write_text("path,label,split\na.mp4,run,train\n")
     assert manifest(path=str(tmp_path / "m.csv")).items[0].path == str(tmp_path / "a.mp4")
+
+
+def test_the_log_tells_in_one_line_how_many_videos_each_split_has(tmp_path, caplog):
+    touch(tmp_path, *(f"{s}/{c}/{i}.avi" for s in ("train", "val") for c in ("run", "sit") for i in range(3)))
+    with caplog.at_level(logging.INFO):
+        folder(root=str(tmp_path))
+    (record,) = caplog.records
+    assert record.getMessage() == f"{tmp_path}: splits from the folders train, val (2 classes; train 6, val 6)"
+
+
+def test_a_root_may_be_written_from_home_or_from_here(tmp_path, monkeypatch):
+    touch(tmp_path / "a b é", *(f"{c}/{i}.avi" for c in ("run", "sit") for i in range(3)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    items = folder(root=str(tmp_path / "a b é")).items
+    assert folder(root="~/a b é").items == folder(root="a b é").items == items
+    assert all(item.path.startswith(str(tmp_path / "a b é")) for item in items)

@@ -247,7 +247,7 @@ def test_far_frames_of_a_trusted_file_are_reached_by_random_access(tmp_path, mon
 def test_a_jump_decodes_no_more_than_from_the_keyframe(tmp_path, monkeypatch):
     path = write_video(tmp_path / "video.mp4", gop=12)
     info, decoded_frames = probe(path), []
-    monkeypatch.setattr(reader, "decode", lambda *args: map(lambda f: decoded_frames.append(f) or f, decode(*args)))
+    monkeypatch.setattr(reader, "decode", lambda *args: (decoded_frames.append(f) or f for f in decode(*args)))
     read_frames(path, [38, 40], info=info)
     assert len(decoded_frames) == 5  # 36 to 40
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
@@ -20,7 +22,11 @@ from stvid.data.loading import (
 from stvid.data.manifest import Manifest, validate
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
+from stvid.video.backends import BACKENDS, is_installed
 from stvid.video.errors import VideoError
+
+BALANCES = ("none", "classes", "loss")
+PROBES = ("decode", "count")
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -37,9 +43,16 @@ class VideoDataModule(pl.LightningDataModule):
         seed: with epoch and item, all that a random choice depends on.
         allow_leaks: let the same file or group stand in two splits.
         max_bad: share of unreadable videos, in [0, 1], above which the run stops before it starts.
+        balance: how small classes come to their right in training. `none`; `classes`: every class is drawn equally
+            often; `loss`: every class weighs equally in the loss (see `class_weights`).
+        probe: `decode` every file once before the first run, so that a broken one is known beforehand; `count` packets
+            where that will do, which is quicker: a file that breaks half way is then met when it is read.
+        probe_timeout: seconds that this may take for one file, and one more for each megabyte it has.
+        backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
     Raises:
-        InputError: what `validate` finds; a `flip_pairs` class that is not there; no videos to validate on.
+        InputError: a value out of its range; a backend that is not installed; what `validate` finds; a class in
+            `flip_pairs` that is not there; no videos to validate on.
     """
 
     def __init__(
@@ -55,6 +68,10 @@ class VideoDataModule(pl.LightningDataModule):
         seed: int = 0,
         allow_leaks: bool = False,
         max_bad: float = 0.05,
+        balance: str = "none",
+        probe: str = "decode",
+        probe_timeout: float = 60.0,
+        backend: str = "pyav",
     ):
         super().__init__()
         check_views(num_clips, num_crops)
@@ -62,6 +79,15 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.batch_size (={batch_size}) must be at least 1")
         if not 0 <= max_bad <= 1:
             raise InputError(f"data.max_bad (={max_bad}) must lie in [0, 1]")
+        _check_choice("data.balance", balance, BALANCES)
+        _check_choice("data.probe", probe, PROBES)
+        _check_choice("data.backend", backend, BACKENDS)
+        if not is_installed(backend):
+            raise InputError(f"data.backend={backend} is not installed: pip install 'stvid[{backend}]'")
+        if probe_timeout <= 0:
+            raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
+        self.balance, self.backend = balance, backend
+        self.probing = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks)
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
@@ -70,16 +96,30 @@ class VideoDataModule(pl.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, resolve_workers(num_workers)
         self.protocol = {"num_clips": num_clips, "num_crops": num_crops}
 
+    @property
+    def class_weights(self) -> list[float] | None:
+        """With `balance=loss`, `N / (K * n)` for a class with n of N training videos, K classes; else None."""
+        if self.balance != "loss":
+            return None
+        counts = Counter(item.label for item in self.manifest.select("train"))
+        names = self.manifest.class_names
+        return [counts.total() / (len(names) * counts[name]) for name in names]
+
     def setup(self, stage: str | None = None) -> None:
         """Probes the files of train and val (from the cache where that was done before)."""
         if hasattr(self, "train"):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
-        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest))
+        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest), **self.probing)
         bad = [info for info in infos if isinstance(info, VideoError)]
         check_bad(bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))
-        shared = {"class_names": self.manifest.class_names, "clip": self.clip, "seed": self.seed}
+        shared = {
+            "class_names": self.manifest.class_names,
+            "clip": self.clip,
+            "seed": self.seed,
+            "backend": self.backend,
+        }
         self.train = TrainingClips(items=items[:num_train], infos=infos[:num_train], augment=self.augment, **shared)
         self.val = Views(
             items=items[num_train:],
@@ -93,7 +133,12 @@ class VideoDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._rank()
         sampler = EpochSampler(
-            num_items=len(self.train), shuffle=True, seed=self.seed, rank=rank, world_size=world_size
+            num_items=len(self.train),
+            shuffle=True,
+            seed=self.seed,
+            labels=[item.label for item in self.train.items] if self.balance == "classes" else None,
+            rank=rank,
+            world_size=world_size,
         )
         return DataLoader(
             self.train,
@@ -112,3 +157,8 @@ class VideoDataModule(pl.LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{key} (={value}) must be one of {', '.join(choices)}")

@@ -17,10 +17,18 @@ from torch.utils.data import Dataset, Sampler
 from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.manifest import Item
-from stvid.data.transforms import Augment, crop_and_resize, crop_box
-from stvid.video.errors import VideoError
+from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
+from stvid.video.errors import EMPTY, VideoError
 from stvid.video.info import VideoInfo
 from stvid.video.reader import read_frames
+
+
+class Draw(NamedTuple):
+    """What an item is asked for by: with the seed, all that its random choices depend on."""
+
+    epoch: int
+    index: int
+    repeat: int = 0  # how often the item was drawn in this epoch before
 
 
 class Failure(NamedTuple):
@@ -45,6 +53,20 @@ class Batch(TypedDict):
     failed: list[Failure]
 
 
+def part_of(item: Item, info: VideoInfo | VideoError) -> range:
+    """The frames of an item, as numbers within its file.
+
+    Raises:
+        VideoError: `info` itself where it is one; empty, where no frame lies between the item's start and end.
+    """
+    if isinstance(info, VideoError):
+        raise info
+    frames = sampling.frames_between(info, item.start, item.end)
+    if not frames:
+        raise VideoError(item.path, EMPTY, f"no frames between {item.start or 0} s and {item.end or 'the end'} s")
+    return frames
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoDataset(Dataset):
     """What both data sets below share: items, facts about their files, and how frames are read.
@@ -55,6 +77,7 @@ class VideoDataset(Dataset):
         class_names: in the order of the model's outputs.
         clip: the clip's geometry.
         seed: with epoch and item, all that a random choice depends on.
+        backend: of the reader, see `read_frames`.
     """
 
     items: Sequence[Item]
@@ -62,24 +85,26 @@ class VideoDataset(Dataset):
     class_names: Sequence[str]
     clip: ClipSpec
     seed: int = 0
+    backend: str = "pyav"
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def extent(self, index: int) -> tuple[int, int]:
-        """First frame and number of frames of an item within its file. Raises VideoError where there are none."""
-        item, info = self.items[index], self.infos[index]
-        if isinstance(info, VideoError):
-            raise info
-        first = 0 if item.start is None else round(item.start * info.fps)
-        last = info.num_frames if item.end is None else min(round(item.end * info.fps), info.num_frames)
-        if last <= first:
-            raise VideoError(item.path, "empty", f"no frames between {item.start} s and {item.end} s")
-        return first, last - first
+    def timeline(self, index: int) -> tuple[Sequence[int], float]:
+        """An item's frames, as numbers within its file, and how many of them make a second; see `sampling.timeline`.
 
-    def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        """uint8 T x C x H x W: the given frames, counted from the beginning of the file."""
-        return read_frames(self.items[index].path, frames, info=self.infos[index])
+        Raises:
+            VideoError: the file cannot be read, or no frame of it lies between the item's start and end.
+        """
+        return sampling.timeline(part_of(self.items[index], self.infos[index]), self.clip, self.infos[index])
+
+    def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """For each box, all of one size, uint8 T x C x `clip.size`: that part of the given frames of the file."""
+        info, size = self.infos[index], self.clip.size
+        native = (info.height, info.width)
+        short_side = reading_size(*native, boxes[0], size)
+        pixels = read_frames(self.items[index].path, frames, info=info, short_side=short_side, backend=self.backend)
+        return [crop_and_resize(pixels, box, size, native=native) for box in boxes]
 
     def failure(self, index: int, error: VideoError) -> Failure:
         return Failure(video=index, path=self.items[index].path, reason=error.reason)
@@ -90,27 +115,29 @@ class VideoDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClips(VideoDataset):
-    """Item `(epoch, index)` is one clip at a random place, changed by `augment`, the same on every call."""
+    """Item `Draw` is one clip at a random place, changed by `augment`, the same on every call."""
 
     augment: Augment
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+    def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
+        draw = Draw(*key)
+        index = draw.index
+        rng = np.random.default_rng((self.seed, *draw))
         try:
-            first, num_frames = self.extent(index)
-            fps = self.infos[index].fps
-            start = sampling.random_start(num_frames, sampling.span(self.clip, fps), rng)
-            frames = self.read(index, [first + i for i in sampling.clip_indices(num_frames, start, self.clip, fps)])
+            frames, fps = self.timeline(index)
+            start = sampling.random_start(len(frames), sampling.span(self.clip, fps), rng)
+            box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
+            wanted = sampling.clip_indices(len(frames), start, self.clip, fps)
+            (clip_TCHW,) = self.read(index, [frames[i] for i in wanted], [box])
         except VideoError as error:
             return self.failure(index, error)
-        frames, label = self.augment(frames, self.items[index].label, size=self.clip.size, rng=rng)
-        return Sample(clips=frames[None], label=self.label(label), video=index)
+        clip_TCHW, label = self.augment(clip_TCHW, self.items[index].label, rng=rng)
+        return Sample(clips=clip_TCHW[None], label=self.label(label), video=index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views(VideoDataset):
-    """Item `(epoch, index)` is every view of one video, clip by clip and crop by crop, decoded once; no chance in it.
+    """Item `Draw` is every view of one video, clip by clip and crop by crop, decoded once; no chance in it.
 
     Attributes:
         num_clips: clips spread evenly over the video.
@@ -122,29 +149,29 @@ class Views(VideoDataset):
     num_crops: int = 1
     order: str = "forward"
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
-        _, index = key
+    def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
+        index = Draw(*key).index
         try:
-            first, num_frames = self.extent(index)
-            fps = self.infos[index].fps
-            starts = sampling.spread_starts(num_frames, sampling.span(self.clip, fps), self.num_clips)
+            frames, fps = self.timeline(index)
+            starts = sampling.spread_starts(len(frames), sampling.span(self.clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, index))
             clips = [
-                sampling.reorder(sampling.clip_indices(num_frames, start, self.clip, fps), self.order, rng)
+                sampling.reorder(sampling.clip_indices(len(frames), start, self.clip, fps), self.order, rng)
                 for start in starts
             ]
             needed = sorted({i for clip in clips for i in clip})
-            frames = self.read(index, [first + i for i in needed])
+            crops = self.read(index, [frames[i] for i in needed], self._boxes(self.infos[index]))
         except VideoError as error:
             return self.failure(index, error)
-        crops = [self._crop(frames, crop) for crop in range(self.num_crops)]
         places = [torch.tensor([needed.index(i) for i in clip]) for clip in clips]
         views = torch.stack([crop[place] for place in places for crop in crops])
         return Sample(clips=views, label=self.label(self.items[index].label), video=index)
 
-    def _crop(self, frames: Tensor, crop: int) -> Tensor:
-        box = crop_box(*frames.shape[-2:], self.clip.size, crop=crop, num_crops=self.num_crops)
-        return crop_and_resize(frames, box, self.clip.size)
+    def _boxes(self, info: VideoInfo) -> list[tuple[int, ...]]:
+        return [
+            crop_box(info.height, info.width, self.clip.size, crop=crop, num_crops=self.num_crops)
+            for crop in range(self.num_crops)
+        ]
 
 
 def collate(samples: Sequence[Sample | Failure]) -> Batch:
@@ -169,14 +196,32 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
 
 
 class EpochSampler(Sampler):
-    """Keys `(epoch, index)`, so that an item knows its epoch in whatever process it is made.
+    """One `Draw` after the other, so that an item knows its epoch in whatever process it is made.
 
     Under several processes each takes every `world_size`-th item. In training (`shuffle`) all get equally many and
     the rest, fewer than `world_size`, waits for another epoch's order; in evaluation each item is taken once.
+
+    Args:
+        num_items: draws in an epoch, over all processes.
+        shuffle: another order in each epoch.
+        seed: of the orders.
+        labels: of the items, where every class shall be drawn equally often: the videos of a small class then come
+            several times in an epoch, as different clips, and those of a large one not in every epoch. Needs `shuffle`.
+        rank: which process this is.
+        world_size: how many there are.
     """
 
-    def __init__(self, *, num_items: int, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1):
-        self.num_items, self.shuffle, self.seed = num_items, shuffle, seed
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        shuffle: bool,
+        seed: int = 0,
+        labels: Sequence[str] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_items, self.shuffle, self.seed, self.labels = num_items, shuffle, seed, labels
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
@@ -188,9 +233,23 @@ class EpochSampler(Sampler):
             return self.num_items // self.world_size
         return len(range(self.rank, self.num_items, self.world_size))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.num_items)
+    def __iter__(self) -> Iterator[Draw]:
+        order = [Draw(self.epoch, index) for index in range(self.num_items)]
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_items)
-        for index in order[self.rank :: self.world_size][: len(self)]:
-            yield self.epoch, int(index)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            draws = order if self.labels is None else self._balanced(rng)
+            order = [draws[i] for i in rng.permutation(len(draws))]
+        yield from order[self.rank : self.num_items : self.world_size][: len(self)]
+
+    def _balanced(self, rng: np.random.Generator) -> list[Draw]:
+        """Equally many draws of each class, `num_items` or a few more; all of its videos before any comes again."""
+        members: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            members.setdefault(label, []).append(index)
+        share = -(-self.num_items // len(members))
+        draws = []
+        for label in sorted(members):
+            passes = range(-(-share // len(members[label])))
+            pool = [Draw(self.epoch, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
+            draws += pool[:share]
+        return draws

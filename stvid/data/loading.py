@@ -71,9 +71,23 @@ def probe_cache(manifest: Manifest) -> Path | None:
     return common / CACHE_NAME if common != Path(common.anchor) else None
 
 
-def probe_items(items: Sequence[Item], *, num_workers: int, cache: Path | None) -> list[VideoInfo | VideoError]:
-    """Facts about the items' files, from the cache where it has them."""
-    return probe_all([item.path for item in items], num_workers=num_workers, cache=cache, progress=sys.stderr.isatty())
+def probe_items(
+    items: Sequence[Item],
+    *,
+    num_workers: int,
+    cache: Path | None,
+    decode_all: bool = True,
+    timeout: float = 60.0,
+) -> list[VideoInfo | VideoError]:
+    """Facts about the items' files, from the cache where it has them; see `probe_all`."""
+    return probe_all(
+        [item.path for item in items],
+        num_workers=max(num_workers, 1),  # only another process can be killed when it hangs
+        cache=cache,
+        decode_all=decode_all,
+        timeout=timeout,
+        progress=sys.stderr.isatty(),
+    )
 
 
 def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:
@@ -99,12 +113,12 @@ def check_short(dataset: VideoDataset) -> None:
 
 def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
     """Of every readable video: frames to spare, frames, frames that a clip spans, path."""
-    for index, info in enumerate(dataset.infos):
+    for index in range(len(dataset)):
         try:
-            num_frames = dataset.extent(index)[1]
+            frames, fps = dataset.timeline(index)
         except VideoError:
             continue
-        span = sampling.span(dataset.clip, info.fps)
+        num_frames, span = len(frames), sampling.span(dataset.clip, fps)
         yield num_frames - span, num_frames, span, dataset.items[index].path
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start", "end", "group")
@@ -167,37 +171,60 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
         allow_leaks: let the same file or group stand in two splits.
 
     Raises:
-        InputError: no training videos, a missing file, a class without videos in a split that exists, or the same
-            file or group in two splits.
+        InputError: no training videos, none of the files is there, a class without training videos, or the same file
+            or group in two splits.
     """
     if not manifest.select("train"):
         raise InputError("the data set has no training videos: no item has split 'train'")
-    missing = [item.path for item in manifest.items if not os.path.exists(item.path)]
-    if missing:
+    if not any(os.path.exists(item.path) for item in manifest.items):
         raise InputError(
-            f"{len(missing)} of {len(manifest.items)} videos do not exist, the first: {missing[0]}. "
+            f"none of the {len(manifest.items)} videos exist, the first: {manifest.items[0].path}. "
             "Relative paths in a manifest start from its own folder"
         )
     for split in SPLITS:
-        counts = Counter(item.label for item in manifest.select(split))
-        absent = [name for name in manifest.class_names if not counts[name]]
-        if counts and absent:
-            raise InputError(f"split {split!r} has no videos of: {', '.join(absent)}. Every class needs at least one")
+        there = {item.label for item in manifest.select(split)}
+        absent = [name for name in manifest.class_names if name not in there]
+        if absent and split == "train":
+            raise InputError(f"split 'train' has no videos of: {', '.join(absent)}. Every class needs at least one")
+        if absent and there:
+            log.warning("split %r has no videos of: %s; nothing is said about these there", split, ", ".join(absent))
     if not allow_leaks:
         _check_leaks(manifest)
     return manifest
 
 
 def _check_leaks(manifest: Manifest) -> None:
-    for what, key in (("file", lambda item: os.path.realpath(item.path)), ("group", lambda item: item.group)):
-        splits: dict[str, set[str]] = defaultdict(set)
-        for item in manifest.items:
-            if key(item) is not None:
-                splits[key(item)].add(item.split)
-        leaks = {name: found for name, found in splits.items() if len(found) > 1}
+    for what, key in LEAK_KEYS.items():
+        leaks = find_leaks(manifest.items, key)
         if leaks:
-            name, found = next(iter(leaks.items()))
+            name, splits, _ = leaks[0]
             raise InputError(
                 f"{len(leaks)} {what}(s) stand in more than one split, so held-out numbers would be too good; the "
-                f"first: {name} in {', '.join(sorted(found))}. Mend the splits, or insist with data.allow_leaks=true"
+                f"first: {name} in {', '.join(splits)}. Mend the splits, or insist with data.allow_leaks=true"
             )
+
+
+# what may stand in one split only
+LEAK_KEYS: Mapping[str, Callable[[Item], str | None]] = {
+    "file": lambda item: os.path.realpath(item.path),
+    "group": lambda item: item.group,
+}
+
+
+class Leak(NamedTuple):
+    """What several splits have in common."""
+
+    name: str
+    splits: list[str]  # sorted, at least two
+    items: list[Item]
+
+
+def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list[Leak]:
+    """Every value of `key` whose items stand in more than one split, in the items' order; None is nobody's."""
+    together: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        name = key(item)
+        if name is not None:
+            together[name].append(item)
+    leaks = (Leak(name, sorted({item.split for item in found}), found) for name, found in together.items())
+    return [leak for leak in leaks if len(leak.splits) > 1]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 
 from stvid.clip import ClipSpec
+from stvid.video.info import VideoInfo
 
 ORDERS = ("forward", "reversed", "shuffled")
 
@@ -14,6 +17,33 @@ ORDERS = ("forward", "reversed", "shuffled")
 def stride_of(clip: ClipSpec, video_fps: float) -> float:
     """Video frames from one frame of the clip to the next; a fraction where `clip.fps` asks for one."""
     return float(clip.frame_stride) if clip.fps is None else video_fps / clip.fps
+
+
+def frames_between(info: VideoInfo, start: float | None, end: float | None) -> range:
+    """The frames whose time lies in [start, end), in seconds from the first frame; None is the beginning, the end."""
+
+    def first_from(seconds: float) -> int:
+        if info.timestamps is None:
+            return math.ceil(seconds * info.fps - 1e-6)
+        return bisect_left(info.timestamps, seconds - 1e-6)
+
+    first = 0 if start is None else first_from(start)
+    last = info.num_frames if end is None else min(first_from(end), info.num_frames)
+    return range(first, max(first, last))
+
+
+def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[int], float]:
+    """What a clip is taken from: frames that may come into it, and how many of them make a second.
+
+    The video's own frames, unless the clip wants so many a second of a video whose frames are not evenly spaced:
+    then the frame that is shown at every tick of that clock, so that an equal distance is an equal time.
+    """
+    if clip.fps is None or info.timestamps is None:
+        return frames, info.fps
+    begin, end = info.timestamps[frames[0]], info.timestamps[frames[-1]] + 1 / info.fps
+    num_ticks = max(math.floor((end - begin) * clip.fps + 1e-6), 1)
+    shown = (bisect_right(info.timestamps, begin + i / clip.fps + 1e-6) - 1 for i in range(num_ticks))
+    return [min(index, frames[-1]) for index in shown], clip.fps
 
 
 def span(clip: ClipSpec, video_fps: float) -> int:

@@ -33,8 +33,29 @@ def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, n
     return round((height - box_height) * where), round((width - box_width) * where), box_height, box_width
 
 
-def crop_and_resize(frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int]) -> Tensor:
-    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased)."""
+def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:
+    """The short side to which the decoder should shrink frames of which `box` will be brought to `size`.
+
+    None where frames are better read at their own size: the decoder's shrinking is the cheaper one from a third
+    downwards (measured from 256 to 720 lines).
+    """
+    shrink = max(size[0] / box[2], size[1] / box[3])
+    return math.ceil(min(height, width) * shrink) if shrink <= 1 / 3 else None
+
+
+def crop_and_resize(
+    frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int] | None = None
+) -> Tensor:
+    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased).
+
+    native: height and width of the frames in whose pixels `box` is told, where these have been shrunk since.
+    """
+    if native is not None and native != tuple(frames_TCHW.shape[-2:]):
+        height, width = frames_TCHW.shape[-2:]
+        y, x = height / native[0], width / native[1]
+        box_height, box_width = min(round(box[2] * y), height), min(round(box[3] * x), width)
+        box = (min(round(box[0] * y), height - box_height), min(round(box[1] * x), width - box_width))
+        box = (*box, box_height, box_width)
     return F.resized_crop(frames_TCHW, *box, size=list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
@@ -83,17 +104,16 @@ class Augment:
             if name not in class_names:
                 raise InputError(f"augment.flip_pairs names the class {name!r}; there is {', '.join(class_names)}")
 
-    def __call__(
-        self, frames_TCHW: Tensor, label: str, *, size: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[Tensor, str]:
-        """A random part of the frames, `T x C x size`, uint8, and the label that it then has."""
-        frames = crop_and_resize(frames_TCHW, self._random_box(*frames_TCHW.shape[-2:], size, rng), size)
+    def __call__(self, frames_TCHW: Tensor, label: str, *, rng: np.random.Generator) -> tuple[Tensor, str]:
+        """The clip, cut out already, as another one: uint8 of the same shape, and the label that it then has."""
+        frames = frames_TCHW
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
             label = self._mirrored(label)
         return self._recolour(frames, rng), label
 
-    def _random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
+    def random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
+        """A part of a frame, as (top, left, height, width), that is to be brought to `size`."""
         _, _, box_height, box_width = crop_box(height, width, size)
         scale, stretch = rng.uniform(*self.scale), math.exp(rng.uniform(*np.log(self.ratio)))
         box_height *= math.sqrt(scale / stretch)

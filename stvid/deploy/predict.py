@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.checkpoint import Trained
-from stvid.data.layouts import find_videos
+from stvid.data.layouts.finding import find_videos
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.inference import classify

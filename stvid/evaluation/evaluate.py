@@ -105,6 +105,7 @@ def evaluate(
         device=device,
         num_workers=num_workers,
         cache=probe_cache(data),
+        decode_all=True,
     )
     truth = torch.tensor([trained.class_names.index(item.label) for item in items])
     labels_N = truth[answers.videos_N]

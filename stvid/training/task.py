@@ -5,7 +5,7 @@ B clips in a batch   T frames   C channels   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
@@ -29,6 +29,7 @@ class ClassificationTask(pl.LightningModule):
         model: `B x C x T x H x W` (and lengths) -> logits `B x K`.
         preprocess: uint8 batches to the model's input.
         optimization: how it learns.
+        class_weights: what a clip of each class counts in the training loss; None: all alike.
         label_smoothing: share of the truth spread over all classes, in [0, 1) (Szegedy et al. 2016).
         seed: with the epoch and the process, all that dropout depends on; so a resumed run is the same run.
         record: plain data that goes into every checkpoint under `stvid`, from which the model can be rebuilt.
@@ -40,6 +41,7 @@ class ClassificationTask(pl.LightningModule):
         model: nn.Module,
         preprocess: Preprocess,
         optimization: Optimization,
+        class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         seed: int = 0,
         record: Mapping,
@@ -50,7 +52,8 @@ class ClassificationTask(pl.LightningModule):
         self.model = channels_last(model)
         self.preprocess = preprocess
         self.optimization = optimization
-        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.loss = nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
         self.seed = seed
         self.record = record
         self.val_metric = ViewMetric()

@@ -48,10 +48,10 @@ def image_size(folder: str | os.PathLike[str], images: Sequence[Path], *, decode
     Raises:
         VideoError: unreadable, where an image is.
     """
-    for image in images if decode_all else images[:1]:
-        height, width = _pixels(folder, image).shape[:2]
-        size = (height, width) if image is images[0] else size
-    return size
+    height, width = _pixels(folder, images[0]).shape[:2]
+    for image in images[1:] if decode_all else ():
+        _pixels(folder, image)
+    return height, width
 
 
 def read_images(

@@ -45,9 +45,10 @@ def read_frames(
         info: what `probe` said of this file; without it the file is probed first, which costs a full decoding.
         short_side: shrink each frame such that its shorter side has this many pixels (bilinear, antialiased), which is
             cheaper than to shrink it later; None, or more than there are: native size.
-        num_threads: of the decoder. 1 in the workers of a loader, where every core has a process already.
+        num_threads: of the decoder. 1 in the workers of a loader, where every core has a process already. Only what
+            FFmpeg makes up for damaged pixels depends on it.
         backend: `pyav`; or `decord` or `torchcodec`, where they are installed, for the files that they are trusted
-            with (see `backends`). The frames are the same.
+            with (see `backends`). The frames are the same, those of another short side up to rounding.
 
     Returns:
         uint8 (T, C, H, W), RGB, upright (rotation applied); a view of T x H x W x C memory.
@@ -153,8 +154,10 @@ def _jumping(path, container, stream, distinct: Sequence[int], info: VideoInfo) 
             frames = decode(path, container.demux(stream))
         while number < index or jumped:
             frame = next(frames, None)
-            found = None if frame is None or frame.pts is None else info.index_at((frame.pts - info.first_pts) * tick)
-            if found is None or (found > index if jumped else found != number + 1):
+            known = frame is not None and frame.pts is not None
+            found = info.index_at((frame.pts - info.first_pts) * tick) if known else None
+            # what a decoder makes up for damaged pixels depends on what it saw before
+            if found is None or frame.is_corrupt or (found > index if jumped else found != number + 1):
                 yield None
                 return
             number, jumped = found, False

@@ -1,0 +1,99 @@
+"""`data=kth`: the KTH actions, split by person as published.
+
+Schuldt, Laptev, Caputo: Recognizing Human Actions: A Local SVM Approach, ICPR 2004.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stvid.data.layouts.assembling import assemble
+from stvid.data.layouts.finding import existing_folder, find_videos
+from stvid.data.layouts.listed import index, read_lines
+from stvid.data.manifest import Item, Manifest
+from stvid.errors import InputError
+
+ACTIONS = ("boxing", "handclapping", "handwaving", "jogging", "running", "walking")
+PERSONS = {
+    "train": (11, 12, 13, 14, 15, 16, 17, 18),
+    "val": (19, 20, 21, 23, 24, 25, 1, 4),
+    "test": (22, 2, 3, 5, 6, 7, 8, 9, 10),
+}
+SPLIT_OF = {person: split for split, persons in PERSONS.items() for person in persons}
+RECORDING = re.compile(rf"(person(\d\d)_({'|'.join(ACTIONS)})_d\d)(?:_uncomp)?")
+SEQUENCES = "00sequences.txt"
+FPS = 25
+
+Span = tuple[float, float]  # seconds
+
+
+def kth(*, root: str, whole: bool = False) -> Manifest:
+    """`personNN_ACTION_dM_uncomp.avi` anywhere below the root; a group is a person.
+
+    A recording shows its action about four times, which `00sequences.txt` tells apart: each range of frames in it
+    (the first frame is 1, the last belongs to it) becomes an item, in seconds at 25 frames a second. Classes are
+    sorted by name.
+
+    Args:
+        root: the folder; without `00sequences.txt` directly in it, recordings are taken whole.
+        whole: take whole recordings, and leave the sequences unread.
+
+    Raises:
+        InputError: no such folder, no recordings, none of the persons of a split, a range that is none.
+    """
+    root = existing_folder(root)
+    videos = index(find_videos(root), lambda path: path.stem.removesuffix("_uncomp"), root=root)
+    recordings = {name: video for name, video in videos.items() if RECORDING.fullmatch(name)}
+    if not recordings:
+        raise InputError(
+            f"no KTH recordings below data.root {root}: {len(videos)} videos are there, none of them called "
+            f"personNN_ACTION_dM_uncomp.avi with an ACTION of {', '.join(ACTIONS)}"
+        )
+    listed = root / SEQUENCES
+    spans = _read_sequences(listed) if listed.is_file() and not whole else {}
+    items = [item for name, video in recordings.items() for item in _items(name, video, spans.get(name, ()))]
+    for split, persons in PERSONS.items():
+        if not any(item.split == split for item in items):
+            raise InputError(f"no recordings of {split}, of none of the persons {persons}, below data.root {root}")
+    return assemble(root, items, how=f"split by person as published, {_told(recordings, videos, spans, whole)}")
+
+
+def _told(recordings: Mapping, videos: Mapping, spans: Mapping, whole: bool) -> str:
+    if not spans:
+        told = "whole recordings" + ("" if whole else f" as there is no {SEQUENCES} in the root")
+    else:
+        unlisted = sum(name not in spans for name in recordings)
+        absent = sum(name not in recordings for name in spans)
+        told = f"cut into sequences by {SEQUENCES}"
+        told += f"; {unlisted} recordings without sequences are whole" if unlisted else ""
+        told += f"; {absent} recordings of it are absent" if absent else ""
+    others = len(videos) - len(recordings)
+    return told + (f"; {others} other videos left out" if others else "")
+
+
+def _items(name: str, video: Path, spans: Sequence[Span]) -> list[Item]:
+    _, person, action = RECORDING.fullmatch(name).groups()
+    if int(person) not in SPLIT_OF:
+        raise InputError(f"{video}: there is no person {person} in KTH; they are 01 to 25")
+    return [
+        Item(path=str(video), label=action, split=SPLIT_OF[int(person)], start=start, end=end, group=f"person{person}")
+        for start, end in spans or [(None, None)]
+    ]
+
+
+def _read_sequences(path: Path) -> dict[str, list[Span]]:
+    """Recording -> its spans; lines that begin with no recording are the file's preface, `*missing*` has no spans."""
+    spans = {}
+    for where, line in read_lines(path):
+        name, *rest = line.split(None, 1)
+        if not RECORDING.fullmatch(name) or "missing" in "".join(rest):
+            continue
+        ranges = [(int(first), int(last)) for first, last in re.findall(r"(\d+)\s*-\s*(\d+)", "".join(rest))]
+        if not ranges or any(not 1 <= first <= last for first, last in ranges):
+            raise InputError(f"{where}: {line!r} is not RECORDING frames FIRST-LAST, FIRST-LAST, ...")
+        spans[name] = [((first - 1) / FPS, last / FPS) for first, last in ranges]
+    if not spans:
+        raise InputError(f"{path} has no line RECORDING frames FIRST-LAST, ...; data.whole=true does without it")
+    return spans

@@ -1,0 +1,91 @@
+"""`data=ucf101`: UCF101 with its official lists.
+
+Soomro, Zamir, Shah: UCF101: A Dataset of 101 Human Action Classes From Videos in The Wild, 2012.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stvid.data.layouts.assembling import assemble, val_out_of_train
+from stvid.data.layouts.finding import existing_folder, find_videos
+from stvid.data.layouts.listed import check_fold, find_lists, index, read_lines, require_all
+from stvid.data.manifest import Item, Manifest
+from stvid.errors import InputError, nearest
+
+GROUP = re.compile(r"_g(\d+)_c\d+$")
+
+
+def ucf101(
+    *, root: str, fold: int = 1, splits: str | None = None, val_fraction: float = 0.15, seed: int = 0
+) -> Manifest:
+    """`CLASS/v_CLASS_gXX_cYY.avi` anywhere below the root, split by `trainlist0N.txt` and `testlist0N.txt`.
+
+    Val is taken out of the official train, by whole groups (a class's `gXX`: the clips of one source video); test
+    is the official one. Classes stand in the order of `classInd.txt`. Files that were transcoded to another
+    extension are found too.
+
+    Args:
+        root: the folder that holds `UCF-101/`, or is it.
+        fold: which of the three official splits, 1 to 3.
+        splits: the folder with the lists; None looks for `ucfTrainTestlist` in, below and beside the root.
+        val_fraction: share of the training videos for val, in (0, 1).
+        seed: of that choice.
+
+    Raises:
+        InputError: no such folder, fold or lists; a list with a line that is none; listed videos that are absent.
+    """
+    root = existing_folder(root)
+    check_fold(fold, 3)
+    names = {"train": f"trainlist{fold:02d}.txt", "test": f"testlist{fold:02d}.txt"}
+    lists = find_lists(
+        root,
+        splits,
+        folders=["ucfTrainTestlist"],
+        files=[*names.values(), "classInd.txt"],
+        archive="UCF101TrainTestSplits-RecognitionTask.zip",
+    )
+    class_names = _class_names(lists / "classInd.txt")
+    listed = [(name, split) for split, file in names.items() for name in _listed(lists / file, class_names)]
+    videos = index(find_videos(root), lambda video: _key(video.parent.name, video.stem), root=root)
+    keys = [_key(*name.split("/")) for name, _ in listed]
+    absent = [name for (name, _), key in zip(listed, keys, strict=True) if key not in videos]
+    require_all(absent, listed=len(listed), found=len(videos), lists=lists, root=root)
+    items = [_item(videos[key], name, split) for (name, split), key in zip(listed, keys, strict=True)]
+    items = val_out_of_train(items, val_fraction=val_fraction, seed=seed)
+    how = f"official split {fold} of {lists}; val is {val_fraction:.0%} of train by group, seed {seed}"
+    return assemble(root, items, how=how, class_names=class_names)
+
+
+def _key(label: str, stem: str) -> str:
+    return f"{label}/{stem}".casefold()  # HandstandPushups is also written HandStandPushups
+
+
+def _class_names(path: Path) -> list[str]:
+    names = {}
+    for where, line in read_lines(path):
+        number, _, name = line.partition(" ")
+        if not number.isdigit() or not name.strip():
+            raise InputError(f"{where}: {line!r} is not NUMBER CLASS")
+        names[int(number)] = name.strip()
+    return [names[number] for number in sorted(names)]
+
+
+def _listed(path: Path, class_names: list[str]) -> list[str]:
+    """`CLASS/STEM` of each line; the class number behind it, in lists for training, says the same again."""
+    names = []
+    for where, line in read_lines(path):
+        label, slash, file = line.split()[0].partition("/")
+        if not slash or not file:
+            raise InputError(f"{where}: {line!r} is not CLASS/VIDEO.avi [NUMBER]")
+        if label not in class_names:
+            raise InputError(f"{where}: classInd.txt has no class {label!r}{nearest(label, class_names)}")
+        names.append(f"{label}/{Path(file).stem}")
+    return names
+
+
+def _item(video: Path, name: str, split: str) -> Item:
+    label, _, stem = name.partition("/")
+    group = GROUP.search(stem)
+    return Item(path=str(video), label=label, split=split, group=f"{label} g{group[1]}" if group else None)

@@ -1,0 +1,65 @@
+"""`data=ut_interaction`: the segmented UT-Interaction videos, one sequence held out.
+
+Ryoo, Aggarwal: UT-Interaction Dataset, ICPR contest on Semantic Description of Human Activities (SDHA), 2010.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stvid.data.layouts.assembling import assemble, val_out_of_train
+from stvid.data.layouts.finding import existing_folder, find_videos
+from stvid.data.layouts.listed import check_fold, index
+from stvid.data.manifest import Item, Manifest
+from stvid.errors import InputError
+
+CLASS_NAMES = ("hand_shaking", "hugging", "kicking", "pointing", "punching", "pushing")
+VIDEO = re.compile(r"\d+_(\d+)_([0-5])")  # sample, sequence, label
+SET_SIZE = 10  # sequences 1 to 10 are set 1, 11 to 20 set 2
+
+
+def ut_interaction(
+    *, root: str, fold: int = 1, both_sets: bool = False, val_fraction: float = 0.15, seed: int = 0
+) -> Manifest:
+    """`SAMPLE_SEQUENCE_LABEL.avi` anywhere below the root; a group is a sequence.
+
+    The published protocol holds out one sequence of a set after the other and reports each set for itself: ten folds
+    of set 1, ten of set 2. Val is taken out of the other sequences, by whole sequences. Classes stand in the order
+    of their labels.
+
+    Args:
+        root: the folder.
+        fold: the sequence held out for test, 1 to 20; those of its set (1 to 10, or 11 to 20) are the rest.
+        both_sets: train on the sequences of both sets.
+        val_fraction: share of the training videos for val, in (0, 1).
+        seed: of that choice.
+
+    Raises:
+        InputError: no such folder or fold, no such videos, none of the sequence held out.
+    """
+    root = existing_folder(root)
+    check_fold(fold, 2 * SET_SIZE)
+    videos = index(find_videos(root), lambda path: path.stem, root=root)
+    named = {video: VIDEO.fullmatch(stem) for stem, video in videos.items() if VIDEO.fullmatch(stem)}
+    if not named:
+        raise InputError(
+            f"no UT-Interaction videos below data.root {root}: {len(videos)} videos are there, none of them called "
+            "SAMPLE_SEQUENCE_LABEL.avi with a LABEL from 0 to 5, for example 4_1_0.avi"
+        )
+    first = 1 if both_sets or fold <= SET_SIZE else SET_SIZE + 1
+    used = range(first, first + (2 * SET_SIZE if both_sets else SET_SIZE))
+    items = [_item(video, match, fold) for video, match in named.items() if int(match[1]) in used]
+    if not any(item.split == "test" for item in items):
+        there = ", ".join(map(str, sorted({int(match[1]) for match in named.values()})))
+        raise InputError(f"no videos of sequence {fold} (data.fold) below data.root {root}; there are those of {there}")
+    items = val_out_of_train(items, val_fraction=val_fraction, seed=seed)
+    sets = "both sets" if both_sets else f"set {1 if first == 1 else 2}"
+    how = f"sequence {fold} of {sets} held out; val is {val_fraction:.0%} of the rest by sequence, seed {seed}"
+    return assemble(root, items, how=how, class_names=CLASS_NAMES)
+
+
+def _item(video: Path, match: re.Match, fold: int) -> Item:
+    sequence, label = int(match[1]), CLASS_NAMES[int(match[2])]
+    split = "test" if sequence == fold else "train"
+    return Item(path=str(video), label=label, split=split, group=f"sequence {sequence}")
