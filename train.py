@@ -59,7 +59,7 @@ def train(config: DictConfig, run: Path) -> float:
         callbacks=[
             *checkpoints(folder),
             LearningRateMonitor(logging_interval="step"),
-            BadVideos(path=run / "bad_videos.csv", most=data.max_bad * (len(data.train) + len(data.val))),
+            BadVideos(path=run / "bad_videos.csv", most=data.most_bad, known=data.bad),
             ProgressBar(),
             table,
         ],

@@ -22,6 +22,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, content: dict | list) -> None:
-    """Readable JSON, in UTF-8."""
+    """Readable JSON, in UTF-8; file names that are not come back from it as they were."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape is JSON's

@@ -42,6 +42,15 @@ def make_folder(root: Path, *, videos: int = 8, classes=("to_left", "to_right"),
     return root
 
 
+def break_half_way(path: Path) -> None:
+    """Spoils the second half of an mp4's frames; its index stays, so that it still promises them all."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    size = int.from_bytes(content[start - 8 : start - 4], "big") - 8
+    content[start + size // 2 : start + size] = b"\xff" * (size - size // 2)
+    path.write_bytes(content)
+
+
 def stvid(*arguments: str, cwd: Path = ROOT, program: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Runs `stvid ARGUMENTS` (or another program) and returns what it printed."""
     command = [*(program or (sys.executable, "-c", "from stvid.cli import main; main()")), *map(str, arguments)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.utils.class_weight
 import torch
+from conftest import break_half_way
 
 from stvid.clip import ClipSpec
 from stvid.data.datamodule import VideoDataModule
@@ -21,15 +22,6 @@ CLIP = ClipSpec(num_frames=4, frame_stride=2, size=16)
 def module(video_folder, *, clip=CLIP, augment=None, **options):
     options = {"num_workers": 0, "batch_size": 4, **options}
     return VideoDataModule(manifest=folder(root=str(video_folder)), clip=clip, augment=augment or Augment(), **options)
-
-
-def break_half_way(path: Path) -> None:
-    """Spoils the second half of an mp4's frames; its index stays, so that it still promises them all."""
-    content = bytearray(path.read_bytes())
-    start = content.index(b"mdat") + 4
-    size = int.from_bytes(content[start - 8 : start - 4], "big") - 8
-    content[start + size // 2 : start + size] = b"\xff" * (size - size // 2)
-    path.write_bytes(content)
 
 
 def test_both_loaders_give_what_they_promise(video_folder):

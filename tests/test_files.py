@@ -12,3 +12,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         partial.write_text(f"half, then {1 / 0}")
     assert json.loads(path.read_text(encoding="utf-8")) == {"accuracy": 0.5, "name": "é"}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_file_names_that_are_not_utf_8_come_back(tmp_path):
+    content = {"path": "b\udce9ta.mp4", "é": 1}
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content

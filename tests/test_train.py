@@ -5,12 +5,14 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, stvid, train_py
+from conftest import ROOT, TINY, break_half_way, make_folder, stvid, train_py
 
+from stvid.data.layouts.folder import folder
 from stvid.training.epochs import ProgressBar
 
 
@@ -130,6 +132,41 @@ def test_a_bad_video_is_named_once_and_the_run_goes_on(video_folder, tmp_path):
     assert done.stdout.count("03.mp4") == 1
     table = rows_of(tmp_path / "run" / "bad_videos.csv")
     assert [(os.path.basename(row["path"]), row["reason"]) for row in table] == [("03.mp4", "unreadable")]
+
+
+def damage(path, kind):
+    """Ways in which real files are broken; `break` leaves the header in order and spoils the second half."""
+    if kind == "break":
+        break_half_way(path)
+    elif kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"no video": b"x" * 5000, "empty": b"", "cut": path.read_bytes()[:-500]}[kind])
+
+
+def test_a_tenth_of_damaged_files_are_listed_each_and_counted_in_the_evaluation(tmp_path):
+    root = make_folder(tmp_path / "videos", videos=25)
+    data = folder(root=str(root))
+    data.write_csv(tmp_path / "data.csv")
+    victims = {"train": ("break", "cut", "gone"), "val": ("break",), "test": ("no video",)}
+    held = {}
+    for split, kinds in victims.items():
+        items = data.select(split)[::3][: len(kinds)]
+        held[split] = {item.path for item in items}
+        for item, kind in zip(items, kinds, strict=True):
+            damage(Path(item.path), kind)
+    overrides = ("data=manifest", f"data.path={tmp_path / 'data.csv'}", "data.max_bad=0.2", "trainer.max_epochs=2")
+    done = train_py(*overrides, f"hydra.run.dir={tmp_path / 'run'}", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed = {row["path"]: row["reason"] for row in rows_of(tmp_path / "run" / "bad_videos.csv")}
+    assert set(listed) == held["train"] | held["val"]
+    told = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("left out")]
+    assert sorted(told) == sorted(listed)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["num_failed"] == len(held["val"])
+    evaluated = stvid("evaluate", tmp_path / "run", "--workers", "0", "--json", tmp_path / "test.json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((tmp_path / "test.json").read_text())["num_failed"] == len(held["test"])
+    assert all(path in evaluated.stdout + evaluated.stderr for path in held["test"])
 
 
 def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_path):

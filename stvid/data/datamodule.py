@@ -106,12 +106,14 @@ class VideoDataModule(pl.LightningDataModule):
         return [counts.total() / (len(names) * counts[name]) for name in names]
 
     def setup(self, stage: str | None = None) -> None:
-        """Probes the files of train and val (from the cache where that was done before)."""
+        """Probes the files of train and val (from the cache where that was done before); `bad`: path -> reason."""
         if hasattr(self, "train"):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
         infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest), **self.probing)
         bad = [info for info in infos if isinstance(info, VideoError)]
+        self.most_bad = self.max_bad * len(items)
+        self.bad = {error.path: error.reason for error in bad}
         check_bad(bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))
         shared = {

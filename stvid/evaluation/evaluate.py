@@ -169,7 +169,7 @@ def _predictions(trained: Trained, items: Sequence[Item], answers: Answers) -> l
 def write_predictions(path: str | Path, rows: list[dict], class_names: Sequence[str]) -> None:
     """Writes `path,label,predicted,failed,p_<class>...`, one row a video."""
     columns = ["path", "label", "predicted", "failed", *(f"p_{name}" for name in class_names)]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

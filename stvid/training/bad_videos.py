@@ -16,6 +16,8 @@ from stvid.files import replacing
 
 log = logging.getLogger(__name__)
 
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
+
 
 class BadVideos(Callback):
     """Takes note of the `failed` entries of every batch; of several processes', at the end of the epoch.
@@ -23,18 +25,22 @@ class BadVideos(Callback):
     Args:
         path: the CSV file (`path,reason`), written as soon as there is anything to write.
         most: number of different bad videos above which the run stops.
+        known: path -> reason of those that probing has found.
 
     Raises:
         InputError: there are more than `most`.
     """
 
-    def __init__(self, *, path: Path, most: float):
-        self.path, self.most = Path(path), most
+    def __init__(self, *, path: Path, most: float, known: Mapping[str, str]):
+        self.path, self.most, self.known = Path(path), most, known
         self.reasons: dict[str, str] = {}
         if self.path.exists():  # a run that goes on
-            with self.path.open(newline="", encoding="utf-8") as file:
+            with self.path.open(newline="", **_TEXT) as file:
                 self.reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
         self.told = set(self.reasons)
+
+    def on_fit_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        self._add(self.known, trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
         self._note(trainer, batch)
@@ -64,7 +70,7 @@ class BadVideos(Callback):
         for path, reason in new.items():
             log.warning("left out, cannot be read (%s): %s", reason, path)
         if trainer.is_global_zero:
-            with replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            with replacing(self.path) as partial, partial.open("w", newline="", **_TEXT) as file:
                 csv.writer(file).writerows([("path", "reason"), *sorted(self.reasons.items())])
         if len(self.reasons) > self.most:
             raise InputError(
