@@ -34,13 +34,12 @@ def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, n
 
 
 def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:
-    """The short side to which the decoder should shrink frames of which `box` will be brought to `size`.
+    """The short side to which the reader should shrink frames of which `box` will be brought to `size`.
 
-    None where frames are better read at their own size: the decoder's shrinking is the cheaper one from a third
-    downwards (measured from 256 to 720 lines).
+    The box is then as large as `size` (up to its shape), and is only cut out. None where it is not to be shrunk.
     """
     shrink = max(size[0] / box[2], size[1] / box[3])
-    return math.ceil(min(height, width) * shrink) if shrink <= 1 / 3 else None
+    return max(round(min(height, width) * shrink), 1) if shrink < 1 else None
 
 
 def crop_and_resize(
@@ -51,12 +50,22 @@ def crop_and_resize(
     native: height and width of the frames in whose pixels `box` is told, where these have been shrunk since.
     """
     if native is not None and native != tuple(frames_TCHW.shape[-2:]):
-        height, width = frames_TCHW.shape[-2:]
-        y, x = height / native[0], width / native[1]
-        box_height, box_width = min(round(box[2] * y), height), min(round(box[3] * x), width)
-        box = (min(round(box[0] * y), height - box_height), min(round(box[1] * x), width - box_width))
-        box = (*box, box_height, box_width)
+        box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
     return F.resized_crop(frames_TCHW, *box, size=list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def _in_shrunk(
+    box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int], shrunk: tuple[int, int]
+) -> tuple[int, ...]:
+    """The box in pixels of the shrunk frames; exactly as large as `size` where only rounding keeps it from that."""
+    starts, lengths = [], []
+    for start, length, wanted, before, after in zip(box[:2], box[2:], size, native, shrunk, strict=True):
+        scaled = length * after / before
+        scaled = min(wanted if abs(scaled - wanted) <= 1 else round(scaled), after)
+        middle = (start + length / 2) * after / before
+        starts.append(min(max(round(middle - scaled / 2), 0), after - scaled))
+        lengths.append(scaled)
+    return *starts, *lengths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from stvid.video.images import read_images
 from stvid.video.info import VideoInfo
 from stvid.video.probe import probe
 
+_SHRUNK_FIRST = ("yuv420p", "yuvj420p")
+
 
 def read_frames(
     path: str | os.PathLike[str],
@@ -115,16 +117,28 @@ def _read(
     with open_video(path, num_threads=num_threads) as (container, stream):
         frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
-        converter = VideoReformatter()  # one for all: setting it up costs more than a small frame
+        # one of each for all: setting it up costs more than a small frame
+        converter, shrinker = VideoReformatter(), VideoReformatter()
         frames = (_jumping if jump else _forward)(path, container, stream, distinct, info)
         for place, frame in enumerate(frames):
             if frame is None:
                 return None
+            if frame.format.name in _SHRUNK_FIRST and (frame.height, frame.width) != (height, width):
+                frame = _shrunk(frame, shrinker, height=height, width=width, num_threads=num_threads)
             # The size is told for files that change it on the way.
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
             rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
     return torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2)) if info.rotation else frames_THWC
+
+
+def _shrunk(
+    frame: av.VideoFrame, shrinker: VideoReformatter, *, height: int, width: int, num_threads: int
+) -> av.VideoFrame:
+    """The frame at another size, as YUV still: half of the samples of RGB, and no colours to convert that go away."""
+    small = shrinker.reformat(frame, width, height, frame.format.name, threads=num_threads)
+    small.colorspace, small.color_range = frame.colorspace, frame.color_range
+    return small
 
 
 def _forward(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame]:
