@@ -148,7 +148,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from stvid.data.prepare import describe, prepare
+    from stvid.data.prepare import prepare
+    from stvid.data.prepare_page import describe
     from stvid.files import write_json
 
     manifest, clip, workers, _ = _data_set(options)

@@ -1,6 +1,5 @@
 """The built-in data set: its pairs differ in the order of frames only, and it is the same wherever it is rendered."""
 
-import io
 import multiprocessing
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -26,26 +25,6 @@ def rng(seed: int) -> np.random.Generator:
 
 def files_in(root) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(Path(root).rglob("*.mp4"))}
-
-
-def decoded(data: bytes) -> np.ndarray:
-    with av.open(io.BytesIO(data)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(float)
-
-
-def same_pictures(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
-    """The same names and, but for what the encoder may do, the same pixels: another draw differs by far more.
-
-    The bytes were seen to differ once in several hundred renderings, in two files, for a reason not found.
-    """
-    return one.keys() == other.keys() and all(
-        data == other[name] or np.abs(decoded(data) - decoded(other[name])).mean() < 1 for name, data in one.items()
-    )
-
-
-def test_another_draw_would_be_noticed(rendered):
-    first, second, *_ = (data for name, data in files_in(rendered[0]).items() if "/train/sit_down/" in name)
-    assert not same_pictures({"a": first}, {"a": second})
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +153,7 @@ def test_files_do_not_depend_on_how_many_processes_render_them_or_how_these_star
     pool = module.ProcessPoolExecutor
     monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers: pool(workers, mp_context=context))
     actions(root=tmp_path, **SMALL, num_workers=2)
-    assert same_pictures(files_in(tmp_path), files_in(rendered[0]))
+    assert files_in(tmp_path) == files_in(rendered[0])
 
 
 def test_a_video_does_not_depend_on_how_many_others_there_are(rendered, tmp_path):
@@ -184,7 +163,7 @@ def test_a_video_does_not_depend_on_how_many_others_there_are(rendered, tmp_path
         for root in (tmp_path, rendered[0])
     )
     assert len(manifest.select("train")) == len(here) == len(CLASSES)
-    assert same_pictures(here, {name: there[name] for name in here})
+    assert here == {name: there[name] for name in here}
 
 
 def test_no_two_videos_are_alike(rendered):
@@ -217,7 +196,7 @@ def test_an_interrupted_rendering_goes_on_with_what_is_missing(rendered, tmp_pat
     actions(root=tmp_path, **SMALL, num_workers=1)
     assert before == 5
     assert before + len(redrawn) == len(files_in(rendered[0]))
-    assert same_pictures(files_in(tmp_path), files_in(rendered[0]))
+    assert files_in(tmp_path) == files_in(rendered[0])
 
 
 def test_other_parameters_are_other_data_sets(rendered):

@@ -85,7 +85,7 @@ def test_every_backend_feeds_the_same_batches(video_folder, backend):
         pytest.skip(f"{backend} is not installed")
     batches = []
     for name in ("pyav", backend):
-        data = module(video_folder, backend=name, clip=ClipSpec(num_frames=4, frame_stride=2, size=32))
+        data = module(video_folder, backend=name, clip=ClipSpec(num_frames=4, frame_stride=2, size=64))
         data.setup()
         batches.append(next(iter(data.train_dataloader())))
     assert torch.equal(batches[0]["clips"], batches[1]["clips"])

@@ -87,6 +87,7 @@ def test_variable_frame_rate_comes_with_the_time_of_each_frame(tmp_path):
     times = [0, 40, 80, 400, 440, 480, 520, 1200, 1240, 1280]
     info = probe(write_video(tmp_path / "video.mp4", num_frames=10, times=times))
     assert info.timestamps == pytest.approx([t / 1000 for t in times], abs=1e-3)
+    assert probe(write_video(tmp_path / "plain.mp4", num_frames=10, times=times, bf="0")).random_access
     assert info.fps == pytest.approx(9 / 1.28, rel=1e-3)
 
 

@@ -32,7 +32,7 @@ from stvid.video.writer import write_video
 
 log = logging.getLogger(__name__)
 
-RENDERER_VERSION = 1  # raise it with every change to the pixels: rendered files are kept by version
+RENDERER_VERSION = 2  # raise it with every change to the pixels: rendered files are kept by version
 FPS = 24
 
 # class -> (the motion that is drawn, whether its frames are reversed)

@@ -153,18 +153,21 @@ class Scan:
     def packets_are_frames(self) -> bool:
         """The packets' times are those of the frames, one to one and in order: counting packets counts frames.
 
-        Holds only for containers and codecs without packets that show nothing, and says no when in doubt.
+        Holds only for containers and codecs without packets that show nothing, and says no when in doubt: unless all
+        frames were decoded, for which it is looked up.
         """
         if self.marked or None in self.pts or not self.is_key[0] or self.first.interlaced_frame:
             return False  # interlaced: fields may come in packets of their own
         stamps = sorted(self.pts)
-        if self.frames_pts[:_SAMPLE] != stamps[:_SAMPLE]:
+        if self.frames_pts != stamps[: len(self.frames_pts)]:
             return False
         if self.reorders and stamps == self.pts and len(stamps) > 1:
             return False  # stamps made up by a container without them, such as AVI before it became an mp4
         gaps = sorted(b - a for a, b in pairwise(stamps))
+        if not gaps or gaps[0] <= 0:
+            return not gaps
         # A gap may be where a packet was lost, and the decoder may drop what depended on it.
-        return not gaps or (gaps[0] > 0 and gaps[-1] < 1.5 * gaps[len(gaps) // 2])
+        return len(self.frames_pts) == len(stamps) or gaps[-1] < 1.5 * gaps[len(gaps) // 2]
 
     @property
     def gops_are_closed(self) -> bool:
