@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     number = {"type": int, "metavar": "N"}
     command.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
     command.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
-    command.add_argument("--crf", **number, default=20, help="0 (lossless) to 51 (default: 20)")
+    command.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
     command.add_argument("--json", metavar="F", help="write the summary here too")
 
     command = commands.add_parser("evaluate", help="judge a run on held-out videos")

@@ -41,7 +41,7 @@ def prepare(
     clip: ClipSpec,
     short_side: int = 128,
     gop: int = 8,
-    crf: int = 20,
+    crf: int = 23,
     num_workers: int,
     timeout: float = 600.0,
     progress: bool = True,

@@ -51,7 +51,11 @@ def crop_and_resize(
     """
     if native is not None and native != tuple(frames_TCHW.shape[-2:]):
         box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
-    return F.resized_crop(frames_TCHW, *box, size=list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    top, left, height, width = box
+    part = frames_TCHW[..., top : top + height, left : left + width]
+    if (height, width) == tuple(size):
+        return part
+    return F.resize(part, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
 def _in_shrunk(

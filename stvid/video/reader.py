@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from torchvision.transforms.v2 import functional as F
 
 from stvid.video.backends import BACKENDS, read_by_backend
@@ -45,8 +45,8 @@ def read_frames(
         path: a video file, or a folder of images.
         indices: frame numbers, counted from 0 in the order of display; any order, repeats allowed.
         info: what `probe` said of this file; without it the file is probed first, which costs a full decoding.
-        short_side: shrink each frame such that its shorter side has this many pixels (bilinear, antialiased), which is
-            cheaper than to shrink it later; None, or more than there are: native size.
+        short_side: shrink each frame such that its shorter side has this many pixels (each is the mean of
+            those it covers), which is cheaper than to shrink it later; None, or more than there are: native size.
         num_threads: of the decoder. 1 in the workers of a loader, where every core has a process already. Only what
             FFmpeg makes up for damaged pixels depends on it.
         backend: `pyav`; or `decord` or `torchcodec`, where they are installed, for the files that they are trusted
@@ -136,7 +136,8 @@ def _shrunk(
     frame: av.VideoFrame, shrinker: VideoReformatter, *, height: int, width: int, num_threads: int
 ) -> av.VideoFrame:
     """The frame at another size, as YUV still: half of the samples of RGB, and no colours to convert that go away."""
-    small = shrinker.reformat(frame, width, height, frame.format.name, threads=num_threads)
+    how = {"interpolation": Interpolation.AREA, "threads": num_threads}
+    small = shrinker.reformat(frame, width, height, frame.format.name, **how)
     small.colorspace, small.color_range = frame.colorspace, frame.color_range
     return small
 
