@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Draw, EpochSampler, Failure, TrainingClips, Views, collate, part_of
+from stvid.data.dataset import Failure, TrainingClips, Views, collate, part_of
+from stvid.data.drawing import Draw, EpochSampler
 from stvid.data.manifest import Item
 from stvid.data.transforms import Augment
 from stvid.video.errors import VideoError

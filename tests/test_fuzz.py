@@ -5,7 +5,7 @@ import random
 import pytest
 from conftest import REAL_DATA
 from fuzz import LARGEST, damaged, fuzz, is_fine
-from test_reader import write_video
+from numbered import write_video
 
 ODD_VIDEOS = REAL_DATA / "odd_videos"
 

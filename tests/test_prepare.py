@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import REAL_DATA
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_reader import write_video
+from numbered import write_video
 from test_transcode import numbers, write_images
 
 from stvid.clip import ClipSpec

@@ -9,8 +9,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from numbered import as_thwc, number_of, numbered_picture, turned, write_video
 from PIL import Image
-from test_reader import as_thwc, number_of, numbered_picture, turned, write_video
 
 from stvid.video.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe

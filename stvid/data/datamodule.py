@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import EpochSampler, TrainingClips, Views, collate
+from stvid.data.dataset import TrainingClips, Views, collate
+from stvid.data.drawing import EpochSampler
 from stvid.data.loading import (
     check_bad,
     check_lengths,

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from stvid.data import sampling
-from stvid.data.dataset import EpochSampler, VideoDataset, Views, collate
+from stvid.data.dataset import VideoDataset, Views, collate
+from stvid.data.drawing import EpochSampler
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.machine import num_cores

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Draw, Failure, TrainingClips
+from stvid.data.dataset import Failure, TrainingClips
+from stvid.data.drawing import Draw
 from stvid.data.manifest import Item
 from stvid.data.prepare_plan import Job
 from stvid.data.transforms import Augment

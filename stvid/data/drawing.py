@@ -1,0 +1,77 @@
+"""Which items an epoch takes, in which order, and who of several processes takes which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """What an item is asked for by: with the seed, all that its random choices depend on."""
+
+    epoch: int
+    index: int
+    repeat: int = 0  # how often the item was drawn in this epoch before
+
+
+class EpochSampler(Sampler):
+    """One `Draw` after the other, so that an item knows its epoch in whatever process it is made.
+
+    Under several processes each takes every `world_size`-th item. In training (`shuffle`) all get equally many and
+    the rest, fewer than `world_size`, waits for another epoch's order; in evaluation each item is taken once.
+
+    Args:
+        num_items: draws in an epoch, over all processes.
+        shuffle: another order in each epoch.
+        seed: of the orders.
+        labels: of the items, where every class shall be drawn equally often: the videos of a small class then come
+            several times in an epoch, as different clips, and those of a large one not in every epoch. Needs `shuffle`.
+        rank: which process this is.
+        world_size: how many there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_items: int,
+        shuffle: bool,
+        seed: int = 0,
+        labels: Sequence[str] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_items, self.shuffle, self.seed, self.labels = num_items, shuffle, seed, labels
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.num_items // self.world_size
+        return len(range(self.rank, self.num_items, self.world_size))
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = [Draw(self.epoch, index) for index in range(self.num_items)]
+        if self.shuffle:
+            rng = np.random.default_rng((self.seed, self.epoch))
+            draws = order if self.labels is None else self._balanced(rng)
+            order = [draws[i] for i in rng.permutation(len(draws))]
+        yield from order[self.rank : self.num_items : self.world_size][: len(self)]
+
+    def _balanced(self, rng: np.random.Generator) -> list[Draw]:
+        """Equally many draws of each class, `num_items` or a few more; all of its videos before any comes again."""
+        members: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels):
+            members.setdefault(label, []).append(index)
+        share = -(-self.num_items // len(members))
+        draws = []
+        for label in sorted(members):
+            passes = range(-(-share // len(members[label])))
+            pool = [Draw(self.epoch, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
+            draws += pool[:share]
+        return draws

@@ -1,0 +1,209 @@
+"""`read_frames` is exact whatever the file; the oracle is PyAV run from the first frame."""
+
+from __future__ import annotations
+
+import random
+
+import av
+import numpy as np
+import pytest
+from conftest import REAL_DATA
+from numbered import NUM_FRAMES, as_thwc, decoded, number_of, numbered_picture, requests, turned, write_video
+
+from stvid.video import reader
+from stvid.video.errors import TRUNCATED, VideoError
+from stvid.video.probe import probe
+from stvid.video.reader import read_frames
+
+UT_INTERACTION = REAL_DATA / "ut_interaction"
+ODD_VIDEOS = REAL_DATA / "odd_videos"
+CONTAINERS = {
+    "mpeg4": ("avi", "mp4", "mkv"),
+    "h264": ("avi", "mp4", "mkv"),
+    "hevc": ("mp4", "mkv"),
+    "vp9": ("mp4", "mkv", "webm"),
+    "mjpeg": ("avi", "mp4", "mkv"),
+}
+MATRIX = [
+    (codec, container, bframes, gop)
+    for codec, containers in CONTAINERS.items()
+    for container in containers
+    for bframes in (0, 2)
+    for gop in (12, 250)
+    if codec != "mjpeg" or (bframes == 0 and gop == 12)  # keyframes only
+]
+
+
+def assert_exact(path) -> None:
+    """Every way in which `path` may be read gives the oracle's pixels."""
+    oracle = np.stack(decoded(path))
+    info = probe(path)
+    assert info.num_frames == len(oracle)
+    assert (info.height, info.width) == oracle.shape[1:3]
+    for indices in requests(len(oracle)):
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), oracle[indices])
+    if info.random_access:
+        assert set(info.keyframes) <= set(range(info.num_frames))
+        for indices in ([i] for i in range(len(oracle))):  # every frame by a jump of its own
+            jumped = reader._read(path, indices, info=info, size=(info.height, info.width), num_threads=1, jump=True)
+            assert jumped is not None, f"jumping to frame {indices} fails"
+            np.testing.assert_array_equal(jumped.numpy(), oracle[indices])
+
+
+@pytest.mark.parametrize(("codec", "container", "bframes", "gop"), MATRIX)
+def test_frames_are_exact_for_every_codec_and_container(tmp_path, codec, container, bframes, gop):
+    path = write_video(tmp_path / f"video.{container}", codec=codec, bframes=bframes, gop=gop)
+    assert [number_of(picture) for picture in decoded(path)] == list(range(NUM_FRAMES))
+    assert_exact(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x264-params": "open-gop=1:bframes=2"},  # frames that need the keyframe after them
+        {"bf": "5", "refs": "5", "x264-params": "b-pyramid=normal"},
+        {"intra-refresh": "1"},  # no keyframes but the first
+        {"flags": "+ildct+ilme"},  # interlaced
+    ],
+    ids=["open-gop", "pyramid", "intra-refresh", "interlaced"],
+)
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_frames_are_exact_for_unusual_h264(tmp_path, container, options):
+    assert_exact(write_video(tmp_path / f"video.{container}", bframes=2, options=options))
+
+
+def test_frames_are_exact_where_the_time_stamps_lie(tmp_path):
+    # AVI knows no time of display; copied into an mp4 its made-up times look flawless, and are wrong.
+    source = write_video(tmp_path / "video.avi", bframes=2)
+    copy = tmp_path / "copy.mp4"
+    with av.open(str(source)) as reading, av.open(str(copy), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for packet in reading.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                writing.mux(packet)
+    assert not probe(copy).random_access
+    assert_exact(copy)
+
+
+def test_frames_are_exact_where_a_keyframe_was_lost(tmp_path):
+    source = write_video(tmp_path / "video.mp4", bframes=2)
+    lossy = tmp_path / "lossy.mp4"
+    with av.open(str(source)) as reading, av.open(str(lossy), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for number, packet in enumerate(reading.demux(video=0)):
+            if packet.size and number != 24:
+                packet.stream = stream
+                writing.mux(packet)
+    assert_exact(lossy)
+
+
+def test_frames_are_exact_for_variable_frame_rate(tmp_path):
+    times = np.cumsum(np.random.default_rng(0).choice([20, 40, 130], NUM_FRAMES)).tolist()
+    assert_exact(write_video(tmp_path / "video.mkv", bframes=2, times=times))
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv422p", "yuv444p"])
+def test_deep_and_full_colour_become_8_bit_rgb(tmp_path, pixels):
+    assert_exact(write_video(tmp_path / "video.mp4", pixels=pixels, num_frames=30))
+
+
+def test_odd_sizes_are_read(tmp_path):
+    path = write_video(tmp_path / "video.mp4", pixels="yuv444p", size=(97, 131))
+    assert read_frames(path, [0]).shape == (1, 3, 97, 131)
+    assert_exact(path)
+
+
+def test_animated_gifs_are_read(tmp_path):
+    with av.open(str(tmp_path / "video.gif"), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "rgb8"
+        for number in range(12):
+            picture = numbered_picture(number, height=96, width=128)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    assert_exact(tmp_path / "video.gif")
+
+
+@pytest.mark.parametrize(("turn", "matrix"), [(90, (0, -1, 1, 0)), (180, (-1, 0, 0, -1)), (270, (0, 1, -1, 0))])
+def test_rotated_recordings_come_upright(tmp_path, turn, matrix):
+    path = write_video(tmp_path / "video.mp4", bframes=2)
+    plain = decoded(path)
+    turned(path, matrix)
+    frames = as_thwc(read_frames(path, [0, 50]))
+    np.testing.assert_array_equal(frames, np.stack([np.rot90(plain[i], turn // 90) for i in (0, 50)]))
+    assert_exact(path)
+
+
+@pytest.mark.skipif(not UT_INTERACTION.exists(), reason="needs shared/data/ut_interaction")
+def test_frames_of_ut_interaction_are_exact():
+    # 119 of these 120 MPEG-4 AVI files have wrong headers; random access is wrong in many.
+    wrong = []
+    paths = sorted(UT_INTERACTION.glob("*/*.avi"))
+    for number, path in enumerate(paths):
+        info = probe(path)
+        assert not info.random_access
+        last = info.num_frames - 1
+        start = random.Random(number).randrange(max(1, last - 31))
+        uniform = [round(i * last / 15) for i in range(16)]
+        dense = [min(last, start + 2 * i) for i in range(16)]
+        with av.open(str(path)) as container:
+            frames = list(container.decode(video=0))
+        for indices in (uniform, dense):
+            oracle = np.stack([frames[i].to_ndarray(format="rgb24") for i in indices])
+            if not np.array_equal(as_thwc(read_frames(path, indices, info=info)), oracle):
+                wrong.append((path.name, indices))
+    assert len(paths) == 120
+    assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not UT_INTERACTION.exists(), reason="needs shared/data/ut_interaction")
+def test_dense_clips_of_ut_interaction_are_exact_at_every_start():
+    wrong = []
+    for path in sorted(UT_INTERACTION.glob("*/*.avi")):
+        info, oracle = probe(path), np.stack(decoded(path))
+        last = info.num_frames - 1
+        for start in range(info.num_frames):
+            indices = [min(last, start + 2 * i) for i in range(16)]
+            if not np.array_equal(as_thwc(read_frames(path, indices, info=info)), oracle[indices]):
+                wrong.append((path.name, start))
+    assert wrong == []
+
+
+@pytest.mark.skipif(not ODD_VIDEOS.exists(), reason="needs shared/data/odd_videos")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "av1_video.mkv",
+        "bikes.mp4",
+        "carphone_pristine.mp4",
+        "discard_first_keyframe.mp4",
+        "h264_10bits.mp4",
+        "h265_video.mp4",
+        "nasa_13013.mp4",
+        "nasa_13013_rotated.mp4",
+        "testsrc2_mpeg4.avi",
+        "testsrc2_odd_height_and_width_444.mp4",
+        "testsrc2_vp9.webm",
+        "unordered.mov",
+        "video_270.mov",
+        "video_90.mov",
+        "webm.webm",
+    ],
+)
+def test_frames_of_odd_files_are_exact(name):
+    assert_exact(ODD_VIDEOS / name)
+
+
+@pytest.mark.skipif(not ODD_VIDEOS.exists(), reason="needs shared/data/odd_videos")
+def test_a_broken_file_gives_its_good_frames_and_no_others():
+    path = ODD_VIDEOS / "corrupted.mp4"  # claims 50 frames, breaks after 28
+    with pytest.raises(VideoError) as caught:
+        probe(path)
+    assert caught.value.reason == TRUNCATED
+    info = probe(path, decode_all=False)  # counts what is promised
+    assert len(read_frames(path, range(28), info=info)) == 28
+    with pytest.raises(VideoError) as caught:
+        read_frames(path, [0, 49], info=info)
+    assert caught.value.reason == TRUNCATED
