@@ -26,8 +26,16 @@ stvid COMMAND --help says more.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else."""
+    """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else; 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _run(arguments: list[str]) -> None:
     options = None if arguments[:1] == ["train"] else _parse(arguments)
     from stvid.config import home, report_errors  # what takes seconds to import waits until the words are understood
 

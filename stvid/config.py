@@ -153,7 +153,12 @@ def _config_message(error: Exception) -> str:
     if ours:
         return ours[1]
     if isinstance(error, OverrideParseException):
-        return f"{text.splitlines()[0]}. A value with special characters needs two pairs of quotes: \"key='value'\""
+        words = text.splitlines()[0].removeprefix("LexerNoViableAltException: ")
+        return f"{words}. A value with special characters needs two pairs of quotes: \"key='value'\""
+    choice = re.search(r"Could not find '([\w/]+)/([^']+)'", text)
+    if choice and (home() / "configs" / choice[1]).is_dir():
+        there = {file.stem for file in (home() / "configs" / choice[1]).glob("*.yaml")} - {"loading"}
+        return f"{choice[1]}={choice[2]}: there is no such choice{nearest(choice[2], there)}"
     unknown = re.search(r"(?:Could not override|Key) '([^']+)'", text)
     if unknown:
         key = unknown.group(1)

@@ -27,7 +27,14 @@ def report(**changes) -> dict:
         "leaks": [],
         "conflicts": [],
         "class_counts": {"run": {"train": 1, "val": 0, "test": 0}, "sit": {"train": 1, "val": 0, "test": 0}},
-        "odd": {"short": [], "durations": [], "median_duration": 2.0, "sizes": {"320x240": 2}, "fps": {"25": 2}},
+        "odd": {
+            "short": [],
+            "durations": [],
+            "median_duration": 2.0,
+            "damaged": [],
+            "sizes": {"320x240": 2},
+            "fps": {"25": 2},
+        },
         "shortcuts": [],
     }
     return sound | changes
@@ -142,3 +149,10 @@ def test_many_classes_are_shown_by_both_ends():
 def test_a_name_that_is_not_utf8_can_be_printed():
     page = describe(report(**bad("b\udce9.mp4")))
     assert r"b\udce9.mp4" in page.encode("utf-8").decode()
+
+
+def test_files_with_concealed_damage_are_named():
+    odd = report()["odd"] | {"damaged": [{"path": "/d/a.mp4", "num_damaged": 3, "num_frames": 60}]}
+    page = describe(report(odd=odd))
+    assert "1 file with damage that the decoder conceals" in page
+    assert "3 frames of 60" in page

@@ -65,7 +65,7 @@ def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
     [
         (["check", "data=folder"], "data.root must be given"),
         (["check", "data=folder", "data.root=nowhere"], "nowhere does not exist"),
-        (["check", "data=folders"], "folders"),
+        (["check", "data=foldr"], "data=foldr: there is no such choice; did you mean 'folder'?"),
         (["check", "data.rot=x"], "did you mean 'data.root'"),
         (["check", "data=folder", "data.root=x", "--jsn", "f"], "--jsn"),
         (["prepare", "data=folder", "data.root=x"], "--out"),
@@ -80,3 +80,12 @@ def test_mistakes_are_told_in_one_message(videos, tmp_path, monkeypatch, argumen
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_a_command_with_one_line(videos, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stvid.data.check.check_videos", interrupt)
+    done = command("check", "data=folder", f"data.root={videos}")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -62,6 +62,14 @@ def test_a_damaged_image_is_found_when_all_are_decoded_or_it_is_read(tmp_path):
     assert reason(lambda: read_frames(folder, [5], info=info)) == UNREADABLE
 
 
+def test_an_image_that_was_changed_in_its_place_is_looked_at_again(tmp_path):
+    folder, cache = make_images(tmp_path / "v"), tmp_path / "cache.json"
+    known = {"num_workers": 1, "cache": cache, "progress": False}
+    assert probe_all([folder], **known)[0].num_frames == 12
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:40])
+    assert probe_all([folder], **known)[0].reason == UNREADABLE
+
+
 def test_images_that_went_away_are_missed(tmp_path):
     folder = make_images(tmp_path / "v")
     info = probe(folder)

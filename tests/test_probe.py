@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -277,6 +279,38 @@ def test_counted_facts_do_not_do_where_decoding_was_asked_for(videos, tmp_path):
     assert not any(info.decoded for info in probe_all(videos, decode_all=False, **known))
     assert all(info.decoded for info in probe_all(videos, decode_all=True, **known))
     assert all(info.decoded for info in probe_all(videos, decode_all=False, **known))
+
+
+def test_no_process_outlives_a_parent_that_was_killed(tmp_path):
+    program = f"""
+import os, time
+from stvid.video import workers
+def work(name):
+    open({str(tmp_path)!r} + "/" + name, "w").write(str(os.getpid()))
+    time.sleep(600)
+list(workers.each_file(work, ["a", "b"], num_workers=2, timeout=600))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    started = [tmp_path / "a", tmp_path / "b"]
+    assert in_time(lambda: all(path.exists() and path.read_text() for path in started))
+    children = [int(path.read_text()) for path in started]
+    parent.kill()
+    parent.wait()
+    assert in_time(lambda: not any(is_running(child) for child in children))
+
+
+def in_time(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+def is_running(process_id):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.usefixtures("forked")

@@ -62,7 +62,7 @@ def test_frames_are_exact_for_every_codec_and_container(tmp_path, codec, contain
     [
         {"x264-params": "open-gop=1:bframes=2"},  # frames that need the keyframe after them
         {"bf": "5", "refs": "5", "x264-params": "b-pyramid=normal"},
-        {"intra-refresh": "1"},  # no keyframes but the first
+        {"intra-refresh": "1", "bf": "0", "x264-params": "keyint=20"},  # keyframes that are none
         {"flags": "+ildct+ilme"},  # interlaced
     ],
     ids=["open-gop", "pyramid", "intra-refresh", "interlaced"],
@@ -70,6 +70,7 @@ def test_frames_are_exact_for_every_codec_and_container(tmp_path, codec, contain
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 def test_frames_are_exact_for_unusual_h264(tmp_path, container, options):
     assert_exact(write_video(tmp_path / f"video.{container}", bframes=2, options=options))
+    assert_exact(write_video(tmp_path / f"plain.{container}", bframes=0, options={**options, "bf": "0"}))
 
 
 def test_frames_are_exact_where_the_time_stamps_lie(tmp_path):

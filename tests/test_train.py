@@ -169,6 +169,13 @@ def test_a_tenth_of_damaged_files_are_listed_each_and_counted_in_the_evaluation(
     assert all(path in evaluated.stdout + evaluated.stderr for path in held["test"])
 
 
+@pytest.mark.parametrize("balance", ["classes", "loss"])
+def test_a_balanced_run_ends_with_a_model_that_loads(video_folder, tmp_path, balance):
+    done = squares(video_folder, tmp_path / "run", "trainer.max_epochs=1", f"data.balance={balance}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
 def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_path):
     sweep = tmp_path / "sweep"
     done = train_py(

@@ -62,8 +62,8 @@ def check_videos(
         Plain data. num_files, num_items, num_bad; bad: path, reason (`errors.REASONS`), detail, of files and of parts
         without frames; files: the facts of each; duplicates: lists of paths; leaks: kind (file, content, group), name,
         splits, num_files, paths (a few); conflicts: labels, paths, start, end; class_counts: class -> split -> items;
-        odd: short (on the clip's timeline), durations, median_duration, sizes, fps; shortcuts: see `find_shortcuts`;
-        clip: what short videos were compared with.
+        odd: short (on the clip's timeline), durations, median_duration, damaged, sizes, fps; shortcuts: see
+        `find_shortcuts`; clip: what short videos were compared with.
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
@@ -188,6 +188,11 @@ def _odd_files(infos: Infos) -> dict:
             if not middle / ODD_DURATION <= info.duration <= middle * ODD_DURATION
         ],
         "sizes": dict(Counter(f"{info.width}x{info.height}" for info in good.values()).most_common()),
+        "damaged": [
+            {"path": path, "num_damaged": info.num_damaged, "num_frames": info.num_frames}
+            for path, info in good.items()
+            if info.num_damaged
+        ],
         "fps": dict(Counter(f"{round(info.fps, 2):g}" for info in good.values()).most_common()),
     }
 

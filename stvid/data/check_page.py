@@ -42,6 +42,7 @@ def describe(report: dict) -> str:
         _conflicts(report, shown),
         _duplicates(report, shown),
         _classes(report["class_counts"]),
+        _damaged(report["odd"]["damaged"], shown),
         _short(report, shown),
         _durations(report["odd"], shown),
         _shortcuts(report["shortcuts"]),
@@ -208,6 +209,15 @@ def _short(report: dict, shown: Shown) -> list[str]:
         f"{_count(report['num_items'], 'video')}; {_SHORT[clip['short']]}",
         *_listed((f"{shown(one['path'])}   {one['num_frames']} frames of {one['span']}" for one in lines), most=5),
         "A smaller clip.num_frames or clip.frame_stride makes them fit.",
+    ]
+
+
+def _damaged(damaged: Sequence[dict], shown: Shown) -> list[str]:
+    if not damaged:
+        return []
+    return [
+        f"{_count(len(damaged), 'file')} with damage that the decoder conceals; what it makes up is no fact",
+        *_listed(f"{shown(one['path'])}   {one['num_damaged']} frames of {one['num_frames']}" for one in damaged),
     ]
 
 

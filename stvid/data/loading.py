@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,11 +95,12 @@ def probe_items(
 def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:
     """Raises InputError with the list where more than `max_bad` of the videos cannot be read."""
     if len(bad) > max_bad * num_items:
+        needed = math.ceil(100 * len(bad) / num_items) / 100
         shown = "\n".join(f"  {error}" for error in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise InputError(
             f"{len(bad)} of {num_items} videos cannot be read, more than data.max_bad={max_bad:g} allows:\n"
-            f"{shown}{more}\nMend or remove them, or allow more: data.max_bad=1"
+            f"{shown}{more}\nMend or remove them, or allow more: data.max_bad={needed:g}"
         )
 
 

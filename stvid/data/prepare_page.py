@@ -28,12 +28,16 @@ def describe(summary: dict) -> str:
     if len(summary["bad"]) > 20:
         lines += [("", f"and {len(summary['bad']) - 20} more, see bad_videos.csv")]
     if after:
-        lines += [("size", f"{_bytes(before)} -> {_bytes(after)} ({before / after:.3g} times smaller)")]
+        lines += [("size", f"{_bytes(before)} -> {_bytes(after)} ({_times(before, after)})")]
     if None not in speeds:
         times = f"{speeds[1] / speeds[0]:.3g} times as fast"
         lines += [("clips/second", f"{speeds[0]:.3g} -> {speeds[1]:.3g} read by one process ({times})")]
     lines += [("train on it", summary["command"])]
     return "\n".join(f"{name:<12}  {text}" for name, text in lines)
+
+
+def _times(before: float, after: float) -> str:
+    return f"{before / after:.3g} times smaller" if after <= before else f"{after / before:.3g} times larger"
 
 
 def _bytes(number: float) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.checkpoint import Trained
-from stvid.data.layouts.finding import find_videos
+from stvid.data.layouts.finding import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.inference import classify
 
 
 def expand(sources: Sequence[str]) -> list[Path]:
-    """Files as they are, folders as the videos below them.
+    """Files as they are, folders as the videos below them; a folder that holds images is a video itself.
 
     Raises:
         InputError: a source that does not exist, or a folder without videos.
@@ -21,9 +21,9 @@ def expand(sources: Sequence[str]) -> list[Path]:
     paths = []
     for source in map(Path, sources):
         if source.is_dir():
-            videos = find_videos(source)
+            videos = [source] if is_frame_folder(source) else find_videos(source) + find_frame_folders(source)
             if not videos:
-                raise InputError(f"{source} holds no video files")
+                raise InputError(f"{source} holds no video files, and no folders of images")
             paths += videos
         elif source.exists():
             paths.append(source)

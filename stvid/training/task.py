@@ -52,8 +52,9 @@ class ClassificationTask(pl.LightningModule):
         self.model = channels_last(model)
         self.preprocess = preprocess
         self.optimization = optimization
-        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.loss = nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)  # follows from the data, not from training
         self.seed = seed
         self.record = record
         self.val_metric = ViewMetric()
@@ -72,7 +73,9 @@ class ClassificationTask(pl.LightningModule):
             alone = self.trainer.world_size == 1
             return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
         logits_BK = self(batch["clips"], batch["lengths"])
-        loss = self.loss(logits_BK.float(), batch["labels"])
+        loss = nn.functional.cross_entropy(
+            logits_BK.float(), batch["labels"], weight=self.class_weights, label_smoothing=self.label_smoothing
+        )
         accuracy = (logits_BK.argmax(1) == batch["labels"]).float().mean()
         self.log("train_loss_step", loss.detach())
         logged = {"train_loss": loss.detach(), "train_clip_accuracy": accuracy}

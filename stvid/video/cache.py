@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -16,15 +17,22 @@ from stvid.video.info import VideoInfo
 logger = logging.getLogger(__name__)
 
 # Facts depend on this code and on FFmpeg: another version of either begins a new cache.
-_HEAD = {"stvid_probe": 2, "av": av.__version__}
+_HEAD = {"stvid_probe": 3, "av": av.__version__}
 
-Known = dict[str, tuple[list[int], VideoInfo]]  # absolute path -> ([size, mtime_ns], facts)
+Known = dict[str, tuple[list, VideoInfo]]  # absolute path -> ([size, mtime_ns], facts)
 
 
-def identity(path: str | os.PathLike[str]) -> list[int]:
-    """Size (bytes) and time of change (ns): facts hold while both are the same. Raises OSError."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+def identity(path: str | os.PathLike[str]) -> list:
+    """Size (bytes) and time of change (ns), of a folder what tells of all its files: facts hold while it is the same.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    if not os.path.isdir(path):
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns]
+    files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path))
+    return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
 
 
 def load(cache: Path | None) -> Known:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import av
 from av.stream import Disposition
+from av.video.frame import PictureType
 
 from stvid.video.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
 
@@ -48,7 +49,12 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VideoError(path, MISSING) from error
     except (av.FFmpegError, OSError, MemoryError) as error:
-        raise VideoError(path, UNREADABLE, str(error)) from error
+        raise VideoError(path, UNREADABLE, _words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says, without its number and the path, which stand in a VideoError already."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
@@ -74,9 +80,9 @@ def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterat
                 yield frame
     except av.FFmpegError as error:
         reason = TRUNCATED if num_frames else UNREADABLE
-        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {error}") from error
+        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {_words(error)}") from error
     if refusal is not None and not num_frames:
-        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {refusal}")
+        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {_words(refusal)}")
 
 
 @dataclass(kw_only=True)
@@ -91,6 +97,8 @@ class Scan:
     pts: list[int | None] = field(default_factory=list)  # of packets, in file order
     is_key: list[bool] = field(default_factory=list)
     frames_pts: list[int | None] = field(default_factory=list)  # of decoded frames, in the decoder's order
+    is_intra: list[bool] = field(default_factory=list)  # of decoded frames: needs no other frame
+    num_damaged: int = 0  # decoded frames that the decoder had to make up in part
     first: av.VideoFrame | None = None
     marked: bool = False  # a packet is flagged as damaged, or as not to be shown (edit lists)
     cut: bool = False  # the last packet is flagged as damaged: the file ends inside it
@@ -114,13 +122,17 @@ class Scan:
         for frame in decode(path, packets):
             scan.first = scan.first or frame
             scan.frames_pts.append(frame.pts)
+            scan.is_intra.append(frame.pict_type == PictureType.I)
+            scan.num_damaged += frame.is_corrupt
             if not decode_all and len(scan.frames_pts) == _SAMPLE:
                 break
         try:
             for _ in packets:  # the rest, if decoding was not wanted
                 pass
         except av.FFmpegError as error:
-            raise VideoError(path, TRUNCATED, f"reading broke after {len(scan.pts)} packets: {error}") from error
+            raise VideoError(
+                path, TRUNCATED, f"reading broke after {len(scan.pts)} packets: {_words(error)}"
+            ) from error
         scan._check_end(path, container, stream)
         return scan
 
@@ -184,6 +196,13 @@ class Scan:
 
     @property
     def keyframes(self) -> tuple[int, ...]:
-        """Numbers of the frames that are keyframes. Asked only where `packets_are_frames`."""
+        """Numbers of the frames at which decoding can start. Asked only where `packets_are_frames`.
+
+        The mark on a packet is not enough: it also stands where a picture begins to be mended (intra refresh), and
+        then only the frames that follow make it whole. What a decoder makes up for damage depends on what it saw
+        before, so a damaged file has none.
+        """
         number_of = {pts: number for number, pts in enumerate(sorted(self.pts))}
-        return tuple(sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key))
+        marked = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
+        intra = [number for number in marked if number >= len(self.is_intra) or self.is_intra[number]]
+        return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()

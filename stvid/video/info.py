@@ -22,6 +22,7 @@ class VideoInfo:
         keyframes: frame numbers at which decoding can start; none where random access cannot be trusted.
         first_pts: time stamp of the first frame, in ticks of the stream.
         timestamps: seconds from the first frame to each, where they are not evenly spaced; else None.
+        num_damaged: frames that the decoder had to make up in part; known only where all were decoded.
         decoded: whether every frame was decoded to find this out; else packets were counted.
     """
 
@@ -36,6 +37,7 @@ class VideoInfo:
     keyframes: tuple[int, ...] = ()
     first_pts: int | None = None
     timestamps: tuple[float, ...] | None = None
+    num_damaged: int = 0
     decoded: bool = True
 
     @property

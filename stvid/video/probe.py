@@ -38,7 +38,8 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
     Args:
         path: a video file, or a folder of images.
         decode_all: decode every frame, so that a file which breaks half way is found out. False: where every packet is
-            known to become one frame, count packets instead; such a break is then met when the frame is read.
+            known to become one frame, count packets instead; such a break is then met when the frame is read, and a
+            file with B-frames has no random access.
 
     Raises:
         VideoError: missing, unreadable, no video stream, empty, truncated.
@@ -64,7 +65,8 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
         counted
         and scan.gops_are_closed
         and scan.num_video_streams == 1  # every decoder has its own opinion which one is meant
-        and (not decoded or stamps == sorted(scan.pts))
+        # where frames are shown before one that they are made from, damage to that one is known by decoding alone
+        and (stamps == sorted(scan.pts) if decoded else not scan.reorders)
     )
     fps, timestamps = _clock(stamps, tick=scan.tick, header_rate=scan.header_rate)
     rotation = round(scan.first.rotation / 90) * 90 % 360
@@ -82,6 +84,7 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
         keyframes=scan.keyframes if trusted else (),
         first_pts=stamps[0] if trusted else None,
         timestamps=timestamps,
+        num_damaged=scan.num_damaged,
         decoded=decoded,
     )
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 import torch
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from torchvision.transforms.v2 import functional as F
 
@@ -65,11 +66,7 @@ def read_frames(
     if backend not in BACKENDS:
         raise ValueError(f"backend (={backend!r}) must be one of {', '.join(BACKENDS)}")
     info = info or probe(path)
-    if min(wanted) < 0 or max(wanted) >= info.num_frames:
-        raise ValueError(
-            f"{path}: frame indices from {min(wanted)} to {max(wanted)} were asked for; "
-            f"the video has {info.num_frames} frames, 0 to {info.num_frames - 1}"
-        )
+    _check_indices(path, wanted, info)
     distinct, size = sorted(set(wanted)), scaled_size(info, short_side)
     frames_THWC = None
     if info.codec == "images":
@@ -87,6 +84,14 @@ def read_frames(
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
     return frames_THWC.permute(0, 3, 1, 2)
+
+
+def _check_indices(path: str | os.PathLike[str], wanted: Sequence[int], info: VideoInfo) -> None:
+    if min(wanted) < 0 or max(wanted) >= info.num_frames:
+        raise ValueError(
+            f"{path}: frame indices from {min(wanted)} to {max(wanted)} were asked for; "
+            f"the video has {info.num_frames} frames, 0 to {info.num_frames - 1}"
+        )
 
 
 def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
@@ -171,8 +176,9 @@ def _jumping(path, container, stream, distinct: Sequence[int], info: VideoInfo) 
             frame = next(frames, None)
             known = frame is not None and frame.pts is not None
             found = info.index_at((frame.pts - info.first_pts) * tick) if known else None
-            # what a decoder makes up for damaged pixels depends on what it saw before
-            if found is None or frame.is_corrupt or (found > index if jumped else found != number + 1):
+            # What a decoder makes up for damaged pixels depends on what it saw before.
+            lost = found is None or frame.is_corrupt
+            if lost or ((found > index or frame.pict_type != PictureType.I) if jumped else found != number + 1):
                 yield None
                 return
             number, jumped = found, False

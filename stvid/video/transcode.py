@@ -6,7 +6,6 @@ transcode("film.avi", parts, info=info, short_side=128, gop=8, crf=20)
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from stvid.files import replacing
 from stvid.video import cache as facts
 from stvid.video.decoding import decode, open_video
 from stvid.video.errors import TRUNCATED, UNREADABLE, VideoError
-from stvid.video.images import list_images, read_images
+from stvid.video.images import read_images
 from stvid.video.info import VideoInfo
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
@@ -102,12 +101,9 @@ def even_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
 def source_identity(path: str | os.PathLike[str]) -> list | None:
     """Size in bytes and what else shows that a source has changed; None where it cannot be looked at."""
     try:
-        if not os.path.isdir(path):
-            return facts.identity(path)
-        images = [(image.name, *facts.identity(image)) for image in list_images(path)]
-    except (OSError, VideoError):
+        return facts.identity(path)
+    except OSError:
         return None
-    return [sum(size for _, size, _ in images), hashlib.sha256(repr(images).encode()).hexdigest()]
 
 
 def comment_of(path: str | os.PathLike[str]) -> str | None:

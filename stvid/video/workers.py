@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
+from stvid.video.cache import identity
 from stvid.video.errors import TIMEOUT, UNREADABLE, VideoError
 
 T = TypeVar("T")
@@ -103,12 +105,14 @@ class _Worker:
 
 def _megabytes(name: str) -> float:
     with suppress(OSError):
-        return os.stat(name).st_size / 1e6
+        return identity(name)[0] / 1e6
     return 0.0
 
 
 def _serve(work: Callable[[str], T], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     outcome = partial(_outcome, work)
     with suppress(EOFError):
         while True:
@@ -118,6 +122,12 @@ def _serve(work: Callable[[str], T], pipe: Connection) -> None:
             except Exception as error:  # a mistake in `work`, not in the file: the parent raises it
                 result = error
             pipe.send(result)
+
+
+def _end_with(parent) -> None:
+    """Ends this process when its parent has ended, be it by a kill: also in the midst of a file."""
+    parent.join()
+    os._exit(1)
 
 
 def _outcome(work: Callable[[str], T], name: str) -> T | VideoError:
