@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -52,7 +53,7 @@ def check(config: DictConfig) -> None:
     if config.model.get("weights") and config.clip.normalize != "fixed":
         log.warning(
             "model.weights=%s were trained on pixels normalised by fixed constants; clip.normalize is %s. "
-            "clip=imagenet is what they know",
+            "clip=imagenet (networks for images) and clip=kinetics (for video) are what they know",
             *(config.model.weights, config.clip.normalize),
         )
 
@@ -158,7 +159,9 @@ def _config_message(error: Exception) -> str:
     choice = re.search(r"Could not find '([\w/]+)/([^']+)'", text)
     if choice and (home() / "configs" / choice[1]).is_dir():
         there = {file.stem for file in (home() / "configs" / choice[1]).glob("*.yaml")} - {"loading"}
-        return f"{choice[1]}={choice[2]}: there is no such choice{nearest(choice[2], there)}"
+        close = difflib.get_close_matches(choice[2], there, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        return f"{choice[1]}={choice[2]}: there is no such choice{hint} There is: {', '.join(sorted(there))}"
     unknown = re.search(r"(?:Could not override|Key) '([^']+)'", text)
     if unknown:
         key = unknown.group(1)

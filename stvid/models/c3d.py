@@ -1,0 +1,67 @@
+"""C3D as published: eight convolutions of 3x3x3, five poolings, two wide layers (Tran et al. 2015, arXiv:1412.0767).
+
+B batch   C channels   T frames   H, W height and width   K classes
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from stvid.models.lengths import each_length
+
+# (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)
+STAGES = (
+    ((64,), (1, 2, 2)),
+    ((128,), (2, 2, 2)),
+    ((256, 256), (2, 2, 2)),
+    ((512, 512), (2, 2, 2)),
+    ((512, 512), (2, 2, 2)),
+)
+GRID = (1, 4, 4)  # what the published clip of 16 x 112 x 112 leaves
+
+
+class C3D(nn.Module):
+    """The network of the paper; 78 million parameters, most of them in the two wide layers.
+
+    A clip of 16 x 112 x 112 leaves a volume of 512 x 1 x 4 x 4. Any other size is averaged to that grid (repeated
+    where it is smaller), and poolings take what is left at an edge, so every clip of at least one pixel will do.
+
+    Args:
+        num_classes: K.
+        dropout: probability behind each of the two wide layers, in [0, 1).
+    """
+
+    def __init__(self, *, num_classes: int, dropout: float = 0.5):
+        super().__init__()
+        layers, channels = [], 3
+        for number, (widths, pool) in enumerate(STAGES, start=1):
+            for width in widths:
+                layers += [nn.Conv3d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            padding = (0, 1, 1) if number == len(STAGES) else 0
+            layers.append(nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True))
+        self.layers = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool3d(GRID)
+        self.num_features = 4096
+        self.wide = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(channels * GRID[0] * GRID[1] * GRID[2], self.num_features),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(self.num_features, self.num_features),
+            nn.ReLU(inplace=True),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.num_features, num_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv3d):  # without batch norm, the default is too small for eight layers
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""
+        return each_length(lambda clips: self.wide(self.pool(self.layers(clips))), clips_BCTHW, lengths_B)
+
+    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
+        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
