@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from stvid.models.conv import Conv3d
 from stvid.models.lengths import each_length
 
 # (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)
@@ -36,7 +37,7 @@ class C3D(nn.Module):
         layers, channels = [], 3
         for number, (widths, pool) in enumerate(STAGES, start=1):
             for width in widths:
-                layers += [nn.Conv3d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                layers += [Conv3d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
             padding = (0, 1, 1) if number == len(STAGES) else 0
             layers.append(nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True))

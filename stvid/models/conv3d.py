@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from stvid.models.conv import Conv3d
 from stvid.shapes import conv_output_size
 
 KERNEL, PADDING = 3, 1
@@ -89,7 +90,7 @@ class Conv3D(nn.Module):
 
 def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(in_channels, out_channels, KERNEL, stride=stride, padding=PADDING, bias=False),
+        Conv3d(in_channels, out_channels, KERNEL, stride=stride, padding=PADDING, bias=False),
         nn.BatchNorm3d(out_channels),
         nn.ReLU(inplace=True),
     )

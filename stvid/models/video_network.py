@@ -8,6 +8,7 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor, nn
 
+from stvid.models.conv import with_safe_convolutions
 from stvid.models.lengths import each_length
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18")
@@ -49,7 +50,7 @@ class VideoNetwork(nn.Module):
             if weights not in names:
                 raise ValueError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
             weights = choices[weights]
-        network = torchvision.models.get_model(name, weights=weights)
+        network = with_safe_convolutions(torchvision.models.get_model(name, weights=weights))
         self.stages = nn.ModuleList([network.stem, *(getattr(network, f"layer{i}") for i in range(1, 5))])
         head = network.fc
         if not 0 <= freeze <= len(self.stages):
