@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from stvid.models.pretrained import find_weights
+
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
 
 
@@ -70,13 +72,7 @@ class TorchvisionEncoder(nn.Module):
                 f"model.encoder (={name}) is no torchvision classification network"
                 + (f"; did you mean {close}?" if close else ", see torchvision.models.list_models()")
             )
-        if weights is not None:
-            choices = torchvision.models.get_model_weights(name)
-            names = ["DEFAULT", *choices.__members__]
-            if weights not in names:
-                raise ValueError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
-            weights = choices[weights]
-        self.network = torchvision.models.get_model(name, weights=weights)
+        self.network = torchvision.models.get_model(name, weights=find_weights(name, weights))
         if hasattr(self.network, "transform_input"):
             # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
             # random weights too, so that a network does not depend on how it was once initialised

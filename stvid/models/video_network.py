@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stvid.models.conv import with_safe_convolutions
 from stvid.models.lengths import each_length
+from stvid.models.pretrained import find_weights
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18")
 
@@ -44,13 +45,8 @@ class VideoNetwork(nn.Module):
         super().__init__()
         if name not in NAMES:
             raise ValueError(f"model.name (={name}) must be one of {', '.join(NAMES)}")
-        if weights is not None:
-            choices = torchvision.models.get_model_weights(name)
-            names = ["DEFAULT", *choices.__members__]
-            if weights not in names:
-                raise ValueError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
-            weights = choices[weights]
-        network = with_safe_convolutions(torchvision.models.get_model(name, weights=weights))
+        network = torchvision.models.get_model(name, weights=find_weights(name, weights))
+        network = with_safe_convolutions(network)
         self.stages = nn.ModuleList([network.stem, *(getattr(network, f"layer{i}") for i in range(1, 5))])
         head = network.fc
         if not 0 <= freeze <= len(self.stages):
