@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-import torchvision
 from conftest import ROOT
 from omegaconf import OmegaConf
 
 from stvid.checkpoint import build_model
-from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.encoders import TorchvisionEncoder
 from stvid.shapes import conv_output_size
 
 CONFIGS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 NUM_CLASSES = 5
-VARIANTS = [
-    {},
-    {"bidirectional": True},
-    {"pooling": "mean"},
-    {"num_layers": 2, "bidirectional": True, "pooling": "mean"},
-]
 
 
 def config_of(path):
@@ -107,86 +98,6 @@ def test_bf16_autocast_gives_nearly_the_same_logits(model):
             torch.testing.assert_close(model(clips).float(), plain, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("options", VARIANTS)
-def test_no_kind_of_lstm_reads_padding(options):
-    torch.manual_seed(0)
-    assert_padding_is_not_read(CNNLSTM(num_classes=NUM_CLASSES, **options))
-
-
-def test_padding_stays_out_of_the_encoders_batch_norm_in_training_too():
-    torch.manual_seed(0)
-    model = CNNLSTM(num_classes=NUM_CLASSES, dropout=0.0).train()
-    clips, lengths = padded_batch()
-    other = clips.clone()
-    other[1, :, 9:] = 100.0
-    torch.testing.assert_close(model(clips, lengths), model(other, lengths))
-
-
-def test_the_lstm_reads_features_in_order_of_time():
-    """Against torch's LSTM fed by hand, frame by frame."""
-    torch.manual_seed(0)
-    model = CNNLSTM(num_classes=NUM_CLASSES).eval()
-    clips = torch.randn(1, 3, 6, 64, 64)
-    state = None
-    with torch.no_grad():
-        for t in range(6):
-            out, state = model.lstm(model.encoder(clips[:, :, t])[:, None], state)
-        torch.testing.assert_close(model.forward_features(clips), out[:, 0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "num_features"),
-    [
-        ("vgg11", 4096),
-        ("googlenet", 1024),
-        ("resnet18", 512),
-        ("resnet50", 2048),
-        ("densenet121", 1024),
-        ("mobilenet_v3_small", 1024),
-        ("efficientnet_b0", 1280),
-        ("squeezenet1_1", 512),
-        ("convnext_tiny", 768),
-        ("vit_b_16", 768),
-        ("swin_t", 768),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_torchvision_networks_are_cut_before_their_decision(name, num_features):
-    with torch.device("meta"):
-        encoder = TorchvisionEncoder(name=name).eval()
-        assert encoder.num_features == num_features
-        assert encoder(torch.empty(2, 3, 224, 224)).shape == (2, num_features)
-
-
-def test_a_torchvision_encoder_trains_in_the_whole_model():
-    model = CNNLSTM(num_classes=NUM_CLASSES, encoder="mobilenet_v3_small", hidden_size=8)
-    model(torch.randn(2, 3, 3, 64, 64)).sum().backward()
-    assert model.encoder.network.features[0][0].weight.grad.any()
-
-
-@pytest.mark.filterwarnings("ignore:The default weight initialization")
-def test_an_encoder_rebuilt_without_its_weights_is_the_same_network(monkeypatch):
-    """GoogLeNet scales its input another way when it is built with weights; what is loaded later must not differ."""
-    torch.manual_seed(0)
-    config = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "googlenet", "weights": "DEFAULT"}
-    donor = torchvision.models.googlenet(init_weights=False)
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: donor.state_dict())
-    trained = build_model(config, num_classes=2).eval()
-    rebuilt = build_model(config, num_classes=2, pretrained=False).eval()
-    rebuilt.load_state_dict(trained.state_dict())
-    clips = torch.randn(1, 3, 2, 64, 64)
-    torch.testing.assert_close(rebuilt(clips), trained(clips))
-
-
-def test_unknown_encoders_and_weights_name_the_nearest():
-    with pytest.raises(ValueError, match="resnet81.*did you mean .*resnet18"):
-        CNNLSTM(num_classes=2, encoder="resnet81")
-    with pytest.raises(ValueError, match="IMAGENET1K_V9.*DEFAULT, IMAGENET1K_V1"):
-        CNNLSTM(num_classes=2, encoder="resnet18", weights="IMAGENET1K_V9")
-    with pytest.raises(ValueError, match="the small encoder has none"):
-        CNNLSTM(num_classes=2, weights="DEFAULT")
-
-
 def test_the_convolution_formula_is_what_the_layers_do():
     """The formula of the design: 3x100x224x224 through 3x3x3 kernels without padding gives 98x222x222."""
     assert [conv_output_size(n, kernel=3) for n in (100, 224, 224)] == [98, 222, 222]
@@ -208,12 +119,3 @@ def test_conv3d_refuses_stages_that_do_not_match_and_clips_of_another_shape():
         Conv3D(num_classes=2, widths=[4, 4, 4])
     with pytest.raises(ValueError, match=r"B x 3 x T x H x W, got \(1, 1, 4, 8, 8\)"):
         Conv3D(num_classes=2)(torch.zeros(1, 1, 4, 8, 8))
-
-
-def test_forget_gates_start_open():
-    lstm = CNNLSTM(num_classes=2, hidden_size=8, num_layers=2, bidirectional=True).lstm
-    biases = [p for name, p in lstm.named_parameters() if name.startswith("bias_ih")]
-    assert len(biases) == 4
-    assert all((bias[8:16] == 1).all() and not (bias[:8] == 1).any() for bias in biases)
-    weight = lstm.weight_hh_l0[:8]
-    torch.testing.assert_close(weight @ weight.T, torch.eye(8), atol=1e-5, rtol=0)

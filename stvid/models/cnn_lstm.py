@@ -5,13 +5,23 @@ B batch   C channels   T frames   H, W height and width   F features of a frame 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from stvid.models.encoders import SmallEncoder, TorchvisionEncoder, encode_frames
+from stvid.models.encoders import build_encoder, encode_frames
+from stvid.models.freezing import freeze_stages
+from stvid.models.pooling import Pooled, Pooling
+from stvid.models.recurrent import RECURRENT, Recurrent
 
-POOLING = ("last", "mean")
+
+class StreamState(NamedTuple):
+    """What a stream's frames so far leave behind; its size does not grow with them."""
+
+    recurrent: object | None
+    pooled: Pooled
 
 
 class CNNLSTM(nn.Module):
@@ -19,91 +29,143 @@ class CNNLSTM(nn.Module):
 
     Args:
         num_classes: K.
-        encoder: `small` (a few strided convolutions of our own), or a torchvision classification network by name.
-        weights: torchvision weights of the encoder (`DEFAULT` or a name); None starts from random ones.
-        hidden_size: width of the LSTM.
-        num_layers: of the LSTM.
+        in_channels: C, 3 or 6; of 6, each half is an image of its own to the encoder, and F is twice its features.
+        encoder: `small` (a few strided convolutions of our own), a torchvision classification network by name,
+            `timm/NAME`, or `efficientnet_lite0` (the last two need the extras `timm` and `lite0`).
+        weights: of the encoder: `DEFAULT` or a name; None starts from random ones.
+        encoder_options: further arguments of the encoder's own constructor, such as a ViT's `image_size`.
+        encoder_chunk: frames encoded at once, their activations computed again in the backward pass, so that memory
+            grows with the chunk and not with T; None: all frames, activations kept. See `encode_frames`.
+        freeze: stages of the encoder that stay as they are: how many, the name of the last one, or `all`.
+        recurrent: `lstm`, `gru`, or `none`: the features themselves are pooled, in which order has no influence then.
+        hidden_size: width of a recurrent layer.
+        num_layers: recurrent layers.
         bidirectional: read the sequence from both ends; D is then twice `hidden_size`.
-        dropout: probability between LSTM layers and before the head, in [0, 1).
-        pooling: `last`: the state at the last valid frame (of a bidirectional LSTM, where each direction ends);
-            `mean`: the mean of the states at all valid frames.
+        dropout: probability between recurrent layers and before the head, in [0, 1).
+        recurrent_dropout: share of the weights from step to step that a batch leaves out, in [0, 1).
+        pooling: `last`: the state at the last valid frame (where both ways are read, where each ends); `mean`, `max`,
+            or `attention` (a learned weighting) over all valid frames.
 
     Raises:
-        ValueError: an unknown encoder, weights or pooling, or sizes below 1.
+        ValueError: an unknown name, a value out of its range, a bidirectional model without anything recurrent.
     """
 
     def __init__(
         self,
         *,
         num_classes: int,
+        in_channels: int = 3,
         encoder: str = "small",
         weights: str | None = None,
+        encoder_options: Mapping | None = None,
+        encoder_chunk: int | None = None,
+        freeze: int | str = 0,
+        recurrent: str = "lstm",
         hidden_size: int = 96,
         num_layers: int = 1,
         bidirectional: bool = False,
         dropout: float = 0.2,
+        recurrent_dropout: float = 0.0,
         pooling: str = "last",
     ):
         super().__init__()
-        if pooling not in POOLING:
-            raise ValueError(f"model.pooling (={pooling}) must be one of {', '.join(POOLING)}")
-        if min(hidden_size, num_layers) < 1:
-            raise ValueError(f"model.hidden_size (={hidden_size}) and num_layers (={num_layers}) must be at least 1")
-        if encoder == "small" and weights is not None:
-            raise ValueError(f"model.weights (={weights}): the small encoder has none; name a torchvision network")
-        self.encoder = SmallEncoder() if encoder == "small" else TorchvisionEncoder(name=encoder, weights=weights)
-        self.lstm = nn.LSTM(
-            self.encoder.num_features,
-            hidden_size,
-            num_layers=num_layers,
-            bidirectional=bidirectional,
-            dropout=dropout if num_layers > 1 else 0.0,
-            batch_first=True,
-        )
-        _init_lstm(self.lstm)
-        self.pooling = pooling
-        self.num_features = hidden_size * (2 if bidirectional else 1)
+        if recurrent not in (*RECURRENT, "none"):
+            raise ValueError(f"model.recurrent (={recurrent}) must be one of {', '.join(RECURRENT)}, none")
+        if recurrent == "none" and bidirectional:
+            raise ValueError("model.bidirectional (=True) needs something recurrent: model.recurrent is none")
+        if encoder_chunk is not None and encoder_chunk < 1:
+            raise ValueError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
+        if in_channels not in (3, 6):
+            raise ValueError(f"in_channels (={in_channels}) must be 3 or 6")
+        self.in_channels, self.encoder_chunk = in_channels, encoder_chunk
+        self.encoder = build_encoder(encoder, weights=weights, options=encoder_options)
+        self.frozen = freeze_stages(self.encoder, self.encoder.stages, freeze)
+        size = self.encoder.num_features * in_channels // 3
+        self.recurrent = None
+        if recurrent != "none":
+            self.recurrent = Recurrent(
+                recurrent,
+                input_size=size,
+                hidden_size=hidden_size,
+                num_layers=num_layers,
+                bidirectional=bidirectional,
+                dropout=dropout,
+                recurrent_dropout=recurrent_dropout,
+            )
+            size = self.recurrent.num_features
+        self.pooling = Pooling(pooling, num_features=size, both_ways=bidirectional)
+        self.num_features = size
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = nn.Linear(size, num_classes)
 
-    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> features `B x D`; frames past a clip's length are neither encoded nor read."""
-        if clips_BCTHW.ndim != 5:
-            raise ValueError(f"clips must be B x C x T x H x W, got {tuple(clips_BCTHW.shape)}")
-        features_BTF = encode_frames(self.encoder, clips_BCTHW, lengths_B)
+    @property
+    def pixels(self) -> tuple | None:
+        """Mean and deviation that the encoder's weights were trained with; None: random weights."""
+        return self.encoder.pixels
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether a frame's features never change, so that they can be computed once."""
+        return self.encoder in self.frozen
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """The encoder's."""
+        return self.encoder.parameters()
+
+    def train(self, mode: bool = True) -> CNNLSTM:
+        """As ever, but for the frozen stages: they stay in evaluation mode."""
+        super().train(mode)
+        for stage in self.frozen:
+            stage.eval()
+        return self
+
+    def encode(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> float32 `B x T x F`; what lies past a clip's length is not read and comes out 0."""
+        if clips_BCTHW.ndim != 5 or clips_BCTHW.shape[1] != self.in_channels:
+            raise ValueError(f"clips must be B x {self.in_channels} x T x H x W, got {tuple(clips_BCTHW.shape)}")
+        return encode_frames(self.encoder, clips_BCTHW, lengths_B, chunk=self.encoder_chunk).float()
+
+    def read(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """What `encode` gave -> features of the clip `B x D`."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
         with torch.autocast(features_BTF.device.type, enabled=False):
-            return self._read(features_BTF.float(), lengths_B)
+            states_BTD = features_BTF if self.recurrent is None else self.recurrent(features_BTF, lengths_B)
+            return self.pooling(states_BTD, lengths_B)
+
+    def classify(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """What `encode` gave -> logits `B x K`."""
+        return self.head(self.dropout(self.read(features_BTF, lengths_B)))
+
+    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> features `B x D`."""
+        return self.read(self.encode(clips_BCTHW, lengths_B), lengths_B)
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
+        return self.classify(self.encode(clips_BCTHW, lengths_B), lengths_B)
 
-    def _read(self, features_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
-        if lengths_B is None:
-            states_BTD, (last, _) = self.lstm(features_BTF)
-            counts_B1 = features_BTF.shape[1]
-        else:
-            packed = pack_padded_sequence(features_BTF, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
-            packed, (last, _) = self.lstm(packed)
-            states_BTD, _ = pad_packed_sequence(packed, batch_first=True)  # zeros past the length
-            counts_B1 = lengths_B[:, None]
-        if self.pooling == "mean":
-            return states_BTD.sum(dim=1) / counts_B1
-        directions = 2 if self.lstm.bidirectional else 1
-        return torch.cat(list(last[-directions:]), dim=1)
+    def step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """The next frame of a stream: logits `B x K` over all frames until now, and the state to come back with.
 
+        Memory and time do not depend on how many frames there were. In evaluation mode the logits are those of the
+        whole sequence until here.
 
-@torch.no_grad()
-def _init_lstm(lstm: nn.LSTM) -> None:
-    """Remembers by default: forget gates open (bias 1, Jozefowicz et al. 2015), recurrent weights orthogonal.
+        Args:
+            frame_BCHW: as a frame of `forward`'s clips.
+            state: what the frame before returned; None in the beginning.
 
-    torch stores the gates one below the other: input, forget, cell, output.
-    """
-    size = lstm.hidden_size
-    for name, parameter in lstm.named_parameters():
-        if name.startswith("bias_ih"):
-            nn.init.ones_(parameter[size : 2 * size])
-        elif name.startswith("weight_hh"):
-            for gate in parameter.split(size):
-                nn.init.orthogonal_(gate)
+        Raises:
+            ValueError: the model reads sequences from their end, too, which a stream does not have.
+        """
+        if self.pooling.both_ways:
+            raise ValueError(
+                "a bidirectional model reads from the end, which a stream does not have; train another "
+                "with model.bidirectional=false"
+            )
+        before, pooled = (None, None) if state is None else state
+        features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
+        with torch.autocast(features_BF.device.type, enabled=False):
+            if self.recurrent is not None:
+                features_BF, before = self.recurrent.step(features_BF, before)
+            features_BD, pooled = self.pooling.step(features_BF, pooled)
+        return self.head(self.dropout(features_BD)), StreamState(before, pooled)

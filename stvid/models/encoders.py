@@ -1,20 +1,18 @@
-"""Per-frame encoders: image networks cut before their decision layer.
+"""Per-frame encoders: an image network by its name, and how the frames of clips go through it.
 
-N images   C channels   H, W height and width   F features of an image (`num_features`)
+B batch   C channels   T frames   H, W height and width   N images   F features of an image (`num_features`)
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from stvid.models.pretrained import find_weights
-
-HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
+from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
 
 
 class SmallEncoder(nn.Module):
@@ -28,6 +26,8 @@ class SmallEncoder(nn.Module):
         grid: height and width that the last volume is averaged down (or up) to before it is flattened, so that any
             input size will do; 4 is what four convolutions leave of 64 x 64.
     """
+
+    pixels = None  # there are no weights that would expect any
 
     def __init__(
         self,
@@ -47,81 +47,121 @@ class SmallEncoder(nn.Module):
         self.project = nn.Sequential(nn.Flatten(), nn.Linear(channels * grid**2, num_features))
         self.num_features = num_features
 
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        layers = {f"layers.{i // 3}": self.layers[i : i + 3] for i in range(0, len(self.layers), 3)}
+        return {**layers, "project": self.project}
+
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """`N x C x H x W` -> `N x F`."""
         return self.project(self.pool(self.layers(images_NCHW)))
 
 
-class TorchvisionEncoder(nn.Module):
-    """Any torchvision classification network by name, cut before its decision layer; F is found, not typed.
+def build_encoder(name: str, *, weights: str | None = None, options: Mapping | None = None) -> nn.Module:
+    """`small`, `efficientnet_lite0`, `timm/NAME`, or any torchvision classification network by name.
 
     Args:
-        name: as `torchvision.models.list_models(module=torchvision.models)` gives it, for example `resnet18`.
-        weights: None, `DEFAULT`, or the name of one of the network's torchvision weights (downloaded on first use).
+        name: of the encoder.
+        weights: of the image network, see the functions of `image_networks`; None: random ones.
+        options: further arguments of the network's own constructor, such as a ViT's `image_size`.
+
+    Returns:
+        A module `N x 3 x H x W` -> `N x F` with `num_features` (F), `stages` (its parts by name, from the input on)
+        and `pixels` (mean and deviation that the weights were trained with; None without weights).
 
     Raises:
-        ValueError: unknown network or weights.
+        ValueError: unknown name or weights, a missing package, options that the network does not take.
     """
-
-    def __init__(self, *, name: str, weights: str | None = None):
-        super().__init__()
-        known = torchvision.models.list_models(module=torchvision.models)
-        if name not in known:
-            close = " or ".join(difflib.get_close_matches(name, known, n=3))
-            raise ValueError(
-                f"model.encoder (={name}) is no torchvision classification network"
-                + (f"; did you mean {close}?" if close else ", see torchvision.models.list_models()")
-            )
-        self.network = torchvision.models.get_model(name, weights=find_weights(name, weights))
-        if hasattr(self.network, "transform_input"):
-            # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
-            # random weights too, so that a network does not depend on how it was once initialised
-            self.network.transform_input = True
-        self.num_features = _cut(self.network)
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """`N x C x H x W` -> `N x F`."""
-        features = self.network(images_NCHW)
-        return features.flatten(1)
+    options = dict(options or {})
+    if name == "small":
+        if weights is not None or options:
+            what = f"weights (={weights})" if weights is not None else f"encoder_options (={options})"
+            raise ValueError(f"model.{what}: the small encoder has none; name an image network")
+        return SmallEncoder()
+    try:
+        if name == "efficientnet_lite0":
+            return efficientnet_lite0(weights, options)
+        if name.startswith("timm/"):
+            return timm_network(name.removeprefix("timm/"), weights, options)
+        return torchvision_network(name, weights, options)
+    except TypeError as error:  # what a constructor says of an argument that it does not know
+        if not options:
+            raise
+        raise ValueError(f"model.encoder_options (={options}): {name} does not take them: {error}") from error
 
 
-def _cut(network: nn.Module) -> int:
-    """Replaces the network's decision layer by the identity and returns how many features reach it.
+def encode_frames(
+    encoder: nn.Module, clips_BCTHW: Tensor, lengths_B: Tensor | None, *, chunk: int | None = None
+) -> Tensor:
+    """`B x C x T x H x W` -> features `B x T x (C/3 * F)`; what lies past a clip's length comes out as 0.
 
-    Auxiliary classifiers (GoogLeNet, Inception v3) go too: they would make the network return a tuple.
+    Leaving such frames out, rather than masking them afterwards, keeps them out of batch norm's statistics too. Where
+    C is 6, a frame is two images (picture and difference image) whose features are put side by side.
+
+    Args:
+        encoder: `N x 3 x H x W` -> `N x F`, F being `encoder.num_features`.
+        clips_BCTHW: C is a multiple of 3.
+        lengths_B: how many frames each clip has; None: all T.
+        chunk: frames that are encoded at once, at least 1; None: all. In training the activations of a chunk are
+            computed again in the backward pass instead of being kept (Chen et al. 2016, arXiv:1604.06174), so memory
+            grows with the chunk and not with T. Batch norm in training mode then knows the chunk's statistics only.
+
+    Raises:
+        ValueError: the encoder gives something else than `N x F`.
     """
-    for name in ("aux1", "aux2", "AuxLogits"):
-        if hasattr(network, name):
-            setattr(network, name, None)
-    if hasattr(network, "aux_logits"):
-        network.aux_logits = False
-    head = next(name for name in HEADS if hasattr(network, name))
-    decisions = [
-        (name, layer)
-        for name, layer in getattr(network, head).named_modules(prefix=head)
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    assert decisions, f"{type(network).__name__}.{head} holds no linear or convolutional layer"
-    name, layer = decisions[-1]
-    if isinstance(layer, nn.Conv2d):  # SqueezeNet decides by a 1 x 1 convolution, then a pooling
-        setattr(network, head, nn.AdaptiveAvgPool2d(1))
-        return layer.in_channels
-    parent, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, nn.Identity())
-    return layer.in_features
+    batch, channels, num_frames = clips_BCTHW.shape[:3]
+    images_NCHW = clips_BCTHW.transpose(1, 2).flatten(0, 1)
+    wanted = None
+    if lengths_B is not None:
+        wanted = (
+            (torch.arange(num_frames, device=images_NCHW.device)[None] < lengths_B[:, None]).flatten().nonzero()[:, 0]
+        )
+
+    def encode(images_NCHW: Tensor, first: int, last: int) -> Tensor:
+        part = images_NCHW[first:last] if wanted is None else images_NCHW[wanted[first:last]]
+        found = encoder(part.unflatten(1, (channels // 3, 3)).flatten(0, 1))
+        if found.ndim != 2 or found.shape[1] != encoder.num_features:
+            shape = " x ".join(map(str, found.shape[1:]))
+            raise ValueError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
+        return found.unflatten(0, (-1, channels // 3)).flatten(1)
+
+    total = len(images_NCHW) if wanted is None else len(wanted)
+    if chunk is None or chunk >= total:
+        features_NF = encode(images_NCHW, 0, total)
+    else:
+        run = encode
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters()):
+            run = _recomputed(encode, encoder)
+        features_NF = torch.cat([run(images_NCHW, i, min(i + chunk, total)) for i in range(0, total, chunk)])
+    if wanted is not None:
+        empty = features_NF.new_zeros(batch * num_frames, features_NF.shape[1])
+        features_NF = empty.index_copy(0, wanted, features_NF)
+    return features_NF.unflatten(0, (batch, num_frames))
 
 
-def encode_frames(encoder: nn.Module, clips_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
-    """`B x C x T x H x W` -> features `B x T x F`; frames past a clip's length are not encoded and come out as 0.
+def _recomputed(encode, encoder: nn.Module):
+    """`encode` such that its activations are not kept; batch norm takes note of each chunk only once."""
 
-    Leaving them out, rather than masking them afterwards, keeps them out of batch norm's statistics too.
-    """
-    batch, _, num_frames = clips_BCTHW.shape[:3]
-    images = clips_BCTHW.transpose(1, 2).flatten(0, 1)
-    if lengths_B is None:
-        return encoder(images).unflatten(0, (batch, num_frames))
-    valid = (torch.arange(num_frames, device=images.device)[None] < lengths_B[:, None]).flatten()
-    encoded = encoder(images[valid])
-    features = encoded.new_zeros(batch * num_frames, encoded.shape[1])
-    features[valid] = encoded
-    return features.unflatten(0, (batch, num_frames))
+    def contexts():
+        return contextlib.nullcontext(), _without_statistics(encoder)
+
+    def run(*arguments):
+        return checkpoint(encode, *arguments, use_reentrant=False, context_fn=contexts)
+
+    return run
+
+
+@contextlib.contextmanager
+def _without_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode leave their running statistics alone; what they compute and keep is the same."""
+    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches)

@@ -1,0 +1,43 @@
+"""Stages of a network that stay as they are, statistics of batch norm included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+
+def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> list[nn.Module]:
+    """Takes the first stages of a network, and what belongs to none and stands before their end, out of training.
+
+    A model keeps what is returned and puts it into evaluation mode whenever it is put into training mode itself.
+
+    Args:
+        network: whose parameters `freeze` is about, in the order of their definition.
+        stages: parts of it by name, in the order they compute.
+        freeze: how many stages, counted from the input; the name of the last one; or `all`, which is the whole network.
+
+    Returns:
+        The frozen modules.
+
+    Raises:
+        ValueError: no such stage, or more than there are.
+    """
+    names = list(stages)
+    if freeze == "all":
+        network.requires_grad_(False)
+        return [network]
+    if freeze in names:
+        freeze = names.index(freeze) + 1
+    if not isinstance(freeze, int) or not 0 <= freeze <= len(names):
+        raise ValueError(
+            f"model.freeze (={freeze}) must be all, a number from 0 to {len(names)}, or the last stage to freeze: "
+            + ", ".join(names)
+        )
+    frozen = [stages[name] for name in names[:freeze]]
+    owned = {id(parameter) for stage in frozen for parameter in stage.parameters()}
+    parameters = list(network.parameters())
+    end = max((i for i, parameter in enumerate(parameters) if id(parameter) in owned), default=-1) + 1
+    for parameter in parameters[:end]:
+        parameter.requires_grad_(False)
+    return frozen
