@@ -130,7 +130,8 @@ def _data_set(options: argparse.Namespace):
     manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
     workers = config.data.num_workers
     workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
-    return manifest, instantiate(config.clip, _convert_="all"), workers, config.data.probe_timeout
+    clip = instantiate(config.clip, _convert_="all", **({"num_frames": None} if config.data.whole_video else {}))
+    return manifest, clip, workers, config.data.probe_timeout
 
 
 def _check(options: argparse.Namespace) -> None:

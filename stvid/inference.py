@@ -78,7 +78,7 @@ def classify(
     """
     num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
     num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
-    check_views(num_clips, num_crops)
+    check_views(num_clips, num_crops, trained.clip)
     num_workers = resolve_workers(num_workers)
     dataset = Views(
         items=items,
@@ -116,7 +116,8 @@ class Forward:
         self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         leave_cores_to_readers(self.device.type)
         precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
-        self.autocast = AUTOCAST.get(precision)
+        dtype = AUTOCAST.get(precision)
+        self.precision = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)
         self.model = channels_last(trained.model.to(self.device).eval())
 
@@ -125,5 +126,5 @@ class Forward:
         """uint8 `V x T x C x H x W` -> float32 logits `V x K`."""
         clips = clips_VTCHW.to(self.device, non_blocking=True)
         lengths = None if lengths_V is None else lengths_V.to(self.device)
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with self.precision:
             return self.model(self.preprocess(clips, lengths), lengths).float()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stvid.clip import ClipSpec, Preprocess
+from stvid.clip import ClipSpec, Preprocess, as_input, difference_image
 from stvid.errors import InputError
 
 
@@ -73,3 +73,53 @@ def test_impossible_clips_are_told(arguments, words):
     with pytest.raises(InputError) as error:
         ClipSpec(**arguments)
     assert words in str(error.value)
+
+
+def test_a_difference_image_is_its_formula():
+    earlier = torch.tensor([100, 100, 100, 100], dtype=torch.uint8).view(1, 1, 1, 4)
+    later = torch.tensor([100, 110, 90, 200], dtype=torch.uint8).view(1, 1, 1, 4)
+    assert difference_image(earlier, later, gain=3).flatten().tolist() == [127, 157, 97, 255]
+
+
+@pytest.mark.parametrize(("asked", "channels"), [("rgb", 3), ("diff", 3), ("rgb_diff", 6)])
+def test_the_input_is_what_was_asked_for(asked, channels):
+    clip = ClipSpec(input=asked, diff_gain=2)
+    pictures = torch.randint(0, 60, (8, 3, 4, 4), dtype=torch.uint8)
+    earlier, frames = pictures[:4], pictures[4:]
+    moved = 127 + 2 * (frames.int() - earlier.int())
+    found = as_input(frames if asked == "rgb" else pictures, clip)
+    assert found.shape == (4, channels, 4, 4) == (4, clip.channels, 4, 4)
+    assert found.dtype == torch.uint8
+    if "rgb" in asked:
+        assert torch.equal(found[:, :3], frames)
+    if "diff" in asked:
+        assert torch.equal(found[:, -3:].int(), moved)
+
+
+def test_differences_keep_their_scale_beside_pictures_that_do_not():
+    x = torch.cat([clips(), torch.full((2, 5, 3, 6, 6), 143, dtype=torch.uint8)], dim=2)
+    y = Preprocess(clip=ClipSpec(input="rgb_diff", normalize="frame"))(x)
+    torch.testing.assert_close(y[:, :3], Preprocess(clip=ClipSpec())(x[:, :, :3]))
+    torch.testing.assert_close(y[:, 3:], torch.full((2, 3, 5, 6, 6), 0.5))
+    fixed = Preprocess(clip=ClipSpec(input="rgb_diff", normalize="fixed", mean=(0.5,) * 3, std=(0.5,) * 3))(x)
+    torch.testing.assert_close(fixed[:, 3:], torch.full((2, 3, 5, 6, 6), (143 / 255 - 0.5) / 0.5))
+
+
+def test_preprocessing_leaves_the_batch_as_it_is():
+    x = clips()
+    before = x.clone()
+    Preprocess(clip=ClipSpec(normalize="clip"))(x, torch.tensor([5, 3]))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"input": "flow"}, "clip.input .=flow. must be one of rgb, diff, rgb_diff"),
+        ({"diff_gain": 0}, "diff_gain .=0. must be above 0"),
+        ({"num_frames": 0}, "at least 1, or null for whole videos"),
+    ],
+)
+def test_impossible_inputs_are_told(options, words):
+    with pytest.raises(InputError, match=words):
+        ClipSpec(**options)

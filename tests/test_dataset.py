@@ -244,3 +244,57 @@ def test_a_part_of_a_video_is_told_by_the_clock_too(uneven):
 def test_a_part_holds_the_frames_from_its_start_up_to_its_end(numbered):
     views = dataset(Views, numbered, times=(0.51, 1.0))  # 20 frames a second
     assert list(part_of(views.items[0], views.infos[0])) == list(range(11, 20))
+
+
+@pytest.mark.parametrize("kind", [Views, TrainingClips])
+def test_a_whole_video_is_one_clip_of_all_its_frames(numbered, kind):
+    options = {"augment": Augment()} if kind is TrainingClips else {}
+    sample = dataset(kind, numbered, clip=ClipSpec(num_frames=None, frame_stride=4, size=16), **options)[0, 0]
+    assert len(sample["clips"]) == 1
+    first, *others = shown(sample["clips"][0])
+    assert others == list(range(first + 4, 40, 4))[: len(others)]
+    assert len(others) == 9
+
+
+@pytest.mark.parametrize("kind", [Views, TrainingClips])
+def test_difference_images_show_what_changed_since_the_earlier_frame(numbered, kind):
+    """The videos grow brighter by 6 grey levels a frame; 0.1 s are two frames."""
+    options = {"augment": Augment()} if kind is TrainingClips else {}
+    clip = ClipSpec(num_frames=4, frame_stride=3, size=16, input="rgb_diff", diff_seconds=0.1, diff_gain=2)
+    (view,) = dataset(kind, numbered, clip=clip, **options)[7, 0]["clips"]
+    assert view.shape == (4, 6, 16, 16)
+    assert shown(view[:, :3])[1:] == [shown(view[:, :3])[0] + 3 * i for i in (1, 2, 3)]
+    assert view[:, 3:].float().mean().item() == pytest.approx(127 + 2 * 2 * STEP, abs=3)
+    backwards = dataset(Views, numbered, clip=clip, order="reversed")[0, 0]["clips"][0]
+    assert backwards[:, 3:].float().mean().item() == pytest.approx(127 - 2 * 2 * STEP, abs=3)
+
+
+def test_clips_of_similar_length_share_a_batch_and_every_draw_comes_once():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 1000, 403).tolist()
+    options = {"num_items": 403, "shuffle": True, "lengths": lengths, "batch_size": 8}
+    sampler = EpochSampler(**options)
+    draws = [draw.index for draw in sampler]
+    assert sorted(draws) == list(range(403))
+    batches = [[lengths[i] for i in draws[k : k + 8]] for k in range(0, 400, 8)]
+    assert np.mean([max(batch) - min(batch) for batch in batches]) < 100  # unsorted, about 800
+    assert [max(batch) for batch in batches] != sorted(max(batch) for batch in batches)
+    sampler.set_epoch(1)
+    assert [draw.index for draw in sampler] != draws
+    shares = [list(EpochSampler(**options, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert len({draw.index for share in shares for draw in share}) == 402
+    for one, other in zip(*shares, strict=True):
+        assert one.index != other.index
+    together = [abs(lengths[a.index] - lengths[b.index]) for a, b in zip(*shares, strict=True)]
+    assert np.mean(together[:392]) < 50
+
+
+def test_passes_bring_the_same_draws_back():
+    sampler = EpochSampler(num_items=5, shuffle=True, passes=2)
+    epochs = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert [{draw.epoch for draw in draws} for draws in epochs] == [{0}, {1}, {0}]
+    assert set(epochs[0]) == set(epochs[2])
+    assert epochs[0] != epochs[2]

@@ -8,7 +8,7 @@ from conftest import ROOT
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
     "errors", "files", "machine", "clip", "shapes", "video", "data", "models", "cost", "metrics", "training",
-    "checkpoint", "inference", "evaluation", "deploy", "config", "run", "sweep", "cli",
+    "checkpoint", "inference", "streaming", "evaluation", "deploy", "config", "run", "sweep", "cli",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/backends.py"},

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
-from stvid.data.sampling import clip_indices, random_start, reorder, span, spread_starts
+from stvid.data.sampling import clip_indices, fitted, moments, random_start, reorder, span, spread_starts
 
 
 def test_a_stride_is_counted_in_frames():
@@ -51,3 +51,19 @@ def test_orders_of_time():
     assert reorder(list(range(20)), "shuffled", rng) != list(range(20))
     with pytest.raises(ValueError, match="sideways"):
         reorder([1], "sideways", rng)
+
+
+def test_a_whole_video_is_as_many_frames_as_the_stride_leaves():
+    clip = ClipSpec(num_frames=None, frame_stride=3)
+    assert [fitted(clip, n, 25.0).num_frames for n in (1, 3, 4, 40)] == [1, 1, 2, 14]
+    assert clip_indices(40, 0, fitted(clip, 40, 25.0), 25.0) == list(range(0, 40, 3))
+    assert fitted(ClipSpec(num_frames=None, frame_stride=None, fps=10), 40, 25.0).num_frames == 16
+    assert fitted(ClipSpec(num_frames=8), 40, 25.0).num_frames == 8
+
+
+def test_a_difference_needs_the_frame_that_was_shown_before():
+    clip = ClipSpec(input="diff", diff_seconds=0.2)
+    assert moments([3, 9], 20, clip, 20.0) == [0, 5, 3, 9]
+    assert moments([9, 18], 20, clip, 20.0, "reversed") == [13, 19, 9, 18]
+    assert moments([3], 20, ClipSpec(input="diff", diff_seconds=0.001), 20.0) == [2, 3]
+    assert moments([3, 9], 20, ClipSpec(), 20.0) == [3, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -14,6 +15,7 @@ from stvid.data.loading import (
     check_bad,
     check_lengths,
     check_views,
+    clip_lengths,
     probe_cache,
     probe_items,
     resolve_workers,
@@ -44,6 +46,10 @@ class VideoDataModule(pl.LightningDataModule):
         seed: with epoch and item, all that a random choice depends on.
         allow_leaks: let the same file or group stand in two splits.
         max_bad: share of unreadable videos, in [0, 1], above which the run stops before it starts.
+        whole_video: every clip is its whole video, as `clip.num_frames=None`: clips of one batch then have different
+            lengths, those of similar length come together, and a held-out video is judged by that one clip.
+        passes: how many random draws of each training video there are: epoch e takes those of epoch e modulo this.
+            None: every epoch has its own.
         balance: how small classes come to their right in training. `none`; `classes`: every class is drawn equally
             often; `loss`: every class weighs equally in the loss (see `class_weights`).
         probe: `decode` every file once before the first run, so that a broken one is known beforehand; `count` packets
@@ -69,13 +75,19 @@ class VideoDataModule(pl.LightningDataModule):
         seed: int = 0,
         allow_leaks: bool = False,
         max_bad: float = 0.05,
+        whole_video: bool = False,
+        passes: int | None = None,
         balance: str = "none",
         probe: str = "decode",
         probe_timeout: float = 60.0,
         backend: str = "pyav",
     ):
         super().__init__()
-        check_views(num_clips, num_crops)
+        if whole_video or clip.num_frames is None:
+            clip, num_clips = replace(clip, num_frames=None), 1
+        check_views(num_clips, num_crops, clip)
+        if passes is not None and passes < 1:
+            raise InputError(f"data.passes (={passes}) must be at least 1, or null for new ones in every epoch")
         if batch_size < 1:
             raise InputError(f"data.batch_size (={batch_size}) must be at least 1")
         if not 0 <= max_bad <= 1:
@@ -87,7 +99,7 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.backend={backend} is not installed: pip install 'stvid[{backend}]'")
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
-        self.balance, self.backend = balance, backend
+        self.balance, self.backend, self.passes = balance, backend, passes
         self.probing = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks)
         if not manifest.select("val"):
@@ -140,6 +152,9 @@ class VideoDataModule(pl.LightningDataModule):
             shuffle=True,
             seed=self.seed,
             labels=[item.label for item in self.train.items] if self.balance == "classes" else None,
+            lengths=clip_lengths(self.train),
+            batch_size=self.batch_size,
+            passes=self.passes,
             rank=rank,
             world_size=world_size,
         )

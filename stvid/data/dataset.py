@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from stvid.clip import ClipSpec
+from stvid.clip import ClipSpec, as_input
 from stvid.data import sampling
 from stvid.data.drawing import Draw
 from stvid.data.manifest import Item
@@ -119,14 +119,16 @@ class TrainingClips(VideoDataset):
         rng = np.random.default_rng((self.seed, *draw))
         try:
             frames, fps = self.timeline(index)
-            start = sampling.random_start(len(frames), sampling.span(self.clip, fps), rng)
+            clip = sampling.fitted(self.clip, len(frames), fps)
+            start = sampling.random_start(len(frames), sampling.span(clip, fps), rng)
             box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
-            wanted = sampling.clip_indices(len(frames), start, self.clip, fps)
-            (clip_TCHW,) = self.read(index, [frames[i] for i in wanted], [box])
+            wanted = sampling.clip_indices(len(frames), start, clip, fps)
+            wanted = sampling.moments(wanted, len(frames), clip, fps)
+            (pictures_TCHW,) = self.read(index, [frames[i] for i in wanted], [box])
         except VideoError as error:
             return self.failure(index, error)
-        clip_TCHW, label = self.augment(clip_TCHW, self.items[index].label, rng=rng)
-        return Sample(clips=clip_TCHW[None], label=self.label(label), video=index)
+        pictures_TCHW, label = self.augment(pictures_TCHW, self.items[index].label, rng=rng)
+        return Sample(clips=as_input(pictures_TCHW, clip)[None], label=self.label(label), video=index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +149,20 @@ class Views(VideoDataset):
         index = Draw(*key).index
         try:
             frames, fps = self.timeline(index)
-            starts = sampling.spread_starts(len(frames), sampling.span(self.clip, fps), self.num_clips)
+            clip = sampling.fitted(self.clip, len(frames), fps)
+            starts = sampling.spread_starts(len(frames), sampling.span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, index))
             clips = [
-                sampling.reorder(sampling.clip_indices(len(frames), start, self.clip, fps), self.order, rng)
+                sampling.reorder(sampling.clip_indices(len(frames), start, clip, fps), self.order, rng)
                 for start in starts
             ]
+            clips = [sampling.moments(wanted, len(frames), clip, fps, self.order) for wanted in clips]
             needed = sorted({i for clip in clips for i in clip})
             crops = self.read(index, [frames[i] for i in needed], self._boxes(self.infos[index]))
         except VideoError as error:
             return self.failure(index, error)
         places = [torch.tensor([needed.index(i) for i in clip]) for clip in clips]
-        views = torch.stack([crop[place] for place in places for crop in crops])
+        views = torch.stack([as_input(crop[place], clip) for place in places for crop in crops])
         return Sample(clips=views, label=self.label(self.items[index].label), video=index)
 
     def _boxes(self, info: VideoInfo) -> list[tuple[int, ...]]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+STRETCH = 50  # batches among which items are sorted by length
+
 
 class Draw(NamedTuple):
     """What an item is asked for by: with the seed, all that its random choices depend on."""
@@ -29,6 +31,10 @@ class EpochSampler(Sampler):
         seed: of the orders.
         labels: of the items, where every class shall be drawn equally often: the videos of a small class then come
             several times in an epoch, as different clips, and those of a large one not in every epoch. Needs `shuffle`.
+        lengths: of the items, where those of similar length shall come together: then the batches (`batch_size` draws
+            of every process) hold little padding. Their order is as random as before, as far as `shuffle` asks.
+        batch_size: of each process; used with `lengths`.
+        passes: the draws of epoch e are those of epoch e modulo this; None: every epoch has its own.
         rank: which process this is.
         world_size: how many there are.
     """
@@ -40,10 +46,14 @@ class EpochSampler(Sampler):
         shuffle: bool,
         seed: int = 0,
         labels: Sequence[str] | None = None,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 1,
+        passes: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.num_items, self.shuffle, self.seed, self.labels = num_items, shuffle, seed, labels
+        self.lengths, self.batch_size, self.passes = lengths, batch_size, passes
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
 
@@ -56,14 +66,29 @@ class EpochSampler(Sampler):
         return len(range(self.rank, self.num_items, self.world_size))
 
     def __iter__(self) -> Iterator[Draw]:
-        order = [Draw(self.epoch, index) for index in range(self.num_items)]
+        one_pass = self.epoch if self.passes is None else self.epoch % self.passes
+        draws = [Draw(one_pass, index) for index in range(self.num_items)]
+        rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
-            rng = np.random.default_rng((self.seed, self.epoch))
-            draws = order if self.labels is None else self._balanced(rng)
-            order = [draws[i] for i in rng.permutation(len(draws))]
-        yield from order[self.rank : self.num_items : self.world_size][: len(self)]
+            draws = draws if self.labels is None else self._balanced(one_pass, rng)
+            draws = [draws[i] for i in rng.permutation(len(draws))]
+        if self.lengths is not None:
+            draws = self._bucketed(draws, rng)
+        yield from draws[self.rank : self.num_items : self.world_size][: len(self)]
 
-    def _balanced(self, rng: np.random.Generator) -> list[Draw]:
+    def _bucketed(self, draws: list[Draw], rng: np.random.Generator) -> list[Draw]:
+        """Sorted by length within long stretches, batch by batch; the last, smaller batch stays the last."""
+        size = self.batch_size * self.world_size
+        whole = len(draws) // size * size
+        stretch = STRETCH * size if self.shuffle else len(draws)
+        batches = []
+        for i in range(0, whole, stretch):
+            part = sorted(draws[i : min(i + stretch, whole)], key=lambda draw: self.lengths[draw.index])
+            batches += [part[k : k + size] for k in range(0, len(part), size)]
+        order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
+        return [draw for i in order for draw in batches[i]] + draws[whole:]
+
+    def _balanced(self, one_pass: int, rng: np.random.Generator) -> list[Draw]:
         """Equally many draws of each class, `num_items` or a few more; all of its videos before any comes again."""
         members: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
@@ -72,6 +97,6 @@ class EpochSampler(Sampler):
         draws = []
         for label in sorted(members):
             passes = range(-(-share // len(members[label])))
-            pool = [Draw(self.epoch, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
+            pool = [Draw(one_pass, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
             draws += pool[:share]
         return draws

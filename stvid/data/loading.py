@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.dataset import VideoDataset, Views, collate
 from stvid.data.drawing import EpochSampler
@@ -31,10 +32,31 @@ def views_loader(
     return DataLoader(
         dataset,
         batch_size=max(batch_size // (dataset.num_clips * dataset.num_crops), 1),
-        sampler=EpochSampler(num_items=len(dataset), shuffle=False, rank=rank, world_size=world_size),
+        sampler=EpochSampler(
+            num_items=len(dataset),
+            shuffle=False,
+            lengths=clip_lengths(dataset),
+            rank=rank,
+            world_size=world_size,
+        ),
         collate_fn=collate,
         **worker_options(num_workers),
     )
+
+
+def clip_lengths(dataset: VideoDataset) -> list[int] | None:
+    """Frames in each item's clip, 0 where it cannot be read, if clips are whole videos; None where all are alike."""
+    if dataset.clip.num_frames is not None:
+        return None
+    lengths = []
+    for index in range(len(dataset)):
+        try:
+            frames, fps = dataset.timeline(index)
+        except VideoError:
+            lengths.append(0)
+        else:
+            lengths.append(sampling.fitted(dataset.clip, len(frames), fps).num_frames)
+    return lengths
 
 
 def worker_options(num_workers: int) -> dict:
@@ -56,8 +78,10 @@ def resolve_workers(num_workers: int | str) -> int:
     return num_workers
 
 
-def check_views(num_clips: int, num_crops: int) -> None:
-    """Raises InputError unless there is at least one view, and one or three crops."""
+def check_views(num_clips: int, num_crops: int, clip: ClipSpec) -> None:
+    """Raises InputError unless there is at least one clip (of whole videos exactly one), and one or three crops."""
+    if clip.num_frames is None and num_clips != 1:
+        raise InputError(f"num_clips (={num_clips}) must be 1: the model sees whole videos")
     if num_clips < 1:
         raise InputError(f"num_clips (={num_clips}) must be at least 1")
     if num_crops not in (1, 3):
@@ -121,7 +145,8 @@ def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
             frames, fps = dataset.timeline(index)
         except VideoError:
             continue
-        num_frames, span = len(frames), sampling.span(dataset.clip, fps)
+        num_frames = len(frames)
+        span = sampling.span(sampling.fitted(dataset.clip, num_frames, fps), fps)
         yield num_frames - span, num_frames, span, dataset.items[index].path
 
 

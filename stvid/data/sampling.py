@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -46,6 +47,14 @@ def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[i
     return [min(index, frames[-1]) for index in shown], clip.fps
 
 
+def fitted(clip: ClipSpec, num_frames: int, video_fps: float) -> ClipSpec:
+    """The clip itself; where it is the whole video, one of as many frames as its stride leaves of `num_frames`."""
+    if clip.num_frames is not None:
+        return clip
+    stride = stride_of(clip, video_fps)
+    return dataclasses.replace(clip, num_frames=math.floor((num_frames - 1) / stride + 1e-9) + 1)
+
+
 def span(clip: ClipSpec, video_fps: float) -> int:
     """Video frames that a clip covers, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
     return math.floor((clip.num_frames - 1) * stride_of(clip, video_fps) + 1e-9) + 1
@@ -88,6 +97,21 @@ def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) 
     if clip.short == "pad":
         return [index for index in indices if index < num_frames]
     raise IndexError(f"the clip ends at frame {indices[-1]}, the video has {num_frames}, and clip.short is 'error'")
+
+
+def diff_frames(clip: ClipSpec, video_fps: float) -> int:
+    """Video frames from the earlier picture of a difference image to the later; 0 where there are no such images."""
+    return 0 if clip.input == "rgb" else max(round(clip.diff_seconds * video_fps), 1)
+
+
+def moments(indices: list[int], num_frames: int, clip: ClipSpec, video_fps: float, order: str = "forward") -> list[int]:
+    """The frames that must be read for those of a clip: themselves; for difference images the earlier ones before.
+
+    The earlier one lies `diff_frames` before, or is the video's first. In a video that runs backwards
+    (`order=reversed`) it lies behind, or is the last.
+    """
+    back = diff_frames(clip, video_fps) * (-1 if order == "reversed" else 1)
+    return [min(max(index - back, 0), num_frames - 1) for index in indices] + indices if back else indices
 
 
 def reorder(indices: list[int], order: str, rng: np.random.Generator) -> list[int]:

@@ -1,0 +1,81 @@
+"""A trained model on a stream: one frame after the other, without an end, in constant memory and time per frame.
+
+B batch   C channels   H, W height and width   K classes
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from stvid.checkpoint import Trained
+from stvid.clip import as_input
+from stvid.data.sampling import diff_frames, stride_of
+from stvid.data.transforms import crop_and_resize, crop_box
+from stvid.errors import InputError
+from stvid.inference import Forward
+
+
+class Stream:
+    """Frames in, probabilities out; what they say is what the model says of the whole video until that frame.
+
+    Args:
+        trained: a model that has `step`, such as cnn_lstm, trained with `recurrent` read in one direction.
+        fps: frames a second of the stream.
+        device: where to compute; None: the accelerator where there is one, else the CPU.
+
+    Raises:
+        InputError: the model cannot go frame by frame, or its clips were normalised as wholes.
+    """
+
+    def __init__(self, trained: Trained, *, fps: float, device: torch.device | None = None):
+        name = type(trained.model).__name__
+        if not hasattr(trained.model, "step"):
+            raise InputError(f"{name} sees a clip at once and cannot go frame by frame; cnn_lstm can")
+        if trained.clip.normalize == "clip":
+            raise InputError(
+                "the model was trained on clips normalised as wholes (clip.normalize=clip), and the end of a stream is "
+                "not known; train it with clip.normalize=frame or fixed"
+            )
+        if trained.model.pooling.both_ways:
+            raise InputError(
+                f"{name} reads clips from their end, too (model.bidirectional=true), and a stream has none; train one "
+                "with model.bidirectional=false"
+            )
+        self.clip, self.fps = trained.clip, fps
+        self.forward = Forward(trained, device=device)
+        self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
+        self.num_frames, self.num_taken, self.state = 0, 0, None
+        self.probabilities_K: Tensor | None = None
+
+    def push(self, frame_CHW: Tensor) -> Tensor:
+        """The next frame of the stream: probabilities over all frames until now.
+
+        Only frames that the clip's stride (or `fps`) takes go through the model; the others repeat the last answer.
+
+        Args:
+            frame_CHW: uint8 `3 x H x W`, of any size; the middle is cut out, as in evaluation.
+
+        Returns:
+            float32 `K`, on the CPU.
+        """
+        box = crop_box(*frame_CHW.shape[-2:], self.clip.size)
+        self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
+        wanted = int(self.num_taken * stride_of(self.clip, self.fps) + 1e-9)
+        self.num_frames += 1
+        if self.num_frames <= wanted:
+            return self.probabilities_K
+        self.num_taken += 1
+        pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
+        self._step(as_input(torch.cat(pictures), self.clip))
+        return self.probabilities_K
+
+    @torch.inference_mode()
+    def _step(self, frame_1CHW: Tensor) -> None:
+        forward = self.forward
+        clips_BCTHW = forward.preprocess(frame_1CHW[None].to(forward.device))
+        with forward.precision:
+            logits_BK, self.state = forward.model.step(clips_BCTHW[:, :, 0], self.state)
+        self.probabilities_K = logits_BK[0].float().softmax(0).cpu()

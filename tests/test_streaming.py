@@ -1,0 +1,65 @@
+"""A stream says, frame by frame, what the model says of the whole video until then."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from stvid.checkpoint import Trained
+from stvid.clip import ClipSpec, Preprocess, as_input
+from stvid.data.sampling import moments
+from stvid.errors import InputError
+from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.conv3d import Conv3D
+from stvid.streaming import Stream
+
+CPU = torch.device("cpu")
+CLIP = ClipSpec(num_frames=None, frame_stride=1, size=32)
+
+
+def trained(tmp_path, clip=CLIP, **options):
+    torch.manual_seed(0)
+    return Trained(
+        path=tmp_path / "x.ckpt",
+        folder=tmp_path,
+        model=CNNLSTM(num_classes=3, in_channels=clip.channels, **options).eval(),
+        clip=clip,
+        class_names=("a", "b", "c"),
+        protocol={},
+        config={"trainer": {"precision": "32-true"}},
+        epoch=1,
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, {"input": "rgb_diff"}, {"input": "diff", "normalize": "fixed"}])
+@pytest.mark.parametrize("pooling", ["last", "attention"])
+def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, pooling):
+    clip = dataclasses.replace(CLIP, **changes)
+    run = trained(tmp_path, clip, pooling=pooling)
+    video = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    stream = Stream(run, fps=20, device=CPU)
+    for t in range(9):
+        found = stream.push(video[t])
+        whole = as_input(video[moments(list(range(t + 1)), t + 1, clip, 20)], clip)
+        with torch.no_grad():
+            wanted = run.model(Preprocess(clip=clip)(whole[None]))[0].softmax(0)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_frames_that_the_clip_takes_go_through_the_model(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=10))
+    stream = Stream(run, fps=25, device=CPU)
+    seen, step = [], run.model.step
+    run.model.step = lambda frame, state: seen.append(stream.num_frames - 1) or step(frame, state)
+    for _ in range(12):
+        stream.push(torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8))
+    assert seen == [0, 2, 5, 7, 10]
+
+
+def test_models_that_cannot_stream_are_refused(tmp_path):
+    with pytest.raises(InputError, match="bidirectional"):
+        Stream(trained(tmp_path, bidirectional=True), fps=20)
+    with pytest.raises(InputError, match="clip.normalize=clip"):
+        Stream(trained(tmp_path, dataclasses.replace(CLIP, normalize="clip")), fps=20)
+    with pytest.raises(InputError, match="Conv3D sees a clip at once"):
+        Stream(dataclasses.replace(trained(tmp_path), model=Conv3D(num_classes=3)), fps=20)
