@@ -21,10 +21,12 @@ from stvid.clip import Preprocess
 from stvid.config import report_errors
 from stvid.evaluation.evaluate import MANIFEST_NAME, evaluate, headline, held_out
 from stvid.files import write_json
-from stvid.run import CONFIG_NAME, is_sweep, leaving_no_empty_run, open_run, shown
+from stvid.pricing import plan_batch
+from stvid.run import CONFIG_NAME, is_sweep, leaving_no_empty_run, open_run, shown, tell_next_steps
 from stvid.training.bad_videos import BadVideos
 from stvid.training.checkpoints import checkpoints
 from stvid.training.epochs import EpochTable, ProgressBar
+from stvid.training.features import store_features
 from stvid.training.hardware import leave_cores_to_readers, resolve_precision
 from stvid.training.task import ClassificationTask
 
@@ -38,7 +40,8 @@ def train(config: DictConfig, run: Path) -> float:
     data.setup()
     classes = data.manifest.class_names
     plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
-    model = build_model(plain["model"], num_classes=len(classes))
+    last = file if config.resume and (file := run / CHECKPOINTS / "last.ckpt").is_file() else None
+    model = build_model(plain["model"], num_classes=len(classes), in_channels=data.clip.channels, pretrained=not last)
     check_fit(model, data.clip)
     task = ClassificationTask(
         model=model,
@@ -49,7 +52,7 @@ def train(config: DictConfig, run: Path) -> float:
         seed=config.seed,
         record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
     )
-    folder, table = run / CHECKPOINTS, EpochTable(path=run / "metrics.csv")
+    table = EpochTable(path=run / "metrics.csv")
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
         config.trainer,
@@ -57,7 +60,7 @@ def train(config: DictConfig, run: Path) -> float:
         precision=precision,
         logger=TensorBoardLogger(save_dir=run, name="tensorboard", version=""),
         callbacks=[
-            *checkpoints(folder),
+            *checkpoints(run / CHECKPOINTS),
             LearningRateMonitor(logging_interval="step"),
             BadVideos(path=run / "bad_videos.csv", most=data.most_bad, known=data.bad),
             ProgressBar(),
@@ -65,25 +68,22 @@ def train(config: DictConfig, run: Path) -> float:
         ],
     )
     leave_cores_to_readers((device := trainer.strategy.root_device).type)
-    log.info("%s for %d classes on %s, precision %s", type(model).__name__, len(classes), device, precision)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
+    plain["data"]["datamodule"]["batch_size"] = data.batch_size = plan_batch(task, data, device, precision)
+    store_features(data, task, precision=precision, device=device, config=plain["model"])
     if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):
         data.manifest.write_csv(run / MANIFEST_NAME)
         OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
 
-    last = folder / "last.ckpt"
-    trainer.fit(task, datamodule=data, ckpt_path=last if config.resume and last.is_file() else None, weights_only=True)
+    trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
     if not trainer.is_global_zero:
         return 0.0
 
-    trained = load(run)
-    held = held_out(trained, split="val")
+    held = held_out(trained := load(run), split="val")
     result, _ = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     write_json(run / "result.json", {**result, "seed": config.seed, "training_seconds": table.seconds})
     log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
-    log.info("run folder   %s", shown(run))
-    log.info("test it      stvid evaluate %s%s", shown(run), "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", shown(run))
+    tell_next_steps(run, has_test=bool(data.manifest.select("test")))
     return result["video_accuracy"]
 
 

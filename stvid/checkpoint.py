@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pickle
 import re
 import zipfile
@@ -17,8 +18,14 @@ from torch import nn
 from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
 
+log = logging.getLogger(__name__)
+
 ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
 CHECKPOINTS = "checkpoints"
+PRETRAINED = ("weights", "inflate")  # the keys of models that name weights to start from
+CANNOT = (RuntimeError, AssertionError, ValueError)  # what networks raise for clips of a wrong size
+LARGEST = 384  # pixels, the longest side that is tried where a model cannot take a clip
+LONGEST = 64  # frames, likewise
 FORMAT = 1  # of the record below; raise it when older checkpoints can no longer be read
 
 
@@ -62,7 +69,7 @@ class Trained:
     epoch: int
 
 
-def build_model(config: Mapping, *, num_classes: int, pretrained: bool = True) -> nn.Module:
+def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pretrained: bool = True) -> nn.Module:
     """Builds what a `model` config names: `_target_`, and its constructor's arguments.
 
     Only classes defined in a module of `stvid.models` are ever called, because configs travel in checkpoints.
@@ -70,10 +77,13 @@ def build_model(config: Mapping, *, num_classes: int, pretrained: bool = True) -
     Args:
         config: plain data, such as `configs/model/conv3d.yaml` holds.
         num_classes: outputs of the model.
-        pretrained: load the weights that `weights` names; False leaves them random, for a state dict to come.
+        in_channels: channels of its clips, `ClipSpec.channels`.
+        pretrained: load the weights that `weights` (or `inflate`) names: a library's, a file, or a run; False leaves
+            them random, for a state dict to come.
 
     Raises:
-        InputError: a target outside `stvid.models`, or arguments that its constructor does not take.
+        InputError: a target outside `stvid.models`, arguments that its constructor does not take, or weights that
+            cannot be had.
     """
     arguments = dict(config)
     target = str(arguments.pop("_target_", None))
@@ -86,35 +96,89 @@ def build_model(config: Mapping, *, num_classes: int, pretrained: bool = True) -
         raise InputError(f"model._target_ (={target}) does not exist: {error}") from error
     if not (inspect.isclass(model_class) and issubclass(model_class, nn.Module) and model_class.__module__ == match[1]):
         raise InputError(f"model._target_ (={target}) is no model defined in {match[1]}")
-    known = set(inspect.signature(model_class).parameters) - {"num_classes"}
+    parameters = set(inspect.signature(model_class).parameters)
+    known = parameters - {"num_classes", "in_channels"}
     for key in arguments:
         if key not in known:
             raise InputError(f"unknown key model.{key}: {match[2]} does not take it{nearest(key, known)}")
-    if not pretrained and "weights" in arguments:
-        arguments["weights"] = None
+    for key in PRETRAINED:
+        if arguments.get(key) is not None:
+            arguments[key] = _file_of_run(arguments[key]) if pretrained else None
+    facts = {"num_classes": num_classes, **({"in_channels": in_channels} if "in_channels" in parameters else {})}
+    if in_channels != 3 and "in_channels" not in facts:
+        raise InputError(f"clip.input=rgb_diff has {in_channels} channels, and {match[2]} takes no in_channels")
     try:
-        return model_class(num_classes=num_classes, **arguments)
+        return model_class(**facts, **arguments)
     except ValueError as error:  # what models raise for arguments that make no sense
         raise InputError(str(error)) from error
 
 
+def _file_of_run(weights: str) -> str:
+    """A run folder's checkpoint, in the place of the folder; anything else as it is."""
+    folder = Path(str(weights)).expanduser()
+    return str(find_checkpoint(folder)) if folder.is_dir() else weights
+
+
 @torch.no_grad()
 def check_fit(model: nn.Module, clip: ClipSpec) -> None:
-    """Runs one grey clip through the model, which stays as it is.
+    """Runs one grey clip through the model, which stays as it is. Whole videos are tried with 16 frames.
+
+    Warns where the clip's pixels are not those that the model's weights were trained with.
 
     Raises:
-        InputError: the model cannot take clips of this size, with its own words.
+        InputError: the model cannot take clips of this size: in its own words, with the smallest that it can.
     """
+    _check_pixels(getattr(model, "pixels", None), clip)
+    num_frames = clip.num_frames or 16
     training = model.training
     try:
-        model.eval()(torch.zeros(1, 3, clip.num_frames, *clip.size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+        model.eval()(torch.zeros(1, clip.channels, num_frames, *clip.size))
+    except CANNOT as error:
+        smallest = _smallest(model, clip)
+        hint = "" if smallest is None else f". The smallest that it can take: {smallest}"
         raise InputError(
-            f"{type(model).__name__} cannot take clips of {clip.num_frames} frames of {clip.size[0]} x {clip.size[1]} "
-            f"pixels ({error}). Change clip.size or clip.num_frames"
+            f"{type(model).__name__} cannot take clips of {num_frames} frames of {clip.size[0]} x {clip.size[1]} "
+            f"pixels and {clip.channels} channels ({str(error).splitlines()[0]}){hint}. Change clip.size or "
+            "clip.num_frames"
         ) from error
     finally:
         model.train(training)
+
+
+def _check_pixels(pixels: tuple | None, clip: ClipSpec) -> None:
+    if pixels is None:
+        return
+    mean, std = ([round(value, 4) for value in values] for values in pixels)
+    same = [abs(a - b) < 0.01 for a, b in zip((*clip.mean, *clip.std), (*mean, *std), strict=True)]
+    if clip.normalize != "fixed" or not all(same):
+        log.warning(
+            "the weights were trained on pixels normalised by mean %s and std %s; here clip.normalize is %s, or by "
+            "others. clip=imagenet, clip=kinetics and clip=lite0 are what weights of these names know",
+            *(mean, std, clip.normalize),
+        )
+
+
+def _smallest(model: nn.Module, clip: ClipSpec) -> str | None:
+    """The smallest square, and the fewest frames of it, that a model in evaluation mode takes; None: none was found.
+
+    Found by trying, from the smallest on: what is too small fails early, so that takes seconds at most.
+    """
+
+    def works(num_frames: int, height: int, width: int) -> bool:
+        try:
+            model(torch.zeros(1, clip.channels, num_frames, height, width))
+        except CANNOT:
+            return False
+        return True
+
+    def square(num_frames: int) -> int | None:
+        return next((size for size in range(1, LARGEST + 1) if works(num_frames, size, size)), None)
+
+    num_frames, size = 1, square(1)
+    if size is None:  # not the pixels are too few, then
+        num_frames = next((n for n in range(2, LONGEST + 1) if works(n, *clip.size)), None)
+        size = None if num_frames is None else square(num_frames)
+    return None if size is None else f"{num_frames} frame{'s' * (num_frames > 1)} of {size} x {size} pixels"
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -159,7 +223,10 @@ def load(run: str | Path) -> Trained:
 
 
 def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
-    model = build_model(kept["config"]["model"], num_classes=len(kept["class_names"]), pretrained=False)
+    clip, class_names = ClipSpec(**kept["clip"]), tuple(kept["class_names"])
+    model = build_model(
+        kept["config"]["model"], num_classes=len(class_names), in_channels=clip.channels, pretrained=False
+    )
     state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     try:
         model.load_state_dict(state)
@@ -170,8 +237,8 @@ def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
         path=path,
         folder=folder.parent if folder.name == CHECKPOINTS else folder,
         model=model.eval(),
-        clip=ClipSpec(**kept["clip"]),
-        class_names=tuple(kept["class_names"]),
+        clip=clip,
+        class_names=class_names,
         protocol=kept["protocol"],
         config=kept["config"],
         epoch=content["epoch"] + 1,

@@ -15,6 +15,7 @@ from stvid.errors import InputError
 USAGE = """stvid: train, test and use models that recognise actions in video
 
   stvid train    [overrides]                       same as python train.py [overrides]
+  stvid cost     [overrides] [--json F]            what the model will need: parameters, memory, compute
   stvid check    [overrides] [--json F]            decode every video of the data set, say what is wrong with it
   stvid prepare  [overrides] --out DIR             transcode it to small files that are read several times faster
   stvid evaluate RUN [--split test] [--clips N] [--crops N] [--manifest F] [--json F]
@@ -68,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid")
+
+    command = commands.add_parser("cost", help="what a model needs, before it is trained")
+    command.set_defaults(command=_cost)
+    _add_overrides(command)
+    command.add_argument("--classes", type=int, metavar="N", help="outputs (default: the data set's, else 400)")
+    command.add_argument("--frames", type=int, metavar="N", help="of a clip (default: clip.num_frames)")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="need not be there (default: what would train)")
+    command.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
+    command.add_argument("--out", metavar="F", help="with --compare: draw it here, .png, .svg or .pdf")
+    command.add_argument("--json", metavar="F", help="write the report here too")
 
     command = commands.add_parser("check", help="decode every video of a data set, say what is wrong with it")
     command.set_defaults(command=_check)
@@ -132,6 +143,33 @@ def _data_set(options: argparse.Namespace):
     workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
     clip = instantiate(config.clip, _convert_="all", **({"num_frames": None} if config.data.whole_video else {}))
     return manifest, clip, workers, config.data.probe_timeout
+
+
+def _cost(options: argparse.Namespace) -> None:
+    from stvid.cost.growth import check_picture, draw_growth, growth_table
+    from stvid.files import write_json
+    from stvid.pricing import compare, describe, plan
+
+    if options.out and not options.compare:
+        raise InputError(f"--out {options.out}: a picture is drawn of a comparison only; add --compare")
+    if not options.compare:
+        planned = plan(options.overrides, classes=options.classes, frames=options.frames, device=options.device)
+        report = planned.price(planned.chosen_batch())
+        if options.json:
+            write_json(options.json, report.to_dict())
+        print(describe(planned, report))
+        return
+    if options.frames is not None:
+        raise InputError(f"--frames {options.frames}: --compare prices clips of 1 to 1,000 frames; leave it out")
+    if options.out:
+        check_picture(options.out)
+    reports = compare(options.overrides, classes=options.classes, device=options.device)
+    if options.json:
+        write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
+    print(growth_table(reports))
+    if options.out:
+        draw_growth(reports, options.out)
+        print(f"\ndrawn to {options.out}")
 
 
 def _check(options: argparse.Namespace) -> None:

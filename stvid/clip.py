@@ -168,6 +168,17 @@ class Preprocess(nn.Module):
         return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
+def answer(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    """What a model says of uint8 `B x T x C x H x W`: its logits `B x K`.
+
+    A model that works in chunks of frames (`encoder_chunk`) gets pixels and prepares them chunk by chunk, so that a
+    long video never is in float32 as a whole. Where clips are normalised as wholes, that cannot be.
+    """
+    if getattr(model, "encoder_chunk", None) is not None and preprocess.normalize != "clip":
+        return model(clips_BTCHW, lengths_B, prepare=preprocess)
+    return model(preprocess(clips_BTCHW, lengths_B), lengths_B)
+
+
 def channels_last(model: nn.Module) -> nn.Module:
     """Puts the weights of 2D and 3D convolutions into the memory order of `Preprocess`'s result; returns the model.
 

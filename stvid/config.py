@@ -50,12 +50,6 @@ def check(config: DictConfig) -> None:
     for place, node in _targets(OmegaConf.to_container(config, resolve=True)):
         if node["_target_"].startswith("stvid."):
             _check_types(place, node, wiring.get(place, {}))
-    if config.model.get("weights") and config.clip.normalize != "fixed":
-        log.warning(
-            "model.weights=%s were trained on pixels normalised by fixed constants; clip.normalize is %s. "
-            "clip=imagenet (networks for images) and clip=kinetics (for video) are what they know",
-            *(config.model.weights, config.clip.normalize),
-        )
 
 
 def _targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:

@@ -14,15 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stvid.checkpoint import Trained
-from stvid.clip import Preprocess, channels_last
+from stvid.clip import Preprocess, answer, channels_last
 from stvid.data.dataset import Views
 from stvid.data.loading import check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.metrics import average_views
-from stvid.training.hardware import leave_cores_to_readers, resolve_precision
-
-# autocast for every precision that `resolve_precision` can give
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+from stvid.training.hardware import autocast, leave_cores_to_readers, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +113,7 @@ class Forward:
         self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         leave_cores_to_readers(self.device.type)
         precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
-        dtype = AUTOCAST.get(precision)
-        self.precision = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        self.precision = autocast(self.device, precision)
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)
         self.model = channels_last(trained.model.to(self.device).eval())
 
@@ -127,4 +123,4 @@ class Forward:
         clips = clips_VTCHW.to(self.device, non_blocking=True)
         lengths = None if lengths_V is None else lengths_V.to(self.device)
         with self.precision:
-            return self.model(self.preprocess(clips, lengths), lengths).float()
+            return answer(self.model, self.preprocess, clips, lengths).float()

@@ -113,3 +113,11 @@ def is_sweep() -> bool:
 def shown(path: Path) -> Path:
     """A path as a person would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def tell_next_steps(run: Path, *, has_test: bool) -> None:
+    """What to type once a run is trained; without test videos, it is judged on val."""
+    log = logging.getLogger("stvid")
+    log.info("run folder   %s", shown(run))
+    log.info("test it      stvid evaluate %s%s", shown(run), "" if has_test else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", shown(run))

@@ -3,8 +3,10 @@ import shutil
 import pytest
 import torch
 
-from stvid.checkpoint import build_model, load
+from stvid.checkpoint import build_model, check_fit, load
+from stvid.clip import ClipSpec
 from stvid.errors import InputError
+from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
@@ -109,3 +111,37 @@ def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             load(path)
+
+
+class Picky(torch.nn.Module):
+    """Takes clips of 8 frames of 24 x 24 pixels and more."""
+
+    def forward(self, clips):
+        return torch.nn.functional.avg_pool3d(clips, (8, 24, 24)).mean(dim=(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "clip", "words"),
+    [
+        (Picky(), {"num_frames": 4, "size": 64}, r"4 frames of 64 x 64 .* The smallest .*: 8 frames of 24 x 24 pixels"),
+        (Picky(), {"num_frames": None, "size": (10, 64)}, "16 frames of 10 x 64 pixels and 3 channels"),
+        ("vgg11", {"size": 24}, "The smallest that it can take: 1 frame of 32 x 32 pixels. Change clip.size"),
+        ("inception_v3", {"num_frames": 2, "size": 64}, "1 frame of 75 x 75 pixels"),
+        (Conv3D(num_classes=2), {"input": "rgb_diff"}, r"and 6 channels \(clips must be B x 3 .*\)\. Change"),
+    ],
+)
+def test_a_model_that_cannot_take_the_clip_names_the_smallest_that_it_can(model, clip, words):
+    if isinstance(model, str):
+        model = CNNLSTM(num_classes=2, encoder=model, encoder_options={"init_weights": False}, hidden_size=4)
+    model.train()
+    with pytest.raises(InputError, match=words):
+        check_fit(model, ClipSpec(**clip))
+    assert model.training
+
+
+def test_a_model_that_fits_stays_as_it_is():
+    model = build_model(CONV3D, num_classes=3, in_channels=6).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_fit(model, ClipSpec(num_frames=None, input="rgb_diff"))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

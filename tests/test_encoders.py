@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from stvid.checkpoint import build_model
+from stvid.checkpoint import build_model, check_fit
+from stvid.clip import ClipSpec, Preprocess, answer
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
 from stvid.models.freezing import freeze_stages
@@ -201,6 +202,22 @@ def test_chunks_count_once_for_batch_norm():
         torch.testing.assert_close(encoder.state_dict()[name], value)
 
 
+def test_pixels_can_be_prepared_chunk_by_chunk():
+    """Then a long video never is in float32 as a whole; the answer is the same."""
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=3, encoder_chunk=4).eval()
+    preprocess = Preprocess(clip=ClipSpec())
+    clips, lengths = torch.randint(0, 256, (2, 7, 3, 32, 32), dtype=torch.uint8), torch.tensor([7, 5])
+    seen = []
+    wanted = model(preprocess(clips, lengths), lengths)
+    preprocess.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    torch.testing.assert_close(answer(model, preprocess, clips, lengths), wanted, atol=1e-5, rtol=1e-5)
+    assert seen == [4, 4, 4]
+    preprocess.normalize = "clip"
+    answer(model, preprocess, clips, lengths)
+    assert seen[3:] == [2]
+
+
 def test_six_channels_are_two_images_side_by_side():
     torch.manual_seed(0)
     encoder = build_encoder("small").eval()
@@ -211,3 +228,40 @@ def test_six_channels_are_two_images_side_by_side():
     torch.testing.assert_close(both[0, 1, 96:], encoder(clips[:1, 3:, 1])[0])
     assert both.shape == (2, 3, 192)
     assert not both[1, 2].any()
+
+
+def test_a_file_of_the_image_network_goes_into_the_encoder(tmp_path):
+    torch.manual_seed(0)
+    donor = torchvision.models.resnet18().eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "resnet18.pth")
+    model = CNNLSTM(num_classes=3, encoder="resnet18", weights=str(tmp_path / "resnet18.pth")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(donor.fc(model.encoder(images)), donor(images))
+    with pytest.raises(ValueError, match="another architecture"):
+        CNNLSTM(num_classes=3, encoder="resnet34", weights=str(tmp_path / "resnet18.pth"))
+    with pytest.raises(ValueError, match="no checkpoint of a model with the small encoder"):
+        CNNLSTM(num_classes=3, weights=str(tmp_path / "resnet18.pth"))
+
+
+@pytest.mark.parametrize("num_classes", [3, 4])
+def test_a_checkpoint_of_the_whole_model_goes_into_the_whole_model(tmp_path, num_classes, caplog):
+    torch.manual_seed(0)
+    donor = CNNLSTM(num_classes=3).eval()
+    torch.save({"state_dict": {f"model.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "last.ckpt")
+    with caplog.at_level("INFO"):
+        model = CNNLSTM(num_classes=num_classes, weights=str(tmp_path / "last.ckpt")).eval()
+    clips = torch.randn(1, 3, 4, 32, 32)
+    torch.testing.assert_close(model.forward_features(clips), donor.forward_features(clips))
+    assert torch.equal(model.head.weight[:3], donor.head.weight) == (num_classes == 3)
+    assert ("2 skipped (head.weight, head.bias)" in caplog.text) == (num_classes == 4)
+
+
+def test_pixels_that_the_weights_do_not_know_are_warned_of(monkeypatch, caplog):
+    donor = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: donor.state_dict())
+    model = CNNLSTM(num_classes=3, encoder="resnet18", weights="DEFAULT")
+    check_fit(model, ClipSpec(num_frames=2, normalize="fixed"))
+    assert not caplog.text
+    check_fit(model, ClipSpec(num_frames=2, normalize="frame"))
+    check_fit(model, ClipSpec(num_frames=2, normalize="fixed", mean=(0.4, 0.4, 0.4)))
+    assert caplog.text.count("trained on pixels normalised by mean [0.485, 0.456, 0.406]") == 2

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips, Views, collate
-from stvid.data.drawing import EpochSampler
+from stvid.data.drawing import Draw, EpochSampler
 from stvid.data.loading import (
     check_bad,
     check_lengths,
@@ -23,13 +26,18 @@ from stvid.data.loading import (
     worker_options,
 )
 from stvid.data.manifest import Manifest, validate
+from stvid.data.stored import StoredClips, collate_stored
+from stvid.data.stored import facts as stored_facts
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
+from stvid.feature_store import FeatureStore
 from stvid.video.backends import BACKENDS, is_installed
 from stvid.video.errors import VideoError
 
 BALANCES = ("none", "classes", "loss")
 PROBES = ("decode", "count")
+FEATURES = ("auto", "off")
+FEATURES_NAME = ".stvid_features"
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -39,7 +47,7 @@ class VideoDataModule(pl.LightningDataModule):
         manifest: the data set.
         clip: the clip's geometry.
         augment: random changes to training clips.
-        batch_size: clips in a batch, for each process.
+        batch_size: clips in a batch, for each process; with `auto`, who trains sets it once the model is known.
         num_workers: processes that read videos; `auto`: one for two cores, at most 8; 0 reads in the training process.
         num_clips: clips a validation video is judged by.
         num_crops: crops of each of them.
@@ -50,6 +58,8 @@ class VideoDataModule(pl.LightningDataModule):
             lengths, those of similar length come together, and a held-out video is judged by that one clip.
         passes: how many random draws of each training video there are: epoch e takes those of epoch e modulo this.
             None: every epoch has its own.
+        features: `auto`: with a frozen encoder, frames' features are computed once and kept (see `use_features`), and
+            `passes` is 1 where it is None; `off`: every epoch encodes anew.
         balance: how small classes come to their right in training. `none`; `classes`: every class is drawn equally
             often; `loss`: every class weighs equally in the loss (see `class_weights`).
         probe: `decode` every file once before the first run, so that a broken one is known beforehand; `count` packets
@@ -68,7 +78,7 @@ class VideoDataModule(pl.LightningDataModule):
         manifest: Manifest,
         clip: ClipSpec,
         augment: Augment,
-        batch_size: int = 16,
+        batch_size: int | str = 16,
         num_workers: int | str = "auto",
         num_clips: int = 1,
         num_crops: int = 1,
@@ -77,6 +87,7 @@ class VideoDataModule(pl.LightningDataModule):
         max_bad: float = 0.05,
         whole_video: bool = False,
         passes: int | None = None,
+        features: str = "auto",
         balance: str = "none",
         probe: str = "decode",
         probe_timeout: float = 60.0,
@@ -88,18 +99,20 @@ class VideoDataModule(pl.LightningDataModule):
         check_views(num_clips, num_crops, clip)
         if passes is not None and passes < 1:
             raise InputError(f"data.passes (={passes}) must be at least 1, or null for new ones in every epoch")
-        if batch_size < 1:
-            raise InputError(f"data.batch_size (={batch_size}) must be at least 1")
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(f"data.batch_size (={batch_size}) must be at least 1, or auto")
         if not 0 <= max_bad <= 1:
             raise InputError(f"data.max_bad (={max_bad}) must lie in [0, 1]")
         _check_choice("data.balance", balance, BALANCES)
         _check_choice("data.probe", probe, PROBES)
+        _check_choice("data.features", features, FEATURES)
         _check_choice("data.backend", backend, BACKENDS)
         if not is_installed(backend):
             raise InputError(f"data.backend={backend} is not installed: pip install 'stvid[{backend}]'")
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
-        self.balance, self.backend, self.passes = balance, backend, passes
+        self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
+        self.stored: dict[str, StoredClips] = {}
         self.probing = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks)
         if not manifest.select("val"):
@@ -145,9 +158,57 @@ class VideoDataModule(pl.LightningDataModule):
         for dataset in (self.train, self.val):
             check_lengths(dataset)
 
+    def use_features(self, facts: Mapping) -> dict[str, StoredClips]:
+        """From now on, batches hold stored features instead of clips; whoever asks for it fills the stores first.
+
+        They lie in a hidden folder beside the videos, or in the working directory where that cannot be written to.
+
+        Args:
+            facts: what tells the encoder from any other, as plain data.
+
+        Returns:
+            For `train` and `val` what is to be filled, with the draws that `draws` names.
+        """
+        cache = probe_cache(self.manifest)
+        folder = cache.parent if cache and os.access(cache.parent, os.W_OK) else Path.cwd()
+        for name, clips in (("train", self.train), ("val", self.val)):
+            store = FeatureStore(folder / FEATURES_NAME, {**facts, **stored_facts(clips)})
+            self.stored[name] = StoredClips(clips, store)
+        self.passes = self.passes or 1
+        return self.stored
+
+    def draws(self, name: str) -> list[Draw]:
+        """All that the loaders of `train` or `val` can ask of a data set."""
+        if name == "val":
+            return list(EpochSampler(num_items=len(self.val), shuffle=False))
+        return self._train_sampler().every_draw()
+
     def train_dataloader(self) -> DataLoader:
+        sampler = self._train_sampler()
+        return DataLoader(
+            self.stored.get("train", self.train),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.batch_size,  # a last batch of one clip would upset batch norm
+            collate_fn=collate_stored if self.stored else collate,
+            **worker_options(0 if self.stored else self.num_workers),
+        )
+
+    def val_dataloader(self) -> DataLoader:
         rank, world_size = self._rank()
-        sampler = EpochSampler(
+        return views_loader(
+            self.val,
+            batch_size=self.batch_size,
+            num_workers=0 if self.stored else self.num_workers,
+            stored=self.stored.get("val"),
+            collate_fn=collate_stored if self.stored else collate,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _train_sampler(self) -> EpochSampler:
+        rank, world_size = self._rank()
+        return EpochSampler(
             num_items=len(self.train),
             shuffle=True,
             seed=self.seed,
@@ -157,20 +218,6 @@ class VideoDataModule(pl.LightningDataModule):
             passes=self.passes,
             rank=rank,
             world_size=world_size,
-        )
-        return DataLoader(
-            self.train,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,  # a last batch of one clip would upset batch norm
-            collate_fn=collate,
-            **worker_options(self.num_workers),
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        rank, world_size = self._rank()
-        return views_loader(
-            self.val, batch_size=self.batch_size, num_workers=self.num_workers, rank=rank, world_size=world_size
         )
 
     def _rank(self) -> tuple[int, int]:

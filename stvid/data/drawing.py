@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +77,19 @@ class EpochSampler(Sampler):
             draws = self._bucketed(draws, rng)
         yield from draws[self.rank : self.num_items : self.world_size][: len(self)]
 
+    def every_draw(self) -> list[Draw]:
+        """All draws that any epoch can ask for, of all passes (`passes` must be a number)."""
+        repeats = [1] * self.num_items
+        if self.labels is not None:
+            counts = Counter(self.labels)
+            repeats = [-(-self._share(counts) // counts[label]) for label in self.labels]
+        indices = range(self.num_items)
+        return [Draw(p, i, repeat) for p in range(self.passes) for i in indices for repeat in range(repeats[i])]
+
+    def _share(self, classes: Collection) -> int:
+        """Draws of each class where all are drawn equally often."""
+        return -(-self.num_items // len(classes))
+
     def _bucketed(self, draws: list[Draw], rng: np.random.Generator) -> list[Draw]:
         """Sorted by length within long stretches, batch by batch; the last, smaller batch stays the last."""
         size = self.batch_size * self.world_size
@@ -93,7 +107,7 @@ class EpochSampler(Sampler):
         members: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
             members.setdefault(label, []).append(index)
-        share = -(-self.num_items // len(members))
+        share = self._share(members)
         draws = []
         for label in sorted(members):
             passes = range(-(-share // len(members[label])))

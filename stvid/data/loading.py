@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from stvid.clip import ClipSpec
 from stvid.data import sampling
@@ -26,11 +26,21 @@ CACHE_NAME = ".stvid_probe.json"
 
 
 def views_loader(
-    dataset: Views, *, batch_size: int, num_workers: int, rank: int = 0, world_size: int = 1
+    dataset: Views,
+    *,
+    batch_size: int,
+    num_workers: int,
+    stored: Dataset | None = None,
+    collate_fn: Callable = collate,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader:
-    """Batches of about `batch_size` views, each video's views together, each video once over all processes."""
+    """Batches of about `batch_size` views, each video's views together, each video once over all processes.
+
+    stored: where the same items come from instead, with `collate_fn` for what it gives.
+    """
     return DataLoader(
-        dataset,
+        stored or dataset,
         batch_size=max(batch_size // (dataset.num_clips * dataset.num_crops), 1),
         sampler=EpochSampler(
             num_items=len(dataset),
@@ -39,7 +49,7 @@ def views_loader(
             rank=rank,
             world_size=world_size,
         ),
-        collate_fn=collate,
+        collate_fn=collate_fn,
         **worker_options(num_workers),
     )
 

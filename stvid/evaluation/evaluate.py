@@ -192,8 +192,8 @@ def describe(result: dict) -> str:
     width = max(len(name) for name in result["class_names"])
     lines = [
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
-        f"protocol: {rule['num_clips']} clips x {rule['num_crops']} crops of {rule['num_frames'] or 'all'} frames, {rate}, "
-        f"{rule['size'][0]} x {rule['size'][1]} pixels",
+        f"protocol: {rule['num_clips']} clips x {rule['num_crops']} crops of {rule['num_frames'] or 'all'} frames, "
+        f"{rate}, {rule['size'][0]} x {rule['size'][1]} pixels",
         "",
         f"video accuracy       {result['video_accuracy']:.3f}   (95 % interval {low:.3f} to {high:.3f})",
         f"clip accuracy        {result['clip_accuracy']:.3f}",

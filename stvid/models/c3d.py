@@ -5,10 +5,14 @@ B batch   C channels   T frames   H, W height and width   K classes
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
+from stvid.models.freezing import freeze_stages
 from stvid.models.lengths import each_length
+from stvid.models.weights import load_weights, read_weights
 
 # (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)
 STAGES = (
@@ -29,18 +33,35 @@ class C3D(nn.Module):
 
     Args:
         num_classes: K.
+        in_channels: C of the input.
+        weights: None, or a file of this class, such as a run's checkpoint; its head is kept where K is the same.
         dropout: probability behind each of the two wide layers, in [0, 1).
+        freeze: parts that stay as they are: how many from the input on, the last one's name (`stage1` to `stage5`, each
+            up to a pooling; `wide`), or `all` but the head.
+
+    Raises:
+        ValueError: no such stage, weights of another network.
     """
 
-    def __init__(self, *, num_classes: int, dropout: float = 0.5):
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        weights: str | None = None,
+        dropout: float = 0.5,
+        freeze: int | str = 0,
+    ):
         super().__init__()
-        layers, channels = [], 3
+        layers, stages, channels = [], {}, in_channels
         for number, (widths, pool) in enumerate(STAGES, start=1):
+            first = len(layers)
             for width in widths:
                 layers += [Conv3d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
             padding = (0, 1, 1) if number == len(STAGES) else 0
             layers.append(nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True))
+            stages[f"stage{number}"] = nn.ModuleList(layers[first:])
         self.layers = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool3d(GRID)
         self.num_features = 4096
@@ -58,6 +79,22 @@ class C3D(nn.Module):
             if isinstance(layer, nn.Conv3d):  # without batch norm, the default is too small for eight layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        if weights is not None:
+            load_weights(self, read_weights(weights), source=weights)
+        trunk = nn.ModuleList([self.layers, self.wide])
+        self.frozen = freeze_stages(trunk, {**stages, "wide": self.wide}, freeze)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """All but the head's."""
+        yield from self.layers.parameters()
+        yield from self.wide.parameters()
+
+    def train(self, mode: bool = True) -> C3D:
+        """As ever, but for the frozen parts: they stay in evaluation mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""

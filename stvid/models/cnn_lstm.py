@@ -5,7 +5,8 @@ B batch   C channels   T frames   H, W height and width   F features of a frame 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from stvid.models.encoders import build_encoder, encode_frames
 from stvid.models.freezing import freeze_stages
 from stvid.models.pooling import Pooled, Pooling
 from stvid.models.recurrent import RECURRENT, Recurrent
+from stvid.models.weights import load_weights, read_weights
 
 
 class StreamState(NamedTuple):
@@ -32,7 +34,8 @@ class CNNLSTM(nn.Module):
         in_channels: C, 3 or 6; of 6, each half is an image of its own to the encoder, and F is twice its features.
         encoder: `small` (a few strided convolutions of our own), a torchvision classification network by name,
             `timm/NAME`, or `efficientnet_lite0` (the last two need the extras `timm` and `lite0`).
-        weights: of the encoder: `DEFAULT` or a name; None starts from random ones.
+        weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class, for the whole model, whose
+            head is kept where K is the same. None starts from random ones.
         encoder_options: further arguments of the encoder's own constructor, such as a ViT's `image_size`.
         encoder_chunk: frames encoded at once, their activations computed again in the backward pass, so that memory
             grows with the chunk and not with T; None: all frames, activations kept. See `encode_frames`.
@@ -78,7 +81,8 @@ class CNNLSTM(nn.Module):
         if in_channels not in (3, 6):
             raise ValueError(f"in_channels (={in_channels}) must be 3 or 6")
         self.in_channels, self.encoder_chunk = in_channels, encoder_chunk
-        self.encoder = build_encoder(encoder, weights=weights, options=encoder_options)
+        file = weights if weights is not None and Path(weights).expanduser().is_file() else None
+        self.encoder = build_encoder(encoder, weights=None if file else weights, options=encoder_options)
         self.frozen = freeze_stages(self.encoder, self.encoder.stages, freeze)
         size = self.encoder.num_features * in_channels // 3
         self.recurrent = None
@@ -97,6 +101,8 @@ class CNNLSTM(nn.Module):
         self.num_features = size
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(size, num_classes)
+        if file is not None:
+            self._load(file, encoder)
 
     @property
     def pixels(self) -> tuple | None:
@@ -112,6 +118,15 @@ class CNNLSTM(nn.Module):
         """The encoder's."""
         return self.encoder.parameters()
 
+    def _load(self, file: str, encoder: str) -> None:
+        state, source = read_weights(file), f"{file} for {encoder}"
+        if any(name.startswith("encoder.") and name in state for name in self.state_dict()):
+            load_weights(self, state, source=source)
+        elif encoder == "small":
+            raise ValueError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
+        else:
+            self.encoder.load(state, source=source)
+
     def train(self, mode: bool = True) -> CNNLSTM:
         """As ever, but for the frozen stages: they stay in evaluation mode."""
         super().train(mode)
@@ -119,11 +134,19 @@ class CNNLSTM(nn.Module):
             stage.eval()
         return self
 
-    def encode(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> float32 `B x T x F`; what lies past a clip's length is not read and comes out 0."""
-        if clips_BCTHW.ndim != 5 or clips_BCTHW.shape[1] != self.in_channels:
+    def encode(
+        self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None, *, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`B x C x T x H x W` -> float32 `B x T x F`; what lies past a clip's length is not read and comes out 0.
+
+        prepare: where given, the clips are `B x T x C x H x W` as they were read, and this makes model input of them,
+        chunk by chunk.
+        """
+        channels = clips_BCTHW.shape[1 if prepare is None else 2] if clips_BCTHW.ndim == 5 else None
+        if channels != self.in_channels:
             raise ValueError(f"clips must be B x {self.in_channels} x T x H x W, got {tuple(clips_BCTHW.shape)}")
-        return encode_frames(self.encoder, clips_BCTHW, lengths_B, chunk=self.encoder_chunk).float()
+        how = {"chunk": self.encoder_chunk, "prepare": prepare}
+        return encode_frames(self.encoder, clips_BCTHW, lengths_B, **how).float()
 
     def read(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """What `encode` gave -> features of the clip `B x D`."""
@@ -140,9 +163,14 @@ class CNNLSTM(nn.Module):
         """`B x C x T x H x W` -> features `B x D`."""
         return self.read(self.encode(clips_BCTHW, lengths_B), lengths_B)
 
-    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.classify(self.encode(clips_BCTHW, lengths_B), lengths_B)
+    def forward(
+        self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None, *, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`.
+
+        prepare: see `encode`.
+        """
+        return self.classify(self.encode(clips_BCTHW, lengths_B, prepare=prepare), lengths_B)
 
     def step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """The next frame of a stream: logits `B x K` over all frames until now, and the state to come back with.

@@ -5,12 +5,14 @@ B batch   C channels   T frames   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
+from stvid.models.freezing import freeze_stages
+from stvid.models.weights import load_weights, read_weights
 from stvid.shapes import conv_output_size
 
 KERNEL, PADDING = 3, 1
@@ -27,10 +29,13 @@ class Conv3D(nn.Module):
         widths: output channels of each stage.
         depths: convolutions in each stage; one number serves all.
         strides: of each stage's first convolution, as [time, height, width].
+        weights: None, or a file of this class, such as a run's checkpoint; its head is kept where K is the same.
         dropout: probability before the head, in [0, 1).
+        freeze: stages that stay as they are, statistics of batch norm included: how many from the input on, the last
+            one's name (`stage1`, ...), or `all` but the head.
 
     Raises:
-        ValueError: widths, depths and strides that do not belong together.
+        ValueError: widths, depths and strides that do not belong together, no such stage, weights of another network.
     """
 
     def __init__(
@@ -41,7 +46,9 @@ class Conv3D(nn.Module):
         widths: Sequence[int] = (16, 32, 64, 128),
         depths: Sequence[int] | int = 1,
         strides: Sequence[Sequence[int]] = ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        weights: str | None = None,
         dropout: float = 0.2,
+        freeze: int | str = 0,
     ):
         super().__init__()
         depths = [depths] * len(widths) if isinstance(depths, int) else list(depths)
@@ -55,16 +62,31 @@ class Conv3D(nn.Module):
                 f"model.widths (={list(widths)}) and model.depths (={depths}) must be at least 1, model.strides "
                 f"(={[list(stride) for stride in strides]}) three numbers of at least 1 for each stage"
             )
-        self.layers = nn.ModuleList()
+        self.layers, stages = nn.ModuleList(), {}
         channels = in_channels
-        for width, depth, stride in zip(widths, depths, strides, strict=True):
+        for number, (width, depth, stride) in enumerate(zip(widths, depths, strides, strict=True), start=1):
             for i in range(depth):
                 self.layers.append(_layer(channels, width, tuple(stride) if i == 0 else (1, 1, 1)))
                 channels = width
+            stages[f"stage{number}"] = self.layers[-depth:]
         self.in_channels = in_channels
         self.num_features = channels
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
+        if weights is not None:
+            load_weights(self, read_weights(weights), source=weights)
+        self.frozen = freeze_stages(self.layers, stages, freeze)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """All but the head's."""
+        return self.layers.parameters()
+
+    def train(self, mode: bool = True) -> Conv3D:
+        """As ever, but for the frozen stages: they stay in evaluation mode."""
+        super().train(mode)
+        for stage in self.frozen:
+            stage.eval()
+        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.

@@ -6,7 +6,7 @@ B batch   C channels   T frames   H, W height and width   N images   F features 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def build_encoder(name: str, *, weights: str | None = None, options: Mapping | N
     if name == "small":
         if weights is not None or options:
             what = f"weights (={weights})" if weights is not None else f"encoder_options (={options})"
-            raise ValueError(f"model.{what}: the small encoder has none; name an image network")
+            raise ValueError(f"model.{what}: the small encoder has none; name an image network, or give a run's")
         return SmallEncoder()
     try:
         if name == "efficientnet_lite0":
@@ -91,7 +91,12 @@ def build_encoder(name: str, *, weights: str | None = None, options: Mapping | N
 
 
 def encode_frames(
-    encoder: nn.Module, clips_BCTHW: Tensor, lengths_B: Tensor | None, *, chunk: int | None = None
+    encoder: nn.Module,
+    clips_BCTHW: Tensor,
+    lengths_B: Tensor | None,
+    *,
+    chunk: int | None = None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """`B x C x T x H x W` -> features `B x T x (C/3 * F)`; what lies past a clip's length comes out as 0.
 
@@ -105,12 +110,15 @@ def encode_frames(
         chunk: frames that are encoded at once, at least 1; None: all. In training the activations of a chunk are
             computed again in the backward pass instead of being kept (Chen et al. 2016, arXiv:1604.06174), so memory
             grows with the chunk and not with T. Batch norm in training mode then knows the chunk's statistics only.
+        prepare: where given, the clips are `B x T x C x H x W` of whatever type, and this makes model input of them,
+            chunk by chunk: so a long video need not be held in float32 as a whole.
 
     Raises:
         ValueError: the encoder gives something else than `N x F`.
     """
-    batch, channels, num_frames = clips_BCTHW.shape[:3]
-    images_NCHW = clips_BCTHW.transpose(1, 2).flatten(0, 1)
+    clips_BTCHW = clips_BCTHW.transpose(1, 2) if prepare is None else clips_BCTHW
+    batch, num_frames, channels = clips_BTCHW.shape[:3]
+    images_NCHW = clips_BTCHW.flatten(0, 1)
     wanted = None
     if lengths_B is not None:
         wanted = (
@@ -119,6 +127,8 @@ def encode_frames(
 
     def encode(images_NCHW: Tensor, first: int, last: int) -> Tensor:
         part = images_NCHW[first:last] if wanted is None else images_NCHW[wanted[first:last]]
+        if prepare is not None:
+            part = prepare(part[:, None])[:, :, 0]
         found = encoder(part.unflatten(1, (channels // 3, 3)).flatten(0, 1))
         if found.ndim != 2 or found.shape[1] != encoder.num_features:
             shape = " x ".join(map(str, found.shape[1:]))

@@ -6,6 +6,20 @@ from collections.abc import Mapping
 
 from torch import nn
 
+# whose own parts are a network's stages
+CONTAINERS = ("features", "trunk_output", "layers", "blocks", "_blocks", "stages", "encoder")
+
+
+def stages_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network that have parameters, by name, from the input on; `CONTAINERS` are opened."""
+    stages = {}
+    for name, child in network.named_children():
+        if name in CONTAINERS:
+            stages |= {f"{name}.{part}": module for part, module in stages_of(child).items()}
+        elif next(child.parameters(), None) is not None:
+            stages[name] = child
+    return stages
+
 
 def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> list[nn.Module]:
     """Takes the first stages of a network, and what belongs to none and stands before their end, out of training.

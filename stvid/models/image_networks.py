@@ -6,25 +6,18 @@ N images   C channels   H, W height and width   F features of an image (`num_fea
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from stvid.models.pretrained import find_weights
+from stvid.models.freezing import stages_of
+from stvid.models.pretrained import Pixels, find_weights, pixels_of
+from stvid.models.weights import load_weights, read_weights
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further decisions of GoogLeNet and Inception v3
-CONTAINERS = ("features", "layers", "blocks", "_blocks", "stages", "encoder")  # whose own parts are a network's stages
-
-
-class Pixels(NamedTuple):
-    """Mean and deviation per channel, of pixels in [0, 1], that weights were trained with."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 class ImageNetwork(nn.Module):
@@ -33,29 +26,27 @@ class ImageNetwork(nn.Module):
     Args:
         network: `N x 3 x H x W` -> `N x F` (or a volume of F numbers).
         num_features: F.
-        pixels: what its weights expect; None without weights.
+        decision: beginnings of the names that what was cut off has in files of weights.
+        pixels: what its weights expect; None where that is not known.
     """
 
-    def __init__(self, network: nn.Module, num_features: int, pixels: Pixels | None):
+    def __init__(self, network: nn.Module, num_features: int, *, decision: Sequence[str], pixels: Pixels | None = None):
         super().__init__()
-        self.network, self.num_features, self.pixels = network, num_features, pixels
+        self.network, self.num_features = network, num_features
+        self.decision, self.pixels = tuple(decision), pixels
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        """The parts that have parameters, by name, from the input on; containers are opened."""
-        return dict(_stages(self.network))
+        """Its parts by name, from the input on."""
+        return stages_of(self.network)
+
+    def load(self, state: Mapping[str, Tensor], *, source: str) -> None:
+        """Takes the weights of the same network, by its own names; see `load_weights`."""
+        load_weights(self.network, state, source=source, head=self.decision)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """`N x C x H x W` -> `N x F`."""
         return self.network(images_NCHW).flatten(1)
-
-
-def _stages(module: nn.Module, where: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        if name in CONTAINERS:
-            yield from _stages(child, f"{where}{name}.")
-        elif next(child.parameters(), None) is not None:
-            yield where + name, child
 
 
 def torchvision_network(name: str, weights: str | None, options: Mapping) -> ImageNetwork:
@@ -73,26 +64,28 @@ def torchvision_network(name: str, weights: str | None, options: Mapping) -> Ima
     if name not in known:
         raise ValueError(f"model.encoder (={name}) is no torchvision classification network{_nearest(name, known)}")
     found = find_weights(name, weights)
-    builder = torchvision.models.get_model_builder(name)
-    if found is None and name in ("googlenet", "inception_v3"):
-        options = {"init_weights": True, **options}  # what they do, with a warning, when it is not said
-    network = builder(weights=found, **options)
-    if getattr(network, "image_size", 224) != options.get("image_size", 224):
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": found is None, **options}  # the default is a warning
+    network = torchvision.models.get_model(name, **options)
+    least = found.meta["min_size"][0] if found else None
+    if least and getattr(network, "image_size", least) != least:
         raise ValueError(
-            f"model.weights (={weights}) of {name} are for pictures of {network.image_size} pixels: set "
-            f"clip.size={network.image_size} model.encoder_options.image_size={network.image_size}"
+            f"model.weights (={weights}) of {name} are for pictures of {least} pixels: set clip.size={least} "
+            f"model.encoder_options={{image_size:{least}}}"
         )
     if hasattr(network, "transform_input"):
         # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
         # random weights too, so that a network does not depend on how it was once initialised
         network.transform_input = True
-    recipe = found.transforms() if found else None
-    pixels = Pixels(tuple(recipe.mean), tuple(recipe.std)) if recipe else None
-    return ImageNetwork(network, _cut(network), pixels)
+    num_features, decision = _cut(network)
+    encoder = ImageNetwork(network, num_features, decision=(decision, *AUXILIARY), pixels=pixels_of(name, weights))
+    if found:
+        encoder.load(read_weights(weights, network=name), source=f"{weights} for {name}")
+    return encoder
 
 
-def _cut(network: nn.Module) -> int:
-    """Replaces the network's decision layer by the identity and returns how many features reach it.
+def _cut(network: nn.Module) -> tuple[int, str]:
+    """Replaces the decision layer by the identity; how many features reach it, and its name.
 
     Auxiliary classifiers (GoogLeNet, Inception v3) go too: they would make the network return a tuple.
     """
@@ -101,25 +94,23 @@ def _cut(network: nn.Module) -> int:
             setattr(network, name, None)
     if hasattr(network, "aux_logits"):
         network.aux_logits = False
-    head = next((name for name in HEADS if hasattr(network, name)), None)
-    decisions = (
-        []
-        if head is None
-        else [
-            (name, layer)
-            for name, layer in getattr(network, head).named_modules(prefix=head)
-            if isinstance(layer, nn.Linear | nn.Conv2d)
-        ]
-    )
+    decisions = [
+        (name, layer)
+        for head in HEADS
+        if hasattr(network, head)
+        for name, layer in getattr(network, head).named_modules(prefix=head)
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
     if not decisions:
         raise ValueError(f"{type(network).__name__} has no decision layer that could be cut off ({', '.join(HEADS)})")
     name, layer = decisions[-1]
     if isinstance(layer, nn.Conv2d):  # SqueezeNet decides by a 1 x 1 convolution, then a pooling
+        head = name.partition(".")[0]
         setattr(network, head, nn.AdaptiveAvgPool2d(1))
-        return layer.in_channels
+        return layer.in_channels, head
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())
-    return layer.in_features
+    return layer.in_features, name
 
 
 def timm_network(name: str, weights: str | None, options: Mapping) -> ImageNetwork:
@@ -140,10 +131,14 @@ def timm_network(name: str, weights: str | None, options: Mapping) -> ImageNetwo
             f"model.weights (={weights}) is not among the weights of timm/{name}: DEFAULT, {', '.join(tags)}"
         )
     full = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
-    network = timm.create_model(full, pretrained=weights is not None, num_classes=0, **options)
+    try:
+        network = timm.create_model(full, pretrained=weights is not None, num_classes=0, **options)
+    except OSError as error:
+        raise ValueError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
     config = network.pretrained_cfg
+    decision = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
     pixels = Pixels(tuple(config["mean"]), tuple(config["std"])) if weights else None
-    return ImageNetwork(network, network.head_hidden_size, pixels)
+    return ImageNetwork(network, network.head_hidden_size, decision=decision, pixels=pixels)
 
 
 def efficientnet_lite0(weights: str | None, options: Mapping) -> ImageNetwork:
@@ -173,7 +168,8 @@ def efficientnet_lite0(weights: str | None, options: Mapping) -> ImageNetwork:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     num_features = network._fc.in_features
     network._fc = nn.Identity()
-    return ImageNetwork(network, num_features, Pixels((127 / 255,) * 3, (128 / 255,) * 3) if weights else None)
+    pixels = Pixels((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
+    return ImageNetwork(network, num_features, decision=["_fc"], pixels=pixels)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

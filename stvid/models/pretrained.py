@@ -1,13 +1,17 @@
-"""Names of torchvision's weights, looked up."""
+"""torchvision's weights by their names, and the pixels they expect."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torchvision
 from torchvision.models import WeightsEnum
 
 
-def find_weights(name: str, weights: str | None) -> WeightsEnum | None:
+def find_weights(name: str, weights: str | None, *, key: str = "weights") -> WeightsEnum | None:
     """What torchvision knows as `weights` (`DEFAULT`, or a name) of its network `name`; None for None.
+
+    `key` is the config key below `model` that an error names.
 
     Raises:
         ValueError: the network has no weights of that name; those it has are told.
@@ -17,5 +21,20 @@ def find_weights(name: str, weights: str | None) -> WeightsEnum | None:
     choices = torchvision.models.get_model_weights(name)
     names = ["DEFAULT", *choices.__members__]
     if weights not in names:
-        raise ValueError(f"model.weights (={weights}) is not among the weights of {name}: {', '.join(names)}")
+        raise ValueError(f"model.{key} (={weights}) is not among the weights of {name}: {', '.join(names)}")
     return choices[weights]
+
+
+class Pixels(NamedTuple):
+    """Mean and deviation per channel, of pixels in [0, 1], that weights were trained with."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def pixels_of(name: str, weights: str | None) -> Pixels | None:
+    """What `weights` of torchvision's network `name` expect; None for None, and for a file, which does not tell."""
+    if weights != "DEFAULT" and weights not in torchvision.models.get_model_weights(name).__members__:
+        return None
+    recipe = find_weights(name, weights).transforms()
+    return Pixels(tuple(recipe.mean), tuple(recipe.std))

@@ -2,7 +2,6 @@
 
 import warnings
 
-# what Lightning says to itself, or of a checkpoint folder that is meant to hold checkpoints
-warnings.filterwarnings(
-    "ignore", message=".*LeafSpec.*|Checkpoint directory .* exists|.*smaller than the logging interval"
-)
+# what Lightning says to itself, of a checkpoint folder that is meant to hold checkpoints, or of frozen stages
+IDLE = ".*LeafSpec.*|Checkpoint directory .* exists|.*smaller than the logging interval|Found .* in eval mode"
+warnings.filterwarnings("ignore", message=IDLE)

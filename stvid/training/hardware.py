@@ -34,6 +34,12 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
     return "bf16-mixed" if cpu_has_fast_bf16() else "32-true"
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass in a precision that `resolve_precision` gave."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def leave_cores_to_readers(device: str) -> None:
     """Where the CPU computes, lets half of its cores do so and leaves the others to the processes that read videos.
 

@@ -23,31 +23,47 @@ class Optimization:
     Attributes:
         optimizer: builds the optimizer from parameter groups, for example `partial(torch.optim.AdamW, betas=...)`.
         lr: greatest learning rate, above 0.
+        backbone_lr: greatest learning rate of what the model calls its backbone (of cnn_lstm the encoder, of the 3D
+            networks all but the head), above 0; None: `lr`. Smaller for a backbone that has been trained before.
         weight_decay: of weights of two dimensions and more; everything else has none.
         warmup: share of the run's steps that warm up, in [0, 1).
     """
 
     optimizer: Callable[[Iterable[dict]], Optimizer]
     lr: float
+    backbone_lr: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
 
     def __post_init__(self):
         if self.lr <= 0:
             raise InputError(f"optimizer.lr (={self.lr}) must be above 0")
+        if self.backbone_lr is not None and self.backbone_lr <= 0:
+            raise InputError(f"optimizer.backbone_lr (={self.backbone_lr}) must be above 0; model.freeze=all stops it")
         if self.weight_decay < 0:
             raise InputError(f"optimizer.weight_decay (={self.weight_decay}) must be 0 or more")
         if not 0 <= self.warmup < 1:
             raise InputError(f"optimizer.warmup (={self.warmup}) must lie in [0, 1)")
 
     def configure(self, model: nn.Module, num_steps: int) -> tuple[Optimizer, LambdaLR]:
-        """For the model's trainable parameters and a run of `num_steps` optimizer steps."""
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.optimizer([group for group in groups if group["params"]], lr=self.lr)
+        """For the model's trainable parameters and a run of `num_steps` optimizer steps.
+
+        Raises:
+            InputError: there is a `backbone_lr`, and a model that does not tell its `backbone_parameters`.
+        """
+        backbone: set[int] = set()
+        if self.backbone_lr is not None:
+            if not hasattr(model, "backbone_parameters"):
+                name = type(model).__name__
+                raise InputError(f"optimizer.backbone_lr (={self.backbone_lr}): {name} has no backbone_parameters()")
+            backbone = {id(parameter) for parameter in model.backbone_parameters()}
+        groups = []
+        for inside, lr in ((False, self.lr), (True, self.backbone_lr)):
+            part = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
+            decayed = {"params": [p for p in part if p.ndim >= 2], "weight_decay": self.weight_decay, "lr": lr}
+            others = {"params": [p for p in part if p.ndim < 2], "weight_decay": 0.0, "lr": lr}
+            groups += [group for group in (decayed, others) if group["params"]]
+        optimizer = self.optimizer(groups, lr=self.lr)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, num_steps))
 
     def factor(self, step: int, num_steps: int) -> float:

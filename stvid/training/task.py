@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from stvid.clip import Preprocess, channels_last
+from stvid.clip import Preprocess, answer, channels_last
 from stvid.errors import InputError
 from stvid.metrics import ViewMetric
 from stvid.training.optim import Optimization
@@ -61,7 +61,13 @@ class ClassificationTask(pl.LightningModule):
 
     def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
-        return self.model(self.preprocess(clips_BTCHW, lengths_B), lengths_B)
+        return answer(self.model, self.preprocess, clips_BTCHW, lengths_B)
+
+    def _answer(self, batch: Mapping) -> Tensor:
+        """Logits `B x K` of a batch: of its clips, or of the features that have been stored of them."""
+        if "features" in batch:
+            return self.model.classify(batch["features"], batch["lengths"])
+        return self(batch["clips"], batch["lengths"])
 
     def on_train_epoch_start(self) -> None:
         state = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)
@@ -72,7 +78,7 @@ class ClassificationTask(pl.LightningModule):
             # one process of several must not leave the others waiting for its gradients
             alone = self.trainer.world_size == 1
             return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
-        logits_BK = self(batch["clips"], batch["lengths"])
+        logits_BK = self._answer(batch)
         loss = nn.functional.cross_entropy(
             logits_BK.float(), batch["labels"], weight=self.class_weights, label_smoothing=self.label_smoothing
         )
@@ -84,7 +90,7 @@ class ClassificationTask(pl.LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         if len(batch["labels"]):
-            logits_VK = self(batch["clips"], batch["lengths"])
+            logits_VK = self._answer(batch)
         else:
             logits_VK = torch.empty(0, len(self.record["class_names"]), device=self.device)
         self.val_metric.update(logits_VK, batch["labels"], batch["videos"], len(batch["failed"]))

@@ -1,0 +1,134 @@
+"""Is the memory of a training step what `stvid cost` says it will be?
+
+    python benchmarks/memory.py                        CPU: about five minutes on two cores, 3 GB
+    python benchmarks/memory.py --device cuda          the same on a GPU
+    python benchmarks/memory.py --models r3d_18 --precisions 32-true
+
+For each model, precision and clip: the predicted peak of a training step, and the measured one of a real step: uint8
+batch, `stvid.clip.answer` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
+second step, when the optimizer has its state and, as with Lightning, the gradients of the step before are freed after
+the forward pass. Measured are all of torch's allocations: on a CPU the profiler's memory events, on a GPU
+`max_memory_allocated`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+import torch
+import torchvision
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from stvid.checkpoint import build_model
+from stvid.clip import ClipSpec, Preprocess, answer, channels_last
+from stvid.cost import estimate
+from stvid.training.optim import Optimization
+
+CLASSES = 400
+ENCODED = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "resnet18"}
+VIDEO_NETWORK = "stvid.models.video_network.VideoNetwork"
+MODELS = {
+    "conv3d": {"_target_": "stvid.models.conv3d.Conv3D"},
+    "r3d_18": {"_target_": VIDEO_NETWORK, "name": "r3d_18"},
+    "r2plus1d_18": {"_target_": VIDEO_NETWORK, "name": "r2plus1d_18"},
+    "cnn_lstm": ENCODED,
+    "cnn_lstm, encoder_chunk=8": {**ENCODED, "encoder_chunk": 8},
+}
+CLIPS = ((8, 64, 8), (16, 112, 4), (32, 112, 2))  # frames, pixels a side, clips in a batch
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
+OPTIMIZATION = Optimization(optimizer=torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+LIMIT = 0.10  # what the prediction may be off
+
+
+class Training:
+    """A model in training, and one step of it at a time."""
+
+    def __init__(self, model: nn.Module, clip: ClipSpec, batch_size: int, precision: str, device: str):
+        self.model = channels_last(model).to(device).train()
+        self.preprocess = Preprocess(clip=clip).to(device)
+        self.optimizer, _ = OPTIMIZATION.configure(self.model, 10)
+        self.shape = (batch_size, clip.num_frames, 3, *clip.size)
+        self.kind, self.device = AUTOCAST[precision], device
+
+    def step(self) -> None:
+        clips_BTCHW = torch.randint(0, 256, self.shape, dtype=torch.uint8, device=self.device)
+        labels_B = torch.zeros(self.shape[0], dtype=torch.long, device=self.device)
+        with torch.autocast(self.device, dtype=self.kind or torch.bfloat16, enabled=self.kind is not None):
+            logits_BK = answer(self.model, self.preprocess, clips_BTCHW)
+            loss = nn.functional.cross_entropy(logits_BK.float(), labels_B)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+
+def measured(model: dict, clip: ClipSpec, batch_size: int, precision: str, device: str) -> int:
+    """Peak bytes of the second step."""
+
+    def start() -> Training:
+        training = Training(build_model(model, num_classes=CLASSES), clip, batch_size, precision, device)
+        training.step()
+        return training
+
+    if device == "cuda":
+        training = start()
+        torch.cuda.reset_peak_memory_stats()
+        training.step()
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        training = start()
+        with record_function("second step"):
+            training.step()
+    events = profiled.profiler.kineto_results.events()
+    begin = next(event.start_ns() for event in events if event.name() == "second step")
+    held = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        if event.start_ns() >= begin:
+            peak = max(peak, held)
+    return peak
+
+
+def predicted(model: dict, clip: ClipSpec, batch_size: int, precision: str, device: str) -> int:
+    with torch.device("meta"):
+        built = build_model(model, num_classes=CLASSES, pretrained=False)
+    report = estimate(
+        built,
+        (3, clip.num_frames, *clip.size),
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        optimizer=lambda priced: OPTIMIZATION.configure(priced, 10)[0],
+        preprocess=Preprocess(clip=clip),
+    )
+    return report.peak_train_bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    parser.add_argument("--precisions", nargs="+", choices=AUTOCAST, default=list(AUTOCAST), metavar="NAME")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    where = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
+    print(f"{where}, Python {platform.python_version()}, torch {torch.__version__}, torchvision", end=" ")
+    print(f"{torchvision.__version__}; {CLASSES} classes, AdamW\n")
+    print("| model | precision | clip | batch | predicted MiB | measured MiB | off by |")
+    print("|---|---|---|---|---|---|---|")
+    worst = 0.0
+    for name in options.models:
+        for precision in options.precisions:
+            for frames, size, batch_size in CLIPS:
+                case = (MODELS[name], ClipSpec(num_frames=frames, size=size), batch_size, precision, options.device)
+                ours, theirs = predicted(*case), measured(*case)
+                off = round(ours / theirs - 1, 4) + 0.0  # no minus before a zero
+                worst = max(worst, abs(off))
+                cells = (name, precision, f"{frames}x{size}x{size}", batch_size, f"{ours / 2**20:.0f}")
+                print("|", *(f"{c} |" for c in cells), f"{theirs / 2**20:.0f} | {off:+.1%} |", flush=True)
+    if worst > LIMIT:
+        raise SystemExit(f"off by {worst:.1%} somewhere, more than {LIMIT:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What a config's model needs on the machine at hand, and the batch that fits there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
+from stvid.checkpoint import build_model
+from stvid.clip import ClipSpec, Preprocess
+from stvid.config import compose_config
+from stvid.cost import CostReport, estimate
+from stvid.cost.memory import MOST, SHARE, free_bytes, largest_batch
+from stvid.cost.table import brief, bytes_text, layer_table, paragraph, totals
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.loading import clip_lengths
+from stvid.errors import InputError
+from stvid.training.hardware import resolve_precision
+from stvid.training.optim import Optimization
+from stvid.training.task import ClassificationTask
+
+log = logging.getLogger("stvid")
+
+CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
+FAMILIES = ("conv3d", "cnn_lstm")
+FRAMES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)  # of the comparison
+UNKNOWN_BATCH = 16  # clips, where `auto` cannot know the free memory
+OTHER_CLASSES = 400  # where the data set would have to be looked at; that of Kinetics, by which models are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A model and how it would be trained.
+
+    Attributes:
+        model: may be on the meta device.
+        clip: `num_frames` is a number.
+        optimization: how it learns.
+        precision: as Lightning calls it.
+        device: where; its type is all that a price depends on.
+        batch_size: clips in a batch, or `auto`.
+    """
+
+    model: nn.Module
+    clip: ClipSpec
+    optimization: Optimization
+    precision: str
+    device: torch.device
+    batch_size: int | str
+
+    def price(self, batch_size: int) -> CostReport:
+        """Of a training step on so many clips."""
+        return estimate(
+            self.model,
+            (self.clip.channels, self.clip.num_frames, *self.clip.size),
+            batch_size=batch_size,
+            precision=self.precision,
+            device="cuda" if self.device.type == "cuda" else "cpu",
+            optimizer=lambda model: self.optimization.configure(model, 1)[0],
+            preprocess=Preprocess(clip=self.clip),
+        )
+
+    def largest_batch(self, *, most: int = MOST) -> int | None:
+        """Clips in the largest batch that fits into 80 % of the memory that is free; None where that is not known."""
+        free = free_bytes(self.device)
+        if free is None:
+            return None
+        return largest_batch(lambda size: self.price(size).peak_train_bytes, budget=SHARE * free, most=most)
+
+    def chosen_batch(self, *, most: int = MOST) -> int:
+        """`batch_size`; for `auto` the largest that fits, at most `most`, or 16 where the free memory is not known.
+
+        Raises:
+            InputError: `auto`, and not even 2 clips fit.
+        """
+        if self.batch_size != "auto":
+            return self.batch_size
+        size = self.largest_batch(most=min(most, MOST))
+        if size == 0:
+            needed, free = self.price(2).peak_train_bytes, free_bytes(self.device)
+            raise InputError(
+                f"data.batch_size=auto: a training step on 2 clips needs {bytes_text(needed)}, {bytes_text(free)} are "
+                "free. Choose a smaller clip.size or clip.num_frames, or another model"
+            )
+        return UNKNOWN_BATCH if size is None else size
+
+
+def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, device: str | None) -> Plan:
+    """What `python train.py OVERRIDES` would train, without its data set and without memory for weights.
+
+    Args:
+        overrides: config overrides.
+        classes: outputs of the model. None: those of the data set where its name tells, else 400.
+        frames: of a clip. None: as configured.
+        device: `cpu` or `cuda`; None: what training would use.
+
+    Raises:
+        InputError: a value out of its range; whole videos, and no number of frames.
+    """
+    config = compose_config(overrides)
+    clip = _clip(config, frames)
+    classes = _classes(config) if classes is None else classes
+    if classes < 1:
+        raise InputError(f"--classes (={classes}) must be at least 1")
+    accelerator = config.trainer.accelerator
+    if device is None:
+        device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    with torch.device("meta"):
+        model = build_model(_plain(config.model), num_classes=classes, in_channels=clip.channels, pretrained=False)
+    return Plan(
+        model=model,
+        clip=clip,
+        optimization=instantiate(config.optimizer, _convert_="all"),
+        precision=resolve_precision(config.trainer.precision, accelerator),
+        device=torch.device(device),
+        batch_size=config.data.batch_size,
+    )
+
+
+def describe(planned: Plan, report: CostReport) -> str:
+    """The layers, the totals, and what fits here, for a person."""
+    clip = " x ".join(map(str, report.input_shape))
+    device = {"cpu": "a CPU", "cuda": "a CUDA device"}[report.device]
+    head = f"{type(planned.model).__name__} on clips of {clip}, batches of {report.batch_size}, "
+    head += f"{report.precision} on {device}"
+    lines = [head, "", layer_table(report), "", totals(report)]
+    free = free_bytes(planned.device)
+    if free is not None:
+        fits = planned.largest_batch()
+        most = f" (no more than {MOST} are tried)" if fits == MOST else ""
+        found = f"a batch of {fits}{most}" if fits else "not even a batch of 2"
+        lines.append(paragraph("fits", f"{found} into {SHARE:.0%} of the {bytes_text(free)} that are free here"))
+    return "\n".join(lines)
+
+
+def compare(overrides: Sequence[str], *, classes: int | None, device: str | None) -> dict[str, list[CostReport]]:
+    """Prices both families of model on clips of 1 to 1,000 frames.
+
+    Args:
+        overrides: config overrides. `model=` is left out of account; `model.KEY=` goes to the family that has the key.
+        classes, device: as for `plan`.
+
+    Raises:
+        InputError: a `model.KEY` that neither family has, or what `plan` raises.
+    """
+    shared = [text for text in overrides if not text.startswith(("model=", "model."))]
+    own = {text: text.removeprefix("model.").partition("=")[0] for text in overrides if text.startswith("model.")}
+    keys = {family: {str(key) for key in compose_config([f"model={family}"]).model} for family in FAMILIES}
+    for text, key in own.items():
+        if not any(key.split(".")[0] in keys[family] for family in FAMILIES):
+            raise InputError(f"{text}: neither {' nor '.join(FAMILIES)} has a key model.{key}")
+    reports = {}
+    for family in FAMILIES:
+        mine = [text for text, key in own.items() if key.split(".")[0] in keys[family]]
+        chosen = [*shared, f"model={family}", *mine]
+        plans = [plan(chosen, classes=classes, frames=frames, device=device) for frames in FRAMES]
+        size = plans[0].batch_size if plans[0].batch_size != "auto" else UNKNOWN_BATCH
+        reports[family] = [planned.price(size) for planned in plans]
+    return reports
+
+
+def plan_batch(task: ClassificationTask, data: VideoDataModule, device: torch.device, precision: str) -> int:
+    """Says what a run will need before it starts, and returns its batch size.
+
+    `auto` is the largest batch that fits into 80 % of the memory that is free now, at most 256 clips and at most the
+    number of training videos; 16 where the free memory is not known. A number stays as it is; where its step needs
+    more than is free, a warning names the largest batch that fits.
+
+    Whole videos are priced as if every one were as long as the longest, and clips as if no features of theirs were
+    stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it.
+
+    Args:
+        task: with the model, and how it learns.
+        data: set up.
+        device: where training will be; the model need not be there yet.
+        precision: as `resolve_precision` gives it.
+
+    Raises:
+        InputError: `auto`, and not even 2 clips fit.
+    """
+    clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
+    log.info("%s for %d classes on %s, precision %s", type(task.model).__name__, classes, device, precision)
+    if clip.num_frames is None:
+        clip = replace(clip, num_frames=max(clip_lengths(data.train)))
+    planned = Plan(
+        model=task.model,
+        clip=clip,
+        optimization=task.optimization,
+        precision=precision,
+        device=device,
+        batch_size=size,
+    )
+    if size == "auto":
+        size = planned.chosen_batch(most=max(len(data.train), 2))
+    try:
+        report = planned.price(size)
+    except InputError as error:
+        log.info("cost not known: %s", error)
+        return size
+    log.info("%s", brief(report))
+    free = free_bytes(device)
+    if free is not None and report.peak_train_bytes > free:
+        fits = planned.largest_batch(most=size)
+        hint = f"the largest batch that fits: data.batch_size={fits}" if fits else "not even 2 clips fit"
+        log.warning("only %s of memory are free, so this is likely to stop for want of it; %s", bytes_text(free), hint)
+    return size
+
+
+def _clip(config: DictConfig, frames: int | None) -> ClipSpec:
+    arguments = _plain(config.clip)
+    arguments.pop("_target_")
+    if frames is not None:
+        arguments["num_frames"] = frames
+    elif config.data.whole_video:
+        arguments["num_frames"] = None
+    clip = ClipSpec(**arguments)
+    if clip.num_frames is None:
+        raise InputError("whole videos have no fixed number of frames; say what to price: --frames N")
+    return clip
+
+
+def _classes(config: DictConfig) -> int:
+    layout = config.data.datamodule.manifest["_target_"].rsplit(".", 1)[-1]
+    return CLASSES.get(layout, OTHER_CLASSES)
+
+
+def _plain(node: DictConfig) -> Mapping:
+    return OmegaConf.to_container(node, resolve=True)

@@ -1,0 +1,80 @@
+"""With a frozen encoder, every frame's features are computed once; then only what reads them is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stvid.training.hardware import autocast
+
+log = logging.getLogger(__name__)
+
+
+def store_features(data, task: nn.Module, *, precision: str, device: torch.device, config: Mapping) -> None:
+    """Has the data module serve features instead of clips, if its `features` is `auto` and the encoder is frozen.
+
+    What the stores do not have yet is computed here, in the run's own precision.
+
+    Args:
+        data: with `features`, `use_features` and `store` (a `VideoDataModule`).
+        task: with `model` and `preprocess`; the model has `encoder_is_frozen` and `encode` where it has an encoder.
+        precision: as `resolve_precision` gives it.
+        device: where to compute.
+        config: the model's, as plain data; with the weights, it tells one encoder from another.
+    """
+    if data.features == "off" or not getattr(task.model, "encoder_is_frozen", False):
+        return
+    model, preprocess = task.model.to(device).eval(), task.preprocess.to(device)
+
+    @torch.inference_mode()
+    def encode(clips_BTCHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+        lengths = None if lengths_B is None else lengths_B.to(device)
+        with autocast(device, precision):
+            clips = clips_BTCHW.to(device)
+            if preprocess.normalize == "clip":
+                return model.encode(preprocess(clips, lengths), lengths).cpu()
+            return model.encode(clips, lengths, prepare=preprocess).cpu()
+
+    facts = {
+        "encoder": fingerprint(model.encoder),
+        "model": {key: str(value) for key, value in config.items() if key.startswith("encoder") or key == "_target_"},
+        "precision": precision,
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+    for name, stored in data.use_features(facts).items():
+        _fill(name, stored, data, encode)
+    model.train()
+
+
+def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    draws = data.draws(name)
+    missing = stored.missing(draws)
+    log.info("features of %s: %d of %d in %s", name, len(draws) - len(missing), len(draws), stored.store.path)
+    if not missing:
+        return
+    reading = {"batch_size": data.batch_size, "num_workers": data.num_workers}
+    bar = tqdm(total=len(missing), desc=f"encoding {name}", unit="video", leave=False, disable=not sys.stderr.isatty())
+    with stored.store.adding() as add, bar:
+        for part, batch in stored.batches(missing, **reading):
+            features_BTF = torch.empty(0, 0, 0)
+            if len(batch["labels"]):
+                features_BTF = encode(batch["clips"], batch["lengths"])
+            for key, content in stored.encoded(part, batch, features_BTF):
+                add(key, content)
+            bar.update(len(part))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """64 hexadecimal digits: another one as soon as a single bit of a weight or a buffer is."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

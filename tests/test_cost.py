@@ -1,0 +1,246 @@
+"""Prices against numbers written by hand."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stvid.clip import ClipSpec, Preprocess
+from stvid.cost import estimate
+from stvid.cost.growth import growth_table
+from stvid.cost.memory import _left_in_group, free_bytes, largest_batch
+from stvid.cost.table import bytes_text, count_text, layer_table, totals
+from stvid.errors import InputError
+from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.conv3d import Conv3D
+from stvid.models.video_network import VideoNetwork
+
+
+def resnet18_macs(size: int) -> int:
+    """Of ResNet-18 without its head (He et al. 2016), for a square image whose side is a multiple of 32."""
+    total = 64 * 3 * 7 * 7 * (size // 2) ** 2
+    channels, side = 64, size // 4
+    for width in (64, 128, 256, 512):
+        first = channels
+        if width != channels:
+            side //= 2
+            total += width * channels * side**2  # 1 x 1 on the shortcut
+        total += width * first * 9 * side**2 + 3 * width * width * 9 * side**2
+        channels = width
+    return total
+
+
+def test_a_single_3d_convolution_costs_what_the_formula_says():
+    report = estimate(nn.Conv3d(3, 16, 3), (3, 100, 224, 224))
+    (layer,) = report.layers
+    assert layer.output_shape == (16, 98, 222, 222)
+    assert layer.parameters == report.parameters == 16 * (3 * 27 + 1) == 1_312
+    assert layer.macs == report.macs == 16 * 3 * 27 * 98 * 222 * 222 == 6_259_462_272
+    assert layer.activation_bytes == report.activation_bytes == 4 * 16 * 98 * 222 * 222
+    assert report.input_bytes == 4 * 3 * 100 * 224 * 224  # needed for the gradient of the weights
+    assert report.flops_forward == 2 * report.macs
+    assert report.flops_train_step == 2 * report.flops_forward  # nothing below wants a gradient of the input
+    assert report.peak_train_bytes >= report.train_state_bytes + report.activation_bytes + report.input_bytes
+
+
+def test_r3d_18_has_the_published_parameters_and_multiply_adds():
+    with torch.device("meta"):
+        model = VideoNetwork(num_classes=400, name="r3d_18")
+    report = estimate(model, (3, 16, 112, 112))
+    assert report.parameters == 33_371_472
+    assert report.macs / 1e9 == pytest.approx(40.7, abs=0.05)
+
+
+def test_resnet18_and_lstm_multiply_as_often_as_the_formula_by_hand_says():
+    frames, hidden, classes = 5, 96, 400
+    with torch.device("meta"):
+        model = CNNLSTM(num_classes=classes, encoder="resnet18", hidden_size=hidden)
+    report = estimate(model, (3, frames, 224, 224), batch_size=2)
+    assert resnet18_macs(224) == 1_813_561_344  # 1.8 G, Table 1 of the paper, less the head
+    by_hand = frames * resnet18_macs(224) + frames * 4 * hidden * (512 + hidden) + hidden * classes
+    assert report.flops_forward == 2 * by_hand
+
+
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_meet_every_weight_once_a_step(cell, gates, directions):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = cell(6, 5, num_layers=2, bidirectional=directions == 2, batch_first=True)
+
+        def forward(self, x_BTI):
+            return self.layers(x_BTI)[0]
+
+    report = estimate(Reader(), (7, 6), batch_size=3)
+    once = gates * 5 * directions * ((6 + 5) + (5 * directions + 5))
+    assert report.macs == 7 * once
+    assert report.layers[0].output_shape == (7, 5 * directions)
+
+
+def test_attention_counts_its_two_products():
+    layer = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=32, batch_first=True)
+    assert estimate(layer, (10, 16)).macs == 10 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 10 * 10 * 16
+
+
+def test_training_holds_16_bytes_a_parameter_with_adamw_and_12_with_momentum():
+    model = nn.Sequential(nn.Linear(10, 20), nn.BatchNorm1d(20))
+    weights, buffers = 4 * (10 * 20 + 20 + 2 * 20), 4 * 2 * 20 + 8  # batch norm counts its batches in 8 bytes
+    report = estimate(model, (10,), batch_size=2)
+    assert report.model_bytes == weights + buffers
+    assert report.train_state_bytes == 4 * weights + buffers
+    with_average = estimate(model, (10,), batch_size=2, ema=True)
+    assert with_average.train_state_bytes == report.train_state_bytes + report.model_bytes
+    assert with_average.peak_train_bytes == report.peak_train_bytes + report.model_bytes
+    momentum = estimate(
+        model, (10,), batch_size=2, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)
+    )
+    assert momentum.train_state_bytes == 3 * weights + buffers
+
+
+def test_a_frozen_part_keeps_no_activations_and_has_no_gradients():
+    def price(frozen: int):
+        model = nn.Sequential(nn.Linear(8, 100), nn.Tanh(), nn.Linear(100, 50), nn.Tanh(), nn.Linear(50, 4))
+        model[:frozen].requires_grad_(False)
+        return estimate(model, (8,))
+
+    free, frozen = price(0), price(4)
+    assert [layer.activation_bytes for layer in free.layers] == [0, 400, 0, 200, 16]
+    assert [layer.activation_bytes for layer in frozen.layers] == [0, 0, 0, 200, 16]  # the head's own input and result
+    assert frozen.trainable_parameters == 50 * 4 + 4
+    assert frozen.train_state_bytes == frozen.model_bytes + 12 * (50 * 4 + 4)
+    assert free.flops_train_step == 2 * (2 * 800 + 3 * 5000 + 3 * 200)
+    assert frozen.flops_train_step == 2 * (800 + 5000 + 2 * 200)
+
+
+def test_recomputed_activations_are_not_kept_but_computed_again():
+    class Recomputed(nn.Module):
+        def __init__(self, again: bool):
+            super().__init__()
+            self.inner, self.again = nn.Sequential(nn.Linear(8, 1000), nn.Tanh(), nn.Linear(1000, 8)), again
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+
+    kept, again = (estimate(Recomputed(flag), (8,)) for flag in (False, True))
+    assert kept.activation_bytes == 4 * (1000 + 1000 + 8) - 4000  # what the first layer gives, tanh does not need
+    assert again.activation_bytes == 4 * 8
+    assert again.macs == kept.macs == 16_000
+    assert again.flops_train_step == kept.flops_train_step + 2 * 8_000  # the last layer's result is not needed again
+
+
+def test_autocast_halves_what_convolutions_keep_and_leaves_weights_in_float32():
+    model = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.Conv3d(8, 8, 3, padding=1))
+    full, mixed = (estimate(model, (4, 4, 8, 8), precision=p) for p in ("32-true", "bf16-mixed"))
+    clip = 4 * 4 * 8 * 8 * 2  # its copy in bf16 is the first layer's
+    assert mixed.activation_bytes - clip == full.activation_bytes // 2
+    assert mixed.train_state_bytes == full.train_state_bytes
+    assert estimate(model, (4, 4, 8, 8), precision="bf16-true").train_state_bytes == full.train_state_bytes // 2
+
+
+def test_activations_and_compute_are_of_one_clip_and_peaks_of_the_batch():
+    one, four = (estimate(Conv3D(num_classes=8), (3, 4, 32, 32), batch_size=size) for size in (2, 4))
+    assert one.activation_bytes == pytest.approx(four.activation_bytes, rel=0.01)
+    assert (one.macs, one.flops_train_step) == (four.macs, four.flops_train_step)
+    assert one.peak_inference_bytes == four.peak_inference_bytes < one.peak_inference_batch_bytes
+    assert one.peak_inference_batch_bytes < four.peak_inference_batch_bytes
+    assert one.peak_train_bytes < four.peak_train_bytes
+    assert sum(layer.parameters for layer in four.layers) == four.parameters
+    assert sum(layer.activation_bytes for layer in four.layers) == four.activation_bytes
+    assert sum(layer.macs for layer in four.layers) == four.macs
+
+
+def test_a_model_larger_than_any_memory_is_priced_and_left_alone():
+    with torch.device("meta"):
+        huge = nn.Linear(10**6, 10**6)
+    assert estimate(huge, (10**6,)).model_bytes == 4 * (10**12 + 10**6)
+    model = Conv3D(num_classes=2).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    estimate(model, (3, 4, 32, 32), batch_size=2)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_a_cuda_device_is_priced_where_there_is_none(precision):
+    model = nn.Sequential(nn.Conv3d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 2 * 6 * 6, 3))
+    cpu, cuda = (estimate(model, (3, 4, 8, 8), precision=precision, device=name) for name in ("cpu", "cuda"))
+    assert cuda.macs == cpu.macs
+    assert cuda.train_state_bytes == cpu.train_state_bytes
+    assert cuda.peak_train_bytes % 512 == 0  # blocks of its allocator
+    assert cuda.peak_train_bytes > cuda.train_state_bytes
+
+
+def test_delivered_clips_are_priced_as_uint8():
+    clip = ClipSpec(num_frames=4, size=32)
+    report = estimate(Conv3D(num_classes=2), (3, 4, 32, 32), batch_size=2, preprocess=Preprocess(clip=clip))
+    assert report.input_bytes == (1 + 4) * 3 * 4 * 32 * 32
+
+
+def test_the_report_is_plain_data():
+    content = json.loads(json.dumps(estimate(nn.Linear(3, 2), (3,)).to_dict()))
+    assert content["layers"][0] == {
+        "name": "",
+        "type": "Linear",
+        "output_shape": [2],
+        "parameters": 8,
+        "activation_bytes": 8,
+        "macs": 6,
+    }
+    assert {"input_shape", "model_bytes", "train_state_bytes", "peak_inference_bytes", "batch_size"} <= set(content)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((3, 2, 2, 2), {}, "Conv3d cannot take a batch of 1 x 3 x 2 x 2 x 2"),
+        ((3, 0, 8, 8), {}, "input_shape"),
+        ((3, 8, 8, 8), {"batch_size": 0}, "batch_size (=0) must be at least 1"),
+        ((3, 8, 8, 8), {"precision": "8-bit"}, "precision (=8-bit) must be one of"),
+        ((3, 8, 8, 8), {"device": "tpu"}, "device (=tpu) must be one of"),
+    ],
+)
+def test_what_cannot_be_priced_is_told_in_one_message(shape, options, words):
+    with pytest.raises(InputError) as error:
+        estimate(nn.Conv3d(3, 16, 3), shape, **options)
+    assert words in str(error.value)
+
+
+def test_tables_fit_120_columns_and_use_units():
+    report = estimate(VideoNetwork(num_classes=400), (3, 4, 32, 32), batch_size=2)
+    text = layer_table(report) + "\n" + totals(report) + "\n" + growth_table({"a": [report], "b": [report]})
+    assert max(map(len, text.splitlines())) <= 120
+    assert "33,371,472" in text
+    assert [bytes_text(n) for n in (0, 1023, 1536, 35.3 * 2**20)] == ["0 B", "1.00 KiB", "1.50 KiB", "35.3 MiB"]
+    assert [count_text(n) for n in (12, 33_371_472, 40.7e9, 999_700)] == ["12", "33.4 M", "40.7 G", "1.00 M"]
+
+
+def test_the_largest_batch_is_the_largest_that_fits_even_where_the_peak_has_a_kink():
+    def peak(size: int) -> int:
+        return 1_000 + 10 * size + max(0, 30 * (size - 20))
+
+    for budget in (1_020, 1_035, 1_190, 1_500, 3_000):
+        found = largest_batch(peak, budget=budget, most=200)
+        assert peak(found) <= budget
+        assert found == 200 or peak(found + 1) > budget
+    assert largest_batch(peak, budget=1_019) == 0
+    assert largest_batch(lambda size: size, budget=1e9) == 256
+
+
+def test_free_memory_heeds_the_limit_of_a_container(tmp_path):
+    own = tmp_path / "own"
+    own.write_text("0::/job/step\n")
+    folder = tmp_path / "job"
+    (folder / "step").mkdir(parents=True)
+    (folder / "step" / "memory.max").write_text("max\n")
+    (folder / "step" / "memory.current").write_text("5\n")
+    (folder / "memory.max").write_text("1000\n")
+    (folder / "memory.current").write_text("600\n")
+    (folder / "memory.stat").write_text("anon 500\ninactive_file 100\n")
+    assert _left_in_group(tmp_path, own) == 1000 - 600 + 100
+    assert _left_in_group(tmp_path, tmp_path / "nothing") is None
+    assert free_bytes(torch.device("meta")) is None
