@@ -244,3 +244,14 @@ def test_free_memory_heeds_the_limit_of_a_container(tmp_path):
     assert _left_in_group(tmp_path, own) == 1000 - 600 + 100
     assert _left_in_group(tmp_path, tmp_path / "nothing") is None
     assert free_bytes(torch.device("meta")) is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_on_eight_times_the_frames_hardly_needs_more_memory_in_chunks(precision):
+    with torch.device("meta"):
+        model = CNNLSTM(num_classes=8, encoder="resnet18", encoder_chunk=64)
+    peaks = [
+        estimate(model, (3, T, 112, 112), precision=precision, preprocess=Preprocess(clip=ClipSpec(size=112)))
+        for T in (128, 1024)
+    ]
+    assert peaks[1].peak_train_bytes <= 1.25 * peaks[0].peak_train_bytes

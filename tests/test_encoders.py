@@ -260,6 +260,7 @@ def test_pixels_that_the_weights_do_not_know_are_warned_of(monkeypatch, caplog):
     donor = torchvision.models.resnet18()
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: donor.state_dict())
     model = CNNLSTM(num_classes=3, encoder="resnet18", weights="DEFAULT")
+    caplog.clear()
     check_fit(model, ClipSpec(num_frames=2, normalize="fixed"))
     assert not caplog.text
     check_fit(model, ClipSpec(num_frames=2, normalize="frame"))

@@ -106,7 +106,7 @@ def test_the_commands_for_a_data_set_work_one_after_the_other(video_folder, tmp_
             continue
         assert result.returncode == 0, result.stdout + result.stderr
         done.append(program)
-    assert done == ["stvid", "stvid", "python"]
+    assert done == ["stvid", "stvid", "python", "stvid"]
 
 
 def test_the_tree_names_what_is_there():

@@ -212,7 +212,7 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
         (["clip.num_frames=many"], ["clip.num_frames", "many"]),
         (["trainer.precision=12"], ["precision"]),
         (["trainer.accelerator=quantum"], ["quantum", "cpu"]),
-        (["data.batch_size=big"], ["data.batch_size (='big')", "int"]),
+        (["data.batch_size=big"], ["data.batch_size (=big)", "at least 1, or auto"]),
         (["seed=-1"], ["seed (=-1)", "from 0"]),
         (["label_smoothing=high"], ["label_smoothing (='high')"]),
         (["trainer.precision=64-true"], ["trainer.precision (=64-true)", "bf16-mixed"]),
