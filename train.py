@@ -41,7 +41,8 @@ def train(config: DictConfig, run: Path) -> float:
     classes = data.manifest.class_names
     plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
     last = file if config.resume and (file := run / CHECKPOINTS / "last.ckpt").is_file() else None
-    model = build_model(plain["model"], num_classes=len(classes), in_channels=data.clip.channels, pretrained=not last)
+    sizes = {"num_classes": len(classes), "in_channels": data.clip.channels}
+    model = load(last).model.train() if last else build_model(plain["model"], **sizes)
     check_fit(model, data.clip)
     task = ClassificationTask(
         model=model,
@@ -69,12 +70,11 @@ def train(config: DictConfig, run: Path) -> float:
     )
     leave_cores_to_readers((device := trainer.strategy.root_device).type)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
-    plain["data"]["datamodule"]["batch_size"] = data.batch_size = plan_batch(task, data, device, precision)
+    plain["data"]["datamodule"]["batch_size"] = data.batch_size = plan_batch(task, data, trainer, precision)
     store_features(data, task, precision=precision, device=device, config=plain["model"])
     if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):
         data.manifest.write_csv(run / MANIFEST_NAME)
         OmegaConf.save(OmegaConf.create(plain), run / CONFIG_NAME)
-
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
     if not trainer.is_global_zero:
         return 0.0

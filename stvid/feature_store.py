@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,12 @@ class Stored:
     """What is kept of one item.
 
     Attributes:
-        features_VTF: float32; empty where the video could not be read.
+        features_VTF: float32.
         label: its class, which a mirror image may have changed.
-        failed: why it could not be read; empty where it could.
     """
 
     features_VTF: np.ndarray
-    label: str = ""
-    failed: str = ""
+    label: str
 
 
 class FeatureStore:
@@ -63,31 +60,33 @@ class FeatureStore:
 
     def __getitem__(self, key: str) -> Stored:
         item = self._open()[key]
-        return Stored(features_VTF=item[()], label=item.attrs["label"], failed=item.attrs["failed"])
+        return Stored(features_VTF=item[()], label=item.attrs["label"])
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[Callable[[str, Stored], None]]:
         """Yields a function that adds an item. What was added counts when the block ends, by an error too.
 
-        The file is replaced as a whole: whoever reads it meanwhile goes on with the old one, a kill leaves it.
+        The file is replaced as a whole, with what others have added to it meanwhile: whoever reads it goes on with the
+        one that was opened, a kill leaves it.
         """
-        self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        if self._open() is not None:
-            self.close()
-            shutil.copyfile(self.path, partial)
         try:
-            with h5py.File(partial, "a") as file:
+            with h5py.File(partial, "w") as file:
                 file.attrs["facts"] = self.facts
 
                 def add(key: str, stored: Stored) -> None:
                     item = file.create_dataset(key, data=stored.features_VTF)
-                    item.attrs["label"], item.attrs["failed"] = stored.label, stored.failed
+                    item.attrs["label"] = stored.label
 
                 try:
                     yield add
                 finally:
+                    self.close()
+                    if (there := self._open()) is not None:
+                        for key in set(there) - set(file):
+                            there.copy(key, file)
+                    self.close()
                     file.close()
                     os.replace(partial, self.path)
         finally:
@@ -102,12 +101,11 @@ class FeatureStore:
     def _open(self) -> h5py.File | None:
         if self._file is None and self.path.exists():
             try:
-                file = h5py.File(self.path, "r")
+                self._file = h5py.File(self.path, "r")
             except OSError as error:
+                if error.errno is not None:  # the system's, and not the file's own fault
+                    raise
                 log.warning("%s is no readable feature store and is begun anew: %s", self.path, error)
-                self.path.unlink()
-                return None
-            self._file = file
         return self._file
 
 

@@ -49,7 +49,7 @@ def classify(
     num_crops: int | None = None,
     order: str = "forward",
     device: torch.device | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     num_workers: int | str = "auto",
     cache: Path | None = None,
     decode_all: bool = False,
@@ -64,7 +64,7 @@ def classify(
         num_crops: crops of each; None likewise.
         order: of the frames within a clip (`sampling.ORDERS`).
         device: where to compute; None: the accelerator where there is one, else the CPU.
-        batch_size: views in a forward pass, about.
+        batch_size: views in a forward pass, about; None: as in training.
         num_workers: processes that read videos.
         cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
         decode_all: a video counts as read only if every frame of it can be decoded, not just those of its views.
@@ -76,6 +76,7 @@ def classify(
     num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
     num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
     check_views(num_clips, num_crops, trained.clip)
+    batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
     num_workers = resolve_workers(num_workers)
     dataset = Views(
         items=items,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
 from torch import nn
 
 import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
@@ -30,6 +31,7 @@ log = logging.getLogger("stvid")
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
 FAMILIES = ("conv3d", "cnn_lstm")
 FRAMES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)  # of the comparison
+MANY_CHUNKS = 200  # of frames in a step, a simulation of tens of seconds
 UNKNOWN_BATCH = 16  # clips, where `auto` cannot know the free memory
 OTHER_CLASSES = 400  # where the data set would have to be looked at; that of Kinetics, by which models are compared
 
@@ -165,7 +167,7 @@ def compare(overrides: Sequence[str], *, classes: int | None, device: str | None
     return reports
 
 
-def plan_batch(task: ClassificationTask, data: VideoDataModule, device: torch.device, precision: str) -> int:
+def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer, precision: str) -> int:
     """Says what a run will need before it starts, and returns its batch size.
 
     `auto` is the largest batch that fits into 80 % of the memory that is free now, at most 256 clips and at most the
@@ -173,21 +175,34 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, device: torch.de
     more than is free, a warning names the largest batch that fits.
 
     Whole videos are priced as if every one were as long as the longest, and clips as if no features of theirs were
-    stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it.
+    stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it, and so is one
+    whose frames are encoded in more than 200 chunks, which takes long to simulate.
 
     Args:
         task: with the model, and how it learns.
         data: set up.
-        device: where training will be; the model need not be there yet.
+        trainer: whose device it will be trained on; the model need not be there yet.
         precision: as `resolve_precision` gives it.
 
     Raises:
-        InputError: `auto`, and not even 2 clips fit.
+        InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
     """
+    device = trainer.strategy.root_device
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
     log.info("%s for %d classes on %s, precision %s", type(task.model).__name__, classes, device, precision)
     if clip.num_frames is None:
         clip = replace(clip, num_frames=max(clip_lengths(data.train)))
+    if size == "auto" and trainer.world_size > 1:
+        raise InputError(
+            f"data.batch_size=auto: {trainer.world_size} processes must have the same batch size; `stvid cost` says "
+            "what fits, give the number"
+        )
+    chunk = getattr(task.model, "encoder_chunk", None)
+    if size != "auto" and chunk is not None and size * clip.num_frames > MANY_CHUNKS * chunk:
+        log.info(
+            "cost not known: %d chunks a step take long to simulate; `stvid cost` does", size * clip.num_frames // chunk
+        )
+        return size
     planned = Plan(
         model=task.model,
         clip=clip,

@@ -39,11 +39,10 @@ class Stream:
                 "the model was trained on clips normalised as wholes (clip.normalize=clip), and the end of a stream is "
                 "not known; train it with clip.normalize=frame or fixed"
             )
-        if trained.model.pooling.both_ways:
-            raise InputError(
-                f"{name} reads clips from their end, too (model.bidirectional=true), and a stream has none; train one "
-                "with model.bidirectional=false"
-            )
+        try:
+            trained.model.check_stream()
+        except ValueError as error:
+            raise InputError(str(error)) from error
         self.clip, self.fps = trained.clip, fps
         self.forward = Forward(trained, device=device)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
@@ -63,14 +62,16 @@ class Stream:
         """
         box = crop_box(*frame_CHW.shape[-2:], self.clip.size)
         self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
-        wanted = int(self.num_taken * stride_of(self.clip, self.fps) + 1e-9)
         self.num_frames += 1
-        if self.num_frames <= wanted:
-            return self.probabilities_K
-        self.num_taken += 1
+        stride = stride_of(self.clip, self.fps)
+        while int(self.num_taken * stride + 1e-9) < self.num_frames:  # a slow stream's frames are taken twice
+            self.num_taken += 1
+            self._take()
+        return self.probabilities_K
+
+    def _take(self) -> None:
         pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
         self._step(as_input(torch.cat(pictures), self.clip))
-        return self.probabilities_K
 
     @torch.inference_mode()
     def _step(self, frame_1CHW: Tensor) -> None:

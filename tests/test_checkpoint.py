@@ -132,7 +132,7 @@ class Picky(torch.nn.Module):
 )
 def test_a_model_that_cannot_take_the_clip_names_the_smallest_that_it_can(model, clip, words):
     if isinstance(model, str):
-        model = CNNLSTM(num_classes=2, encoder=model, encoder_options={"init_weights": False}, hidden_size=4)
+        model = CNNLSTM(num_classes=2, encoder=model, hidden_size=4)
     model.train()
     with pytest.raises(InputError, match=words):
         check_fit(model, ClipSpec(**clip))

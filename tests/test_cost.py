@@ -80,6 +80,15 @@ def test_recurrent_layers_meet_every_weight_once_a_step(cell, gates, directions)
     assert report.layers[0].output_shape == (7, 5 * directions)
 
 
+def test_grouped_convolutions_cost_three_times_as_much_in_training_as_any_other():
+    """A training step multiplies forward, for the input's gradient (not the first layer's), for the weights'."""
+    model = nn.Sequential(nn.Conv2d(3, 32, 1, bias=False), nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False))
+    report = estimate(model, (3, 8, 8))
+    first, second = 3 * 32 * 64, 32 * 9 * 64
+    assert report.macs == first + second
+    assert report.flops_train_step == 2 * (2 * first + 3 * second)
+
+
 def test_attention_counts_its_two_products():
     layer = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=32, batch_first=True)
     assert estimate(layer, (10, 16)).macs == 10 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 10 * 10 * 16

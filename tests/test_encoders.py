@@ -89,7 +89,9 @@ def test_lite0_features_are_those_of_the_published_network():
         ("timm/resnet18", {"weights": "nope"}, "nope.*timm/resnet18: DEFAULT, "),
         ("efficientnet_lite0", {"weights": "V2"}, "weights of efficientnet_lite0: DEFAULT"),
         ("small", {"weights": "DEFAULT"}, "the small encoder has none"),
-        ("resnet18", {"options": {"image_size": 384}}, "resnet18 does not take them"),
+        ("resnet18", {"image_size": 384}, "model.image_size .=384.: resnet18 cannot be built for it"),
+        ("vit_b_32", {"image_size": 33}, "model.image_size .=33.: vit_b_32 cannot be built for it"),
+        ("efficientnet_lite0", {"image_size": 33}, "efficientnet_lite0 takes any"),
     ],
 )
 def test_mistakes_are_told(name, options, words):
@@ -120,6 +122,12 @@ def test_weights_for_larger_pictures_ask_for_their_size(monkeypatch):
         build_model(config, num_classes=2)
 
 
+@pytest.mark.parametrize("name", ["vit_b_32", "timm/vit_tiny_patch16_224"])
+def test_a_vision_transformer_is_built_for_other_sizes_where_asked(name):
+    encoder = build_encoder(name, image_size=64).eval()
+    assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, encoder.num_features)
+
+
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 def test_an_encoder_rebuilt_without_its_weights_is_the_same_network(monkeypatch):
     """GoogLeNet scales its input another way when it is built with weights; what is loaded later must not differ."""
@@ -134,7 +142,9 @@ def test_an_encoder_rebuilt_without_its_weights_is_the_same_network(monkeypatch)
     torch.testing.assert_close(rebuilt(clips), trained(clips))
 
 
-@pytest.mark.parametrize(("freeze", "last"), [(1, "conv1"), (2, "bn1"), ("layer2", "layer2"), ("all", "layer4")])
+@pytest.mark.parametrize(
+    ("freeze", "last"), [(1, "conv1"), (2, "bn1"), ("layer2", "layer2"), (6, "layer4"), ("all", "layer4")]
+)
 def test_frozen_stages_do_not_move_nor_do_their_statistics(freeze, last):
     torch.manual_seed(0)
     model = CNNLSTM(num_classes=2, encoder="resnet18", freeze=freeze, dropout=0.0).train()
@@ -146,7 +156,7 @@ def test_frozen_stages_do_not_move_nor_do_their_statistics(freeze, last):
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     order = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     assert changed == set(order[order.index(last) + 1 :])
-    assert model.encoder_is_frozen == (freeze == "all")
+    assert model.encoder_is_frozen == (last == "layer4")
 
 
 def test_parameters_that_belong_to_no_stage_freeze_with_what_comes_after_them():

@@ -3,12 +3,13 @@
 import contextlib
 
 import numpy as np
+import pytest
 
 from stvid.feature_store import FeatureStore, Stored
 
 
-def stored(value, **options):
-    return Stored(features_VTF=np.full((1, 2, 3), value, dtype=np.float32), **options)
+def stored(value, label="a"):
+    return Stored(features_VTF=np.full((1, 2, 3), value, dtype=np.float32), label=label)
 
 
 def fill(store, **items):
@@ -49,6 +50,29 @@ def test_an_interruption_keeps_what_was_there_and_what_was_added(tmp_path):
         add("two", stored(2.0))
         raise KeyboardInterrupt
     assert {"one", "two"} <= {key for key in ("one", "two", "three") if key in store}
+
+
+def test_what_another_run_has_added_meanwhile_is_kept(tmp_path):
+    one, other = FeatureStore(tmp_path, {}), FeatureStore(tmp_path, {})
+    with one.adding() as add:
+        add("one", stored(1.0))
+        with_other_process = other.path.with_name("other.h5")
+        with FeatureStore(tmp_path / "elsewhere", {}).adding() as add_other:
+            add_other("two", stored(2.0))
+        (tmp_path / "elsewhere" / other.path.name).rename(with_other_process)
+        with_other_process.replace(other.path)
+    assert all(key in FeatureStore(tmp_path, {}) for key in ("one", "two"))
+
+
+def test_a_trouble_of_the_system_leaves_the_file(tmp_path, monkeypatch):
+    fill(FeatureStore(tmp_path, {}), one=1.0)
+    store = FeatureStore(tmp_path, {})
+    trouble = OSError(24, "Too many open files")
+    monkeypatch.setattr("h5py.File", lambda *a, **k: (_ for _ in ()).throw(trouble))
+    with pytest.raises(OSError, match="Too many"):
+        len(store)
+    monkeypatch.undo()
+    assert "one" in store
 
 
 def test_a_file_that_is_no_store_is_begun_anew(tmp_path, caplog):

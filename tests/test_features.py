@@ -1,6 +1,7 @@
 """With a frozen encoder a run trains from stored features, and is the same run as without them."""
 
 import csv
+import dataclasses
 import os
 import re
 import shutil
@@ -10,9 +11,17 @@ import torch
 from conftest import TINY, break_half_way, make_folder, train_py
 
 from stvid.checkpoint import load
-from stvid.data.drawing import EpochSampler
-from stvid.data.manifest import Manifest
+from stvid.clip import ClipSpec
+from stvid.data.dataset import TrainingClips
+from stvid.data.drawing import Draw, EpochSampler
+from stvid.data.manifest import Item, Manifest
+from stvid.data.stored import StoredClips
+from stvid.data.transforms import Augment
+from stvid.feature_store import FeatureStore
+from stvid.training.epochs import EpochTable
 from stvid.training.features import fingerprint
+from stvid.video.errors import TRUNCATED, VideoError
+from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
 FEATURES = ".stvid_features"
@@ -102,6 +111,64 @@ def test_videos_that_break_are_left_out_as_ever(tmp_path):
     without, _ = run(videos, tmp_path / "off", *options, "data.features=off")
     assert with_store == without
     assert (tmp_path / "on/bad_videos.csv").read_text() == (tmp_path / "off/bad_videos.csv").read_text()
+
+
+def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_path, monkeypatch):
+    """A pretrained encoder is not loaded anew; what the checkpoint holds must be there before anything is encoded."""
+    clear(videos)
+    donor = tmp_path / "donor"
+    run(videos, donor, "model.freeze=0", "seed=7", "trainer.max_epochs=1")
+    start = (f"model.weights={donor}", "trainer.max_epochs=3")
+    run(videos, tmp_path / "whole", *start)
+    before = stores(videos)
+    begin = EpochTable.on_train_epoch_start
+
+    def stop(self, trainer, task):
+        begin(self, trainer, task)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochTable, "on_train_epoch_start", stop)
+        train_py("data=folder", f"data.root={videos}", *FROZEN, *start, f"hydra.run.dir={tmp_path / 'cut'}")
+    shutil.rmtree(donor)
+    done = train_py(f"resume={tmp_path / 'cut'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stores(videos) == before
+    one, other = (load(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_only_the_draws_that_failed_are_left_out(tmp_path):
+    """Two draws of one video in a batch, of which one meets the broken end."""
+    videos = make_folder(tmp_path / "squares", videos=3, classes=("a",))
+    paths = sorted(videos.glob("a/*.mp4"))
+    infos = [probe(path) for path in paths]
+    items = [Item(path=str(path), label="a", split="train") for path in paths]
+    clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
+    clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
+    bad = Draw(0, 0, 1)
+
+    class Breaking(TrainingClips):
+        def __getitem__(self, key):
+            broken = Draw(*key) == bad
+            return self.failure(0, VideoError(paths[0], TRUNCATED)) if broken else super().__getitem__(key)
+
+    breaking = Breaking(**{field.name: getattr(clips, field.name) for field in dataclasses.fields(clips)})
+    stored = StoredClips(breaking, FeatureStore(tmp_path, {}))
+    draws = [bad, Draw(0, 0, 0), Draw(0, 1), Draw(0, 2)]
+    with stored.store.adding() as add:
+        for part, batch in stored.batches(draws, batch_size=4, num_workers=0):
+            means = batch["clips"].float().mean(dim=(2, 3, 4))[..., None]  # as if the encoder gave mean grey levels
+            for key, content in stored.encoded(part, batch, means):
+                add(key, content)
+    assert stored.missing(draws) == []
+    assert stored[bad].reason == TRUNCATED
+    for draw in draws[1:]:
+        wanted = clips[draw]["clips"].float().mean(dim=(2, 3, 4))
+        torch.testing.assert_close(stored[draw]["features"][..., 0], wanted)
+    again = StoredClips(clips, FeatureStore(tmp_path, {}))
+    assert again.missing(draws) == [bad]
 
 
 def test_a_trainable_encoder_stores_nothing(videos, tmp_path):

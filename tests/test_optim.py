@@ -63,6 +63,11 @@ def test_the_backbone_has_a_rate_of_its_own():
     assert len({round(share, 9) for share in shares}) == 1
 
 
+def test_a_rate_for_a_frozen_backbone_is_told():
+    with pytest.raises(InputError, match="all of the backbone is frozen"):
+        Optimization(optimizer=SGD, lr=0.1, backbone_lr=1e-3).configure(CNNLSTM(num_classes=3, freeze="all"), 10)
+
+
 def test_a_model_without_a_backbone_is_told():
     with pytest.raises(InputError, match="backbone_lr .=0.001.: Linear has no backbone_parameters"):
         Optimization(optimizer=SGD, lr=0.1, backbone_lr=1e-3).configure(torch.nn.Linear(2, 2), 10)

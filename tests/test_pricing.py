@@ -99,7 +99,7 @@ def run(monkeypatch, caplog):
     """`plan_batch` for a small model on a device with so many free bytes."""
     caplog.set_level(logging.INFO, logger="stvid")
 
-    def planned(batch_size, free, *, num_videos=1000):
+    def planned(batch_size, free, *, num_videos=1000, num_processes=1):
         monkeypatch.setattr(pricing, "free_bytes", lambda device: free)
         model = Conv3D(num_classes=2)
         optimization = Optimization(optimizer=torch.optim.AdamW, lr=1e-3)
@@ -110,7 +110,9 @@ def run(monkeypatch, caplog):
             train=range(num_videos),
         )
         task = SimpleNamespace(model=model, optimization=optimization)
-        return plan_batch(task, data, torch.device("cpu"), "32-true"), caplog.text
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        trainer = SimpleNamespace(strategy=strategy, world_size=num_processes)
+        return plan_batch(task, data, trainer, "32-true"), caplog.text
 
     return planned
 
@@ -134,5 +136,7 @@ def test_auto_takes_what_fits_at_most_256_and_at_most_the_videos(run):
     assert run("auto", 100 * GB, num_videos=40)[0] == 40
     assert 2 <= run("auto", 12 * 2**20)[0] < 40
     assert run("auto", None)[0] == 16
+    with pytest.raises(InputError, match="2 processes must have the same batch size"):
+        run("auto", 100 * GB, num_processes=2)
     with pytest.raises(InputError, match="data.batch_size=auto: a training step on 2 clips needs"):
         run("auto", 2**20)

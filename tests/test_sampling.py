@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
-from stvid.data.sampling import clip_indices, fitted, moments, random_start, reorder, span, spread_starts
+from stvid.data.sampling import clip_indices, earlier_frames, fitted, random_start, reorder, span, spread_starts
+from stvid.video.info import VideoInfo
 
 
 def test_a_stride_is_counted_in_frames():
@@ -61,9 +62,23 @@ def test_a_whole_video_is_as_many_frames_as_the_stride_leaves():
     assert fitted(ClipSpec(num_frames=8), 40, 25.0).num_frames == 8
 
 
+def video(timestamps=None):
+    return VideoInfo(num_frames=20, fps=20.0, duration=1.0, height=8, width=8, codec="x", timestamps=timestamps)
+
+
 def test_a_difference_needs_the_frame_that_was_shown_before():
-    clip = ClipSpec(input="diff", diff_seconds=0.2)
-    assert moments([3, 9], 20, clip, 20.0) == [0, 5, 3, 9]
-    assert moments([9, 18], 20, clip, 20.0, "reversed") == [13, 19, 9, 18]
-    assert moments([3], 20, ClipSpec(input="diff", diff_seconds=0.001), 20.0) == [2, 3]
-    assert moments([3, 9], 20, ClipSpec(), 20.0) == [3, 9]
+    clip, part = ClipSpec(input="diff", diff_seconds=0.2), range(20)
+    assert earlier_frames([3, 9], part, clip, video()) == [0, 5]
+    assert earlier_frames([3, 9], range(2, 12), clip, video()) == [2, 5]
+    assert earlier_frames([18, 9], part, clip, video(), "reversed") == [19, 13]
+    assert earlier_frames([3], part, ClipSpec(input="diff", diff_seconds=0.001), video()) == [2]
+    assert earlier_frames([3, 9], part, ClipSpec(), video()) == []
+
+
+def test_a_difference_is_a_time_where_frames_are_not_evenly_spaced():
+    """The first ten frames come every tenth of a second, the others every fifth."""
+    uneven = video(tuple(0.1 * i if i < 10 else 1 + 0.2 * (i - 10) for i in range(20)))
+    for fps in (None, 5.0):
+        clip = ClipSpec(input="diff", diff_seconds=0.2, fps=fps, frame_stride=None if fps else 1)
+        assert earlier_frames([1, 6, 15], range(20), clip, uneven) == [0, 4, 14]
+        assert earlier_frames([6, 15, 19], range(20), clip, uneven, "reversed") == [8, 16, 19]

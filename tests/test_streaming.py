@@ -7,14 +7,16 @@ import torch
 
 from stvid.checkpoint import Trained
 from stvid.clip import ClipSpec, Preprocess, as_input
-from stvid.data.sampling import moments
+from stvid.data.sampling import earlier_frames
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.streaming import Stream
+from stvid.video.info import VideoInfo
 
 CPU = torch.device("cpu")
 CLIP = ClipSpec(num_frames=None, frame_stride=1, size=32)
+INFO = VideoInfo(num_frames=9, fps=20.0, duration=0.45, height=32, width=32, codec="x")
 
 
 def trained(tmp_path, clip=CLIP, **options):
@@ -31,6 +33,17 @@ def trained(tmp_path, clip=CLIP, **options):
     )
 
 
+def test_a_stream_slower_than_the_clip_repeats_its_frames_as_a_video_would(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=30))
+    video = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    stream = Stream(run, fps=15, device=CPU)
+    for t in range(5):
+        found = stream.push(video[t])
+    with torch.no_grad():
+        wanted = run.model(Preprocess(clip=run.clip)(video[None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]))[0].softmax(0)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("changes", [{}, {"input": "rgb_diff"}, {"input": "diff", "normalize": "fixed"}])
 @pytest.mark.parametrize("pooling", ["last", "attention"])
 def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, pooling):
@@ -40,7 +53,8 @@ def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, p
     stream = Stream(run, fps=20, device=CPU)
     for t in range(9):
         found = stream.push(video[t])
-        whole = as_input(video[moments(list(range(t + 1)), t + 1, clip, 20)], clip)
+        frames = list(range(t + 1))
+        whole = as_input(video[earlier_frames(frames, frames, clip, INFO) + frames], clip)
         with torch.no_grad():
             wanted = run.model(Preprocess(clip=clip)(whole[None]))[0].softmax(0)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

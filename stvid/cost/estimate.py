@@ -71,8 +71,7 @@ def estimate(
         shape = " x ".join(map(str, input_shape))
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{type(model).__name__} cannot take a batch of {batch_size} x {shape} ({lines[0]}). Change clip.size or "
-            "clip.num_frames"
+            f"{type(model).__name__} cannot take a batch of {batch_size} x {shape} ({lines[0]})"
         ) from error
     return _report(simulation, input_shape, batch_size, step, answers, ema)
 

@@ -117,6 +117,9 @@ def multiply_adds(function, args: tuple, kwargs: dict, result: object) -> int:
     sequence meets each of them once: `T * B * 4H * (I + H)`, and twice that backward. Nor has it one for CPU attention.
     """
     packet = function.overloadpacket
+    if packet is aten.convolution_backward:  # torch's own count of it leaves groups out of account
+        gradient, volume, weight, *_, transposed, _, _, wanted = args
+        return sum(wanted[:2]) * (volume if transposed else gradient).numel() * weight[0].numel()
     if packet is aten.mkldnn_rnn_layer:
         return _recurrent(*args[:3])
     if packet is aten.mkldnn_rnn_layer_backward:

@@ -122,9 +122,9 @@ class TrainingClips(VideoDataset):
             clip = sampling.fitted(self.clip, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.span(clip, fps), rng)
             box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
-            wanted = sampling.clip_indices(len(frames), start, clip, fps)
-            wanted = sampling.moments(wanted, len(frames), clip, fps)
-            (pictures_TCHW,) = self.read(index, [frames[i] for i in wanted], [box])
+            wanted = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
+            wanted = sampling.earlier_frames(wanted, frames, clip, self.infos[index]) + wanted
+            (pictures_TCHW,) = self.read(index, wanted, [box])
         except VideoError as error:
             return self.failure(index, error)
         pictures_TCHW, label = self.augment(pictures_TCHW, self.items[index].label, rng=rng)
@@ -152,13 +152,12 @@ class Views(VideoDataset):
             clip = sampling.fitted(self.clip, len(frames), fps)
             starts = sampling.spread_starts(len(frames), sampling.span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, index))
-            clips = [
-                sampling.reorder(sampling.clip_indices(len(frames), start, clip, fps), self.order, rng)
-                for start in starts
-            ]
-            clips = [sampling.moments(wanted, len(frames), clip, fps, self.order) for wanted in clips]
-            needed = sorted({i for clip in clips for i in clip})
-            crops = self.read(index, [frames[i] for i in needed], self._boxes(self.infos[index]))
+            info = self.infos[index]
+            clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
+            clips = [sampling.reorder(wanted, self.order, rng) for wanted in clips]
+            clips = [sampling.earlier_frames(wanted, frames, clip, info, self.order) + wanted for wanted in clips]
+            needed = sorted({frame for wanted in clips for frame in wanted})
+            crops = self.read(index, needed, self._boxes(info))
         except VideoError as error:
             return self.failure(index, error)
         places = [torch.tensor([needed.index(i) for i in clip]) for clip in clips]

@@ -104,14 +104,30 @@ def diff_frames(clip: ClipSpec, video_fps: float) -> int:
     return 0 if clip.input == "rgb" else max(round(clip.diff_seconds * video_fps), 1)
 
 
-def moments(indices: list[int], num_frames: int, clip: ClipSpec, video_fps: float, order: str = "forward") -> list[int]:
-    """The frames that must be read for those of a clip: themselves; for difference images the earlier ones before.
+def earlier_frames(
+    frames: Sequence[int], part: Sequence[int], clip: ClipSpec, info: VideoInfo, order: str = "forward"
+) -> list[int]:
+    """The frames that are to be read before those of a clip: for difference images the earlier ones, else none.
 
-    The earlier one lies `diff_frames` before, or is the video's first. In a video that runs backwards
-    (`order=reversed`) it lies behind, or is the last.
+    The earlier one was shown `clip.diff_seconds` before, at least one frame before, or is the part's first. In a video
+    that runs backwards (`order=reversed`) it lies behind, or is the last.
+
+    Args:
+        frames: of the clip, as numbers within the file.
+        part: that belong to the item, likewise; ascending.
+        clip: the clip's geometry.
+        info: of the file.
+        order: of the clip's frames in time.
     """
-    back = diff_frames(clip, video_fps) * (-1 if order == "reversed" else 1)
-    return [min(max(index - back, 0), num_frames - 1) for index in indices] + indices if back else indices
+    back, sign = diff_frames(clip, info.fps), -1 if order == "reversed" else 1
+    if not back:
+        return []
+    others = [frame - sign * back for frame in frames]
+    if info.timestamps is not None:
+        times = [info.timestamps[frame] - sign * clip.diff_seconds for frame in frames]
+        shown = [bisect_right(info.timestamps, time + 1e-6) - 1 for time in times]
+        others = [min(a, f - 1) if sign > 0 else max(a, f + 1) for a, f in zip(shown, frames, strict=True)]
+    return [min(max(other, part[0]), part[-1]) for other in others]
 
 
 def reorder(indices: list[int], order: str, rng: np.random.Generator) -> list[int]:

@@ -12,14 +12,17 @@ from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from stvid.data.dataset import Batch, Failure, TrainingClips, VideoDataset, Views, collate
+import stvid
+from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
 from stvid.data.drawing import Draw
 from stvid.data.loading import worker_options
 from stvid.feature_store import FeatureStore, Stored, digest
+from stvid.video.cache import AV_VERSION as av_version
 from stvid.video.cache import identity
 from stvid.video.errors import VideoError
 
@@ -40,7 +43,14 @@ class StoredBatch(TypedDict):
 
 def facts(dataset: VideoDataset) -> dict:
     """What the pixels of a data set's items depend on beside the files, as plain data."""
-    common = {"kind": type(dataset).__name__, "clip": dataset.clip.to_dict()}
+    common = {
+        "kind": type(dataset).__name__,
+        "clip": dataset.clip.to_dict(),
+        "backend": dataset.backend,
+        "av": av_version,
+        "torchvision": torchvision.__version__,
+        "stvid": stvid.__version__,
+    }
     if isinstance(dataset, TrainingClips):
         return {**common, "seed": dataset.seed, "augment": dataclasses.asdict(dataset.augment)}
     assert isinstance(dataset, Views)
@@ -58,6 +68,8 @@ class StoredClips(Dataset):
     def __init__(self, clips: VideoDataset, store: FeatureStore):
         self.clips, self.store = clips, store
         self.files = [self._file(index) for index in range(len(clips))]
+        self.failed: dict[Draw, Failure] = {}
+        self.num_views = 1 if isinstance(clips, TrainingClips) else clips.num_clips * clips.num_crops
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -66,9 +78,9 @@ class StoredClips(Dataset):
         draw = Draw(*key)
         if isinstance(info := self.clips.infos[draw.index], VideoError):
             return self.clips.failure(draw.index, info)
+        if draw in self.failed:
+            return self.failed[draw]
         stored = self.store[self.key(draw)]
-        if stored.failed:
-            return Failure(video=draw.index, path=self.clips.items[draw.index].path, reason=stored.failed)
         features = torch.from_numpy(stored.features_VTF)
         return StoredSample(features=features, label=self.clips.label(stored.label), video=draw.index)
 
@@ -79,44 +91,50 @@ class StoredClips(Dataset):
         return digest(json.dumps([item.path, self.files[draw.index], item.start, item.end, item.label, chance]))
 
     def missing(self, draws: Sequence[Draw]) -> list[Draw]:
-        """Those of the draws that the store does not have yet, of files that can be read as far as is known."""
-        readable = (draw for draw in draws if not isinstance(self.clips.infos[draw.index], VideoError))
-        return [draw for draw in readable if self.key(draw) not in self.store]
+        """Those of the draws that the store does not have, of videos that could be read as far as is known."""
+        wanted = (d for d in draws if d not in self.failed and not isinstance(self.clips.infos[d.index], VideoError))
+        return [draw for draw in wanted if self.key(draw) not in self.store]
 
     def batches(
         self, draws: Sequence[Draw], *, batch_size: int, num_workers: int
     ) -> Iterator[tuple[list[Draw], Batch]]:
-        """The clips of the draws, `batch_size` draws together, with the draws themselves."""
+        """The clips of the draws, about `batch_size` clips together, with the draws that could be read, in their order.
+
+        The others are taken note of for this run; the next one tries them again.
+        """
+        size = max(batch_size // self.num_views, 1)
         loader = DataLoader(
-            self.clips, batch_size=batch_size, sampler=draws, collate_fn=collate, **worker_options(num_workers)
+            self.clips, batch_size=size, sampler=draws, collate_fn=_collate_in_order, **worker_options(num_workers)
         )
-        for number, batch in enumerate(loader):
-            yield list(draws[number * batch_size : (number + 1) * batch_size]), batch
+        for number, (batch, failures) in enumerate(loader):
+            part = draws[number * size : (number + 1) * size]
+            self.failed |= {draw: f for draw, f in zip(part, failures, strict=True) if f is not None}
+            yield [draw for draw in part if draw not in self.failed], batch
 
     def encoded(self, draws: Sequence[Draw], batch: Batch, features_BTF: Tensor) -> Iterator[tuple[str, Stored]]:
         """What is to be stored of a batch: key and content for each draw.
 
         Args:
-            draws: that the batch was made of.
-            batch: as `batches` gave it.
-            features_BTF: of its clips.
+            draws, batch: as `batches` gave them.
+            features_BTF: of the batch's clips.
         """
-        reasons = {failure.video: failure.reason for failure in batch["failed"]}
-        first = 0
-        for draw in draws:
-            if draw.index in reasons:
-                yield self.key(draw), Stored(features_VTF=features_BTF[:0].numpy(), failed=reasons[draw.index])
-                continue
-            num_views = 1 if isinstance(self.clips, TrainingClips) else self.clips.num_clips * self.clips.num_crops
-            views = slice(first, first := first + num_views)
-            length = features_BTF.shape[1] if batch["lengths"] is None else int(batch["lengths"][views.start])
-            label = int(batch["labels"][views.start])
+        assert len(features_BTF) == len(draws) * self.num_views
+        for number, draw in enumerate(draws):
+            first = number * self.num_views
+            length = features_BTF.shape[1] if batch["lengths"] is None else int(batch["lengths"][first])
+            label = int(batch["labels"][first])
             name = self.clips.class_names[label] if label >= 0 else ""
-            yield self.key(draw), Stored(features_VTF=features_BTF[views, :length].numpy(), label=name)
+            features_VTF = features_BTF[first : first + self.num_views, :length].numpy()
+            yield self.key(draw), Stored(features_VTF=features_VTF, label=name)
 
     def _file(self, index: int) -> list | None:
         path = self.clips.items[index].path
         return identity(path) if os.path.exists(path) else None
+
+
+def _collate_in_order(samples: Sequence[Sample | Failure]) -> tuple[Batch, list[Failure | None]]:
+    """The batch, and for each sample whether it failed."""
+    return collate(samples), [sample if isinstance(sample, Failure) else None for sample in samples]
 
 
 def collate_stored(samples: Sequence[StoredSample | Failure]) -> StoredBatch:

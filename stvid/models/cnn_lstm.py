@@ -5,7 +5,7 @@ B batch   C channels   T frames   H, W height and width   F features of a frame 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,8 @@ class CNNLSTM(nn.Module):
             `timm/NAME`, or `efficientnet_lite0` (the last two need the extras `timm` and `lite0`).
         weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class, for the whole model, whose
             head is kept where K is the same. None starts from random ones.
-        encoder_options: further arguments of the encoder's own constructor, such as a ViT's `image_size`.
+        image_size: pixels a side that the encoder is built for, of networks that are built for one size (ViT, Swin v2
+            of timm); None: the network's own.
         encoder_chunk: frames encoded at once, their activations computed again in the backward pass, so that memory
             grows with the chunk and not with T; None: all frames, activations kept. See `encode_frames`.
         freeze: stages of the encoder that stay as they are: how many, the name of the last one, or `all`.
@@ -60,7 +61,7 @@ class CNNLSTM(nn.Module):
         in_channels: int = 3,
         encoder: str = "small",
         weights: str | None = None,
-        encoder_options: Mapping | None = None,
+        image_size: int | None = None,
         encoder_chunk: int | None = None,
         freeze: int | str = 0,
         recurrent: str = "lstm",
@@ -81,8 +82,8 @@ class CNNLSTM(nn.Module):
         if in_channels not in (3, 6):
             raise ValueError(f"in_channels (={in_channels}) must be 3 or 6")
         self.in_channels, self.encoder_chunk = in_channels, encoder_chunk
-        file = weights if weights is not None and Path(weights).expanduser().is_file() else None
-        self.encoder = build_encoder(encoder, weights=None if file else weights, options=encoder_options)
+        file = weights if weights is not None and Path(str(weights)).expanduser().is_file() else None
+        self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
         self.frozen = freeze_stages(self.encoder, self.encoder.stages, freeze)
         size = self.encoder.num_features * in_channels // 3
         self.recurrent = None
@@ -172,6 +173,14 @@ class CNNLSTM(nn.Module):
         """
         return self.classify(self.encode(clips_BCTHW, lengths_B, prepare=prepare), lengths_B)
 
+    def check_stream(self) -> None:
+        """Raises ValueError where sequences are read from their end, too, which a stream does not have."""
+        if self.pooling.both_ways:
+            raise ValueError(
+                "a bidirectional model reads from the end, which a stream does not have; train another "
+                "with model.bidirectional=false"
+            )
+
     def step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """The next frame of a stream: logits `B x K` over all frames until now, and the state to come back with.
 
@@ -183,13 +192,9 @@ class CNNLSTM(nn.Module):
             state: what the frame before returned; None in the beginning.
 
         Raises:
-            ValueError: the model reads sequences from their end, too, which a stream does not have.
+            ValueError: what `check_stream` finds.
         """
-        if self.pooling.both_ways:
-            raise ValueError(
-                "a bidirectional model reads from the end, which a stream does not have; train another "
-                "with model.bidirectional=false"
-            )
+        self.check_stream()
         before, pooled = (None, None) if state is None else state
         features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
         with torch.autocast(features_BF.device.type, enabled=False):

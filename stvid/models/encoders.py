@@ -6,7 +6,7 @@ B batch   C channels   T frames   H, W height and width   N images   F features 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,37 +57,38 @@ class SmallEncoder(nn.Module):
         return self.project(self.pool(self.layers(images_NCHW)))
 
 
-def build_encoder(name: str, *, weights: str | None = None, options: Mapping | None = None) -> nn.Module:
+def build_encoder(name: str, *, weights: str | None = None, image_size: int | None = None) -> nn.Module:
     """`small`, `efficientnet_lite0`, `timm/NAME`, or any torchvision classification network by name.
 
     Args:
         name: of the encoder.
         weights: of the image network, see the functions of `image_networks`; None: random ones.
-        options: further arguments of the network's own constructor, such as a ViT's `image_size`.
+        image_size: pixels a side, for networks that are built for one size; None: the network's own.
 
     Returns:
         A module `N x 3 x H x W` -> `N x F` with `num_features` (F), `stages` (its parts by name, from the input on)
         and `pixels` (mean and deviation that the weights were trained with; None without weights).
 
     Raises:
-        ValueError: unknown name or weights, a missing package, options that the network does not take.
+        ValueError: unknown name or weights, a missing package, a size for a network that takes any.
     """
-    options = dict(options or {})
     if name == "small":
-        if weights is not None or options:
-            what = f"weights (={weights})" if weights is not None else f"encoder_options (={options})"
+        if weights is not None or image_size is not None:
+            what = f"weights (={weights})" if weights is not None else f"image_size (={image_size})"
             raise ValueError(f"model.{what}: the small encoder has none; name an image network, or give a run's")
         return SmallEncoder()
+    if name == "efficientnet_lite0":
+        if image_size is not None:
+            raise ValueError(f"model.image_size (={image_size}): efficientnet_lite0 takes any; leave it out")
+        return efficientnet_lite0(weights)
     try:
-        if name == "efficientnet_lite0":
-            return efficientnet_lite0(weights, options)
         if name.startswith("timm/"):
-            return timm_network(name.removeprefix("timm/"), weights, options)
-        return torchvision_network(name, weights, options)
-    except TypeError as error:  # what a constructor says of an argument that it does not know
-        if not options:
+            return timm_network(name.removeprefix("timm/"), weights, {"img_size": image_size} if image_size else {})
+        return torchvision_network(name, weights, {"image_size": image_size} if image_size else {})
+    except (TypeError, AssertionError) as error:  # what constructors say of arguments
+        if image_size is None:
             raise
-        raise ValueError(f"model.encoder_options (={options}): {name} does not take them: {error}") from error
+        raise ValueError(f"model.image_size (={image_size}): {name} cannot be built for it ({error})") from error
 
 
 def encode_frames(
@@ -117,48 +118,51 @@ def encode_frames(
         ValueError: the encoder gives something else than `N x F`.
     """
     clips_BTCHW = clips_BCTHW.transpose(1, 2) if prepare is None else clips_BCTHW
-    batch, num_frames, channels = clips_BTCHW.shape[:3]
+    batch, num_frames = clips_BTCHW.shape[:2]
     images_NCHW = clips_BTCHW.flatten(0, 1)
     wanted = None
     if lengths_B is not None:
-        wanted = (
-            (torch.arange(num_frames, device=images_NCHW.device)[None] < lengths_B[:, None]).flatten().nonzero()[:, 0]
-        )
-
-    def encode(images_NCHW: Tensor, first: int, last: int) -> Tensor:
-        part = images_NCHW[first:last] if wanted is None else images_NCHW[wanted[first:last]]
-        if prepare is not None:
-            part = prepare(part[:, None])[:, :, 0]
-        found = encoder(part.unflatten(1, (channels // 3, 3)).flatten(0, 1))
-        if found.ndim != 2 or found.shape[1] != encoder.num_features:
-            shape = " x ".join(map(str, found.shape[1:]))
-            raise ValueError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
-        return found.unflatten(0, (-1, channels // 3)).flatten(1)
-
+        valid_BT = torch.arange(num_frames, device=images_NCHW.device)[None] < lengths_B[:, None]
+        wanted = valid_BT.flatten().nonzero()[:, 0]
     total = len(images_NCHW) if wanted is None else len(wanted)
+    run = _encode
     if chunk is None or chunk >= total:
-        features_NF = encode(images_NCHW, 0, total)
-    else:
-        run = encode
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters()):
-            run = _recomputed(encode, encoder)
-        features_NF = torch.cat([run(images_NCHW, i, min(i + chunk, total)) for i in range(0, total, chunk)])
+        chunk = total
+    elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters()):
+        run = _recomputed
+    parts = (slice(i, min(i + chunk, total)) for i in range(0, total, chunk))
+    features_NF = torch.cat([run(encoder, images_NCHW, wanted, part, prepare) for part in parts])
     if wanted is not None:
         empty = features_NF.new_zeros(batch * num_frames, features_NF.shape[1])
         features_NF = empty.index_copy(0, wanted, features_NF)
     return features_NF.unflatten(0, (batch, num_frames))
 
 
-def _recomputed(encode, encoder: nn.Module):
-    """`encode` such that its activations are not kept; batch norm takes note of each chunk only once."""
+def _encode(
+    encoder: nn.Module,
+    images_NCHW: Tensor,
+    wanted: Tensor | None,
+    part: slice,
+    prepare: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Features of one part of the wanted images (None: of all)."""
+    images = images_NCHW[part] if wanted is None else images_NCHW[wanted[part]]
+    if prepare is not None:
+        images = prepare(images[:, None])[:, :, 0]
+    found = encoder(images.unflatten(1, (-1, 3)).flatten(0, 1))
+    if found.ndim != 2 or found.shape[1] != encoder.num_features:
+        shape = " x ".join(map(str, found.shape[1:]))
+        raise ValueError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
+    return found.unflatten(0, (len(images), -1)).flatten(1)
+
+
+def _recomputed(encoder: nn.Module, *arguments) -> Tensor:
+    """`_encode` such that its activations are not kept; batch norm takes note of each chunk only once."""
 
     def contexts():
         return contextlib.nullcontext(), _without_statistics(encoder)
 
-    def run(*arguments):
-        return checkpoint(encode, *arguments, use_reentrant=False, context_fn=contexts)
-
-    return run
+    return checkpoint(_encode, encoder, *arguments, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager

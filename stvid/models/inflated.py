@@ -5,7 +5,6 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 
 from __future__ import annotations
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from stvid.models.conv import Conv3d, with_in_channels
 from stvid.models.freezing import freeze_stages, stages_of
 from stvid.models.lengths import each_length
-from stvid.models.pretrained import pixels_of
+from stvid.models.pretrained import nearest_name, pixels_of
 from stvid.models.weights import load_weights, read_weights
 
 # torchvision's families that are made of convolutions, batch norms, poolings and activations alone, and do all they do
@@ -121,8 +120,7 @@ def _image_network(name: str) -> nn.Module:
     """torchvision's network `name` up to its global pooling, which pools time too already."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        close = " or ".join(difflib.get_close_matches(name, known, n=3)) or "resnet18"
-        raise ValueError(f"model.network (={name}) is no torchvision classification network; did you mean {close}?")
+        raise ValueError(f"model.network (={name}) is no torchvision classification network{nearest_name(name, known)}")
     family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
     if family not in FAMILIES:
         raise ValueError(

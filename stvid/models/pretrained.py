@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torchvision
@@ -38,3 +40,9 @@ def pixels_of(name: str, weights: str | None) -> Pixels | None:
         return None
     recipe = find_weights(name, weights).transforms()
     return Pixels(tuple(recipe.mean), tuple(recipe.std))
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: those that are like it, or some that there are."""
+    close = " or ".join(difflib.get_close_matches(name, known, n=3))
+    return f"; did you mean {close}?" if close else f"; there are {len(known)}, such as {', '.join(known[:3])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from tqdm import tqdm
 from stvid.training.hardware import autocast
 
 log = logging.getLogger(__name__)
+
+LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # of encoders, beside torchvision
 
 
 def store_features(data, task: nn.Module, *, precision: str, device: torch.device, config: Mapping) -> None:
@@ -43,13 +46,15 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 
     facts = {
         "encoder": fingerprint(model.encoder),
-        "model": {key: str(value) for key, value in config.items() if key.startswith("encoder") or key == "_target_"},
+        "model": {key: str(value) for key, value in config.items() if key in ("_target_", "encoder", "image_size")},
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,
+        **{name: version for name in LIBRARIES if (version := _version(name))},
     }
     for name, stored in data.use_features(facts).items():
         _fill(name, stored, data, encode)
+    log.info("%d views of each training video; data.passes=N keeps more, data.features=off none", data.passes)
     model.train()
 
 
@@ -57,18 +62,27 @@ def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Ten
     draws = data.draws(name)
     missing = stored.missing(draws)
     log.info("features of %s: %d of %d in %s", name, len(draws) - len(missing), len(draws), stored.store.path)
-    if not missing:
-        return
-    reading = {"batch_size": data.batch_size, "num_workers": data.num_workers}
-    bar = tqdm(total=len(missing), desc=f"encoding {name}", unit="video", leave=False, disable=not sys.stderr.isatty())
+    while missing:  # once, unless another run has replaced the file meanwhile
+        _encode(name, stored, missing, data, encode)
+        missing = stored.missing(draws)
+
+
+def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    bar = tqdm(total=len(draws), desc=f"encoding {name}", unit="video", leave=False, disable=not sys.stderr.isatty())
     with stored.store.adding() as add, bar:
-        for part, batch in stored.batches(missing, **reading):
-            features_BTF = torch.empty(0, 0, 0)
-            if len(batch["labels"]):
+        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers):
+            if part:
                 features_BTF = encode(batch["clips"], batch["lengths"])
-            for key, content in stored.encoded(part, batch, features_BTF):
-                add(key, content)
+                for key, content in stored.encoded(part, batch, features_BTF):
+                    add(key, content)
             bar.update(len(part))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def fingerprint(module: nn.Module) -> str:

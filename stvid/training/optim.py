@@ -49,14 +49,17 @@ class Optimization:
         """For the model's trainable parameters and a run of `num_steps` optimizer steps.
 
         Raises:
-            InputError: there is a `backbone_lr`, and a model that does not tell its `backbone_parameters`.
+            InputError: there is a `backbone_lr`, and nothing it is for: the model does not tell its
+                `backbone_parameters`, or all of them are frozen.
         """
         backbone: set[int] = set()
         if self.backbone_lr is not None:
             if not hasattr(model, "backbone_parameters"):
                 name = type(model).__name__
                 raise InputError(f"optimizer.backbone_lr (={self.backbone_lr}): {name} has no backbone_parameters()")
-            backbone = {id(parameter) for parameter in model.backbone_parameters()}
+            backbone = {id(parameter) for parameter in model.backbone_parameters() if parameter.requires_grad}
+            if not backbone:
+                raise InputError(f"optimizer.backbone_lr (={self.backbone_lr}): all of the backbone is frozen")
         groups = []
         for inside, lr in ((False, self.lr), (True, self.backbone_lr)):
             part = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]

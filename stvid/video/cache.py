@@ -17,7 +17,8 @@ from stvid.video.info import VideoInfo
 logger = logging.getLogger(__name__)
 
 # Facts depend on this code and on FFmpeg: another version of either begins a new cache.
-_HEAD = {"stvid_probe": 3, "av": av.__version__}
+AV_VERSION = av.__version__
+_HEAD = {"stvid_probe": 3, "av": AV_VERSION}
 
 Known = dict[str, tuple[list, VideoInfo]]  # absolute path -> ([size, mtime_ns], facts)
 
