@@ -42,6 +42,7 @@ class Plan:
 
     Attributes:
         model: may be on the meta device.
+        num_classes: of its result.
         clip: `num_frames` is a number.
         optimization: how it learns.
         precision: as Lightning calls it.
@@ -50,6 +51,7 @@ class Plan:
     """
 
     model: nn.Module
+    num_classes: int
     clip: ClipSpec
     optimization: Optimization
     precision: str
@@ -113,10 +115,9 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     accelerator = config.trainer.accelerator
     if device is None:
         device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    with torch.device("meta"):
-        model = build_model(_plain(config.model), num_classes=classes, in_channels=clip.channels, pretrained=False)
     return Plan(
-        model=model,
+        model=_without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels),
+        num_classes=classes,
         clip=clip,
         optimization=instantiate(config.optimizer, _convert_="all"),
         precision=resolve_precision(config.trainer.precision, accelerator),
@@ -125,11 +126,20 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     )
 
 
+def _without_memory(config: Mapping, **sizes: int) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build_model(config, **sizes, pretrained=False)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return build_model(config, **sizes, pretrained=False)
+
+
 def describe(planned: Plan, report: CostReport) -> str:
     """The layers, the totals, and what fits here, for a person."""
     clip = " x ".join(map(str, report.input_shape))
     device = {"cpu": "a CPU", "cuda": "a CUDA device"}[report.device]
-    head = f"{type(planned.model).__name__} on clips of {clip}, batches of {report.batch_size}, "
+    head = f"{type(planned.model).__name__} for {planned.num_classes} classes on clips of {clip}, "
+    head += f"batches of {report.batch_size}, "
     head += f"{report.precision} on {device}"
     lines = [head, "", layer_table(report), "", totals(report)]
     free = free_bytes(planned.device)
@@ -205,6 +215,7 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer
         return size
     planned = Plan(
         model=task.model,
+        num_classes=classes,
         clip=clip,
         optimization=task.optimization,
         precision=precision,
