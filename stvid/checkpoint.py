@@ -135,11 +135,11 @@ def check_fit(model: nn.Module, clip: ClipSpec) -> None:
         model.eval()(torch.zeros(1, clip.channels, num_frames, *clip.size))
     except CANNOT as error:
         smallest = _smallest(model, clip)
-        hint = "" if smallest is None else f". The smallest that it can take: {smallest}"
+        hint = "" if smallest is None else f". The smallest that it takes: {smallest}"
         raise InputError(
             f"{type(model).__name__} cannot take clips of {num_frames} frames of {clip.size[0]} x {clip.size[1]} "
             f"pixels and {clip.channels} channels ({str(error).splitlines()[0]}){hint}. Change clip.size or "
-            "clip.num_frames"
+            "clip.num_frames; a vision transformer takes one size only, model.image_size"
         ) from error
     finally:
         model.train(training)

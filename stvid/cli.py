@@ -26,6 +26,9 @@ stvid COMMAND --help says more.
 """
 
 
+DATA_SET = "which data set: the same overrides as for train, such as data=folder data.root=DIR"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else; 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -72,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("cost", help="what a model needs, before it is trained")
     command.set_defaults(command=_cost)
-    _add_overrides(command)
-    command.add_argument("--classes", type=int, metavar="N", help="outputs (default: the data set's, else 400)")
+    _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
+    command.add_argument(
+        "--classes", type=int, metavar="N", help="outputs (default: those of a published data set, else 400)"
+    )
     command.add_argument("--frames", type=int, metavar="N", help="of a clip (default: clip.num_frames)")
     command.add_argument("--device", choices=("cpu", "cuda"), help="need not be there (default: what would train)")
     command.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
@@ -119,8 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    words = "which data set: the same overrides as for train, such as data=folder data.root=DIR"
+def _add_overrides(command: argparse.ArgumentParser, words: str = DATA_SET) -> None:
     command.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=words)
 
 

@@ -50,6 +50,12 @@ def check(config: DictConfig) -> None:
     for place, node in _targets(OmegaConf.to_container(config, resolve=True)):
         if node["_target_"].startswith("stvid."):
             _check_types(place, node, wiring.get(place, {}))
+    _warn_of_random_stages(config.model)
+
+
+def _warn_of_random_stages(model: DictConfig) -> None:
+    if model.get("freeze") and not (model.get("weights") or model.get("inflate")):
+        log.warning("model.freeze=%s without model.weights: what stays as it is, is random", model.freeze)
 
 
 def _targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
@@ -148,6 +154,9 @@ def _config_message(error: Exception) -> str:
     if ours:
         return ours[1]
     if isinstance(error, OverrideParseException):
+        word = re.search(r"Error parsing override '([^'=]*)'", text)
+        if word:
+            return f"{word[1]!r} is no override: an override is key=value"
         words = text.splitlines()[0].removeprefix("LexerNoViableAltException: ")
         return f"{words}. A value with special characters needs two pairs of quotes: \"key='value'\""
     choice = re.search(r"Could not find '([\w/]+)/([^']+)'", text)

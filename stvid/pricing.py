@@ -224,6 +224,7 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer
     )
     if size == "auto":
         size = planned.chosen_batch(most=max(len(data.train), 2))
+        log.info("data.batch_size=auto takes %d clips, of %d training videos", size, len(data.train))
     try:
         report = planned.price(size)
     except InputError as error:

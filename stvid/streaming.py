@@ -59,7 +59,18 @@ class Stream:
 
         Returns:
             float32 `K`, on the CPU.
+
+        Raises:
+            InputError: something else than such a tensor.
         """
+        if not isinstance(frame_CHW, Tensor) or frame_CHW.dtype != torch.uint8 or frame_CHW.shape[:-2] != (3,):
+            found = (
+                f"{type(frame_CHW).__name__} {getattr(frame_CHW, 'dtype', '')} {tuple(getattr(frame_CHW, 'shape', ()))}"
+            )
+            raise InputError(
+                f"a frame must be a uint8 torch tensor 3 x H x W, got {found}; of an array H x W x 3 it is "
+                "torch.from_numpy(array).permute(2, 0, 1)"
+            )
         box = crop_box(*frame_CHW.shape[-2:], self.clip.size)
         self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
         self.num_frames += 1

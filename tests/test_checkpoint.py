@@ -125,7 +125,7 @@ class Picky(torch.nn.Module):
     [
         (Picky(), {"num_frames": 4, "size": 64}, r"4 frames of 64 x 64 .* The smallest .*: 8 frames of 24 x 24 pixels"),
         (Picky(), {"num_frames": None, "size": (10, 64)}, "16 frames of 10 x 64 pixels and 3 channels"),
-        ("vgg11", {"size": 24}, "The smallest that it can take: 1 frame of 32 x 32 pixels. Change clip.size"),
+        ("vgg11", {"size": 24}, "The smallest that it takes: 1 frame of 32 x 32 pixels. Change clip.size"),
         ("inception_v3", {"num_frames": 2, "size": 64}, "1 frame of 75 x 75 pixels"),
         (Conv3D(num_classes=2), {"input": "rgb_diff"}, r"and 6 channels \(clips must be B x 3 .*\)\. Change"),
     ],

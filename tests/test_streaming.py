@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,3 +78,10 @@ def test_models_that_cannot_stream_are_refused(tmp_path):
         Stream(trained(tmp_path, dataclasses.replace(CLIP, normalize="clip")), fps=20)
     with pytest.raises(InputError, match="Conv3D sees a clip at once"):
         Stream(dataclasses.replace(trained(tmp_path), model=Conv3D(num_classes=3)), fps=20)
+
+
+def test_a_frame_that_is_no_uint8_tensor_is_told_how_to_become_one(tmp_path):
+    stream = Stream(trained(tmp_path), fps=20, device=CPU)
+    for frame in (np.zeros((40, 60, 3), np.uint8), torch.zeros(3, 40, 60), torch.zeros(40, 60, 3, dtype=torch.uint8)):
+        with pytest.raises(InputError, match="must be a uint8 torch tensor 3 x H x W, got .*permute"):
+            stream.push(frame)

@@ -93,7 +93,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "trap": Command(tmp_path / "ran")}, tmp_path / "trap.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
     for name in ("trap.pth", "plain.pth"):
-        with pytest.raises(ValueError, match=f"{name} is no file of weights that can be read safely"):
+        with pytest.raises(ValueError, match=f"{name} is no file of weights, is cut off, or holds more than tensors"):
             read_file(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -167,7 +167,7 @@ def test_image_weights_of_another_image_network_are_refused():
     """resnet34 holds all that resnet18 asks for, in the same shapes, and more."""
     with torch.device("meta"):
         model, other = torchvision.models.resnet18(), torchvision.models.resnet34()
-    with pytest.raises(ValueError, match=r"100 tensors 100 were found, 0 missing.* not known to the model .layer1\.2"):
+    with pytest.raises(ValueError, match=r"100 tensors 100 were found, \d+ not known to the model .layer1\.2"):
         load_weights(model, other.state_dict(), source="resnet34.pth", head=("fc.",))
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from stvid.cost.report import CostReport
 
 WIDTH = 120  # columns
-BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-DECIMAL = ("", "k", "M", "G", "T", "P")
+BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+DECIMAL = ("", "k", "M", "G", "T", "P", "E")
 
 
 def bytes_text(number: float) -> str:

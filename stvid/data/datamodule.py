@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from stvid.errors import InputError
 from stvid.feature_store import FeatureStore
 from stvid.video.backends import BACKENDS, is_installed
 from stvid.video.errors import VideoError
+
+log = logging.getLogger(__name__)
 
 BALANCES = ("none", "classes", "loss")
 PROBES = ("decode", "count")
@@ -170,7 +173,10 @@ class VideoDataModule(pl.LightningDataModule):
             For `train` and `val` what is to be filled, with the draws that `draws` names.
         """
         cache = probe_cache(self.manifest)
-        folder = cache.parent if cache and os.access(cache.parent, os.W_OK) else Path.cwd()
+        beside = cache and os.access(cache.parent, os.W_OK)
+        folder = cache.parent if beside else Path.cwd()
+        if not beside:
+            log.info("features are kept in %s, since the videos' folder cannot be written to", folder / FEATURES_NAME)
         for name, clips in (("train", self.train), ("val", self.val)):
             store = FeatureStore(folder / FEATURES_NAME, {**facts, **stored_facts(clips)})
             self.stored[name] = StoredClips(clips, store)

@@ -6,7 +6,6 @@ B batch   C channels   T frames   H, W height and width   F features of a frame 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from stvid.models.encoders import build_encoder, encode_frames
 from stvid.models.freezing import freeze_stages
 from stvid.models.pooling import Pooled, Pooling
 from stvid.models.recurrent import RECURRENT, Recurrent
-from stvid.models.weights import load_weights, read_weights
+from stvid.models.weights import load_weights, names_file, read_weights
 
 
 class StreamState(NamedTuple):
@@ -82,7 +81,7 @@ class CNNLSTM(nn.Module):
         if in_channels not in (3, 6):
             raise ValueError(f"in_channels (={in_channels}) must be 3 or 6")
         self.in_channels, self.encoder_chunk = in_channels, encoder_chunk
-        file = weights if weights is not None and Path(str(weights)).expanduser().is_file() else None
+        file = weights if weights is not None and names_file(weights) else None
         self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
         self.frozen = freeze_stages(self.encoder, self.encoder.stages, freeze)
         size = self.encoder.num_features * in_channels // 3

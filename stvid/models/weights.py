@@ -63,15 +63,14 @@ def read_weights(weights: str, *, network: str | None = None, key: str = "weight
         ValueError: neither a file nor a name; a file that cannot be read, weights that cannot be downloaded.
     """
     weights = str(weights)  # yaml knows words that are no text, such as true
-    looks_like_path = os.sep in weights or "/" in weights or bool(Path(weights).suffix)
-    if Path(weights).expanduser().exists():
+    if names_file(weights, key=key):
         try:
             return read_file(weights)
         except ValueError as error:
             raise ValueError(f"model.{key} (={weights}): {error}") from error
-    if looks_like_path or network is None:
-        hint = "" if network else "; this model has none to download, give a file (.pth, .ckpt, .safetensors) or a run"
-        raise ValueError(f"model.{key} (={weights}): there is no such file{hint}")
+    if network is None:
+        hint = "this model has none to download, give a file (.pth, .ckpt, .safetensors) or a run"
+        raise ValueError(f"model.{key} (={weights}): there is no such file; {hint}")
     found = find_weights(network, weights, key=key)
     try:
         return _plain(found.get_state_dict(progress=True, check_hash=True))
@@ -80,6 +79,18 @@ def read_weights(weights: str, *, network: str | None = None, key: str = "weight
             f"model.{key} (={weights}): {found.url} could not be downloaded ({error}). Fetch it elsewhere and give the "
             f"file: model.{key}=FILE"
         ) from error
+
+
+def names_file(weights: str, *, key: str = "weights") -> bool:
+    """Whether a word of the user's names a file that is there.
+
+    Raises:
+        ValueError: it looks like a file, and there is none.
+    """
+    path = Path(str(weights)).expanduser()
+    if not path.exists() and (os.sep in str(weights) or "/" in str(weights) or path.suffix):
+        raise ValueError(f"model.{key} (={weights}): there is no such file")
+    return path.exists()
 
 
 def read_file(path: str | Path) -> dict[str, Tensor]:
@@ -177,9 +188,13 @@ def _check_trunk(own: Mapping, state: Mapping, fitting: Mapping, *, source: str,
         return
     shapes = [f"{n} ({_size(state[n])}, wanted {_size(own[n])})" for n in lacking if n in state]
     told = [
-        _counted([name for name in lacking if name not in state], "missing"),
-        _counted(shapes, "of another shape"),
-        _counted([name for name in trunk(state) if name not in own], "not known to the model"),
+        _counted(names, what)
+        for names, what in (
+            ([name for name in lacking if name not in state], "missing"),
+            (shapes, "of another shape"),
+            ([name for name in trunk(state) if name not in own], "not known to the model"),
+        )
+        if names
     ]
     raise ValueError(
         f"the weights {source} belong to another architecture: of the model's {len(trunk(own))} tensors "
@@ -201,8 +216,10 @@ def _read_torch(path: Path) -> object:
             warnings.simplefilter("ignore")  # of pickle protocols, for files that are no pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is no file of weights that can be read safely: {said[:200]}") from error
+        raise ValueError(
+            f"{path} is no file of weights, is cut off, or holds more than tensors, which is never loaded "
+            f"({type(error).__name__})"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -61,10 +62,15 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
     draws = data.draws(name)
     missing = stored.missing(draws)
-    log.info("features of %s: %d of %d in %s", name, len(draws) - len(missing), len(draws), stored.store.path)
+    log.info(
+        "features of %s: %d stored, %d to encode; %s", name, len(draws) - len(missing), len(missing), stored.store.path
+    )
+    began = time.perf_counter()
     while missing:  # once, unless another run has replaced the file meanwhile
         _encode(name, stored, missing, data, encode)
         missing = stored.missing(draws)
+        if not missing:
+            log.info("encoded in %.1f s", time.perf_counter() - began)
 
 
 def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
