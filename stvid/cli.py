@@ -73,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid")
 
+    _add_before_a_run(commands)
+    _add_after_a_run(commands)
+    # `stvid train` is handed to train.py before anything is parsed; this is for --help
+    commands.add_parser("train", help="train a model; takes config overrides")
+    return parser
+
+
+def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("cost", help="what a model needs, before it is trained")
     command.set_defaults(command=_cost)
     _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
@@ -100,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
     command.add_argument("--json", metavar="F", help="write the summary here too")
 
+
+def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("evaluate", help="judge a run on held-out videos")
     command.set_defaults(command=_evaluate)
     command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
@@ -118,10 +128,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top", type=int, default=5, help="how many classes to name (default: 5)")
     command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
     command.add_argument("--json", metavar="F", help="write the predictions here")
-
-    # `stvid train` is handed to train.py before anything is parsed; this is for --help
-    commands.add_parser("train", help="train a model; takes config overrides")
-    return parser
 
 
 def _add_overrides(command: argparse.ArgumentParser, words: str = DATA_SET) -> None:

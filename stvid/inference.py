@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stvid.checkpoint import Trained
@@ -89,22 +90,25 @@ def classify(
     )
     loader = views_loader(dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)))
     check_short(dataset)
-    forward = Forward(trained, device=device)
-    logits, videos, failed = [torch.empty(0, len(trained.class_names))], [torch.empty(0, dtype=torch.int64)], {}
-    with tqdm(
-        total=len(items), desc="reading and judging", unit="video", disable=None if progress else True, leave=False
-    ) as bar:
-        for batch in loader:
-            failed |= {failure.video: failure.reason for failure in batch["failed"]}
-            if len(batch["videos"]):
-                logits.append(forward(batch["clips"], batch["lengths"]).cpu())
-                videos.append(batch["videos"])
-            bar.update(len(batch["videos"].unique()) + len(batch["failed"]))
-    logits_VK, videos_V = torch.cat(logits), torch.cat(videos)
+    forward, silent = Forward(trained, device=device), None if progress else True
+    with tqdm(total=len(items), desc="reading and judging", unit="video", disable=silent, leave=False) as bar:
+        logits_VK, videos_V, failed = _judge(loader, forward, len(trained.class_names), bar)
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
     return Answers(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
+
+
+def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: tqdm) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Logits of every view, the video that each is of, and why others could not be read."""
+    logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
+    for batch in loader:
+        failed |= {failure.video: failure.reason for failure in batch["failed"]}
+        if len(batch["videos"]):
+            logits.append(forward(batch["clips"], batch["lengths"]).cpu())
+            videos.append(batch["videos"])
+        bar.update(len(batch["videos"].unique()) + len(batch["failed"]))
+    return torch.cat(logits), torch.cat(videos), failed
 
 
 class Forward:

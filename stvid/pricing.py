@@ -209,9 +209,7 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer
         )
     chunk = getattr(task.model, "encoder_chunk", None)
     if size != "auto" and chunk is not None and size * clip.num_frames > MANY_CHUNKS * chunk:
-        log.info(
-            "cost not known: %d chunks a step take long to simulate; `stvid cost` does", size * clip.num_frames // chunk
-        )
+        log.info("cost not known: so many chunks of frames take long to simulate; `stvid cost` does")
         return size
     planned = Plan(
         model=task.model,
@@ -231,12 +229,17 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer
         log.info("cost not known: %s", error)
         return size
     log.info("%s", brief(report))
-    free = free_bytes(device)
-    if free is not None and report.peak_train_bytes > free:
-        fits = planned.largest_batch(most=size)
-        hint = f"the largest batch that fits: data.batch_size={fits}" if fits else "not even 2 clips fit"
-        log.warning("only %s of memory are free, so this is likely to stop for want of it; %s", bytes_text(free), hint)
+    _warn_of_memory(planned, report)
     return size
+
+
+def _warn_of_memory(planned: Plan, report: CostReport) -> None:
+    free = free_bytes(planned.device)
+    if free is None or report.peak_train_bytes <= free:
+        return
+    fits = planned.largest_batch(most=report.batch_size)
+    hint = f"the largest batch that fits: data.batch_size={fits}" if fits else "not even 2 clips fit"
+    log.warning("only %s of memory are free, so this is likely to stop for want of it; %s", bytes_text(free), hint)
 
 
 def _clip(config: DictConfig, frames: int | None) -> ClipSpec:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import freeze_stages
+from stvid.models.freezing import PartlyFrozen, freeze_stages
 from stvid.models.lengths import each_length
 from stvid.models.weights import load_weights, read_weights
 
@@ -25,7 +25,7 @@ STAGES = (
 GRID = (1, 4, 4)  # what the published clip of 16 x 112 x 112 leaves
 
 
-class C3D(nn.Module):
+class C3D(PartlyFrozen):
     """The network of the paper; 78 million parameters, most of them in the two wide layers.
 
     A clip of 16 x 112 x 112 leaves a volume of 512 x 1 x 4 x 4. Any other size is averaged to that grid (repeated
@@ -88,13 +88,6 @@ class C3D(nn.Module):
         """All but the head's."""
         yield from self.layers.parameters()
         yield from self.wide.parameters()
-
-    def train(self, mode: bool = True) -> C3D:
-        """As ever, but for the frozen parts: they stay in evaluation mode."""
-        super().train(mode)
-        for part in self.frozen:
-            part.eval()
-        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.models.freezing import freeze_stages
+from stvid.models.freezing import PartlyFrozen, freeze_stages
 from stvid.models.pooling import Pooled, Pooling
 from stvid.models.recurrent import RECURRENT, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
@@ -25,7 +25,7 @@ class StreamState(NamedTuple):
     pooled: Pooled
 
 
-class CNNLSTM(nn.Module):
+class CNNLSTM(PartlyFrozen):
     """Every frame through an image network cut before its decision layer, the `T x F` sequence through an LSTM.
 
     Args:
@@ -126,13 +126,6 @@ class CNNLSTM(nn.Module):
             raise ValueError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
         else:
             self.encoder.load(state, source=source)
-
-    def train(self, mode: bool = True) -> CNNLSTM:
-        """As ever, but for the frozen stages: they stay in evaluation mode."""
-        super().train(mode)
-        for stage in self.frozen:
-            stage.eval()
-        return self
 
     def encode(
         self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None, *, prepare: Callable[[Tensor], Tensor] | None = None

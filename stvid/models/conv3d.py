@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import freeze_stages
+from stvid.models.freezing import PartlyFrozen, freeze_stages
 from stvid.models.weights import load_weights, read_weights
 from stvid.shapes import conv_output_size
 
 KERNEL, PADDING = 3, 1
 
 
-class Conv3D(nn.Module):
+class Conv3D(PartlyFrozen):
     """Stages of [3x3x3 convolution, batch norm, ReLU], each begun with a stride; mean over time and space; a head.
 
     A kernel has one 3x3x3 block per input channel; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
@@ -80,13 +80,6 @@ class Conv3D(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """All but the head's."""
         return self.layers.parameters()
-
-    def train(self, mode: bool = True) -> Conv3D:
-        """As ever, but for the frozen stages: they stay in evaluation mode."""
-        super().train(mode)
-        for stage in self.frozen:
-            stage.eval()
-        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.

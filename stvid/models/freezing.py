@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 # whose own parts are a network's stages
 CONTAINERS = ("features", "trunk_output", "layers", "blocks", "_blocks", "stages", "encoder")
+
+
+class PartlyFrozen(nn.Module):
+    """A module whose parts `frozen` stay in evaluation mode, whatever mode it is put into itself."""
+
+    frozen: Sequence[nn.Module] = ()
+
+    def train(self, mode: bool = True) -> PartlyFrozen:
+        """As ever, but for the frozen parts."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
 
 def stages_of(network: nn.Module) -> dict[str, nn.Module]:
@@ -24,7 +37,7 @@ def stages_of(network: nn.Module) -> dict[str, nn.Module]:
 def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> list[nn.Module]:
     """Takes the first stages of a network, and what belongs to none and stands before their end, out of training.
 
-    A model keeps what is returned and puts it into evaluation mode whenever it is put into training mode itself.
+    A `PartlyFrozen` model keeps what is returned as its `frozen`.
 
     Args:
         network: whose parameters `freeze` is about, in the order of their definition.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.models.conv import Conv3d, with_in_channels
-from stvid.models.freezing import freeze_stages, stages_of
+from stvid.models.freezing import PartlyFrozen, freeze_stages, stages_of
 from stvid.models.lengths import each_length
 from stvid.models.pretrained import nearest_name, pixels_of
 from stvid.models.weights import load_weights, read_weights
@@ -28,7 +28,7 @@ FAMILIES = (
 DECISIONS = ("fc", "classifier", "aux1", "aux2")
 
 
-class InflatedNetwork(nn.Module):
+class InflatedNetwork(PartlyFrozen):
     """An image network up to its global pooling, made 3D; the mean over time and space; a linear head.
 
     A convolution of k x k becomes one of `kernel_depth` x k x k, of 1 x 1 one of 1 x 1 x 1, and everything else looks
@@ -88,13 +88,6 @@ class InflatedNetwork(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """All but the head's."""
         return self.network.parameters()
-
-    def train(self, mode: bool = True) -> InflatedNetwork:
-        """As ever, but for the frozen stages: they stay in evaluation mode."""
-        super().train(mode)
-        for stage in self.frozen:
-            stage.eval()
-        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.models.conv import with_in_channels, with_safe_convolutions
-from stvid.models.freezing import freeze_stages, stages_of
+from stvid.models.freezing import PartlyFrozen, freeze_stages, stages_of
 from stvid.models.lengths import each_length
 from stvid.models.pretrained import pixels_of
 from stvid.models.weights import load_weights, read_weights
@@ -30,7 +30,7 @@ RESNET_NAMES = (
 )
 
 
-class VideoNetwork(nn.Module):
+class VideoNetwork(PartlyFrozen):
     """r3d_18, mc3_18, r2plus1d_18 (Tran et al. 2018, arXiv:1711.11248) or s3d (Xie et al. 2018, arXiv:1712.04851).
 
     `network` is torchvision's, under its own names and without its decision; the features are the mean over time and
@@ -92,13 +92,6 @@ class VideoNetwork(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """All but the head's."""
         return self.network.parameters()
-
-    def train(self, mode: bool = True) -> VideoNetwork:
-        """As ever, but for the frozen stages: they stay in evaluation mode."""
-        super().train(mode)
-        for stage in self.frozen:
-            stage.eval()
-        return self
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""
