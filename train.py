@@ -53,7 +53,6 @@ def train(config: DictConfig, run: Path) -> float:
         seed=config.seed,
         record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
     )
-    table = EpochTable(path=run / "metrics.csv")
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     trainer = instantiate(
         config.trainer,
@@ -65,12 +64,13 @@ def train(config: DictConfig, run: Path) -> float:
             LearningRateMonitor(logging_interval="step"),
             BadVideos(path=run / "bad_videos.csv", most=data.most_bad, known=data.bad),
             ProgressBar(),
-            table,
+            table := EpochTable(path=run / "metrics.csv"),
         ],
     )
     leave_cores_to_readers((device := trainer.strategy.root_device).type)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
-    plain["data"]["datamodule"]["batch_size"] = data.batch_size = plan_batch(task, data, trainer, precision)
+    data.batch_size = plan_batch(task, data, device, precision, trainer.world_size)
+    plain["data"]["datamodule"]["batch_size"] = data.batch_size
     store_features(data, task, precision=precision, device=device, config=plain["model"])
     if trainer.is_global_zero and not (config.resume and (run / MANIFEST_NAME).exists()):
         data.manifest.write_csv(run / MANIFEST_NAME)

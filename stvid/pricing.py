@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer
 from torch import nn
 
 import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
@@ -177,7 +176,9 @@ def compare(overrides: Sequence[str], *, classes: int | None, device: str | None
     return reports
 
 
-def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer, precision: str) -> int:
+def plan_batch(
+    task: ClassificationTask, data: VideoDataModule, device: torch.device, precision: str, num_processes: int
+) -> int:
     """Says what a run will need before it starts, and returns its batch size.
 
     `auto` is the largest batch that fits into 80 % of the memory that is free now, at most 256 clips and at most the
@@ -191,20 +192,20 @@ def plan_batch(task: ClassificationTask, data: VideoDataModule, trainer: Trainer
     Args:
         task: with the model, and how it learns.
         data: set up.
-        trainer: whose device it will be trained on; the model need not be there yet.
+        device: where training will be; the model need not be there yet.
         precision: as `resolve_precision` gives it.
+        num_processes: that train together.
 
     Raises:
         InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
     """
-    device = trainer.strategy.root_device
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
     log.info("%s for %d classes on %s, precision %s", type(task.model).__name__, classes, device, precision)
     if clip.num_frames is None:
         clip = replace(clip, num_frames=max(clip_lengths(data.train)))
-    if size == "auto" and trainer.world_size > 1:
+    if size == "auto" and num_processes > 1:
         raise InputError(
-            f"data.batch_size=auto: {trainer.world_size} processes must have the same batch size; `stvid cost` says "
+            f"data.batch_size=auto: {num_processes} processes must have the same batch size; `stvid cost` says "
             "what fits, give the number"
         )
     chunk = getattr(task.model, "encoder_chunk", None)

@@ -110,9 +110,7 @@ def run(monkeypatch, caplog):
             train=range(num_videos),
         )
         task = SimpleNamespace(model=model, optimization=optimization)
-        strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        trainer = SimpleNamespace(strategy=strategy, world_size=num_processes)
-        return plan_batch(task, data, trainer, "32-true"), caplog.text
+        return plan_batch(task, data, torch.device("cpu"), "32-true", num_processes), caplog.text
 
     return planned
 
