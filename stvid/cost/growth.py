@@ -59,15 +59,18 @@ def draw_growth(reports: Mapping[str, Sequence[CostReport]], path: str | Path) -
 
     some = next(iter(reports.values()))[0]
     panels = {
-        "GFLOPs, a clip, forward": lambda report: report.flops_forward / 1e9,
-        "GiB of activations kept, a clip": lambda report: report.activation_bytes / 2**30,
-        f"GiB, peak of a training step on {some.batch_size}": lambda report: report.peak_train_bytes / 2**30,
+        "FLOPs of an answer, one clip": ("flops_forward", count_text),
+        "activations kept in training, one clip": ("activation_bytes", bytes_text),
+        f"peak of a training step on {some.batch_size} clips": ("peak_train_bytes", bytes_text),
     }
     figure = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (title, (field, text)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name, series in reports.items():
-            axes.loglog([r.input_shape[1] for r in series], [value(r) for r in series], marker="o", label=name)
-        axes.set(title=title, xlabel="frames")
+            axes.loglog([r.input_shape[1] for r in series], [getattr(r, field) for r in series], marker="o", label=name)
+        axes.xaxis.set_major_formatter(lambda frames, _: f"{frames:,.0f}")
+        axes.set_yscale("log", base=10 if text is count_text else 2)
+        axes.yaxis.set_major_formatter(lambda number, _, text=text: text(number))
+        axes.set(title=title, xlabel="frames of a clip")
         axes.grid(alpha=0.3)
         axes.legend()
     height, width = some.input_shape[2:]
