@@ -55,7 +55,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     }
     for name, stored in data.use_features(facts).items():
         _fill(name, stored, data, encode)
-    log.info("%d views of each training video; data.passes=N keeps more, data.features=off none", data.passes)
+    log.info("random views of each training video: %d; data.passes=N keeps N, data.features=off none", data.passes)
     model.train()
 
 
