@@ -51,6 +51,7 @@ class FeatureStore:
         self.path = Path(folder) / f"{digest(text)}.h5"
         self.facts = text
         self._file: h5py.File | None = None
+        self._unreadable = False  # told once, not for every item that is looked for
 
     def __contains__(self, key: str) -> bool:
         return (file := self._open()) is not None and key in file
@@ -96,15 +97,16 @@ class FeatureStore:
         """Lets go of the file; it is opened again when it is needed."""
         if self._file is not None:
             self._file.close()
-            self._file = None
+        self._file, self._unreadable = None, False
 
     def _open(self) -> h5py.File | None:
-        if self._file is None and self.path.exists():
+        if self._file is None and not self._unreadable and self.path.exists():
             try:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:
                 if error.errno is not None:  # the system's, and not the file's own fault
                     raise
+                self._unreadable = True
                 log.warning("%s is no readable feature store and is begun anew: %s", self.path, error)
         return self._file
 

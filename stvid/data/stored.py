@@ -87,8 +87,9 @@ class StoredClips(Dataset):
     def key(self, draw: Draw) -> str:
         """Of an item's features: its file as it is now, the part of it, and the draw where chance depends on it."""
         chance = list(draw) if isinstance(self.clips, TrainingClips) else []
-        item = self.clips.items[draw.index]
-        return digest(json.dumps([item.path, self.files[draw.index], item.start, item.end, item.label, chance]))
+        item, info = self.clips.items[draw.index], self.clips.infos[draw.index]
+        file = [item.path, self.files[draw.index], info.num_frames]  # a broken file's depends on how it was probed
+        return digest(json.dumps([*file, item.start, item.end, item.label, chance]))
 
     def missing(self, draws: Sequence[Draw]) -> list[Draw]:
         """Those of the draws that the store does not have, of videos that could be read as far as is known."""

@@ -107,6 +107,11 @@ def evaluate(
         cache=probe_cache(data),
         decode_all=True,
     )
+    rule = protocol(trained, num_clips=num_clips, num_crops=num_crops)
+    return _result(trained, items, answers, split=split, rule=rule), _predictions(trained, items, answers)
+
+
+def _result(trained: Trained, items: Sequence[Item], answers: Answers, *, split: str, rule: dict) -> dict:
     truth = torch.tensor([trained.class_names.index(item.label) for item in items])
     labels_N = truth[answers.videos_N]
     failed = torch.tensor(sorted(answers.failed), dtype=torch.int64)
@@ -119,12 +124,12 @@ def evaluate(
     metrics = video_metrics(answers.probabilities_NK, labels_N, truth[failed])
     views_right = (answers.logits_VK.argmax(1) == truth[answers.videos_V]).sum().item()
     views_a_video = len(answers.videos_V) // len(labels_N)
-    result = {
+    return {
         "split": split,
         "class_names": list(trained.class_names),
         "num_videos": len(items),
         "num_failed": len(failed),
-        "protocol": protocol(trained, num_clips=num_clips, num_crops=num_crops),
+        "protocol": rule,
         "video_accuracy": num_right / len(items),
         "video_accuracy_ci95": list(accuracy_interval(num_right, len(items))),
         "clip_accuracy": views_right / (len(items) * views_a_video),
@@ -137,7 +142,6 @@ def evaluate(
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
     }
-    return result, _predictions(trained, items, answers)
 
 
 def protocol(trained: Trained, *, num_clips: int | None, num_crops: int | None) -> dict:

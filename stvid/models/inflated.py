@@ -6,7 +6,6 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 import torch
 import torchvision
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.models.conv import Conv3d, with_in_channels
-from stvid.models.freezing import PartlyFrozen, freeze_stages, stages_of
-from stvid.models.lengths import each_length
+from stvid.models.freezing import freeze_stages, stages_of
 from stvid.models.pretrained import nearest_name, pixels_of
+from stvid.models.trunk import TrunkAndHead
 from stvid.models.weights import load_weights, read_weights
 
 # torchvision's families that are made of convolutions, batch norms, poolings and activations alone, and do all they do
@@ -28,7 +27,7 @@ FAMILIES = (
 DECISIONS = ("fc", "classifier", "aux1", "aux2")
 
 
-class InflatedNetwork(PartlyFrozen):
+class InflatedNetwork(TrunkAndHead):
     """An image network up to its global pooling, made 3D; the mean over time and space; a linear head.
 
     A convolution of k x k becomes one of `kernel_depth` x k x k, of 1 x 1 one of 1 x 1 x 1, and everything else looks
@@ -84,18 +83,6 @@ class InflatedNetwork(PartlyFrozen):
             head = ("head.", *(f"network.{name}." for name in DECISIONS))
             load_weights(self, state, source=f"{weights} for {network}", head=head)
         self.frozen = freeze_stages(self.network, stages_of(self.network), freeze)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        return self.network.parameters()
-
-    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""
-        return each_length(self.network, clips_BCTHW, lengths_B)
-
-    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
 
 
 class RepeatingConv3d(Conv3d):

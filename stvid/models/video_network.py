@@ -6,16 +6,16 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.models.conv import with_in_channels, with_safe_convolutions
-from stvid.models.freezing import PartlyFrozen, freeze_stages, stages_of
-from stvid.models.lengths import each_length
+from stvid.models.freezing import freeze_stages, stages_of
 from stvid.models.pretrained import pixels_of
+from stvid.models.trunk import TrunkAndHead
 from stvid.models.weights import load_weights, read_weights
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -30,7 +30,7 @@ RESNET_NAMES = (
 )
 
 
-class VideoNetwork(PartlyFrozen):
+class VideoNetwork(TrunkAndHead):
     """r3d_18, mc3_18, r2plus1d_18 (Tran et al. 2018, arXiv:1711.11248) or s3d (Xie et al. 2018, arXiv:1712.04851).
 
     `network` is torchvision's, under its own names and without its decision; the features are the mean over time and
@@ -88,18 +88,6 @@ class VideoNetwork(PartlyFrozen):
             state = read_weights(inflate, network="resnet18", key="inflate")
             load_weights(self, _from_resnet(state), source=f"{inflate} for {name}", head=("head.", "network.fc."))
         self.frozen = freeze_stages(network, stages_of(network), freeze)
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        return self.network.parameters()
-
-    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""
-        return each_length(self.network, clips_BCTHW, lengths_B)
-
-    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
 
 
 class ShortMaxPool3d(nn.MaxPool3d):

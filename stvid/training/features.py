@@ -26,7 +26,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     What the stores do not have yet is computed here, in the run's own precision.
 
     Args:
-        data: with `features`, `use_features` and `store` (a `VideoDataModule`).
+        data: a `VideoDataModule`, set up.
         task: with `model` and `preprocess`; the model has `encoder_is_frozen` and `encode` where it has an encoder.
         precision: as `resolve_precision` gives it.
         device: where to compute.
