@@ -27,7 +27,7 @@ OVERRIDES = (
     "data.passes=1",
     "trainer.max_epochs=4",
 )
-SPEED = ("seconds", "clips_per_second")
+SPEED = ("seconds", "clips_per_second", "memory_gib", "waiting")
 
 
 def run(folder: Path, *overrides: str) -> list[dict[str, str]]:

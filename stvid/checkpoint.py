@@ -57,6 +57,7 @@ class Trained:
         model: with its weights, in eval mode, on the CPU.
         clip, class_names, protocol, config: see `record`.
         epoch: epochs trained, from 1.
+        position: where training goes on: the epoch, from 0, and how many of its batches are done.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Trained:
     protocol: Mapping
     config: Mapping
     epoch: int
+    position: tuple[int, int]
 
 
 def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pretrained: bool = True) -> nn.Module:
@@ -242,4 +244,11 @@ def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
         protocol=kept["protocol"],
         config=kept["config"],
         epoch=content["epoch"] + 1,
+        position=_position(content["loops"]["fit_loop"]),
     )
+
+
+def _position(loop: Mapping) -> tuple[int, int]:
+    epochs = loop["epoch_progress"]["current"]
+    within = epochs["ready"] > epochs["processed"]
+    return epochs["processed"], loop["epoch_loop.batch_progress"]["current"]["ready"] if within else 0

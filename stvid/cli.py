@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import runpy
 import sys
@@ -52,6 +53,7 @@ def _run(arguments: list[str]) -> None:
     with report_errors():
         if options.json and not Path(options.json).absolute().parent.is_dir():
             raise InputError(f"--json {options.json}: there is no folder {Path(options.json).absolute().parent}")
+        options.words = arguments
         options.command(options)
 
 
@@ -119,6 +121,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     command.add_argument("--allow-leaks", action="store_true", help="let --manifest hold what the run was trained on")
     command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
+    command.add_argument("--processes", type=int, default=1, metavar="N", help="that judge, one a GPU (default: 1)")
     command.add_argument("--json", metavar="F", help="write the result here too")
 
     command = commands.add_parser("predict", help="the most probable classes of video files")
@@ -221,6 +224,17 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from stvid.launch import is_spread, joined, spread
+
+    if options.processes < 1:
+        raise InputError(f"--processes (={options.processes}) must be at least 1")
+    if options.processes > 1 and not is_spread():
+        raise SystemExit(spread(functools.partial(main, options.words), options.processes))
+    with joined() as first:
+        _judge(options, first)
+
+
+def _judge(options: argparse.Namespace, first: bool) -> None:
     from stvid.checkpoint import load
     from stvid.evaluation.evaluate import describe, evaluate, held_out, write_predictions
     from stvid.files import write_json
@@ -236,6 +250,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         num_crops=options.crops,
         num_workers=_workers(options.workers),
     )
+    if not first:
+        return
     name = f"{options.split}_{Path(options.manifest).stem}" if options.manifest else options.split
     folder = trained.folder / "evaluate" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,3 +280,7 @@ def _predict(options: argparse.Namespace) -> None:
         write_json(options.json, predictions)
     if any("error" in prediction for prediction in predictions):
         raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

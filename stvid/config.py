@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import logging
 import os
 import re
@@ -44,12 +45,12 @@ def check(config: DictConfig) -> None:
     _check_data_keys(config.data)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise InputError(f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295")
-    if not isinstance(config.label_smoothing, int | float):
-        raise InputError(f"label_smoothing (={config.label_smoothing!r}) must be a number in [0, 1)")
     wiring = dict(_targets(OmegaConf.to_container(config, resolve=False)))
     for place, node in _targets(OmegaConf.to_container(config, resolve=True)):
         if node["_target_"].startswith("stvid."):
             _check_types(place, node, wiring.get(place, {}))
+        if node["_target_"].startswith("timm.") and importlib.util.find_spec("timm") is None:
+            raise InputError(f"{place} (={node['_target_']}) needs timm: pip install 'stvid[timm]'")
     _warn_of_random_stages(config.model)
 
 

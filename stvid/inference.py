@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from stvid.checkpoint import Trained
 from stvid.clip import Preprocess, answer, channels_last
@@ -20,7 +19,9 @@ from stvid.data.dataset import Views
 from stvid.data.loading import check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.metrics import average_views
+from stvid.progress import Bar
 from stvid.training.hardware import autocast, leave_cores_to_readers, resolve_precision
+from stvid.training.processes import first_alone, gathered, my_rank, num_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ def classify(
 ) -> Answers:
     """Answers for every item, in the precision the run was trained in.
 
+    Where several processes have joined (`stvid.training.processes`), each judges some of the batches, every item once,
+    and all get the same answers, those of a single process.
+
     Args:
         trained: the model.
         items: the videos; labels are not looked at.
@@ -79,27 +83,41 @@ def classify(
     check_views(num_clips, num_crops, trained.clip)
     batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
     num_workers = resolve_workers(num_workers)
+    with first_alone():  # the others find it in the cache
+        infos = probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all)
     dataset = Views(
         items=items,
-        infos=probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all),
+        infos=infos,
         class_names=trained.class_names,
         clip=trained.clip,
         num_clips=num_clips,
         num_crops=num_crops,
         order=order,
     )
-    loader = views_loader(dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)))
+    rank, world_size = my_rank(), num_processes()
+    loader = views_loader(
+        dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
+    )
     check_short(dataset)
-    forward, silent = Forward(trained, device=device), None if progress else True
-    with tqdm(total=len(items), desc="reading and judging", unit="video", disable=silent, leave=False) as bar:
-        logits_VK, videos_V, failed = _judge(loader, forward, len(trained.class_names), bar)
+    forward = Forward(trained, device=device)
+    with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
+        part = _judge(loader, forward, len(trained.class_names), bar)
+    logits_VK, videos_V, failed = _together(gathered(part))
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
     return Answers(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
 
 
-def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: tqdm) -> tuple[Tensor, Tensor, dict[int, str]]:
+def _together(parts: Sequence[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """What all processes have found, video by video: the same whichever of them met a video."""
+    videos_V = torch.cat([videos for _, videos, _ in parts])
+    order = videos_V.argsort(stable=True)
+    logits_VK = torch.cat([logits for logits, _, _ in parts])[order]
+    return logits_VK, videos_V[order], {video: why for _, _, failed in parts for video, why in failed.items()}
+
+
+def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: Bar) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Logits of every view, the video that each is of, and why others could not be read."""
     logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
     for batch in loader:
@@ -107,7 +125,7 @@ def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: tqdm) ->
         if len(batch["videos"]):
             logits.append(forward(batch["clips"], batch["lengths"]).cpu())
             videos.append(batch["videos"])
-        bar.update(len(batch["videos"].unique()) + len(batch["failed"]))
+        bar.advance(len(batch["videos"].unique()) + len(batch["failed"]))
     return torch.cat(logits), torch.cat(videos), failed
 
 

@@ -21,6 +21,7 @@ from stvid.cost.table import brief, bytes_text, layer_table, paragraph, totals
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import clip_lengths
 from stvid.errors import InputError
+from stvid.models.recompute import recompute_stages
 from stvid.training.hardware import resolve_precision
 from stvid.training.optim import Optimization
 from stvid.training.task import ClassificationTask
@@ -47,6 +48,7 @@ class Plan:
         precision: as Lightning calls it.
         device: where; its type is all that a price depends on.
         batch_size: clips in a batch, or `auto`.
+        ema: an average of the weights is kept.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Plan:
     precision: str
     device: torch.device
     batch_size: int | str
+    ema: bool = False
 
     def price(self, batch_size: int) -> CostReport:
         """Of a training step on so many clips."""
@@ -67,6 +70,7 @@ class Plan:
             device="cuda" if self.device.type == "cuda" else "cpu",
             optimizer=lambda model: self.optimization.configure(model, 1)[0],
             preprocess=Preprocess(clip=self.clip),
+            ema=self.ema,
         )
 
     def largest_batch(self, *, most: int = MOST) -> int | None:
@@ -112,16 +116,20 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     if classes < 1:
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
+    model = _without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels)
+    if config.gradient_checkpointing:
+        recompute_stages(model)
     if device is None:
         device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     return Plan(
-        model=_without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels),
+        model=model,
         num_classes=classes,
         clip=clip,
         optimization=instantiate(config.optimizer, _convert_="all"),
         precision=resolve_precision(config.trainer.precision, accelerator),
         device=torch.device(device),
         batch_size=config.data.batch_size,
+        ema=config.ema is not None,
     )
 
 
@@ -177,7 +185,13 @@ def compare(overrides: Sequence[str], *, classes: int | None, device: str | None
 
 
 def plan_batch(
-    task: ClassificationTask, data: VideoDataModule, device: torch.device, precision: str, num_processes: int
+    task: ClassificationTask,
+    data: VideoDataModule,
+    device: torch.device,
+    precision: str,
+    num_processes: int,
+    *,
+    ema: bool = False,
 ) -> int:
     """Says what a run will need before it starts, and returns its batch size.
 
@@ -195,6 +209,7 @@ def plan_batch(
         device: where training will be; the model need not be there yet.
         precision: as `resolve_precision` gives it.
         num_processes: that train together.
+        ema: an average of the weights is kept.
 
     Raises:
         InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
@@ -220,6 +235,7 @@ def plan_batch(
         precision=precision,
         device=device,
         batch_size=size,
+        ema=ema,
     )
     if size == "auto":
         size = planned.chosen_batch(most=max(len(data.train), 2))

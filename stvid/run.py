@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import TCPStore
 
-from stvid.config import check
+from stvid.config import check, home
+from stvid.data.manifest import Manifest
 from stvid.errors import InputError
 from stvid.evaluation.evaluate import MANIFEST_NAME
+from stvid.files import replacing, write_json
+from stvid.provenance import run_record
+from stvid.resuming import resumed
+from stvid.training.bad_videos import read_bad_videos
 
 CONFIG_NAME = "config.yaml"
+RESULT_NAME = "result.json"
 MANIFEST = "stvid.data.layouts.table.manifest"
 
 
-def _run_dir(resume: str | None, fresh: str) -> str:
-    """The run folder: a new one, or with `resume=RUN` RUN itself (or the one around it, where RUN is a checkpoint)."""
+def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
+    """The run folder: a new one, or with `resume=RUN` RUN itself (or the one around it, where RUN is a checkpoint).
+
+    A job that Slurm may start again has one folder for all its starts.
+    """
     if not resume:
-        return fresh
+        job = os.environ.get("SLURM_JOB_ID") if requeue else None
+        return _agreed(fresh) if job is None else str(Path(fresh).parent / f"slurm_{job}")
     run = Path(resume).absolute()
     run = run.parent.parent if run.is_file() else run
     if not (run / CONFIG_NAME).is_file():
@@ -33,36 +46,89 @@ def _run_dir(resume: str | None, fresh: str) -> str:
     return str(run)
 
 
+@functools.cache
+def _agreed(text: str) -> str:
+    """What the first process says, in all that torchrun has started: their clocks may name different folders."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return text
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    first = os.environ["RANK"] == "0"
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(*place, is_master=first and not hosted, wait_for_workers=False, multi_tenant=True)
+    key = f"stvid/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if first:
+        store.set(key, text)
+    return store.get(key).decode()
+
+
 OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
 
 
 def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
-    """The config that counts, and the run folder that Hydra made: a resumed run has its own of both.
+    """The config that counts, and the run folder that Hydra made: a run that goes on has its own of both.
 
-    A resumed run keeps its videos and splits too, whatever has become of the folders they once were found in.
+    So does a run of a sweep that was killed, and one that Slurm starts again, each in the folder it had before. A run
+    that goes on keeps its videos and splits too, whatever has become of the folders they once were found in.
 
     Raises:
-        InputError: overrides beside `resume`, a fresh run in a folder that holds one already, or what `check` finds.
+        InputError: overrides beside `resume` that would change the result, a fresh run in a folder that holds one
+            already, or what `check` finds.
     """
     run = Path(HydraConfig.get().runtime.output_dir)
     kept = run / CONFIG_NAME
-    first, sweep = _is_first_process(), is_sweep()
-    overrides = list(HydraConfig.get().overrides.task)
+    sweep, overrides = is_sweep(), list(HydraConfig.get().overrides.task)
     _let_other_processes_join(run)
-    if not config.resume:
-        if kept.exists() and first:
+    again = kept.exists() and (sweep or (config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"))
+    if not config.resume and not again:
+        if kept.exists() and _is_first_process():
             raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
         check(config)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, run
-    others = [text for text in overrides if not text.startswith("resume=")]
-    if others:
-        raise InputError(f"resume={config.resume} goes on with the run's own config; leave out {' '.join(others)}")
     own = OmegaConf.load(kept)
+    if not again:
+        own = resumed(own, overrides, config)
     own.resume = str(run)
     if (run / MANIFEST_NAME).is_file():
         path, class_names = str(run / MANIFEST_NAME), own.class_names
         own.data.datamodule.manifest = {"_target_": MANIFEST, "path": path, "class_names": class_names}
     return own, run
+
+
+def finished(config: DictConfig) -> float | None:
+    """What a run has reached that is asked for again and has nothing left to do; None: there is something."""
+    run = Path(HydraConfig.get().runtime.output_dir)
+    if not (config.resume or is_sweep()) or not (run / RESULT_NAME).is_file() or config.allow_changes:
+        return None
+    if config.resume:
+        resumed(OmegaConf.load(run / CONFIG_NAME), list(HydraConfig.get().overrides.task), config)
+    reached = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))["video_accuracy"]
+    more = "" if is_sweep() else f"; to train longer: resume={shown(run)} trainer.max_epochs=N allow_changes=true"
+    logging.getLogger("stvid").info("%s is finished, val video accuracy %.3f%s", shown(run), reached, more)
+    return reached
+
+
+def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
+    """Writes down what a run is, for whoever goes on with it or judges it; a result of before counts no longer."""
+    if not (run / MANIFEST_NAME).exists():
+        manifest.write_csv(run / MANIFEST_NAME)
+    with replacing(run / CONFIG_NAME) as partial:
+        OmegaConf.save(OmegaConf.create(dict(config)), partial)
+    (run / RESULT_NAME).unlink(missing_ok=True)
+
+
+def write_result(run: Path, result: Mapping, *, config: Mapping, data, training: Mapping) -> None:
+    """`result.json`: what a run has reached on val, how it went, and all that it came from.
+
+    Args:
+        run: the run folder.
+        result: of the evaluation.
+        config: the run's, resolved.
+        data: the `VideoDataModule`.
+        training: how it went, see `EpochTable.summary`.
+    """
+    facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
+    write_json(run / RESULT_NAME, {**result, "seed": config["seed"], **training, **facts, "config": dict(config)})
 
 
 @contextlib.contextmanager
@@ -72,7 +138,7 @@ def leaving_no_empty_run() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if {path.name for path in run.iterdir()} <= {"train.log"}:
+        if _is_first_process() and {path.name for path in run.iterdir()} <= {"train.log"}:
             shutil.rmtree(run, ignore_errors=True)
         raise
 
@@ -115,9 +181,11 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def tell_next_steps(run: Path, *, has_test: bool) -> None:
-    """What to type once a run is trained; without test videos, it is judged on val."""
+def tell_next_steps(run: Path, *, advice: str | None, has_test: bool) -> None:
+    """What to type once a run is trained, and what would make it faster; without test videos, it is judged on val."""
     log = logging.getLogger("stvid")
+    if advice:
+        log.info(advice)
     log.info("run folder   %s", shown(run))
     log.info("test it      stvid evaluate %s%s", shown(run), "" if has_test else " --split val")
     log.info("use it       stvid predict %s VIDEO...", shown(run))

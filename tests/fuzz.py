@@ -20,8 +20,8 @@ from pathlib import Path
 import av
 import numpy as np
 from conftest import REAL_DATA
-from tqdm import tqdm
 
+from stvid.progress import Bar
 from stvid.video.errors import TIMEOUT, UNREADABLE, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
@@ -113,10 +113,12 @@ def fuzz(sources: Sequence[Path], *, count: int, seed: int, num_workers: int = 2
     work = partial(attempt, sources=tuple(sources), seed=seed)
     outcomes = Counter()
     found = each_file(work, [str(i) for i in range(count)], num_workers=num_workers, timeout=LIMIT)
-    for number, result in tqdm(found, total=count, disable=None):
-        if isinstance(result, VideoError):
-            result = ("?", {UNREADABLE: "crash", TIMEOUT: "hang"}[result.reason] + f" (number {number})")
-        outcomes[result] += 1
+    with Bar("damaging files", total=count, unit="files") as bar:
+        for number, result in found:
+            bar.advance()
+            if isinstance(result, VideoError):
+                result = ("?", {UNREADABLE: "crash", TIMEOUT: "hang"}[result.reason] + f" (number {number})")
+            outcomes[result] += 1
     return outcomes
 
 

@@ -1,14 +1,17 @@
 """Every shipped YAML composes, and is bound to the signature it configures."""
 
 import inspect
+import sys
 
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
+from stvid.config import compose_config
+from stvid.errors import InputError
 
 CONFIGS = ROOT / "configs"
 GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != "hydra")
@@ -20,7 +23,7 @@ CHOICES = [
 ]
 FOLDERS = ("folder", "frames", "ucf101", "hmdb51", "kinetics", "ssv2", "kth", "ut_interaction")
 REQUIRED = {"manifest": ["data.path=x"]} | {choice: ["data.root=x"] for choice in FOLDERS}
-PASSED_IN_CODE = {"num_classes", "lr", "model", "params", "logger", "callbacks"}
+PASSED_IN_CODE = {"num_classes", "lr", "model", "params", "logger", "callbacks", "save_dir"}
 
 
 def composed(*overrides):
@@ -51,12 +54,15 @@ def assert_binds(where, node):
 def test_every_yaml_composes_and_binds(group, choice):
     config = composed(f"{group}={choice}", *REQUIRED.get(choice, []))
     found = list(targets(OmegaConf.to_container(config, resolve=True)))
-    assert {"clip", "augment", "model", "optimizer", "trainer", "data.datamodule"} <= {where for where, _ in found}
+    parts = {"clip", "augment", "mixing", "model", "optimizer", "optimizer.optimizer", "loss", "trainer"}
+    assert parts | {"data.datamodule"} <= {where for where, _ in found}
     for where, node in found:
         assert_binds(where, node)
 
 
-@pytest.mark.parametrize("group", ["clip", "data", "model", "augment", "optimizer", "trainer", "experiment"])
+@pytest.mark.parametrize(
+    "group", ["clip", "data", "model", "augment", "mixing", "optimizer", "loss", "trainer", "experiment"]
+)
 def test_every_group_of_the_design_is_there(group):
     assert group in GROUPS
 
@@ -82,3 +88,39 @@ def test_the_defaults_told_in_yaml_are_those_of_the_code():
 
 def _plain(value):
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("group", ["optimizer", "mixing", "augment"])
+def test_every_choice_of_a_group_offers_the_same_keys(group):
+    keys = {choice: set(composed(f"{group}={choice}")[group]) for where, choice in CHOICES if where == group}
+    parameters = set(inspect.signature(get_object(composed()[group]["_target_"])).parameters)
+    assert all(found - {"_target_"} == parameters for found in keys.values()), keys
+
+
+@pytest.mark.parametrize("choice", ["lamb", "lars"])
+def test_an_optimizer_of_a_package_that_is_missing_is_told(choice, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"optimizer.optimizer \(=timm.*pip install 'stvid\[timm\]'"):
+        compose_config([f"optimizer={choice}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.label_smoothing=high", "loss.label_smoothing (='high') must be float"),
+        ("mixing.mixup=yes", "mixing.mixup (='yes') must be float"),
+        ("augment.rand_augment=0.5", "augment.rand_augment (=0.5) must be int"),
+        ("optimizer.milestones=0.5", "optimizer.milestones (=0.5) must be"),
+        ("optimizer.schedule=plateau optimizer.patience=1.5", "optimizer.patience (=1.5) must be int"),
+    ],
+)
+def test_a_value_of_another_type_is_told(override, words):
+    with pytest.raises(InputError) as error:
+        compose_config(override.split())
+    assert words in str(error.value)
+
+
+def test_groups_can_be_given_on_the_command_line():
+    config = composed("optimizer.groups={head: {lr: 1e-2}, encoder.layers: {weight_decay: 0}}")
+    found = instantiate(config.optimizer, _convert_="all").groups
+    assert found == {"head": {"lr": 1e-2}, "encoder.layers": {"weight_decay": 0}}

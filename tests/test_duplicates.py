@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def test_what_cannot_be_read_has_no_key_and_is_nobodys_copy(files, tmp_path):
     assert list(keys_of(paths)) == files[:1]
 
 
-def test_a_bar_is_shown_only_when_there_is_something_to_read(files, capsys):
+def test_a_bar_is_shown_only_when_there_is_something_to_read(files, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     content_keys([files[0], files[-1]])
     assert capsys.readouterr().err == ""
     content_keys(files)

@@ -7,9 +7,9 @@ from conftest import ROOT
 
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
-    "errors", "files", "machine", "feature_store", "clip", "shapes", "video", "data", "models", "cost", "metrics",
-    "training", "checkpoint", "inference", "streaming", "evaluation", "deploy", "config", "run", "pricing", "sweep",
-    "cli",
+    "errors", "files", "machine", "launch", "progress", "feature_store", "clip", "shapes", "video", "data", "models",
+    "cost", "metrics", "provenance", "training", "checkpoint", "start", "inference", "streaming", "evaluation",
+    "deploy", "config", "resuming", "run", "pricing", "search", "cli",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/backends.py"},
@@ -17,7 +17,8 @@ ONLY_IN = {
     "av": {"video/"},
     "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
     "h5py": {"feature_store.py"},
-    "hydra": {"train.py", "config.py", "run.py", "pricing.py", "sweep.py", "cli.py"},
+    "hydra": {"train.py", "config.py", "resuming.py", "run.py", "pricing.py", "search/", "cli.py"},
+    "optuna": {"search/"},
 }
 FORBIDDEN = {
     "models": {"errors", "files", "machine", "video", "data", "metrics"},

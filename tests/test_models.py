@@ -78,6 +78,27 @@ def test_a_state_dict_rebuilds_the_model(model, config):
     torch.testing.assert_close(twin.eval()(clips), model.eval()(clips))
 
 
+def test_the_backbone_is_told_in_stages_from_the_input_on(model):
+    """What `backbone_lr` and `layer_decay` go by: every parameter but the deciding ones, once, in several stages."""
+    stages = model.backbone_stages()
+    assert len(stages) >= 4
+    assert all(stages)
+    told = [id(p) for stage in stages for p in stage]
+    assert len(set(told)) == len(told)
+    rest = {name.partition(".")[0] for name, p in model.named_parameters() if id(p) not in told}
+    assert "head" in rest
+    assert rest <= {"head", "recurrent", "pooling"}
+    first = next(p for p in model.parameters())
+    assert any(p is first for p in stages[0])
+    assert [id(p) for p in model.backbone_parameters()] == told
+
+
+def test_a_stage_that_is_frozen_is_the_stage_that_is_told(config):
+    model = build_model({**config, "freeze": 2}, num_classes=NUM_CLASSES, pretrained=False)
+    learning = [any(p.requires_grad for p in stage) for stage in model.backbone_stages()]
+    assert learning == [i >= 2 for i in range(len(learning))]
+
+
 def test_frames_out_of_order_are_another_clip(model):
     clips = torch.randn(1, 3, 16, 64, 64)
     for layer in model.modules():

@@ -1,73 +1,71 @@
+"""What of an optimization's settings is told, and that every shipped optimizer takes them."""
+
+import math
 from functools import partial
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
 from stvid.errors import InputError
-from stvid.models.cnn_lstm import CNNLSTM
 from stvid.training.optim import Optimization
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
-
-
-def test_norms_and_biases_are_not_decayed():
-    model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.LSTM(4, 4))
-    optimizer, _ = Optimization(optimizer=SGD, lr=0.1, weight_decay=0.01).configure(model, 100)
-    decayed, free = optimizer.param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim < 2 for p in free["params"])
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
-
-
-def test_frozen_parameters_are_left_out():
-    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
-    optimizer, _ = Optimization(optimizer=SGD, lr=0.1).configure(model, 10)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
-
-
-def test_the_rate_warms_up_then_falls_as_a_cosine_to_nothing():
-    optimizer, schedule = Optimization(optimizer=SGD, lr=0.4, warmup=0.1).configure(nn.Linear(1, 1), 100)
-    rates = []
-    for _ in range(100):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    assert rates[:10] == pytest.approx([0.04 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(0.4)
-    assert rates[55] == pytest.approx(0.2)
-    assert rates[-1] < 0.001
+SETTINGS = {"optimizer": SGD, "lr": 0.4}
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"lr": 0}, {"lr": 1, "weight_decay": -1}, {"lr": 1, "warmup": 1.0}, {"lr": 1, "backbone_lr": 0}]
+    ("arguments", "words"),
+    [
+        ({"lr": 0}, "optimizer.lr (=0)"),
+        ({"weight_decay": -1}, "optimizer.weight_decay (=-1)"),
+        ({"warmup": 1.0}, "optimizer.warmup (=1.0)"),
+        ({"backbone_lr": 0}, "optimizer.backbone_lr (=0)"),
+        ({"layer_decay": 0}, "optimizer.layer_decay (=0)"),
+        ({"layer_decay": 1.5}, "optimizer.layer_decay (=1.5)"),
+        ({"schedule": "cosin"}, "optimizer.schedule (=cosin) must be one of cosine, linear"),
+        ({"gamma": 0.5}, "optimizer.gamma (=0.5) has no effect with optimizer.schedule=cosine"),
+        ({"patience": 3, "schedule": "multi_step"}, "optimizer.patience (=3) has no effect with optimizer.schedule=mu"),
+        ({"milestones": [0.5], "schedule": "linear"}, "optimizer.milestones (=[0.5]) has no effect"),
+        ({"milestones": [0.5, 0.5], "schedule": "multi_step"}, "optimizer.milestones (=[0.5, 0.5])"),
+        ({"milestones": [0.5, 1], "schedule": "multi_step"}, "optimizer.milestones (=[0.5, 1])"),
+        ({"milestones": [], "schedule": "multi_step"}, "optimizer.milestones (=[])"),
+        ({"milestones": ["x"], "schedule": "multi_step"}, "optimizer.milestones (=['x'])"),
+        ({"gamma": 1.0, "schedule": "plateau"}, "optimizer.gamma (=1.0)"),
+        ({"patience": -1, "schedule": "plateau"}, "optimizer.patience (=-1)"),
+        ({"groups": {"(": {"lr": 1}}}, "optimizer.groups: '(' is no regular expression"),
+        ({"groups": {"head": {}}}, "optimizer.groups: 'head'"),
+        ({"groups": {"head": 1e-3}}, "optimizer.groups: 'head' (=0.001)"),
+        ({"groups": {"head": {"lrate": 1}}}, "unknown key lrate; there is: lr, weight_decay"),
+        ({"groups": {"head": {"lr": 0}}}, "'head' has lr (=0)"),
+        ({"groups": {"head": {"weight_decay": "no"}}}, "'head' has weight_decay (='no')"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_impossible_settings_are_told(arguments):
-    with pytest.raises(InputError, match=f"optimizer.{list(arguments)[-1]}"):
-        Optimization(optimizer=SGD, **arguments)
+def test_impossible_settings_and_those_without_effect_are_told(arguments, words):
+    with pytest.raises(InputError) as error:
+        Optimization(**{**SETTINGS, **arguments})
+    assert words in str(error.value)
 
 
-def test_the_backbone_has_a_rate_of_its_own():
-    model = CNNLSTM(num_classes=3, freeze=1)
-    optimizer, schedule = Optimization(optimizer=SGD, lr=0.1, backbone_lr=1e-4, warmup=0.0).configure(model, 10)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    wanted = {
-        name: 1e-4 if name.startswith("encoder.") else 0.1 for name, p in model.named_parameters() if p.requires_grad
-    }
-    assert {name: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad} == wanted
-    assert len(rates) == len(wanted) < len(list(model.parameters()))
-    optimizer.step()
-    schedule.step()
-    shares = {group["lr"] / group["initial_lr"] for group in optimizer.param_groups}
-    assert len({round(share, 9) for share in shares}) == 1
-
-
-def test_a_rate_for_a_frozen_backbone_is_told():
-    with pytest.raises(InputError, match="all of the backbone is frozen"):
-        Optimization(optimizer=SGD, lr=0.1, backbone_lr=1e-3).configure(CNNLSTM(num_classes=3, freeze="all"), 10)
-
-
-def test_a_model_without_a_backbone_is_told():
-    with pytest.raises(InputError, match="backbone_lr .=0.001.: Linear has no backbone_parameters"):
-        Optimization(optimizer=SGD, lr=0.1, backbone_lr=1e-3).configure(torch.nn.Linear(2, 2), 10)
+@pytest.mark.parametrize(
+    "make", [torch.optim.AdamW, SGD, timm.optim.lamb.Lamb, partial(timm.optim.lars.Lars, momentum=0.9)]
+)
+def test_every_shipped_optimizer_takes_the_groups_and_learns(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    inputs = torch.randn(64, 4)
+    labels = (inputs[:, 0] > 0).long()
+    lr = 1.0 if "Lars" in str(make) else 0.05
+    optimizer, (each,) = Optimization(optimizer=make, lr=lr, weight_decay=1e-4).configure(model, 60)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        each["scheduler"].step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert math.isfinite(losses[-1])

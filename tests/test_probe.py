@@ -364,7 +364,9 @@ def test_nothing_but_the_cache_is_left_behind(videos, tmp_path):
     assert list(cache.parent.iterdir()) == [cache]
 
 
-def test_a_bar_is_shown_only_when_there_is_something_to_do(videos, tmp_path, capsys):
+def test_a_bar_is_shown_only_when_there_is_something_to_do(videos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     cache = tmp_path / "probe.json"
     probe_all(videos, num_workers=0, cache=cache)
     assert "probing videos" in capsys.readouterr().err

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,8 @@ def rows_of(path):
 
 
 def same_but_time(path):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "clips_per_second")} for row in rows_of(path)]
+    timed = ("seconds", "clips_per_second", "memory_gib", "waiting")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows_of(path)]
 
 
 def paths_of_test(run):
@@ -214,7 +214,7 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
         (["trainer.accelerator=quantum"], ["quantum", "cpu"]),
         (["data.batch_size=big"], ["data.batch_size (=big)", "at least 1, or auto"]),
         (["seed=-1"], ["seed (=-1)", "from 0"]),
-        (["label_smoothing=high"], ["label_smoothing (='high')"]),
+        (["loss.label_smoothing=high"], ["loss.label_smoothing (='high') must be float"]),
         (["trainer.precision=64-true"], ["trainer.precision (=64-true)", "bf16-mixed"]),
         (
             ["model=cnn_lstm", "model.encoder=vit_b_16"],
@@ -284,29 +284,6 @@ def test_the_installed_command_does_the_same(video_folder, tmp_path):
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.endswith("_conv3d")
     assert (run / "result.json").is_file()
-
-
-def test_two_processes_train_one_run_in_one_folder(video_folder, tmp_path):
-    root = shutil.copytree(video_folder, tmp_path / "videos")
-    for name in ("03.mp4", "05.mp4"):
-        (root / "to_left" / name).write_bytes(b"x" * 5000)
-    run = tmp_path / "run"
-    overrides = ["data=folder", f"data.root={root}", *TINY, f"hydra.run.dir={run}", "trainer.max_epochs=2"]
-    overrides += ["data.max_bad=0.5", "data.batch_size=2"]
-    processes = ["trainer=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
-    done = stvid(*overrides, *processes, program=(sys.executable, str(ROOT / "train.py")), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "videos"}
-    bad = {os.path.basename(row["path"]) for row in rows_of(run / "bad_videos.csv")}
-    assert bad == {"03.mp4", "05.mp4"} - {os.path.basename(p) for p in paths_of_test(run)}
-    assert all(done.stdout.count(f"/{name}") == 1 for name in bad)
-    rows = rows_of(run / "metrics.csv")
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    result = json.loads((run / "result.json").read_text())
-    best = rows[result["epoch"] - 1]  # validated by two processes, each video once; evaluated again by one
-    assert float(best["val_video_accuracy"]) == pytest.approx(result["video_accuracy"], abs=1e-6)
-    assert float(best["val_loss"]) == pytest.approx(result["loss"], abs=1e-3)
-    assert done.stdout.count("epoch   1/2") == 1
 
 
 @pytest.mark.parametrize(("every", "judged", "checkpoint"), [(2, ["2"], "best.ckpt"), (5, [], "last.ckpt")])

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
+from stvid.clip import ClipSpec, as_input
 from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
 from stvid.errors import InputError
 
@@ -97,7 +99,14 @@ def test_the_kept_area_stays_in_the_given_range():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"scale": (0.0, 1.0)}, "augment.scale"), ({"flip": 2}, "augment.flip (=2)"), ({"hue": 0.7}, "[0, 0.5]")],
+    [
+        ({"scale": (0.0, 1.0)}, "augment.scale"),
+        ({"flip": 2}, "augment.flip (=2)"),
+        ({"hue": 0.7}, "[0, 0.5]"),
+        ({"rand_augment": -1}, "augment.rand_augment (=-1)"),
+        ({"rand_magnitude": 31}, "augment.rand_magnitude (=31) must lie in 0 to 30"),
+        ({"erase": 1.5}, "augment.erase (=1.5)"),
+    ],
 )
 def test_impossible_augmentations_are_told(arguments, words):
     with pytest.raises(InputError) as error:
@@ -118,3 +127,102 @@ def test_frames_are_shrunk_to_where_the_part_has_just_its_size():
     cut = crop_and_resize(shrunk, (100, 900, 360, 360), (112, 112), native=(720, 1280))
     left = round((900 + 180) * 398 / 1280 - 56)
     assert torch.equal(cut, shrunk[..., 31:143, left : left + 112]), "nothing is resampled a second time"
+
+
+def picture(height=24, width=32, *, dark=10, bright=200):
+    """3 x H x W with edges and colours, so that every operation can be seen."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    levels = torch.stack([x / width, y / height, (x // 4 + y // 4) % 2])
+    return (dark + (bright - dark) * levels).to(torch.uint8)
+
+
+def test_rand_augment_does_the_same_to_all_frames_and_is_a_function_of_its_random_state():
+    clip = picture().expand(5, -1, -1, -1)
+    augment = Augment(rand_augment=2, rand_magnitude=20)
+    found = []
+    for seed in range(60):
+        out, _ = augment(clip, "x", rng=np.random.default_rng(seed))
+        assert out.shape == clip.shape
+        assert type(out) is torch.Tensor
+        assert out.dtype == torch.uint8
+        assert (out == out[:1]).all()
+        found.append(out)
+    assert all(
+        torch.equal(augment(clip, "x", rng=np.random.default_rng(s))[0], out) for s, out in enumerate(found[:20])
+    )
+    assert len({out.numpy().tobytes() for out in found}) > 30
+
+
+@pytest.mark.parametrize("num_ops", [1, 3])
+def test_rand_augment_does_not_flicker_with_a_frames_own_brightness(num_ops):
+    """Of a clip with one dark frame, the others stay alike; what is stretched, is by the range of the whole clip."""
+    clip = torch.stack([picture(), picture(dark=0, bright=40), picture(), picture()])
+    tall = clip.transpose(0, 1).flatten(1, 2)  # the clip's frames below each other, as one picture
+    seen = set()
+    for seed in range(100):
+        augment = Augment(rand_augment=num_ops, rand_magnitude=15)
+        out, _ = augment(clip, "x", rng=np.random.default_rng(seed))
+        assert torch.equal(out[0], out[2])
+        assert torch.equal(out[0], out[3])
+        for name, oracle in (("autocontrast", v2.functional.autocontrast), ("equalize", v2.functional.equalize)):
+            wanted = oracle(tall).unflatten(1, (4, -1)).transpose(0, 1)
+            seen |= {name} if torch.equal(out, wanted) else set()
+    assert num_ops > 1 or seen == {"autocontrast", "equalize"}
+
+
+def test_a_stronger_magnitude_changes_more():
+    clip = picture().expand(2, -1, -1, -1)
+
+    def change(magnitude):
+        augment = Augment(rand_augment=1, rand_magnitude=magnitude)
+        outs = [augment(clip, "x", rng=np.random.default_rng(s))[0] for s in range(60)]
+        return sum((out.float() - clip.float()).abs().mean().item() for out in outs)
+
+    assert change(3) < change(10) < change(25)
+
+
+def test_erasing_takes_one_box_from_every_frame_and_leaves_the_rest():
+    clip = torch.randint(0, 100, (6, 3, 40, 60), dtype=torch.uint8)
+    before = clip.clone()
+    shares = []
+    for seed in range(100):
+        out, _ = Augment(erase=0.5)(clip, "x", rng=np.random.default_rng(seed))
+        gone = (out != clip).any(1)
+        assert (gone == gone[:1]).all()
+        shares.append(gone[0].float().mean().item())
+        if not shares[-1]:
+            continue
+        rows, columns = gone[0].any(1).nonzero()[:, 0], gone[0].any(0).nonzero()[:, 0]
+        box = out[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert gone[0].sum() == box[0, 0].numel(), "a box without holes"
+        assert len(box.transpose(0, 1).flatten(1).unique(dim=1).T) == 1, "in one colour"
+    assert torch.equal(clip, before)
+    assert 0.35 < np.mean([share > 0 for share in shares]) < 0.65
+    taken = [share for share in shares if share]
+    assert min(taken) > 0.01
+    assert 0.25 < max(taken) < 0.36
+
+
+def test_what_stands_still_stands_still_after_every_change():
+    """Pictures and the ones before them are changed alike, so a difference image shows nothing where nothing moved."""
+    augment = Augment(flip=0.5, contrast=0.3, rand_augment=2, rand_magnitude=15, erase=0.5)
+    spec = ClipSpec(num_frames=3, size=24, input="rgb_diff")
+    for seed in range(20):
+        out, _ = augment(picture(24, 24).expand(6, -1, -1, -1), "x", rng=np.random.default_rng(seed))
+        seen = as_input(out, spec)
+        assert seen.shape == (3, 6, 24, 24)
+        assert (seen[:, 3:] == 127).all()
+
+
+def test_new_options_draw_after_the_old_ones_and_leave_torchs_own_randomness_alone():
+    clip = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
+    old = {"flip": 0.5, "brightness": 0.4, "hue": 0.1}
+    state = torch.get_rng_state()
+    for seed in range(10):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        plain, _ = Augment(**old)(clip, "x", rng=one)
+        erased, _ = Augment(**old, erase=1.0)(clip, "x", rng=other)
+        same = (plain == erased).all(1)
+        assert 0.6 < same.float().mean() < 1.0
+        assert one.random() != other.random(), "what is erased depends on the generator"
+    assert torch.equal(torch.get_rng_state(), state)

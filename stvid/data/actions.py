@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from stvid.data.manifest import Item, Manifest
 from stvid.data.stage.figures import Figure, sample_figure
@@ -28,6 +27,7 @@ from stvid.data.stage.motions import MOTIONS
 from stvid.data.stage.scenes import render_scene
 from stvid.errors import InputError
 from stvid.machine import num_cores
+from stvid.progress import Bar
 from stvid.video.writer import write_video
 
 log = logging.getLogger(__name__)
@@ -151,15 +151,15 @@ def _generator(seed: int, *names: str) -> np.random.Generator:
 
 def _render_all(jobs: Sequence[_Job], num_workers: int | None) -> None:
     num_workers = min(num_workers or num_cores(), len(jobs))
-    with tqdm(total=len(jobs), desc="rendering actions", unit="video", disable=None if jobs else True) as bar:
+    with Bar("rendering actions", total=len(jobs), unit="videos") as bar:
         if num_workers <= 1:
             for job in jobs:
                 _render_job(job)
-                bar.update()
+                bar.advance()
             return
         with ProcessPoolExecutor(num_workers) as pool:
             for _ in pool.map(_render_job, jobs, chunksize=4):
-                bar.update()
+                bar.advance()
 
 
 def _check_at_least(**values_and_least: tuple[int, int]) -> None:

@@ -29,6 +29,7 @@ from stvid.data.loading import (
 from stvid.data.manifest import Manifest, validate
 from stvid.data.stored import StoredClips, collate_stored
 from stvid.data.stored import facts as stored_facts
+from stvid.data.timed_loader import TimedLoader
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
 from stvid.feature_store import FeatureStore
@@ -75,6 +76,8 @@ class VideoDataModule(pl.LightningDataModule):
             `flip_pairs` that is not there; no videos to validate on.
     """
 
+    allow_zero_length_dataloader_with_multiple_devices = True  # a small val split may not reach every process
+
     def __init__(
         self,
         *,
@@ -116,6 +119,7 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
         self.stored: dict[str, StoredClips] = {}
+        self.position = (0, 0)  # where training begins: the epoch, and how many of its batches are done
         self.probing = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks)
         if not manifest.select("val"):
@@ -190,8 +194,11 @@ class VideoDataModule(pl.LightningDataModule):
         return self._train_sampler().every_draw()
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of one epoch after the other, from `position` on."""
         sampler = self._train_sampler()
-        return DataLoader(
+        epoch, num_batches = self.position  # Lightning wants an iterator before it says which epoch it is
+        sampler.set_epoch(epoch, start=num_batches * self.batch_size)
+        return TimedLoader(
             self.stored.get("train", self.train),
             batch_size=self.batch_size,
             sampler=sampler,

@@ -37,6 +37,7 @@ class Sample(TypedDict):
     clips: Tensor  # uint8 V x T x C x H x W, V = 1 in training; T may be shorter than the clip's with short=pad
     label: int  # -1 where unknown
     video: int  # position of the item in its split
+    path: str
 
 
 class Batch(TypedDict):
@@ -44,6 +45,7 @@ class Batch(TypedDict):
     lengths: Tensor | None  # int64 B, real frames of each clip; None: all T of every clip
     labels: Tensor  # int64 B
     videos: Tensor  # int64 B
+    paths: list[str]  # of the clips' files, B
     failed: list[Failure]
 
 
@@ -128,7 +130,8 @@ class TrainingClips(VideoDataset):
         except VideoError as error:
             return self.failure(index, error)
         pictures_TCHW, label = self.augment(pictures_TCHW, self.items[index].label, rng=rng)
-        return Sample(clips=as_input(pictures_TCHW, clip)[None], label=self.label(label), video=index)
+        clips, path = as_input(pictures_TCHW, clip)[None], self.items[index].path
+        return Sample(clips=clips, label=self.label(label), video=index, path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,8 @@ class Views(VideoDataset):
             return self.failure(index, error)
         places = [torch.tensor([needed.index(i) for i in clip]) for clip in clips]
         views = torch.stack([as_input(crop[place], clip) for place in places for crop in crops])
-        return Sample(clips=views, label=self.label(self.items[index].label), video=index)
+        item = self.items[index]
+        return Sample(clips=views, label=self.label(item.label), video=index, path=item.path)
 
     def _boxes(self, info: VideoInfo) -> list[tuple[int, ...]]:
         return [
@@ -188,6 +192,7 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
         lengths=lengths,
         labels=torch.tensor([sample["label"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
         videos=torch.tensor([sample["video"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
+        paths=[sample["path"] for sample in good for _ in sample["clips"]],
         failed=failed,
     )
 

@@ -23,8 +23,9 @@ class Draw(NamedTuple):
 class EpochSampler(Sampler):
     """One `Draw` after the other, so that an item knows its epoch in whatever process it is made.
 
-    Under several processes each takes every `world_size`-th item. In training (`shuffle`) all get equally many and
-    the rest, fewer than `world_size`, waits for another epoch's order; in evaluation each item is taken once.
+    Under several processes each takes every `world_size`-th item in training (`shuffle`): all get equally many and
+    the rest, fewer than `world_size`, waits for another epoch's order. In evaluation whole batches are dealt out, each
+    item to one process: so a batch holds the same items, and gives the same numbers, whatever the number of processes.
 
     Args:
         num_items: draws in an epoch, over all processes.
@@ -34,7 +35,7 @@ class EpochSampler(Sampler):
             several times in an epoch, as different clips, and those of a large one not in every epoch. Needs `shuffle`.
         lengths: of the items, where those of similar length shall come together: then the batches (`batch_size` draws
             of every process) hold little padding. Their order is as random as before, as far as `shuffle` asks.
-        batch_size: of each process; used with `lengths`.
+        batch_size: of each process; used with `lengths` and in evaluation.
         passes: the draws of epoch e are those of epoch e modulo this; None: every epoch has its own.
         rank: which process this is.
         world_size: how many there are.
@@ -56,15 +57,17 @@ class EpochSampler(Sampler):
         self.num_items, self.shuffle, self.seed, self.labels = num_items, shuffle, seed, labels
         self.lengths, self.batch_size, self.passes = lengths, batch_size, passes
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, *, start: int | None = None) -> None:
+        """The epoch that comes next, and where in it (this process's draws that are done): for a resumed run."""
+        if start is not None or epoch != self.epoch:
+            self.start = start or 0
         self.epoch = epoch
 
     def __len__(self) -> int:
-        if self.shuffle:
-            return self.num_items // self.world_size
-        return len(range(self.rank, self.num_items, self.world_size))
+        """Of a whole epoch, wherever it starts."""
+        return len(self._mine(range(self.num_items)))
 
     def __iter__(self) -> Iterator[Draw]:
         one_pass = self.epoch if self.passes is None else self.epoch % self.passes
@@ -75,7 +78,7 @@ class EpochSampler(Sampler):
             draws = [draws[i] for i in rng.permutation(len(draws))]
         if self.lengths is not None:
             draws = self._bucketed(draws, rng)
-        yield from draws[self.rank : self.num_items : self.world_size][: len(self)]
+        yield from self._mine(draws[: self.num_items])[self.start :]
 
     def every_draw(self) -> list[Draw]:
         """All draws that any epoch can ask for, of all passes (`passes` must be a number)."""
@@ -85,6 +88,14 @@ class EpochSampler(Sampler):
             repeats = [-(-self._share(counts) // counts[label]) for label in self.labels]
         indices = range(self.num_items)
         return [Draw(p, i, repeat) for p in range(self.passes) for i in indices for repeat in range(repeats[i])]
+
+    def _mine(self, draws: Sequence) -> Sequence:
+        """What of an epoch's draws falls to this process."""
+        if self.shuffle:
+            return draws[self.rank :: self.world_size][: len(draws) // self.world_size]
+        step = self.batch_size * self.world_size
+        starts = range(self.rank * self.batch_size, len(draws), step)
+        return [draw for i in starts for draw in draws[i : i + self.batch_size]]
 
     def _share(self, classes: Collection) -> int:
         """Draws of each class where all are drawn equally often."""

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
+from stvid.progress import Bar
 from stvid.video.errors import VideoError
 from stvid.video.images import list_images
 
@@ -37,9 +36,11 @@ def content_keys(paths: Sequence[str], *, progress: bool = True) -> dict[str, st
             places[file].append(path)
     keys = {file: file for file in places}
     todo = [file for files in sizes.values() if len(files) > 1 for file in files]
-    for file in tqdm(todo, desc="comparing files of one size", disable=not (progress and todo)):
-        with suppress(OSError, VideoError):  # gone or locked meanwhile: then it equals nothing but itself
-            keys[file] = _digest(places[file][0])
+    with Bar("comparing files of one size", total=len(todo), unit="files", shown=progress) as bar:
+        for file in todo:
+            with suppress(OSError, VideoError):  # gone or locked meanwhile: then it equals nothing but itself
+                keys[file] = _digest(places[file][0])
+            bar.advance()
     return {path: keys[file] for file, found in places.items() for path in found}
 
 

@@ -39,13 +39,15 @@ def views_loader(
 
     stored: where the same items come from instead, with `collate_fn` for what it gives.
     """
+    batch_size = max(batch_size // (dataset.num_clips * dataset.num_crops), 1)
     return DataLoader(
         stored or dataset,
-        batch_size=max(batch_size // (dataset.num_clips * dataset.num_crops), 1),
+        batch_size=batch_size,
         sampler=EpochSampler(
             num_items=len(dataset),
             shuffle=False,
             lengths=clip_lengths(dataset),
+            batch_size=batch_size,
             rank=rank,
             world_size=world_size,
         ),

@@ -14,10 +14,9 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import part_of
@@ -25,6 +24,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.prepare_page import clips_per_second
 from stvid.data.prepare_plan import Job, Key, check_folder, common_folder, key_of, plan_files, remove_partials, shown
 from stvid.files import replacing, write_json
+from stvid.progress import Bar
 from stvid.video.errors import VideoError
 from stvid.video.info import VideoInfo
 from stvid.video.probe import probe
@@ -133,17 +133,16 @@ def _make(
     infos, failed = {}, {}
     work = partial(_make_one, jobs=dict(by_source), how=how)
     found = each_file(work, list(by_source), num_workers=num_workers, timeout=timeout)
-    bar = tqdm(found, total=len(by_source), desc="transcoding videos", disable=not (progress and by_source))
-    try:
-        for path, result in bar:
+    bar = Bar("transcoding videos", total=len(by_source), unit="videos", shown=progress)
+    with bar, closing(found):
+        for path, result in found:
+            bar.advance()
             if isinstance(result, VideoError):  # it may have come after some parts were finished
                 undone = (job for job in by_source[path] if comment_of(job.target) != job.comment)
                 failed |= {key_of(job.item): result for job in undone}
             else:
                 infos[path], errors = result
                 failed |= errors
-    finally:
-        found.close()
     return infos, {key_of(job.item): failed[key_of(job.item)] for job in jobs if key_of(job.item) in failed}
 
 

@@ -31,6 +31,7 @@ class StoredSample(TypedDict):
     features: Tensor  # float32 V x T x F
     label: int  # -1 where unknown
     video: int  # position of the item in its split
+    path: str
 
 
 class StoredBatch(TypedDict):
@@ -38,6 +39,7 @@ class StoredBatch(TypedDict):
     lengths: Tensor | None  # int64 B, real frames of each clip; None: all T of every clip
     labels: Tensor  # int64 B
     videos: Tensor  # int64 B
+    paths: list[str]  # of the clips' files, B
     failed: list[Failure]
 
 
@@ -82,7 +84,8 @@ class StoredClips(Dataset):
             return self.failed[draw]
         stored = self.store[self.key(draw)]
         features = torch.from_numpy(stored.features_VTF)
-        return StoredSample(features=features, label=self.clips.label(stored.label), video=draw.index)
+        path, label = self.clips.items[draw.index].path, self.clips.label(stored.label)
+        return StoredSample(features=features, label=label, video=draw.index, path=path)
 
     def key(self, draw: Draw) -> str:
         """Of an item's features: its file as it is now, the part of it, and the draw where chance depends on it."""
@@ -150,5 +153,6 @@ def collate_stored(samples: Sequence[StoredSample | Failure]) -> StoredBatch:
         lengths=lengths if len(set(lengths.tolist())) > 1 else None,
         labels=torch.tensor([sample["label"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
         videos=torch.tensor([sample["video"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
+        paths=[sample["path"] for sample in good for _ in sample["features"]],
         failed=failed,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from stvid.data.rand_augment import NUM_MAGNITUDES, erased, rand_augmented
 from stvid.errors import InputError
 
 
@@ -86,6 +87,9 @@ class Augment:
         contrast: likewise, about the mean grey.
         saturation: likewise, about the grey picture.
         hue: shift of the hue, +- this share of the circle, at most 0.5.
+        rand_augment: how many operations of RandAugment follow, see `rand_augmented`; 0: none.
+        rand_magnitude: their strength, 0 to 30.
+        erase: probability of a box in a plain colour, see `erased`.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -96,6 +100,9 @@ class Augment:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: int = 9
+    erase: float = 0.0
 
     def __post_init__(self):
         for name in ("scale", "ratio"):
@@ -103,9 +110,14 @@ class Augment:
             object.__setattr__(self, name, pair)
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise InputError(f"augment.{name} (={list(pair)}) must be [least, greatest], above 0, scale up to 1")
-        for name, most in (("flip", 1), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+        for name in ("flip", "brightness", "contrast", "saturation", "hue", "erase"):
+            most = 0.5 if name == "hue" else 1
             if not 0 <= getattr(self, name) <= most:
                 raise InputError(f"augment.{name} (={getattr(self, name)}) must lie in [0, {most}]")
+        if self.rand_augment < 0:
+            raise InputError(f"augment.rand_augment (={self.rand_augment}) must be 0 (off) or a number of operations")
+        if not 0 <= self.rand_magnitude < NUM_MAGNITUDES:
+            raise InputError(f"augment.rand_magnitude (={self.rand_magnitude}) must lie in 0 to {NUM_MAGNITUDES - 1}")
         pairs = tuple(tuple(pair) for pair in self.flip_pairs)
         if any(len(pair) != 2 for pair in pairs):
             raise InputError(f"augment.flip_pairs (={list(pairs)}) must be pairs of class names")
@@ -123,7 +135,10 @@ class Augment:
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
             label = self._mirrored(label)
-        return self._recolour(frames, rng), label
+        frames = self._recolour(frames, rng)
+        if self.rand_augment:
+            frames = rand_augmented(frames, num_ops=self.rand_augment, magnitude=self.rand_magnitude, rng=rng)
+        return erased(frames, probability=self.erase, rng=rng) if self.erase else frames, label
 
     def random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
         """A part of a frame, as (top, left, height, width), that is to be brought to `size`."""

@@ -5,7 +5,7 @@ B batch   C channels   T frames   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ class C3D(PartlyFrozen):
                 channels = width
             padding = (0, 1, 1) if number == len(STAGES) else 0
             layers.append(nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True))
-            stages[f"stage{number}"] = nn.ModuleList(layers[first:])
+            stages[f"stage{number}"] = nn.Sequential(*layers[first:])
         self.layers = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool3d(GRID)
         self.num_features = 4096
@@ -81,17 +81,21 @@ class C3D(PartlyFrozen):
                 nn.init.zeros_(layer.bias)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
-        trunk = nn.ModuleList([self.layers, self.wide])
-        self.frozen = freeze_stages(trunk, {**stages, "wide": self.wide}, freeze)
+        self.stages = {**stages, "wide": self.wide}
+        self.frozen = freeze_stages(nn.ModuleList([self.layers, self.wide]), self.stages, freeze)
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        yield from self.layers.parameters()
-        yield from self.wide.parameters()
+    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+        """All but the head, see `PartlyFrozen`."""
+        return nn.ModuleList([self.layers, self.wide]), self.stages
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""
-        return each_length(lambda clips: self.wide(self.pool(self.layers(clips))), clips_BCTHW, lengths_B)
+        return each_length(self._features, clips_BCTHW, lengths_B)
+
+    def _features(self, x: Tensor) -> Tensor:
+        for stage in self.stages.values():
+            x = stage(self.pool(x) if stage is self.wide else x)
+        return x
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""

@@ -5,7 +5,7 @@ B batch   C channels   T frames   H, W height and width   F features of a frame 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -114,9 +114,9 @@ class CNNLSTM(PartlyFrozen):
         """Whether a frame's features never change, so that they can be computed once."""
         return self.encoder in self.frozen
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The encoder's."""
-        return self.encoder.parameters()
+    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+        """The encoder, see `PartlyFrozen`."""
+        return self.encoder, self.encoder.stages
 
     def _load(self, file: str, encoder: str) -> None:
         state, source = read_weights(file), f"{file} for {encoder}"

@@ -5,7 +5,7 @@ B batch   C channels   T frames   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +75,12 @@ class Conv3D(PartlyFrozen):
         self.head = nn.Linear(channels, num_classes)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
+        self.stages = stages
         self.frozen = freeze_stages(self.layers, stages, freeze)
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        return self.layers.parameters()
+    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+        """All but the head, see `PartlyFrozen`."""
+        return self.layers, self.stages
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.

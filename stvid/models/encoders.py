@@ -5,14 +5,14 @@ B batch   C channels   T frames   H, W height and width   N images   F features 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
+from stvid.models.recompute import recomputed
 
 
 class SmallEncoder(nn.Module):
@@ -125,13 +125,13 @@ def encode_frames(
         valid_BT = torch.arange(num_frames, device=images_NCHW.device)[None] < lengths_B[:, None]
         wanted = valid_BT.flatten().nonzero()[:, 0]
     total = len(images_NCHW) if wanted is None else len(wanted)
-    run = _encode
+    run = functools.partial(_encode, encoder)
     if chunk is None or chunk >= total:
         chunk = total
     elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters()):
-        run = _recomputed
+        run = functools.partial(recomputed, run, encoder)
     parts = (slice(i, min(i + chunk, total)) for i in range(0, total, chunk))
-    features_NF = torch.cat([run(encoder, images_NCHW, wanted, part, prepare) for part in parts])
+    features_NF = torch.cat([run(images_NCHW, wanted, part, prepare) for part in parts])
     if wanted is not None:
         empty = features_NF.new_zeros(batch * num_frames, features_NF.shape[1])
         features_NF = empty.index_copy(0, wanted, features_NF)
@@ -154,28 +154,3 @@ def _encode(
         shape = " x ".join(map(str, found.shape[1:]))
         raise ValueError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
     return found.unflatten(0, (len(images), -1)).flatten(1)
-
-
-def _recomputed(encoder: nn.Module, *arguments) -> Tensor:
-    """`_encode` such that its activations are not kept; batch norm takes note of each chunk only once."""
-
-    def contexts():
-        return contextlib.nullcontext(), _without_statistics(encoder)
-
-    return checkpoint(_encode, encoder, *arguments, use_reentrant=False, context_fn=contexts)
-
-
-@contextlib.contextmanager
-def _without_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Batch norms in training mode leave their running statistics alone; what they compute and keep is the same."""
-    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches)

@@ -1,8 +1,8 @@
-"""Stages of a network that stay as they are, statistics of batch norm included."""
+"""Stages of a network: which they are, whose parameters are whose, and which of them stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -11,9 +11,24 @@ CONTAINERS = ("features", "trunk_output", "layers", "blocks", "_blocks", "stages
 
 
 class PartlyFrozen(nn.Module):
-    """A module whose parts `frozen` stay in evaluation mode, whatever mode it is put into itself."""
+    """A model of a backbone in stages and what decides; the parts in `frozen` stay in evaluation mode for good.
+
+    With its stages frozen, statistics of batch norm stay as they are, too.
+    """
 
     frozen: Sequence[nn.Module] = ()
+
+    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+        """All but what decides, and its stages by name, those that `freeze` counts, from the input on."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell its backbone")
+
+    def backbone_stages(self) -> list[list[nn.Parameter]]:
+        """The parameters of the backbone, frozen ones too, by its stages; see `stage_parameters`."""
+        return stage_parameters(*self.backbone())
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """All of them, from the input on."""
+        return (parameter for stage in self.backbone_stages() for parameter in stage)
 
     def train(self, mode: bool = True) -> PartlyFrozen:
         """As ever, but for the frozen parts."""
@@ -32,6 +47,25 @@ def stages_of(network: nn.Module) -> dict[str, nn.Module]:
         elif next(child.parameters(), None) is not None:
             stages[name] = child
     return stages
+
+
+def stage_parameters(network: nn.Module, stages: Mapping[str, nn.Module]) -> list[list[nn.Parameter]]:
+    """Every parameter of a network exactly once, by its stages.
+
+    What belongs to no stage (a class token, an embedding of positions) goes with the stage that is defined after it,
+    as in `freeze_stages`; with the last where there is none.
+
+    Args:
+        network: its parameters in the order of their definition.
+        stages: parts of it by name, in the order they compute.
+    """
+    owner = {id(p): i for i, stage in enumerate(stages.values()) for p in stage.parameters()}
+    found: list[list[nn.Parameter]] = [[] for _ in stages]
+    following = len(stages) - 1
+    for parameter in reversed(list(network.parameters())):
+        following = owner.get(id(parameter), following)
+        found[following].append(parameter)
+    return [stage[::-1] for stage in found]
 
 
 def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> list[nn.Module]:

@@ -5,11 +5,11 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stvid.models.freezing import PartlyFrozen
+from stvid.models.freezing import PartlyFrozen, stages_of
 from stvid.models.lengths import each_length
 
 
@@ -26,9 +26,9 @@ class TrunkAndHead(PartlyFrozen):
     dropout: nn.Module
     head: nn.Module
 
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        return self.network.parameters()
+    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
+        """All but the head, see `PartlyFrozen`."""
+        return self.network, stages_of(self.network)
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""

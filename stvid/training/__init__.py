@@ -2,6 +2,12 @@
 
 import warnings
 
-# what Lightning says to itself, of a checkpoint folder that is meant to hold checkpoints, or of frozen stages
-IDLE = ".*LeafSpec.*|Checkpoint directory .* exists|.*smaller than the logging interval|Found .* in eval mode"
-warnings.filterwarnings("ignore", message=IDLE)
+IDLE = (  # what Lightning says to itself
+    ".*LeafSpec.*",
+    "Checkpoint directory .* exists",  # it is meant to hold checkpoints
+    ".*smaller than the logging interval",
+    "Found .* in eval mode",  # frozen stages
+    "You're resuming from a checkpoint that ended before",  # our own loader starts where it should
+    "It is recommended to use .*sync_dist",  # all processes have the same number already
+)
+warnings.filterwarnings("ignore", message="|".join(IDLE))

@@ -19,6 +19,14 @@ log = logging.getLogger(__name__)
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 
 
+def read_bad_videos(path: Path) -> dict[str, str]:
+    """Path -> reason of the videos that a run has met; none where there is no file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", **_TEXT) as file:
+        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+
+
 class BadVideos(Callback):
     """Takes note of the `failed` entries of every batch; of several processes', at the end of the epoch.
 
@@ -33,10 +41,7 @@ class BadVideos(Callback):
 
     def __init__(self, *, path: Path, most: float, known: Mapping[str, str]):
         self.path, self.most, self.known = Path(path), most, known
-        self.reasons: dict[str, str] = {}
-        if self.path.exists():  # a run that goes on
-            with self.path.open(newline="", **_TEXT) as file:
-                self.reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        self.reasons = read_bad_videos(self.path)  # of a run that goes on
         self.told = set(self.reasons)
 
     def on_fit_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from stvid.progress import Bar
 from stvid.training.hardware import autocast
 
 log = logging.getLogger(__name__)
@@ -74,14 +73,14 @@ def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Ten
 
 
 def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    bar = tqdm(total=len(draws), desc=f"encoding {name}", unit="video", leave=False, disable=not sys.stderr.isatty())
+    bar = Bar(f"encoding {name}", total=len(draws), unit="videos")
     with stored.store.adding() as add, bar:
         for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers):
             if part:
                 features_BTF = encode(batch["clips"], batch["lengths"])
                 for key, content in stored.encoded(part, batch, features_BTF):
                     add(key, content)
-            bar.update(len(part))
+            bar.advance(len(part))
 
 
 def _version(package: str) -> str | None:

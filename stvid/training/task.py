@@ -5,33 +5,41 @@ B clips in a batch   T frames   C channels   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from stvid.clip import Preprocess, answer, channels_last
-from stvid.errors import InputError
 from stvid.metrics import ViewMetric
+from stvid.training.mixing import Mixing
+from stvid.training.nonfinite import check_finite
 from stvid.training.optim import Optimization
+from stvid.training.processes import num_processes, over_all
 
 
 class ClassificationTask(pl.LightningModule):
     """Trains a model to tell classes apart.
 
-    Logs `train_loss`, `train_clip_accuracy` (on augmented clips), `val_loss`, `val_clip_accuracy`,
-    `val_video_accuracy`, and `val_criterion`, by which the best checkpoint is chosen: the video accuracy, ties broken
-    by the loss (`accuracy - 1e-4 * loss`; less would be lost in float32).
+    Logs `train_loss`, `train_clip_accuracy` (on augmented clips; of mixed ones, the greater share counts), `val_loss`,
+    `val_clip_accuracy`, `val_video_accuracy`, and `val_criterion`, by which the best checkpoint is chosen: the video
+    accuracy, ties broken by the loss (`accuracy - 1e-4 * loss`; less would be lost in float32).
+
+    All that chance decides in a step is a function of the seed, the epoch, the step in it and the process; so a run
+    that goes on from any step is the same run. Gradients are means over samples, however they lie on the processes; a
+    step in which one of several processes could read none of its videos is left out by all.
 
     Args:
         model: `B x C x T x H x W` (and lengths) -> logits `B x K`.
         preprocess: uint8 batches to the model's input.
         optimization: how it learns.
+        loss: `(logits_BK, targets_BK, class_weights_K) -> (loss_B, weight_B)`, see `stvid.training.losses`.
+        mixing: of the clips of a batch; None: they stay as they are.
         class_weights: what a clip of each class counts in the training loss; None: all alike.
-        label_smoothing: share of the truth spread over all classes, in [0, 1) (Szegedy et al. 2016).
-        seed: with the epoch and the process, all that dropout depends on; so a resumed run is the same run.
+        seed: see above.
         record: plain data that goes into every checkpoint under `stvid`, from which the model can be rebuilt.
     """
 
@@ -41,59 +49,104 @@ class ClassificationTask(pl.LightningModule):
         model: nn.Module,
         preprocess: Preprocess,
         optimization: Optimization,
+        loss: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+        mixing: Mixing | None = None,
         class_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
         seed: int = 0,
         record: Mapping,
     ):
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing (={label_smoothing}) must lie in [0, 1)")
         self.model = channels_last(model)
-        self.preprocess = preprocess
-        self.optimization = optimization
-        self.label_smoothing = label_smoothing
+        self.preprocess, self.optimization = preprocess, optimization
+        self.loss, self.mixing = loss, mixing
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)  # follows from the data, not from training
-        self.seed = seed
-        self.record = record
+        self.seed, self.record = seed, record
+        self.num_classes = len(record["class_names"])
+        self.totals = torch.zeros(4)  # of the epoch until here: loss, weights, clips judged right, clips
+        self.gathering: list[tuple[list[str], Tensor]] = []  # files and loss of each batch since the last step
         self.val_metric = ViewMetric()
 
     def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
         return answer(self.model, self.preprocess, clips_BTCHW, lengths_B)
 
-    def _answer(self, batch: Mapping) -> Tensor:
-        """Logits `B x K` of a batch: of its clips, or of the features that have been stored of them."""
+    def _answer(self, inputs: Tensor, batch: Mapping) -> Tensor:
+        """Logits `B x K` of a batch's clips, or of the features that have been stored of them."""
         if "features" in batch:
-            return self.model.classify(batch["features"], batch["lengths"])
-        return self(batch["clips"], batch["lengths"])
+            return self.model.classify(inputs, batch["lengths"])
+        return self(inputs, batch["lengths"])
 
     def on_train_epoch_start(self) -> None:
-        state = np.random.SeedSequence((self.seed, self.current_epoch, self.global_rank)).generate_state(1)
-        torch.manual_seed(int(state[0]))
+        self.totals = torch.zeros(4)
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        self.rng = np.random.default_rng((self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(self.rng.integers(2**63)))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
-        if not len(batch["labels"]):
-            # one process of several must not leave the others waiting for its gradients
-            alone = self.trainer.world_size == 1
+        num_clips = torch.tensor(float(len(batch["labels"])), device=self.device)
+        if over_all(num_clips, take="min") == 0:  # a process without clips would leave the others waiting
+            alone = num_processes() == 1
             return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
-        logits_BK = self._answer(batch)
-        loss = nn.functional.cross_entropy(
-            logits_BK.float(), batch["labels"], weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
-        accuracy = (logits_BK.argmax(1) == batch["labels"]).float().mean()
-        self.log("train_loss_step", loss.detach())
-        logged = {"train_loss": loss.detach(), "train_clip_accuracy": accuracy}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(logits_BK), sync_dist=True)
+        inputs = batch["features"] if "features" in batch else batch["clips"]
+        targets_BK = nn.functional.one_hot(batch["labels"], self.num_classes).float()
+        if self.mixing is not None:
+            inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
+        logits_BK = self._answer(inputs, batch).float()
+        loss_B, weight_B = self.loss(logits_BK, targets_BK, self.class_weights)
+        loss = loss_B.sum() / over_all(weight_B.sum()) * num_processes() * self._window(batch_idx)
+        self._take_note(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
         return loss
+
+    def _window(self, batch_idx: int) -> float:
+        """Makes the mean over the batches of an optimizer step of Lightning's sum, also where an epoch ends early."""
+        size = self.trainer.accumulate_grad_batches
+        left = self.trainer.num_training_batches - batch_idx // size * size
+        return size / min(size, left)
+
+    def _take_note(self, batch: dict, logits_BK: Tensor, targets_BK: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
+        right = (logits_BK.argmax(1) == targets_BK.argmax(1)).sum()
+        sums = torch.stack([loss_B.sum(), weight_B.sum(), right.to(loss_B), num := loss_B.new_tensor(len(loss_B))])
+        self.totals = self.totals.to(sums.device) + sums.to(self.totals.dtype)
+        self.gathering.append((batch["paths"], sums[0]))
+        self.log("train_loss_step", sums[0] / sums[1], batch_size=int(num))
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+    ) -> None:
+        """Clips the gradients' norm as told, after a look whether it is a number at all.
+
+        Raises:
+            InputError: the loss or a gradient is not finite; the weights are still what they were.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        scaled = self.trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
+        check_finite(self.gathering, None if scaled else self.gradient_norm, step=self.global_step)
+        self.gathering.clear()
+        if gradient_clip_val is None or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
+
+    def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+        steps = self.trainer.max_steps
+        if self.trainer.is_last_batch or 0 < steps <= self.global_step:
+            loss, weight, right, num_clips = over_all(self.totals).tolist()
+            logged = {"train_loss": loss / weight, "train_clip_accuracy": right / num_clips} if num_clips else {}
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)  # of what a process may have none
+        self.val_metric.update(torch.empty(0, self.num_classes, device=self.device), nothing, nothing)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         if len(batch["labels"]):
-            logits_VK = self._answer(batch)
-        else:
-            logits_VK = torch.empty(0, len(self.record["class_names"]), device=self.device)
-        self.val_metric.update(logits_VK, batch["labels"], batch["videos"], len(batch["failed"]))
+            logits_VK = self._answer(batch["features"] if "features" in batch else batch["clips"], batch)
+            self.val_metric.update(logits_VK, batch["labels"], batch["videos"])
+        self.val_metric.num_failed += len(batch["failed"])
 
     def on_validation_epoch_end(self) -> None:
         found = self.val_metric.compute()
@@ -106,10 +159,19 @@ class ClassificationTask(pl.LightningModule):
         }
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
 
-    def configure_optimizers(self) -> dict:
+        for schedule in self.trainer.lr_scheduler_configs:  # Lightning's turn comes after the epoch's checkpoint
+            if isinstance(schedule.scheduler, ReduceLROnPlateau):
+                schedule.scheduler.step(found.loss)
+
+    def configure_optimizers(self) -> tuple[list, list]:
         num_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self.optimization.configure(self.model, num_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer, schedules = self.optimization.configure(self.model, num_steps)
+        return [optimizer], schedules
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["stvid"] = dict(self.record)
+        checkpoint["totals"] = over_all(self.totals)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        totals = checkpoint["totals"].cpu()
+        self.totals = totals if self.global_rank == 0 else torch.zeros_like(totals)

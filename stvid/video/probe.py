@@ -16,8 +16,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm import tqdm
-
+from stvid.progress import Bar
 from stvid.video import cache as facts
 from stvid.video.decoding import Scan, open_video
 from stvid.video.errors import VideoError
@@ -154,9 +153,12 @@ def probe_all(
     todo = [name for name in dict.fromkeys(names) if name not in results]
     fresh: facts.Known = {}
     saved = time.monotonic()
+    bar = Bar("probing videos", total=len(todo), unit="videos", shown=progress)
     found = each_file(partial(probe, decode_all=decode_all), todo, num_workers=num_workers, timeout=timeout)
     try:
-        for name, result in tqdm(found, total=len(todo), desc="probing videos", disable=not (progress and todo)):
+        bar.start()
+        for name, result in found:
+            bar.advance()
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
                 fresh[os.path.abspath(name)] = (identities[name], result)
@@ -164,6 +166,7 @@ def probe_all(
                 facts.save(cache, fresh)
                 saved = time.monotonic()
     finally:  # an interrupted hour of probing is not lost
+        bar.close()
         found.close()
         facts.save(cache, fresh)
     return [results[name] for name in names]

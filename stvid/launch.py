@@ -1,0 +1,93 @@
+"""A command that several processes carry out together, on one machine: each of them joins the others."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[bool]:
+    """Joins the processes that `spread` or torchrun has started, if any; each has its own GPU where there are GPUs.
+
+    Yields whether this one is the first, who alone speaks and writes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))  # the first one may decode for hours alone
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def is_spread() -> bool:
+    """Whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def spread(run: Callable[[], None], num_processes: int) -> int:
+    """Calls a function in so many processes at once, each of which `joined` will join; only the first one speaks.
+
+    Args:
+        run: may be pickled; may raise SystemExit.
+        num_processes: at least 2.
+
+    Returns:
+        The exit code: the first one's, or that of whichever failed first, after which the others are ended.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num_processes)}
+    forks = "fork" in multiprocessing.get_all_start_methods()  # then what took seconds to import is there already
+    context = multiprocessing.get_context("fork" if forks else "spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        words = Path(folder) / "words.txt"
+        started = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+        processes = [context.Process(target=_one, args=(run, environment, words)) for environment in started]
+        for process in processes:
+            process.start()
+        code = _ended(processes)
+        if code and processes[0].exitcode != code:  # the first one does not know why
+            sys.stderr.write(words.read_text(errors="replace"))
+    return code
+
+
+def _one(run: Callable[[], None], environment: dict[str, str], words: Path) -> None:
+    os.environ.update(environment)
+    if environment["RANK"] == "0":
+        run()
+        return
+    with words.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        logging.disable(logging.WARNING)
+        run()
+
+
+def _ended(processes: Sequence[BaseProcess]) -> int:
+    try:
+        while any(process.is_alive() for process in processes):
+            if failed := [process.exitcode for process in processes if process.exitcode]:
+                return failed[0]
+            time.sleep(0.05)
+        return max((process.exitcode for process in processes), key=abs)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()

@@ -1,0 +1,60 @@
+"""Activations are computed again in the backward pass instead of being kept (Chen et al. 2016, arXiv:1604.06174)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stvid.models.freezing import PartlyFrozen
+
+
+def recomputed(function: Callable, module: nn.Module, *arguments):
+    """`function(*arguments)` such that what it computes is not kept; `module`'s batch norms take note of it once."""
+
+    def contexts():
+        return contextlib.nullcontext(), _without_statistics(module)
+
+    return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
+
+
+def recompute_stages(model: PartlyFrozen) -> None:
+    """From now on, what the blocks of a model's backbone compute in training is not kept, only what goes in.
+
+    Results stay what they are, for about a third more computation.
+    """
+    _, stages = model.backbone()
+    for stage in stages.values():
+        for block in _blocks(stage):
+            if any(parameter.requires_grad for parameter in block.parameters()):
+                block.forward = functools.partial(_forward, block, block.forward)
+
+
+def _blocks(stage: nn.Module) -> list[nn.Module]:
+    """The parts of a stage that is a row of blocks, else the stage itself."""
+    parts = list(stage.children())
+    row = isinstance(stage, nn.Sequential | nn.ModuleList) and all(list(part.children()) for part in parts)
+    return parts if row else [stage]
+
+
+def _forward(part: nn.Module, forward: Callable, *arguments):
+    return recomputed(forward, part, *arguments) if part.training else forward(*arguments)
+
+
+@contextlib.contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms in training mode leave their running statistics alone; what they compute and keep is the same."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches)

@@ -1,0 +1,84 @@
+"""Going on with a run: with its own config, and what may be said beside `resume=RUN`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from stvid.errors import InputError, nearest
+
+log = logging.getLogger("stvid")
+
+HARMLESS = (  # what comes out of a run does not depend on these
+    "data.num_workers",
+    "data.probe_timeout",
+    "data.backend",
+    "save_every",
+    "requeue",
+    "trainer.log_every_n_steps",
+)
+OURS = ("resume", "allow_changes")
+
+
+def resumed(own: DictConfig, overrides: Sequence[str], fresh: DictConfig) -> DictConfig:
+    """A run's own config, with the overrides that are allowed beside `resume=RUN`.
+
+    Args:
+        own: as the run folder keeps it, without interpolations.
+        overrides: all that was given on the command line.
+        fresh: what they would give for a new run; its interpolations tell where else a value belongs.
+
+    Raises:
+        InputError: an override that would change what comes out, without `allow_changes=true`; a choice of another
+            model, data set or the like; a key that the run does not have.
+    """
+    parsed = [one for one in OverridesParser.create().parse_overrides(list(overrides)) if not _is_ours(one)]
+    changing = [one for one in parsed if one.key_or_group not in HARMLESS]
+    if changing and not fresh.allow_changes:
+        shown = " ".join(one.input_line for one in changing)
+        raise InputError(
+            f"resume={fresh.resume} goes on with the run's own config, so that it ends as if it had never stopped; "
+            f"leave out {shown}, or insist with allow_changes=true"
+        )
+    own = own.copy()
+    OmegaConf.set_struct(own, False)
+    for one in parsed:
+        _apply(own, one, fresh)
+    return own
+
+
+def _is_ours(one: Override) -> bool:
+    return one.key_or_group in OURS or one.key_or_group.startswith("hydra")
+
+
+def _apply(own: DictConfig, one: Override, fresh: DictConfig) -> None:
+    key, value = one.key_or_group, one.value()
+    before = OmegaConf.select(own, key, default=None)
+    if one.is_delete() or one.is_sweep_override() or "/" in key or (OmegaConf.is_dict(before) and value is not None):
+        raise InputError(f"{one.input_line}: a run that goes on keeps its model, data set and other choices")
+    if before is None and not one.is_add() and key not in (keys := list(_keys(own))):
+        raise InputError(f"{one.input_line}: the run has no key {key}{nearest(key, keys)}")
+    log.info("changed: %s from %s to %s", key, before, value)
+    for place in (key, *_wired_to(key, OmegaConf.to_container(fresh, resolve=False))):
+        OmegaConf.update(own, place, value)
+
+
+def _keys(node: object, place: str = "") -> Iterator[str]:
+    for key, below in node.items():
+        name = f"{place}.{key}".strip(".")
+        yield name
+        if OmegaConf.is_dict(below):
+            yield from _keys(below, name)
+
+
+def _wired_to(key: str, node: object, place: str = "") -> Iterator[str]:
+    """Places that take their value from a key."""
+    if isinstance(node, dict):
+        for name, below in node.items():
+            yield from _wired_to(key, below, f"{place}.{name}".strip("."))
+    elif node == f"${{{key}}}":
+        yield place

@@ -1,0 +1,83 @@
+"""A run that is told to stop: it finishes the step it is at, saves, and leaves; under Slurm it asks to come back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from stvid.training.processes import over_all
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm is told to send: --signal=USR1@90
+
+
+class Preemption(Callback):
+    """Takes note of signals while a run trains; a second one ends it at once.
+
+    Args:
+        requeue: under Slurm, put the job back into the queue before leaving.
+    """
+
+    def __init__(self, *, requeue: bool = False):
+        self.requeue = requeue
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        except ValueError:  # not in the main thread, where signals are no business of ours
+            self._before = {}
+
+    def teardown(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def wanted(self, trainer: pl.Trainer) -> bool:
+        """Whether any process was told to stop; all of them ask at the same step."""
+        if trainer.world_size == 1:
+            return self.received is not None
+        number = torch.tensor([float(self.received or 0)], device=trainer.strategy.root_device)
+        self.received = int(over_all(number, take="max").item()) or None
+        return self.received is not None
+
+    def leave(self, trainer: pl.Trainer) -> None:
+        """Ends the program as the signal asked, once the checkpoint is written."""
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            log.info("told to stop (%s); saved at step %d", signal.Signals(self.received).name, trainer.global_step)
+            if self.requeue:
+                _requeue()
+        raise SystemExit(128 + self.received)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            self._restore()
+            signal.raise_signal(number)
+        self.received = number
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def _requeue() -> None:
+    """Slurm starts the same job again, with SLURM_RESTART_COUNT one higher, in the same run folder."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.error("Slurm could not requeue job %s: %s", job, done.stderr.strip())
+    else:
+        log.info("job %s is back in the queue", job)

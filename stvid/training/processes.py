@@ -1,0 +1,123 @@
+"""Several processes that train one model: what they must agree upon, and batch norm over all of them.
+
+B samples of this process   C channels
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins import LayerSync
+from torch import Tensor, nn
+
+
+def num_processes() -> int:
+    """That train, or judge, together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def my_rank() -> int:
+    """Which of them this process is, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through the block before the others: they find what it has written."""
+    if my_rank() > 0:
+        dist.barrier()
+    yield
+    if my_rank() == 0 and num_processes() > 1:
+        dist.barrier()
+
+
+def over_all(values: Tensor, *, take: str = "sum") -> Tensor:
+    """Element by element the `sum`, `min` or `max` over all processes; of one process, the values themselves."""
+    if num_processes() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values, op={"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[take])
+    return values
+
+
+def gathered(content: object) -> list:
+    """Every process's plain data, in the order of their ranks."""
+    everybody = [None] * num_processes()
+    if len(everybody) == 1:
+        return [content]
+    dist.all_gather_object(everybody, content)
+    return everybody
+
+
+class Sum(torch.autograd.Function):
+    """Of the same tensor in all processes; the gradient of each is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return over_all(values)
+
+    @staticmethod
+    def backward(ctx, gradients: Tensor) -> Tensor:
+        return over_all(gradients)
+
+
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with the statistics of all processes' samples, each counting the same; torch's own needs a GPU."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"batch norm takes B x C x ..., got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`B x C x ...` -> the same shape."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        along = [i for i in range(x.ndim) if i != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        x_float = x.float()
+        sums = Sum.apply(torch.cat([x_float.sum(along), x_float.new_tensor([x.numel() / x.shape[1]])]))
+        count = sums[-1].detach()
+        mean_C = sums[:-1] / count
+        centred = x_float - mean_C.view(shape)
+        var_C = Sum.apply(centred.square().sum(along)) / count
+        self._take_note(mean_C.detach(), var_C.detach() * count / (count - 1).clamp_min(1))
+        y = centred * torch.rsqrt(var_C + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    def _take_note(self, mean_C: Tensor, var_C: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean_C, momentum)
+        self.running_var.lerp_(var_C, momentum)
+
+
+class SyncedBatchNorm(LayerSync):
+    """For Lightning: every batch norm of a model becomes one over all processes; weights and their names stay."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        if dist.get_backend() != "gloo":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        for module in model.modules():
+            for name, child in module.named_children():
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                    setattr(module, name, _on_cpu(child))
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Nothing to undo: outside of training it is the batch norm it was."""
+        return model
+
+
+def _on_cpu(norm: nn.modules.batchnorm._BatchNorm) -> CPUSyncBatchNorm:
+    how = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
+    synced = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, **how)
+    synced._parameters, synced._buffers = norm._parameters, norm._buffers  # the very same: optimizers know them
+    synced.training = norm.training
+    return synced

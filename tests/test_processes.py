@@ -1,0 +1,85 @@
+"""Several processes: they train the model that one would, and judge as one would."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, make_folder, stvid, train_py
+from test_train import paths_of_test, rows_of
+from torch import nn
+
+from stvid.training.processes import CPUSyncBatchNorm, SyncedBatchNorm
+
+EXACT = ("trainer.precision=32", "optimizer=sgd", "model.dropout=0", "trainer.max_epochs=4", "data.max_bad=0.5")
+
+
+def test_two_processes_train_the_model_that_one_trains_on_the_same_batches(video_folder, tmp_path):
+    """Broken videos leave them unequally many clips, so a mean over processes would not be the mean over clips."""
+    root = shutil.copytree(video_folder, tmp_path / "videos")
+    for name in ("03.mp4", "05.mp4"):
+        (root / "to_left" / name).write_bytes(b"x" * 5000)
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    overrides = ["data=folder", f"data.root={root}", *TINY, *EXACT]
+    processes = ["trainer=ddp_cpu", "data.batch_size=4", f"hydra.run.dir={run}"]
+    done = stvid(*overrides, *processes, program=(sys.executable, str(ROOT / "train.py")), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "videos"}
+    bad = {os.path.basename(row["path"]) for row in rows_of(run / "bad_videos.csv")}
+    assert bad == {"03.mp4", "05.mp4"} - {os.path.basename(p) for p in paths_of_test(run)}
+    assert all(done.stdout.count(f"/{name}") == 1 for name in bad)
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()].count("1/4") == 1
+
+    assert train_py(*overrides, "trainer=cpu", "data.batch_size=8", f"hydra.run.dir={alone}").returncode == 0
+    mine, its = (torch.load(one / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for one in (run, alone))
+    assert mine.keys() == its.keys()
+    for key in its:
+        torch.testing.assert_close(mine[key], its[key], rtol=0, atol=1e-5)
+    for name in ("train_loss", "train_clip_accuracy", "val_loss", "val_clip_accuracy", "val_video_accuracy"):
+        mine, its = ([float(row[name]) for row in rows_of(one / "metrics.csv")] for one in (run, alone))
+        assert mine == pytest.approx(its, abs=1e-5)
+
+
+def test_any_number_of_processes_judges_each_video_once_and_finds_the_same_numbers(run_folder, tmp_path):
+    """Seven videos, one of them broken."""
+    root = make_folder(tmp_path / "videos", videos=4)
+    (root / "to_left" / "00.mp4").write_bytes(b"x" * 5000)
+    (root / "to_right" / "03.mp4").unlink()
+    lines = [f"{path},{path.parent.name},test" for path in sorted(root.rglob("*.mp4"))]
+    (tmp_path / "seven.csv").write_text("\n".join(["path,label,split", *lines]))
+    found = []
+    for processes in (1, 2, 3):
+        result = tmp_path / f"{processes}.json"
+        options = ("--manifest", tmp_path / "seven.csv", "--workers", "0", "--json", result)
+        done = stvid("evaluate", run_folder, *options, "--processes", processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("video accuracy") == 1
+        predictions = rows_of(run_folder / "evaluate" / "test_seven" / "predictions.csv")
+        found.append((json.loads(result.read_text()), predictions))
+    assert found[0][0]["num_videos"] == 7
+    assert found[0][0]["num_failed"] == 1
+    assert len(found[0][1]) == 7
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def test_a_mistake_of_several_processes_is_one_message(run_folder):
+    done = stvid("evaluate", run_folder, "--split", "tset", "--processes", "2")
+    assert done.returncode == 2
+    assert done.stderr.count("--split tset") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_synchronised_batch_norm_keeps_weights_names_and_modes(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.Sequential(nn.BatchNorm3d(4), nn.ReLU()))
+    model[1][0].eval()
+    before, keys = list(model.parameters()), list(model.state_dict())
+    SyncedBatchNorm().apply(model)
+    assert isinstance(model[1][0], CPUSyncBatchNorm)
+    assert not model[1][0].training
+    assert all(one is other for one, other in zip(model.parameters(), before, strict=True))
+    assert list(model.state_dict()) == keys

@@ -1,0 +1,123 @@
+"""What a result says of its origin; the oracles are hashlib by hand and git itself."""
+
+import getpass
+import hashlib
+import json
+import platform
+import shutil
+import socket
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+
+import stvid
+from stvid.data.layouts.folder import folder
+from stvid.data.manifest import Item, Manifest
+from stvid.machine import num_cores
+from stvid.provenance import data_record, fingerprint, git_state, hardware, peak_host_gib, run_record, versions
+
+ITEMS = (
+    Item(path="/data/set/run/b.mp4", label="run", split="train"),
+    Item(path="/data/set/run/a.mp4", label="run", split="train", start=1.5, end=2.0, group="anna"),
+    Item(path="/data/set/walk/ü.mp4", label="walk", split="val"),
+)
+DATA = Manifest(items=ITEMS, class_names=("run", "walk"))
+
+
+def with_first(**changes):
+    return Manifest(items=(replace(ITEMS[0], **changes), *ITEMS[1:]), class_names=DATA.class_names)
+
+
+def test_the_fingerprint_is_the_hash_of_lines_that_can_be_written_by_hand():
+    text = (
+        '["run/a.mp4", "run", "train", 1.5, 2.0, "anna"]\n'
+        '["run/b.mp4", "run", "train", null, null, null]\n'
+        '["walk/\\u00fc.mp4", "walk", "val", null, null, null]\n'
+    )
+    assert fingerprint(DATA) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label": "walk"}, {"split": "test"}, {"start": 0.5}, {"end": 3.0}, {"group": "bob"}, {"path": "/data/set/c.mp4"}],
+    ids=str,
+)
+def test_whatever_changes_in_an_item_changes_it(changes):
+    assert fingerprint(with_first(**changes)) != fingerprint(DATA)
+
+
+def test_a_data_set_that_was_moved_or_sorted_otherwise_keeps_it(video_folder, tmp_path):
+    here = folder(root=str(video_folder))
+    there = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
+    assert here.items != there.items
+    assert fingerprint(there) == fingerprint(here)
+    assert fingerprint(replace(here, items=here.items[::-1])) == fingerprint(here)
+
+
+def test_a_file_name_that_is_not_utf_8_has_one_too():
+    assert len(fingerprint(with_first(path="/data/set/run/\udcff.mp4"))) == 64
+
+
+def test_videos_are_counted_by_split_and_class():
+    record = data_record(DATA, num_bad=1)
+    assert record["num_videos"] == {"train": {"run": 2, "walk": 0}, "val": {"run": 0, "walk": 1}}
+    assert record["num_bad"] == 1
+
+
+def git(folder, *arguments):
+    options = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", folder, *options, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_and_whether_files_differ_from_it(tmp_path):
+    script = tmp_path / "code" / "train.py"
+    script.parent.mkdir()
+    script.write_text("1")
+    assert git_state(script) is None, "no repository"
+    git(tmp_path, "init")
+    (tmp_path / ".gitignore").write_text("outputs/\n")
+    git(tmp_path, "add", ".")
+    assert git_state(script) is None, "no commit yet"
+    git(tmp_path, "commit", "-m", "first")
+    commit = git(tmp_path, "log", "-1", "--format=%H")
+    assert git_state(script) == {"commit": commit, "dirty": False}
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "train.py").write_text("1")
+    assert git_state(script) == {"commit": commit, "dirty": False}, "an ignored file is no difference"
+    assert git_state(tmp_path / "outputs" / "train.py") is None, "an installed copy is not the repository's"
+    script.write_text("2")
+    assert git_state(script) == {"commit": commit, "dirty": True}
+
+
+def test_without_git_there_is_nothing_to_say(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path / "train.py") is None
+
+
+def test_versions_are_those_that_are_imported():
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["stvid"] == stvid.__version__
+    assert found["torch"] == torch.__version__.partition("+")[0]
+    assert ("cuda" in found) == torch.cuda.is_available()
+    assert {"torchvision", "lightning", "torchmetrics", "hydra", "av", "numpy"} <= set(found)
+
+
+def test_the_machine_is_told_and_nobody_is_named(tmp_path):
+    record = run_record(DATA, num_bad=0, code=tmp_path / "train.py")
+    assert set(record) == {"data", "versions", "git", "hardware"}
+    assert record["hardware"]["cores"] == num_cores()
+    assert len(record["hardware"]["gpus"]) == torch.cuda.device_count()
+    text = json.dumps(record)
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert f'"{name}"' not in text
+    assert "/data/set" not in text
+
+
+def test_the_peak_is_at_least_what_was_just_filled_and_at_most_what_there_is():
+    numbers = torch.ones(2**26)  # a quarter of a GiB
+    assert len(numbers) / 2**28 < peak_host_gib() < hardware()["memory_gib"]

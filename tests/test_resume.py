@@ -1,0 +1,197 @@
+"""Going on with a run: killed, told to stop, put back into the queue, or with other options."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, make_folder, train_py
+from omegaconf import OmegaConf
+from test_train import rows_of, same_but_time
+
+from stvid.errors import InputError
+from stvid.resuming import resumed
+from stvid.training.checkpoints import AtomicCheckpoints, EarlyStop
+from stvid.training.epochs import EpochTable
+
+OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
+
+
+def test_three_kills_at_random_moments_change_nothing():
+    """`benchmarks/resume.py` does twenty; it compares every tensor of the checkpoints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "resume.py"), "--kills", "3", "--each", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills, 0 runs differ" in done.stdout
+
+
+def train(video_folder, run, *overrides):
+    return train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *TINY, *OPTIONS, *overrides)
+
+
+def same_run(one, other):
+    assert same_but_time(one / "metrics.csv") == same_but_time(other / "metrics.csv")
+    for name in ("best.ckpt", "last.ckpt"):
+        mine, its = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (one, other))
+        for part in ("state_dict", "current_model_state"):
+            assert all(torch.equal(mine[part][key], its[part][key]) for key in its[part])
+
+
+@pytest.fixture(scope="module")
+def whole(video_folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(video_folder, run).returncode == 0
+    return run
+
+
+def signalled(monkeypatch, number, *, epoch):
+    """The run gets a signal in the first step of an epoch."""
+    original = EpochTable.on_train_batch_start
+
+    def on_train_batch_start(table, trainer, task, batch, batch_idx):
+        original(table, trainer, task, batch, batch_idx)
+        if (trainer.current_epoch, batch_idx) == (epoch, 0):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(EpochTable, "on_train_batch_start", on_train_batch_start)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_leaves_and_goes_on_as_if_nothing_had_been(
+    video_folder, whole, tmp_path, monkeypatch, number
+):
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signalled(patch, number, epoch=1)
+        done = train(video_folder, tmp_path / "run")
+    assert done.returncode == 128 + number, done.stderr
+    assert "Traceback" not in done.stderr
+    assert signal.getsignal(number) == before
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 1
+    assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
+    same_run(tmp_path / "run", whole)
+
+
+def test_a_slurm_job_goes_back_into_the_queue_and_goes_on_in_its_folder(video_folder, whole, tmp_path, monkeypatch):
+    """With a `scontrol` that writes down how it was called."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "scontrol"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.chdir(tmp_path)
+    slurm = ("trainer=slurm", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto")
+    command = (*slurm, "data=folder", f"data.root={video_folder}", *TINY, *OPTIONS)
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGUSR1, epoch=1)
+        assert train_py(*command).returncode == 128 + signal.SIGUSR1
+    assert (tmp_path / "called").read_text() == "requeue 4711\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = train_py(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_run(tmp_path / "outputs" / "slurm_4711", whole)
+
+
+def test_a_run_killed_after_its_last_epoch_only_judges(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "result.json").unlink()
+    done = train_py(f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    mine, its = (json.loads((one / "result.json").read_text()) for one in (run, whole))
+    assert {key: mine[key] for key in ("loss", "confusion", "epoch")} == {
+        key: its[key] for key in ("loss", "confusion", "epoch")
+    }
+    assert mine["training_seconds"] == its["training_seconds"]
+    same_run(run, whole)
+
+
+def test_a_finished_run_says_so_and_how_to_train_longer(whole):
+    before = (whole / "result.json").read_bytes()
+    done = train_py(f"resume={whole}")
+    assert done.returncode == 0
+    assert "is finished" in done.stdout
+    assert "trainer.max_epochs=N allow_changes=true" in done.stdout
+    assert (whole / "result.json").read_bytes() == before
+
+
+def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    done = train_py(f"resume={run}", "trainer.max_epochs=4", "data.num_workers=1", "allow_changes=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["epoch"] for row in rows_of(run / "metrics.csv")] == ["1", "2", "3", "4"]
+    config = OmegaConf.load(run / "config.yaml")
+    assert config.trainer.max_epochs == 4
+    assert config.data.datamodule.num_workers == 1
+
+
+OWN = {"seed": 0, "data": {"num_workers": 2, "datamodule": {"num_workers": 2}}, "trainer": {"max_epochs": 3}}
+FRESH = {"resume": "RUN", "allow_changes": False, "data": {"datamodule": {"num_workers": "${data.num_workers}"}}}
+
+
+def beside(*overrides, allow=False):
+    fresh = OmegaConf.create({**FRESH, "allow_changes": allow})
+    return OmegaConf.to_container(resumed(OmegaConf.create(OWN), ["resume=RUN", *overrides], fresh))
+
+
+def test_what_changes_nothing_may_stand_beside_resume_and_reaches_every_place():
+    assert beside("data.num_workers=7")["data"] == {"num_workers": 7, "datamodule": {"num_workers": 7}}
+    assert beside("hydra.verbose=true") == OWN
+
+
+def test_what_would_change_the_result_must_be_insisted_on():
+    with pytest.raises(InputError, match=r"leave out trainer.max_epochs=9, or insist with allow_changes=true"):
+        beside("trainer.max_epochs=9", "data.num_workers=7")
+    assert beside("trainer.max_epochs=9", allow=True)["trainer"] == {"max_epochs": 9}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("trainer=cpu", "keeps its model"), ("~seed", "keeps its model"), ("trainer.max_epoch=9", "trainer.max_epochs")],
+)
+def test_a_run_does_not_become_another(override, words):
+    with pytest.raises(InputError, match=words):
+        beside(override, allow=True)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    io, path = AtomicCheckpoints(), tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+
+    def killed(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_a_run_stops_when_it_gets_no_better(video_folder, tmp_path):
+    root = make_folder(tmp_path / "videos", videos=4)
+    slow = ("optimizer.lr=1e-12", "early_stopping=2", "trainer.max_epochs=9", "ema=null")
+    done = train(root, tmp_path / "run", *slow)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "run" / "metrics.csv")) < 9
+    stop = EarlyStop(patience=2)
+    stop.wait_count = 2  # as after a kill behind its last epoch
+    trainer = type("Trainer", (), {"should_stop": False})()
+    stop.on_train_start(trainer, None)
+    assert trainer.should_stop
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("save_every=0", "save_every (=0)"), ("early_stopping=0", "early_stopping (=0)"), ("ema=2", "ema (=2)")],
+)
+def test_impossible_values_are_told(video_folder, tmp_path, override, words):
+    done = train(video_folder, tmp_path / "run", override)
+    assert done.returncode == 2
+    assert words in done.stderr
