@@ -22,6 +22,15 @@ class PartlyFrozen(nn.Module):
         """All but what decides, and its stages by name, those that `freeze` counts, from the input on."""
         raise NotImplementedError(f"{type(self).__name__} does not tell its backbone")
 
+    def blocks(self) -> list[nn.Module]:
+        """What the stages consist of, where one is a row of modules with parts of their own, else the stages."""
+        found = []
+        for stage in self.backbone()[1].values():
+            parts = list(stage.children())
+            row = isinstance(stage, nn.Sequential | nn.ModuleList) and all(list(part.children()) for part in parts)
+            found += parts if row else [stage]
+        return found
+
     def backbone_stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the backbone, frozen ones too, by its stages; see `stage_parameters`."""
         return stage_parameters(*self.backbone())

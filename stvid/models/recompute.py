@@ -26,18 +26,9 @@ def recompute_stages(model: PartlyFrozen) -> None:
 
     Results stay what they are, for about a third more computation.
     """
-    _, stages = model.backbone()
-    for stage in stages.values():
-        for block in _blocks(stage):
-            if any(parameter.requires_grad for parameter in block.parameters()):
-                block.forward = functools.partial(_forward, block, block.forward)
-
-
-def _blocks(stage: nn.Module) -> list[nn.Module]:
-    """The parts of a stage that is a row of blocks, else the stage itself."""
-    parts = list(stage.children())
-    row = isinstance(stage, nn.Sequential | nn.ModuleList) and all(list(part.children()) for part in parts)
-    return parts if row else [stage]
+    for block in model.blocks():
+        if any(parameter.requires_grad for parameter in block.parameters()):
+            block.forward = functools.partial(_forward, block, block.forward)
 
 
 def _forward(part: nn.Module, forward: Callable, *arguments):

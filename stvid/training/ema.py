@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from stvid.errors import InputError
+from stvid.training.sharding import ShardedStrategy
 
 
 class WeightEMA(WeightAveraging):
@@ -29,6 +31,12 @@ class WeightEMA(WeightAveraging):
     def decay_at(self, step: int) -> float:
         """Of the average as it is, in step n."""
         return min(self.decay, (1 + step) / (10 + step))
+
+    def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, ShardedStrategy):
+            raise InputError(f"ema (={self.decay}): trainer=fsdp keeps no average of the weights; leave one of them out")
+        self._device = trainer.strategy.root_device  # the model is not there yet
+        super().setup(trainer, task, stage)
 
     @torch.no_grad()
     def _average(self, averages: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from stvid.clip import Preprocess, answer, channels_last
+from stvid.errors import InputError
 from stvid.metrics import ViewMetric
 from stvid.training.mixing import Mixing
 from stvid.training.nonfinite import check_finite
 from stvid.training.optim import Optimization
-from stvid.training.processes import num_processes, over_all
+from stvid.training.processes import SyncedBatchNorm, num_processes, over_all
+from stvid.training.sharding import shard
 
 
 class ClassificationTask(pl.LightningModule):
@@ -66,6 +69,18 @@ class ClassificationTask(pl.LightningModule):
         self.totals = torch.zeros(4)  # of the epoch until here: loss, weights, clips judged right, clips
         self.gathering: list[tuple[list[str], Tensor]] = []  # files and loss of each batch since the last step
         self.val_metric = ViewMetric()
+
+    def configure_model(self) -> None:
+        """Under a strategy that spreads the model over devices, before there is an optimizer.
+
+        Raises:
+            InputError: features have been stored, so that the model is not called as a whole.
+        """
+        if self.device_mesh is not None:
+            if getattr(self.trainer.datamodule, "stored", None):
+                raise InputError("trainer=fsdp spreads a whole model: with a frozen encoder, add data.features=off")
+            SyncedBatchNorm().apply(self.model)
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
@@ -121,7 +136,8 @@ class ClassificationTask(pl.LightningModule):
             InputError: the loss or a gradient is not finite; the weights are still what they were.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         scaled = self.trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
         check_finite(self.gathering, None if scaled else self.gradient_norm, step=self.global_step)
         self.gathering.clear()
@@ -129,7 +145,7 @@ class ClassificationTask(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
         steps = self.trainer.max_steps
