@@ -68,7 +68,7 @@ class Trained:
     protocol: Mapping
     config: Mapping
     epoch: int
-    position: tuple[int, int]
+    position: tuple[int, int] = (0, 0)
 
 
 def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pretrained: bool = True) -> nn.Module:

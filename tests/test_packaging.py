@@ -22,13 +22,18 @@ def installed(tmp_path_factory):
     return folder / "site"
 
 
-def run_installed(installed, cwd, *arguments):
-    code = "import stvid; print(stvid.__file__); from stvid.cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert str(installed) in done.stdout, "the checkout was used, not the wheel"
-    return done
+CALLS = """
+import sys
+import stvid
+print(stvid.__file__)
+from pathlib import Path
+from stvid.cli import main
+video, *overrides = sys.argv[1:]
+main(["train", *overrides])
+(run,) = Path("outputs").iterdir()
+main(["evaluate", str(run), "--workers", "0"])
+main(["predict", str(run), video, "--workers", "0"])
+"""  # one process: its imports take seconds
 
 
 def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
@@ -41,12 +46,11 @@ def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
 
 def test_it_trains_evaluates_and_predicts_in_an_empty_folder(installed, video_folder, tmp_path):
     overrides = ["data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY]
-    done = run_installed(installed, tmp_path, "train", *overrides)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", CALLS, str(video_folder / "to_left" / "00.mp4"), *overrides]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert str(installed) in done.stdout, "the checkout was used, not the wheel"
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.endswith("_conv3d")
-    done = run_installed(installed, tmp_path, "evaluate", run, "--workers", "0")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = run_installed(installed, tmp_path, "predict", run, video_folder / "to_left" / "00.mp4", "--workers", "0")
-    assert done.returncode == 0, done.stdout + done.stderr
     assert "to_left" in done.stdout

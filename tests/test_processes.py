@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -43,34 +44,44 @@ def test_two_processes_train_the_model_that_one_trains_on_the_same_batches(video
         assert mine == pytest.approx(its, abs=1e-5)
 
 
+JUDGE = """
+import sys
+from stvid.cli import main
+for number, line in enumerate(sys.stdin.read().splitlines()):
+    code = 0
+    try:
+        main(line.split("|"))
+    except SystemExit as stop:
+        code = stop.code
+    print(f"{number} ended with {code}", flush=True)
+"""  # seconds of imports are paid once
+
+
 def test_any_number_of_processes_judges_each_video_once_and_finds_the_same_numbers(run_folder, tmp_path):
-    """Seven videos, one of them broken."""
+    """Seven videos, one of them broken; and a mistake of several processes is one message."""
     root = make_folder(tmp_path / "videos", videos=4)
     (root / "to_left" / "00.mp4").write_bytes(b"x" * 5000)
     (root / "to_right" / "03.mp4").unlink()
     lines = [f"{path},{path.parent.name},test" for path in sorted(root.rglob("*.mp4"))]
-    (tmp_path / "seven.csv").write_text("\n".join(["path,label,split", *lines]))
-    found = []
+    options = ["evaluate", str(run_folder), "--workers", "0"]
     for processes in (1, 2, 3):
-        result = tmp_path / f"{processes}.json"
-        options = ("--manifest", tmp_path / "seven.csv", "--workers", "0", "--json", result)
-        done = stvid("evaluate", run_folder, *options, "--processes", processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("video accuracy") == 1
-        predictions = rows_of(run_folder / "evaluate" / "test_seven" / "predictions.csv")
-        found.append((json.loads(result.read_text()), predictions))
-    assert found[0][0]["num_videos"] == 7
-    assert found[0][0]["num_failed"] == 1
-    assert len(found[0][1]) == 7
-    assert found[1] == found[0]
-    assert found[2] == found[0]
-
-
-def test_a_mistake_of_several_processes_is_one_message(run_folder):
-    done = stvid("evaluate", run_folder, "--split", "tset", "--processes", "2")
-    assert done.returncode == 2
+        (tmp_path / f"seven{processes}.csv").write_text("\n".join(["path,label,split", *lines]))
+    calls = [[*options, "--manifest", f"{tmp_path}/seven{n}.csv", "--processes", str(n)] for n in (1, 2, 3)]
+    calls.append([*options, "--split", "tset", "--processes", "2"])
+    words = "\n".join("|".join(call) for call in calls)
+    done = subprocess.run([sys.executable, "-c", JUDGE], input=words, cwd=ROOT, capture_output=True, text=True)
+    assert [line for line in done.stdout.splitlines() if "ended with" in line] == [
+        "0 ended with 0", "1 ended with 0", "2 ended with 0", "3 ended with 2"
+    ]  # fmt: skip
+    assert done.stdout.count("video accuracy") == 3
     assert done.stderr.count("--split tset") == 1
     assert "Traceback" not in done.stderr
+    folders = [run_folder / "evaluate" / f"test_seven{n}" for n in (1, 2, 3)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    predictions = [rows_of(folder / "predictions.csv") for folder in folders]
+    assert (results[0]["num_videos"], results[0]["num_failed"], len(predictions[0])) == (7, 1, 7)
+    assert results[1:] == results[:1] * 2
+    assert predictions[1:] == predictions[:1] * 2
 
 
 def test_a_synchronised_batch_norm_keeps_weights_names_and_modes(monkeypatch):

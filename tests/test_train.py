@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, break_half_way, make_folder, stvid, train_py
+from conftest import ROOT, TINY, break_half_way, in_process, make_folder, stvid, train_py
 
+from stvid.cli import main
 from stvid.data.layouts.folder import folder
 from stvid.training.epochs import ProgressBar
 
@@ -278,8 +279,10 @@ def test_train_py_reads_on_one_screen_or_two():
     assert len((ROOT / "train.py").read_text().splitlines()) <= 100
 
 
-def test_the_installed_command_does_the_same(video_folder, tmp_path):
-    done = stvid("train", "data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY, cwd=tmp_path)
+def test_the_installed_command_does_the_same(video_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY)
+    done = in_process(["stvid", *arguments], main)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.endswith("_conv3d")

@@ -34,7 +34,9 @@ class WeightEMA(WeightAveraging):
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ShardedStrategy):
-            raise InputError(f"ema (={self.decay}): trainer=fsdp keeps no average of the weights; leave one of them out")
+            raise InputError(
+                f"ema (={self.decay}): trainer=fsdp keeps no average of the weights; leave one of them out"
+            )
         self._device = trainer.strategy.root_device  # the model is not there yet
         super().setup(trainer, task, stage)
 
