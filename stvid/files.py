@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -19,6 +21,26 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
+    """Of all processes that want to write a file, one after the other goes through the block; a kill lets go of it.
+
+    Where nothing can be written beside `path`, there is nothing to wait for.
+    """
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name.lstrip('.')}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: str | os.PathLike, content: dict | list) -> None:

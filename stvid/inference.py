@@ -21,7 +21,7 @@ from stvid.data.manifest import Item
 from stvid.metrics import average_views
 from stvid.progress import Bar
 from stvid.training.hardware import autocast, leave_cores_to_readers, resolve_precision
-from stvid.training.processes import first_alone, gathered, my_rank, num_processes
+from stvid.training.processes import gathered, my_rank, num_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,9 @@ def classify(
     check_views(num_clips, num_crops, trained.clip)
     batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
     num_workers = resolve_workers(num_workers)
-    with first_alone():  # the others find it in the cache
-        infos = probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all)
     dataset = Views(
         items=items,
-        infos=infos,
+        infos=probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all),
         class_names=trained.class_names,
         clip=trained.clip,
         num_clips=num_clips,

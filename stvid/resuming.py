@@ -21,6 +21,7 @@ HARMLESS = (  # what comes out of a run does not depend on these
     "requeue",
     "trainer.log_every_n_steps",
 )
+NOT_KEPT = ("sweep",)
 OURS = ("resume", "allow_changes")
 
 
@@ -43,6 +44,12 @@ def resumed(own: DictConfig, overrides: Sequence[str], fresh: DictConfig) -> Dic
         raise InputError(
             f"resume={fresh.resume} goes on with the run's own config, so that it ends as if it had never stopped; "
             f"leave out {shown}, or insist with allow_changes=true"
+        )
+    missing = [key for key in fresh if key not in own and key not in NOT_KEPT]
+    if missing:
+        raise InputError(
+            f"resume={fresh.resume}: the run was begun by an older version of stvid, without {', '.join(missing)}; it "
+            "can be evaluated, but not go on"
         )
     own = own.copy()
     OmegaConf.set_struct(own, False)

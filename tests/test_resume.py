@@ -131,8 +131,12 @@ def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
     assert config.data.datamodule.num_workers == 1
 
 
-OWN = {"seed": 0, "data": {"num_workers": 2, "datamodule": {"num_workers": 2}}, "trainer": {"max_epochs": 3}}
-FRESH = {"resume": "RUN", "allow_changes": False, "data": {"datamodule": {"num_workers": "${data.num_workers}"}}}
+WIRED = {"data": {"datamodule": {"num_workers": "${data.num_workers}"}}}
+FRESH = {"resume": "RUN", "allow_changes": False, "sweep": {}, **WIRED}
+OWN = {
+    "resume": None, "allow_changes": False, "seed": 0, "trainer": {"max_epochs": 3},
+    "data": {"num_workers": 2, "datamodule": {"num_workers": 2}},
+}
 
 
 def beside(*overrides, allow=False):
@@ -158,6 +162,12 @@ def test_what_would_change_the_result_must_be_insisted_on():
 def test_a_run_does_not_become_another(override, words):
     with pytest.raises(InputError, match=words):
         beside(override, allow=True)
+
+
+def test_a_run_of_an_older_version_says_what_it_lacks():
+    fresh = OmegaConf.create({**FRESH, "loss": {"label_smoothing": 0.1}})
+    with pytest.raises(InputError, match="older version of stvid, without loss"):
+        resumed(OmegaConf.create(OWN), ["resume=RUN"], fresh)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):

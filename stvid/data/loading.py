@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from stvid.data.dataset import VideoDataset, Views, collate
 from stvid.data.drawing import EpochSampler
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
+from stvid.files import one_at_a_time
 from stvid.machine import num_cores
 from stvid.video.errors import VideoError
 from stvid.video.info import VideoInfo
@@ -117,15 +119,19 @@ def probe_items(
     decode_all: bool = True,
     timeout: float = 60.0,
 ) -> list[VideoInfo | VideoError]:
-    """Facts about the items' files, from the cache where it has them; see `probe_all`."""
-    return probe_all(
-        [item.path for item in items],
-        num_workers=max(num_workers, 1),  # only another process can be killed when it hangs
-        cache=cache,
-        decode_all=decode_all,
-        timeout=timeout,
-        progress=sys.stderr.isatty(),
-    )
+    """Facts about the items' files, from the cache where it has them; see `probe_all`.
+
+    Several processes that look at the same files do not all decode them: one does, and fills the cache.
+    """
+    with contextlib.nullcontext() if cache is None else one_at_a_time(cache):
+        return probe_all(
+            [item.path for item in items],
+            num_workers=max(num_workers, 1),  # only another process can be killed when it hangs
+            cache=cache,
+            decode_all=decode_all,
+            timeout=timeout,
+            progress=sys.stderr.isatty(),
+        )
 
 
 def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from stvid.files import one_at_a_time
 from stvid.progress import Bar
 from stvid.training.hardware import autocast
 
@@ -53,13 +54,15 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
         **{name: version for name in LIBRARIES if (version := _version(name))},
     }
     for name, stored in data.use_features(facts).items():
-        _fill(name, stored, data, encode)
+        with one_at_a_time(stored.store.path):  # of several processes, one encodes
+            _fill(name, stored, data, encode)
     log.info("random views of each training video: %d; data.passes=N keeps N, data.features=off none", data.passes)
     model.train()
 
 
 def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
     draws = data.draws(name)
+    stored.store.close()  # another process may have put more into it
     missing = stored.missing(draws)
     log.info(
         "features of %s: %d stored, %d to encode; %s", name, len(draws) - len(missing), len(missing), stored.store.path

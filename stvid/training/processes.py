@@ -5,9 +5,6 @@ B samples of this process   C channels
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins import LayerSync
@@ -22,16 +19,6 @@ def num_processes() -> int:
 def my_rank() -> int:
     """Which of them this process is, from 0."""
     return dist.get_rank() if num_processes() > 1 else 0
-
-
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """The first process goes through the block before the others: they find what it has written."""
-    if my_rank() > 0:
-        dist.barrier()
-    yield
-    if my_rank() == 0 and num_processes() > 1:
-        dist.barrier()
 
 
 def over_all(values: Tensor, *, take: str = "sum") -> Tensor:
