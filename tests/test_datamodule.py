@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -5,11 +7,12 @@ import pytest
 import sklearn.utils.class_weight
 import torch
 from conftest import break_half_way
+from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.layouts.folder import folder
-from stvid.data.loading import resolve_workers
+from stvid.data.loading import resolve_workers, worker_options
 from stvid.data.manifest import Manifest
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
@@ -148,3 +151,19 @@ def test_impossible_settings_are_told(video_folder, options, words):
 def test_auto_takes_one_worker_for_two_cores(monkeypatch, cores, workers):
     monkeypatch.setattr("stvid.data.loading.num_cores", lambda: cores)
     assert resolve_workers("auto") == workers
+
+
+class Signalled(torch.utils.data.Dataset):
+    """Items that are made in spite of the signals that a terminal or a scheduler sends to every process."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return index
+
+
+def test_readers_leave_signals_to_the_process_that_trains():
+    assert [int(batch) for batch in DataLoader(Signalled(), batch_size=None, **worker_options(1))] == [0, 1]

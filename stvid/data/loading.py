@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,7 +81,14 @@ def worker_options(num_workers: int) -> dict:
         "pin_memory": torch.cuda.is_available(),
         # a loader draws a seed for its workers; from the global state, dropout would depend on the number of loaders
         "generator": torch.Generator(),
+        "worker_init_fn": _leave_signals_to_the_parent,
     }
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal's Ctrl-C and Slurm's signals reach every process; readers go on until they are no longer needed."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def resolve_workers(num_workers: int | str) -> int:

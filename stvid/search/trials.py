@@ -54,6 +54,7 @@ class Trial:
             return
         self.metrics = {"video_accuracy": float(value), **result_of(run)}
         self.status = "done" if stopped_at is None else f"stopped early at epoch {stopped_at}"
+        self.is_mistake = False  # not any more, where it was tried again
 
     def fail(self, message: str, *, is_mistake: bool = False) -> None:
         self.status, self.is_mistake = f"failed: {message}", is_mistake

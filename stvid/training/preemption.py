@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.errors import InputError
 from stvid.training.processes import over_all
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,15 @@ class Preemption(Callback):
     """Takes note of signals while a run trains; a second one ends it at once.
 
     Args:
-        requeue: under Slurm, put the job back into the queue before leaving.
+        requeue: put the Slurm job back into the queue before leaving.
+
+    Raises:
+        InputError: `requeue`, and this is no job of Slurm's.
     """
 
     def __init__(self, *, requeue: bool = False):
+        if requeue and "SLURM_JOB_ID" not in os.environ:
+            raise InputError("requeue=true (trainer=slurm) is for jobs of Slurm; here SLURM_JOB_ID is not set")
         self.requeue = requeue
         self.received: int | None = None
         self._before: dict[int, object] = {}
