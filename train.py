@@ -62,7 +62,7 @@ def train(config: DictConfig, run: Path) -> float:
     trainer = make_trainer(logger=logger, callbacks=[*watching, table := EpochTable(path=run / "metrics.csv")])
     leave_cores_to_readers((device := trainer.strategy.root_device).type)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
-    data.batch_size = plan_batch(task, data, device, precision, trainer.world_size, ema=config.ema is not None)
+    data.batch_size = plan_batch(task, data, device, precision, trainer.world_size, config.ema is not None)
     plain["data"]["datamodule"]["batch_size"] = data.batch_size
     store_features(data, task, precision=precision, device=device, config=plain["model"])
     if config.find_lr:

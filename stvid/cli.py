@@ -242,14 +242,8 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
 
     trained = load(options.run)
     data = held_out(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
-    result, predictions = evaluate(
-        trained,
-        data,
-        split=options.split,
-        num_clips=options.clips,
-        num_crops=options.crops,
-        num_workers=_workers(options.workers),
-    )
+    views = {"num_clips": options.clips, "num_crops": options.crops}
+    result, predictions = evaluate(trained, data, split=options.split, num_workers=_workers(options.workers), **views)
     if not first:
         return
     name = f"{options.split}_{Path(options.manifest).stem}" if options.manifest else options.split

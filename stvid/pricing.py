@@ -190,7 +190,6 @@ def plan_batch(
     device: torch.device,
     precision: str,
     num_processes: int,
-    *,
     ema: bool = False,
 ) -> int:
     """Says what a run will need before it starts, and returns its batch size.
