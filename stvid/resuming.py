@@ -21,6 +21,8 @@ HARMLESS = (  # what comes out of a run does not depend on these
     "requeue",
     "trainer.log_every_n_steps",
 )
+KEPT = ("clip", "model", "optimizer", "ema", "compile", "gradient_checkpointing", "find_lr")  # checkpoints say which
+VIDEOS = "data.datamodule.manifest"
 NOT_KEPT = ("sweep",)
 OURS = ("resume", "allow_changes")
 
@@ -45,17 +47,22 @@ def resumed(own: DictConfig, overrides: Sequence[str], fresh: DictConfig) -> Dic
             f"resume={fresh.resume} goes on with the run's own config, so that it ends as if it had never stopped; "
             f"leave out {shown}, or insist with allow_changes=true"
         )
-    missing = [key for key in fresh if key not in own and key not in NOT_KEPT]
-    if missing:
-        raise InputError(
-            f"resume={fresh.resume}: the run was begun by an older version of stvid, without {', '.join(missing)}; it "
-            "can be evaluated, but not go on"
-        )
+    check_complete(own, fresh)
     own = own.copy()
     OmegaConf.set_struct(own, False)
     for one in parsed:
         _apply(own, one, fresh)
     return own
+
+
+def check_complete(own: DictConfig, fresh: DictConfig) -> None:
+    """Raises InputError where a run's config lacks what a run of this version has."""
+    missing = [key for key in fresh if key not in own and key not in NOT_KEPT]
+    if missing:
+        raise InputError(
+            f"the run was begun by an older version of stvid, without {', '.join(missing)}; it can be evaluated, but not "
+            "go on"
+        )
 
 
 def _is_ours(one: Override) -> bool:
@@ -64,14 +71,29 @@ def _is_ours(one: Override) -> bool:
 
 def _apply(own: DictConfig, one: Override, fresh: DictConfig) -> None:
     key, value = one.key_or_group, one.value()
-    before = OmegaConf.select(own, key, default=None)
-    if one.is_delete() or one.is_sweep_override() or "/" in key or (OmegaConf.is_dict(before) and value is not None):
-        raise InputError(f"{one.input_line}: a run that goes on keeps its model, data set and other choices")
+    before, places = OmegaConf.select(own, key, default=None), _places(key, fresh)
+    choice = (
+        one.is_delete() or one.is_sweep_override() or "/" in key or (OmegaConf.is_dict(before) and value is not None)
+    )
+    if choice or key.split(".")[0] in KEPT or any(place.startswith(VIDEOS) for place in places):
+        raise InputError(
+            f"{one.input_line}: a run that goes on keeps its videos, clips, model, optimizer and average; begin "
+            "another one, from these weights if you like: model.weights=RUN"
+        )
     if before is None and not one.is_add() and key not in (keys := list(_keys(own))):
         raise InputError(f"{one.input_line}: the run has no key {key}{nearest(key, keys)}")
     log.info("changed: %s from %s to %s", key, before, value)
-    for place in (key, *_wired_to(key, OmegaConf.to_container(fresh, resolve=False))):
+    for place in places:
         OmegaConf.update(own, place, value)
+
+
+def _places(key: str, fresh: DictConfig) -> list[str]:
+    """Where a value belongs: at its own key, and wherever that key or what is around it is referred to."""
+    wiring, parts, places = OmegaConf.to_container(fresh, resolve=False), key.split("."), [key]
+    for i in range(1, len(parts) + 1):
+        inside = "".join(f".{part}" for part in parts[i:])
+        places += [place + inside for place in _wired_to(".".join(parts[:i]), wiring)]
+    return places
 
 
 def _keys(node: object, place: str = "") -> Iterator[str]:

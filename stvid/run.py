@@ -23,7 +23,7 @@ from stvid.errors import InputError
 from stvid.evaluation.evaluate import MANIFEST_NAME
 from stvid.files import replacing, write_json
 from stvid.provenance import run_record
-from stvid.resuming import resumed
+from stvid.resuming import OURS, check_complete, resumed
 from stvid.training.bad_videos import read_bad_videos
 
 CONFIG_NAME = "config.yaml"
@@ -40,6 +40,8 @@ def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
         job = os.environ.get("SLURM_JOB_ID") if requeue else None
         return _agreed(fresh) if job is None else str(Path(fresh).parent / f"slurm_{job}")
     run = Path(resume).absolute()
+    if run.is_file() and run.name != "last.ckpt":
+        raise InputError(f"resume={resume}: a run goes on from its last.ckpt; name the run folder")
     run = run.parent.parent if run.is_file() else run
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"resume={resume}: no {CONFIG_NAME} there, so it holds no run")
@@ -85,7 +87,10 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         check(config)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, run
+    if not kept.is_file():
+        raise InputError(f"resume={config.resume} goes on in its own folder; leave out hydra.run.dir")
     own = OmegaConf.load(kept)
+    check_complete(own, config)
     if not again:
         own = resumed(own, overrides, config)
     own.resume = str(run)
@@ -102,19 +107,25 @@ def finished(config: DictConfig) -> float | None:
         return None
     if config.resume:
         resumed(OmegaConf.load(run / CONFIG_NAME), list(HydraConfig.get().overrides.task), config)
-    reached = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))["video_accuracy"]
+    result = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
+    if _settings(result["config"]) != _settings(OmegaConf.to_container(OmegaConf.load(run / CONFIG_NAME))):
+        return None  # it was told to train longer since
+    reached = result["video_accuracy"]
     more = "" if is_sweep() else f"; to train longer: resume={shown(run)} trainer.max_epochs=N allow_changes=true"
     logging.getLogger("stvid").info("%s is finished, val video accuracy %.3f%s", shown(run), reached, more)
     return reached
 
 
+def _settings(config: Mapping) -> str:
+    return json.dumps({key: value for key, value in config.items() if key not in OURS}, sort_keys=True)
+
+
 def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
-    """Writes down what a run is, for whoever goes on with it or judges it; a result of before counts no longer."""
+    """Writes down what a run is, for whoever goes on with it or judges it."""
     if not (run / MANIFEST_NAME).exists():
         manifest.write_csv(run / MANIFEST_NAME)
     with replacing(run / CONFIG_NAME) as partial:
         OmegaConf.save(OmegaConf.create(dict(config)), partial)
-    (run / RESULT_NAME).unlink(missing_ok=True)
 
 
 def write_result(run: Path, result: Mapping, *, config: Mapping, data, training: Mapping) -> None:

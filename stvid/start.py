@@ -41,6 +41,7 @@ def starting_model(
     else:
         before = load(last)
         model, position = before.model.train(), before.position
+        _check_same_batches(before.config, config, position)
     check_fit(model, clip)
     if config["gradient_checkpointing"]:
         recompute_stages(model)
@@ -49,3 +50,14 @@ def starting_model(
             raise InputError(f"compile (={config['compile']}) must be null or one of {', '.join(COMPILE)}")
         model.compile(mode=config["compile"])
     return model, position
+
+
+def _check_same_batches(before: Mapping, config: Mapping, position: tuple[int, int]) -> None:
+    """Raises InputError where a run is to go on in the middle of an epoch that was cut into other batches."""
+    batch_sizes = (one["data"]["datamodule"]["batch_size"] for one in (before, config))
+    devices = ([one["trainer"][key] for key in ("devices", "num_nodes")] for one in (before, config))
+    if position[1] and (len(set(batch_sizes)) > 1 or next(devices) != next(devices)):
+        raise InputError(
+            f"the run was interrupted after {position[1]} batches of epoch {position[0] + 1}: data.batch_size, "
+            "trainer.devices and trainer.num_nodes can be changed at the end of an epoch only"
+        )

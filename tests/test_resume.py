@@ -18,6 +18,7 @@ from stvid.errors import InputError
 from stvid.resuming import resumed
 from stvid.training.checkpoints import AtomicCheckpoints, EarlyStop
 from stvid.training.epochs import EpochTable
+from stvid.training.preemption import Preemption
 
 OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
 
@@ -131,11 +132,16 @@ def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
     assert config.data.datamodule.num_workers == 1
 
 
-WIRED = {"data": {"datamodule": {"num_workers": "${data.num_workers}"}}}
+WIRES = {"num_workers": "${data.num_workers}", "augment": "${augment}", "manifest": {"root": "${data.root}"}}
+WIRED = {"data": {"datamodule": WIRES}}
 FRESH = {"resume": "RUN", "allow_changes": False, "sweep": {}, **WIRED}
 OWN = {
-    "resume": None, "allow_changes": False, "seed": 0, "trainer": {"max_epochs": 3},
-    "data": {"num_workers": 2, "datamodule": {"num_workers": 2}},
+    "resume": None,
+    "allow_changes": False,
+    "seed": 0,
+    "trainer": {"max_epochs": 3},
+    "data": {"num_workers": 2, "datamodule": {"num_workers": 2, "augment": {"flip": 0.5}}},
+    "augment": {"flip": 0.5},
 }
 
 
@@ -145,7 +151,10 @@ def beside(*overrides, allow=False):
 
 
 def test_what_changes_nothing_may_stand_beside_resume_and_reaches_every_place():
-    assert beside("data.num_workers=7")["data"] == {"num_workers": 7, "datamodule": {"num_workers": 7}}
+    found = beside("data.num_workers=7")
+    assert (found["data"]["num_workers"], found["data"]["datamodule"]["num_workers"]) == (7, 7)
+    found = beside("augment.flip=0", allow=True)
+    assert (found["augment"]["flip"], found["data"]["datamodule"]["augment"]["flip"]) == (0, 0)
     assert beside("hydra.verbose=true") == OWN
 
 
@@ -157,11 +166,54 @@ def test_what_would_change_the_result_must_be_insisted_on():
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("trainer=cpu", "keeps its model"), ("~seed", "keeps its model"), ("trainer.max_epoch=9", "trainer.max_epochs")],
+    [
+        ("trainer=cpu", "keeps its videos"),
+        ("~seed", "keeps its videos"),
+        ("optimizer.lr=1", "model.weights=RUN"),
+        ("data.root=elsewhere", "keeps its videos"),
+        ("trainer.max_epoch=9", "trainer.max_epochs"),
+    ],
 )
 def test_a_run_does_not_become_another(override, words):
     with pytest.raises(InputError, match=words):
         beside(override, allow=True)
+
+
+def test_what_a_checkpoint_decides_is_refused_before_anything_is_lost(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and path.name != "train.log"}
+    for override in ("optimizer.weight_decay=0", "model.dropout=0.9", "clip.size=48"):
+        done = train_py(f"resume={run}", override, "trainer.max_epochs=4", "allow_changes=true")
+        assert done.returncode == 2
+        assert override in done.stderr
+    assert train_py(f"resume={run}", f"hydra.run.dir={tmp_path / 'other'}").returncode == 2
+    assert "last.ckpt" in train_py(f"resume={run / 'checkpoints' / 'best.ckpt'}").stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGTERM, epoch=1)
+        done = train(video_folder, tmp_path / "run")
+    assert "python train.py resume=" in done.stdout
+    done = train_py(f"resume={tmp_path / 'run'}", "data.batch_size=2", "allow_changes=true")
+    assert done.returncode == 2
+    assert "at the end of an epoch only" in done.stderr
+    assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
+    def all_reduce(number, take):
+        preemption._note(signal.SIGTERM, None)  # right now
+        return number
+
+    preemption = Preemption()
+    monkeypatch.setattr("stvid.training.preemption.over_all", all_reduce)
+    strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
+    trainer = type("Trainer", (), {"world_size": 2, "strategy": strategy})
+    assert not preemption.wanted(trainer)
+    monkeypatch.setattr("stvid.training.preemption.over_all", lambda number, take: number)
+    assert preemption.wanted(trainer)
 
 
 def test_a_run_of_an_older_version_says_what_it_lacks():

@@ -84,12 +84,12 @@ class LastCheckpoint(Checkpoint):
         if stop or due:
             self._save(trainer)
         if stop:
-            self.preemption.leave(trainer)
+            self.preemption.leave(trainer, self.path.parents[1])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._save(trainer)
         if self.preemption.wanted(trainer):
-            self.preemption.leave(trainer)
+            self.preemption.leave(trainer, self.path.parents[1])
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
@@ -112,6 +112,9 @@ class EarlyStop(EarlyStopping):
         if patience < 1:
             raise InputError(f"early_stopping (={patience}) must be at least 1 epoch, or null")
         super().__init__("val_criterion", mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # it may have been changed
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if self.wait_count >= self.patience:

@@ -56,7 +56,7 @@ class EpochTable(Callback):
     what would help, after the second epoch or the only one.
 
     A run that goes on (`resume`) keeps the rows of the epochs behind its checkpoint and writes the others anew; of an
-    epoch that it goes on with in the middle, speed, memory and waiting are those of the rest.
+    epoch that it goes on with in the middle, speed, memory, waiting and seconds are those of the rest.
 
     Args:
         path: the CSV file.
@@ -71,7 +71,7 @@ class EpochTable(Callback):
 
     @property
     def seconds(self) -> float:
-        """Of all epochs, also those before a resumed run was interrupted."""
+        """Of all epochs; of one in which the run was interrupted, of what was done after that."""
         return round(sum(float(row["seconds"]) for row in self.rows), 1)
 
     def summary(self) -> dict:
@@ -102,6 +102,7 @@ class EpochTable(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.is_global_zero:
             for line in header():
                 log.info(line)

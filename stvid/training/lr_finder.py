@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Callback
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.progress import Bar
+from stvid.training.processes import over_all
 
 log = logging.getLogger("stvid")
 
@@ -107,7 +108,8 @@ class RangeTest(Callback):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         loss = trainer.callback_metrics["train_loss_step"]
         scaled = trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
-        if not (torch.isfinite(loss) and (scaled or torch.isfinite(torch.nn.utils.get_total_norm(gradients)))):
+        fine = torch.isfinite(loss) and (scaled or torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        if over_all(torch.tensor(float(not fine), device=task.device), take="max"):
             raise Diverged
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:

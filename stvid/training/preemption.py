@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -33,7 +34,8 @@ class Preemption(Callback):
         if requeue and "SLURM_JOB_ID" not in os.environ:
             raise InputError("requeue=true (trainer=slurm) is for jobs of Slurm; here SLURM_JOB_ID is not set")
         self.requeue = requeue
-        self.received: int | None = None
+        self.received: int | None = None  # by this process
+        self.agreed: int | None = None  # by all of them
         self._before: dict[int, object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -50,20 +52,23 @@ class Preemption(Callback):
 
     def wanted(self, trainer: pl.Trainer) -> bool:
         """Whether any process was told to stop; all of them ask at the same step."""
-        if trainer.world_size == 1:
-            return self.received is not None
-        number = torch.tensor([float(self.received or 0)], device=trainer.strategy.root_device)
-        self.received = int(over_all(number, take="max").item()) or None
-        return self.received is not None
+        self.agreed = self.received
+        if trainer.world_size > 1:
+            number = torch.tensor([float(self.received or 0)], device=trainer.strategy.root_device)
+            self.agreed = int(over_all(number, take="max").item()) or None
+        return self.agreed is not None
 
-    def leave(self, trainer: pl.Trainer) -> None:
-        """Ends the program as the signal asked, once the checkpoint is written."""
+    def leave(self, trainer: pl.Trainer, run: Path) -> None:
+        """Ends the program as the signal asked, once the checkpoint is written into the run folder."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            log.info("told to stop (%s); saved at step %d", signal.Signals(self.received).name, trainer.global_step)
+            name = signal.Signals(self.agreed).name
+            log.info("told to stop (%s); saved at step %d in %s", name, trainer.global_step, run)
             if self.requeue:
                 _requeue()
-        raise SystemExit(128 + self.received)
+            else:
+                log.info("go on with   python train.py resume=%s", run)
+        raise SystemExit(128 + self.agreed)
 
     def _note(self, number: int, frame: object) -> None:
         if self.received is not None:
@@ -82,7 +87,11 @@ def _requeue() -> None:
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        log.error("Slurm could not requeue job %s: %s", job, error)
+        return
     if done.returncode:
         log.error("Slurm could not requeue job %s: %s", job, done.stderr.strip())
     else:

@@ -14,10 +14,12 @@ from torch.distributed.fsdp import fully_shard
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's, with all processes one row that shares the data, and checkpoints of one file that any run reads."""
 
-    def __init__(self, *, process_group_backend: str | None = None):
+    def __init__(self, *, sync_batchnorm: bool = True, process_group_backend: str | None = None):
         super().__init__(
             tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
         )
+
+        self.sync_batchnorm = sync_batchnorm
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

@@ -79,7 +79,8 @@ class ClassificationTask(pl.LightningModule):
         if self.device_mesh is not None:
             if getattr(self.trainer.datamodule, "stored", None):
                 raise InputError("trainer=fsdp spreads a whole model: with a frozen encoder, add data.features=off")
-            SyncedBatchNorm().apply(self.model)
+            if self.trainer.strategy.sync_batchnorm:
+                SyncedBatchNorm().apply(self.model)
             shard(self.model, self.device_mesh["data_parallel"])
 
     def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
@@ -92,8 +93,11 @@ class ClassificationTask(pl.LightningModule):
             return self.model.classify(inputs, batch["lengths"])
         return self(inputs, batch["lengths"])
 
+    def on_train_start(self) -> None:
+        self.totals = self.totals.to(self.device)
+
     def on_train_epoch_start(self) -> None:
-        self.totals = torch.zeros(4)
+        self.totals = torch.zeros(4, device=self.device)
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         self.rng = np.random.default_rng((self.seed, self.current_epoch, batch_idx, self.global_rank))
@@ -135,6 +139,9 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             InputError: the loss or a gradient is not finite; the weights are still what they were.
         """
+        if not self.gathering:  # nothing was read: no step, not even by momentum
+            optimizer.zero_grad(set_to_none=True)
+            return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
