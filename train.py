@@ -77,19 +77,22 @@ def train(config: DictConfig, run: Path) -> float:
     if trainer.is_global_zero:
         write_result(run, result, config=plain, data=data, training=table.summary())
         log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
-        tell_next_steps(run, advice=table.advice, has_test=bool(data.manifest.select("test")))
+        tell_next_steps(run, has_test=bool(data.manifest.select("test")))
     return result["video_accuracy"]
+
+
+def train_or_tell(config: DictConfig) -> float:
+    """The run, or what it has reached, where there is nothing left to do."""
+    reached = finished(config)
+    return train(*open_run(config)) if reached is None else reached
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
-    reached = finished(config)
-    if reached is not None:
-        return reached
     if is_sweep():  # Hydra takes note of a run that failed and goes on with the next
-        return train(*open_run(config))
+        return train_or_tell(config)
     with report_errors(), leaving_no_empty_run():
-        return train(*open_run(config))
+        return train_or_tell(config)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,11 @@ def _config_message(error: Exception) -> str:
     ours = re.match(r"InputError raised while resolving interpolation: (.*)", text)
     if ours:
         return ours[1]
+    several = re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
+    if several:
+        return (
+            f"{several[1]}={several[2]}: several values need -m, a run for each; a list is {several[1]}=[{several[2]}]"
+        )
     if isinstance(error, OverrideParseException):
         word = re.search(r"Error parsing override '([^'=]*)'", text)
         if word:

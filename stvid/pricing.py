@@ -213,6 +213,7 @@ def plan_batch(
     Raises:
         InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
     """
+    task.optimization.configure(task.model, 1)  # a mistake in it is not one of the model's
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
     log.info("%s for %d classes on %s, precision %s", type(task.model).__name__, classes, device, precision)
     if clip.num_frames is None:

@@ -60,8 +60,8 @@ def check_complete(own: DictConfig, fresh: DictConfig) -> None:
     missing = [key for key in fresh if key not in own and key not in NOT_KEPT]
     if missing:
         raise InputError(
-            f"the run was begun by an older version of stvid, without {', '.join(missing)}; it can be evaluated, but not "
-            "go on"
+            f"the run was begun by an older version of stvid, without {', '.join(missing)}; it can be evaluated, "
+            "but not go on"
         )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -43,6 +43,10 @@ def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
     if run.is_file() and run.name != "last.ckpt":
         raise InputError(f"resume={resume}: a run goes on from its last.ckpt; name the run folder")
     run = run.parent.parent if run.is_file() else run
+    if not run.exists():
+        raise InputError(f"resume={resume} does not exist; give a run folder")
+    if (run / "sweep.yaml").is_file():
+        raise InputError(f"resume={resume} holds a sweep, which goes on with -m: python train.py -m resume={resume}")
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"resume={resume}: no {CONFIG_NAME} there, so it holds no run")
     return str(run)
@@ -85,6 +89,8 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         if kept.exists() and _is_first_process():
             raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
         check(config)
+        if not sweep:
+            _check_no_sweep(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, run
     if not kept.is_file():
@@ -98,6 +104,12 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         path, class_names = str(run / MANIFEST_NAME), own.class_names
         own.data.datamodule.manifest = {"_target_": MANIFEST, "path": path, "class_names": class_names}
     return own, run
+
+
+def _check_no_sweep(overrides: Sequence[str]) -> None:
+    useless = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
+    if useless:
+        raise InputError(f"{' '.join(useless)} is for several runs: python train.py -m {' '.join(overrides)}")
 
 
 def finished(config: DictConfig) -> float | None:
@@ -192,11 +204,9 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def tell_next_steps(run: Path, *, advice: str | None, has_test: bool) -> None:
-    """What to type once a run is trained, and what would make it faster; without test videos, it is judged on val."""
+def tell_next_steps(run: Path, *, has_test: bool) -> None:
+    """What to type once a run is trained; without test videos, it is judged on val."""
     log = logging.getLogger("stvid")
-    if advice:
-        log.info(advice)
     log.info("run folder   %s", shown(run))
     log.info("test it      stvid evaluate %s%s", shown(run), "" if has_test else " --split val")
     log.info("use it       stvid predict %s VIDEO...", shown(run))

@@ -242,6 +242,7 @@ def test_a_run_stops_when_it_gets_no_better(video_folder, tmp_path):
     done = train(root, tmp_path / "run", *slow)
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run" / "metrics.csv")) < 9
+    assert "stopped early: 2 validations without a better result" in done.stdout
     stop = EarlyStop(patience=2)
     stop.wait_count = 2  # as after a kill behind its last epoch
     trainer = type("Trainer", (), {"should_stop": False})()

@@ -222,6 +222,9 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
             ["CNNLSTM cannot take clips of 4 frames of 32 x 32", "clip.size"],
         ),
         (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
+        (["sweep=optuna"], ["sweep=optuna is for several runs: python train.py -m"]),
+        (["seed=0,1"], ["seed=0,1: several values need -m"]),
+        (["optimizer.groups={haed: {lr: 1e-2}}"], ["'haed' is found in no parameter's name"]),
         (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
@@ -255,7 +258,7 @@ def test_an_output_folder_that_cannot_be_written_is_told(video_folder, tmp_path)
 def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
     done = train_py(f"resume={tmp_path / 'typo'}")
     assert done.returncode == 2
-    assert "no config.yaml there" in done.stderr
+    assert "does not exist" in done.stderr
     assert not (tmp_path / "typo").exists()
 
 

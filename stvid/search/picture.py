@@ -69,7 +69,10 @@ def _positions(axes: Axes, dimension: Choice | Interval, texts: Sequence[str]) -
         return [float(listed.index(text)) for text in texts]
     is_log = dimension.log if isinstance(dimension, Interval) else max(numbers) >= WIDE * min(numbers)
     if is_log and min(numbers) > 0:
+        from matplotlib.ticker import NullFormatter
+
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     return [float(text) for text in texts]
 
 

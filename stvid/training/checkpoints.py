@@ -7,6 +7,7 @@ same run, to the last bit on a CPU.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.training.preemption import Preemption
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -112,6 +115,11 @@ class EarlyStop(EarlyStopping):
         if patience < 1:
             raise InputError(f"early_stopping (={patience}) must be at least 1 epoch, or null")
         super().__init__("val_criterion", mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, task)
+        if self.wait_count >= self.patience:
+            log.info("stopped early: %d validations without a better result (early_stopping)", self.wait_count)
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})  # it may have been changed

@@ -35,6 +35,7 @@ COLUMNS = (
     "waiting",
     "seconds",
 )
+WORTH_SECONDS = 5.0  # of training in an epoch, below which waiting is nobody's trouble
 # columns on the screen: name, two lines of header, width, how a number is shown
 SHOWN = (
     ("train_loss", "train", "loss", 8, "{:.3f}"),
@@ -66,7 +67,6 @@ class EpochTable(Callback):
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
         self.epochs = 0  # since this process trains
-        self.advice: str | None = None  # for the end of the run: what would help, if it has not just been said
         self.advised = False
 
     @property
@@ -162,18 +162,20 @@ class EpochTable(Callback):
             writer.writerows(self.rows)
 
     def _advise(self, waiting: float | None, trainer: pl.Trainer) -> None:
+        settled = self.epochs > 1 or trainer.current_epoch + 1 == trainer.max_epochs  # readers start in the first epoch
+        if self.advised or not settled or self.meter.seconds < WORTH_SECONDS:
+            return
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        self.advice = advice(
+        words = advice(
             waiting or 0.0,
             num_workers=getattr(trainer.train_dataloader, "num_workers", 0),
             num_cores=max(num_cores() // trainer.num_devices, 1),
             num_threads=torch.get_num_threads() if on_cpu else 0,
             stored=bool(getattr(trainer.datamodule, "stored", None)),
         )
-        settled = self.epochs > 1 or trainer.current_epoch + 1 == trainer.max_epochs  # readers start in the first epoch
-        if self.advice and settled and not self.advised:
-            log.info(self.advice)
-            self.advice, self.advised = None, True
+        if words:
+            log.info(words)
+            self.advised = True
 
 
 def peak_gib(device: torch.device) -> float | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
 from stvid.files import one_at_a_time
 from stvid.progress import Bar
 from stvid.training.hardware import autocast
@@ -31,9 +32,17 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
         precision: as `resolve_precision` gives it.
         device: where to compute.
         config: the model's, as plain data; with the weights, it tells one encoder from another.
+
+    Raises:
+        InputError: clips are to be cut, which features cannot be.
     """
     if data.features == "off" or not getattr(task.model, "encoder_is_frozen", False):
         return
+    if getattr(task.mixing, "cutmix", 0):
+        raise InputError(
+            f"mixing.cutmix (={task.mixing.cutmix}) cuts pixels, and with a frozen encoder features are stored "
+            "instead: mixing=mixup, or data.features=off"
+        )
     model, preprocess = task.model.to(device).eval(), task.preprocess.to(device)
 
     @torch.inference_mode()
