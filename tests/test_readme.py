@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 import shlex
 
@@ -24,7 +25,11 @@ def actions_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("actions")
 
 
-@pytest.fixture(scope="module", params=COMMANDS[:2], ids=["conv3d", "cnn_lstm"])
+LONG = pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="minutes more: with STVID_TEST_ALL=1")
+JOBS = [pytest.param(COMMANDS[0], id="conv3d"), pytest.param(COMMANDS[1], id="cnn_lstm", marks=LONG)]
+
+
+@pytest.fixture(scope="module", params=JOBS)
 def main_job(request, actions_folder, tmp_path_factory):
     """The runs of the first two commands, as they stand there but for the places they write to."""
     folder = tmp_path_factory.mktemp("readme")
