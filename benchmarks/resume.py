@@ -24,7 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # who forks with threads of its own leaves processes that wait for them
+
+import torch  # noqa: E402
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 TIMED = ("seconds", "clips_per_second", "memory_gib", "waiting")

@@ -66,12 +66,14 @@ def test_any_number_of_processes_judges_each_video_once_and_finds_the_same_numbe
     options = ["evaluate", str(run_folder), "--workers", "0"]
     for processes in (1, 2, 3):
         (tmp_path / f"seven{processes}.csv").write_text("\n".join(["path,label,split", *lines]))
-    calls = [[*options, "--manifest", f"{tmp_path}/seven{n}.csv", "--processes", str(n)] for n in (1, 2, 3)]
-    calls.append([*options, "--split", "tset", "--processes", "2"])
+    calls = [
+        [*options, "--manifest", f"{tmp_path}/seven{n}.csv", "--processes", str(n)] for n in (2, 3, 1)
+    ]  # forked first
+    calls.insert(0, [*options, "--split", "tset", "--processes", "2"])
     words = "\n".join("|".join(call) for call in calls)
     done = subprocess.run([sys.executable, "-c", JUDGE], input=words, cwd=ROOT, capture_output=True, text=True)
     assert [line for line in done.stdout.splitlines() if "ended with" in line] == [
-        "0 ended with 0", "1 ended with 0", "2 ended with 0", "3 ended with 2"
+        "0 ended with 2", "1 ended with 0", "2 ended with 0", "3 ended with 0"
     ]  # fmt: skip
     assert done.stdout.count("video accuracy") == 3
     assert done.stderr.count("--split tset") == 1
