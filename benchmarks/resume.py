@@ -26,7 +26,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # who forks with threads of its own leaves processes that wait for them
 
-import torch  # noqa: E402
+import torch
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 TIMED = ("seconds", "clips_per_second", "memory_gib", "waiting")
