@@ -181,7 +181,6 @@ class ClassificationTask(pl.LightningModule):
             "val_criterion": found.video_accuracy - 1e-4 * found.loss,
         }
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
-
         for schedule in self.trainer.lr_scheduler_configs:  # Lightning's turn comes after the epoch's checkpoint
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
                 schedule.scheduler.step(found.loss)
