@@ -1,7 +1,7 @@
 """How fast is a training step: against a bare loop that computes the same, and against the plain way to write one?
 
     python benchmarks/step.py                                  CPU, all cores: about ten minutes on two
-    python benchmarks/step.py --device cuda --batch-size 32 --steps 50 --peak-tflops 989
+    python benchmarks/step.py --device cuda --batch-size 32 --steps 50
 
 For each model, in one run, three ways to train on the same uint8 clips, which are ready in memory, round by round one
 after the other (A B C A B C); what is told are medians of the rounds, without the first steps of each:
@@ -10,7 +10,8 @@ after the other (A B C A B C); what is told are medians of the rounds, without t
 - bare: forward, backward, AdamW, with the same model, precision and memory order;
 - plain: the same in float32 and in torch's usual memory order.
 
-Share of the peak: FLOPs of `stvid cost` for a step, over the time it takes, over `--peak-tflops` of the device.
+Share of the peak: FLOPs of `stvid cost` for a step, over the time it takes, over the best that a product of matrices
+reaches here (both are told above the table), or over `--peak-tflops` of the device.
 """
 
 from __future__ import annotations
@@ -182,6 +183,17 @@ def measure(case: Case, *, steps: int, rounds: int) -> dict[str, float]:
     return {name: median(speeds) for name, speeds in found.items()}
 
 
+def matmul_tflops(device: str, dtype: torch.dtype, *, size: int = 2048, repeats: int = 15) -> float:
+    """The best of some products of two square matrices, in 10^12 floating-point operations a second."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds) / 1e12
+
+
 def missed(name: str, speeds: dict[str, float], *, fast_bf16: bool) -> list[str]:
     """What a model's numbers fall short of."""
     overhead, gain = speeds["train.py"] / speeds["bare"], speeds["train.py"] / speeds["plain"]
@@ -199,8 +211,8 @@ def options() -> SimpleNamespace:
     parser.add_argument("--size", type=int, default=112, help="of a clip, pixels")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="timed in a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peak-tflops", type=float, help="of the device, in the precision that is used")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--peak-tflops", type=float, help="of the device, in the precision that is used (measured)")
     return parser.parse_args()
 
 
@@ -213,7 +225,10 @@ def main() -> None:
     where = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {num_cores()} cores"
     clip = ClipSpec(num_frames=chosen.frames, size=chosen.size)
     print(f"{where}, torch {torch.__version__}; clips of {chosen.frames} x {chosen.size} x {chosen.size},", end=" ")
-    print(f"batches of {chosen.batch_size}, median of {chosen.rounds} rounds of {chosen.steps} steps\n")
+    print(f"batches of {chosen.batch_size}, median of {chosen.rounds} rounds of {chosen.steps} steps")
+    peaks = {"32-true": matmul_tflops(chosen.device, torch.float32)}
+    peaks["bf16-mixed"] = matmul_tflops(chosen.device, torch.bfloat16)
+    print(f"products of matrices: {peaks['32-true']:.2f} TFLOP/s in float32, {peaks['bf16-mixed']:.2f} in bf16\n")
     print("| model | precision | train.py clips/s | bare | ratio | plain | against plain | share of the peak |")
     print("|---|---|---|---|---|---|---|---|")
     short = []
@@ -221,9 +236,8 @@ def main() -> None:
         case = Case(MODELS[name], clip, chosen.batch_size, chosen.device)
         speeds = measure(case, steps=chosen.steps, rounds=chosen.rounds)
         ours, bare, plain = (speeds[way] for way in ("train.py", "bare", "plain"))
-        share = "-"
-        if chosen.peak_tflops:
-            share = f"{case.flops() * ours / chosen.batch_size / chosen.peak_tflops / 1e12:.1%}"
+        peak = chosen.peak_tflops or peaks.get(case.precision, peaks["bf16-mixed"])
+        share = f"{case.flops() * ours / chosen.batch_size / peak / 1e12:.0%}"
         cells = (name, case.precision, f"{ours:.2f}", f"{bare:.2f}", f"{ours / bare:.3f}", f"{plain:.2f}")
         print("| " + " | ".join((*cells, f"{ours / plain:.1f}x", share)) + " |", flush=True)
         short += missed(name, speeds, fast_bf16=cuda or cpu_has_fast_bf16())
