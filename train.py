@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.checkpoint import load, record
 from stvid.clip import Preprocess
 from stvid.config import report_errors
-from stvid.evaluation.evaluate import evaluate, headline, held_out
+from stvid.evaluation.evaluate import evaluate
+from stvid.evaluation.held_out import held_out
 from stvid.pricing import plan_batch
 from stvid.run import finished, is_sweep, keep, leaving_no_empty_run, open_run, shown, tell_next_steps, write_result
 from stvid.search.pruning import report_of
@@ -73,11 +74,10 @@ def train(config: DictConfig, run: Path) -> float:
     close_logger(logger)
 
     held = held_out(trained := load(run), split="val")
-    result, _ = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
+    result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
-        write_result(run, result, config=plain, data=data, training=table.summary())
-        log.info("\n%s, epoch %d of %d", headline(result), trained.epoch, trainer.current_epoch)
-        tell_next_steps(run, has_test=bool(data.manifest.select("test")))
+        write_result(run, result, predictions, config=plain, data=data, training=table.summary())
+        tell_next_steps(run, result, epochs=trainer.current_epoch, has_test=bool(data.manifest.select("test")))
     return result["video_accuracy"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 import pickle
 import re
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
 CHECKPOINTS = "checkpoints"
+CALIBRATION_NAME = "calibration.json"
 PRETRAINED = ("weights", "inflate")  # the keys of models that name weights to start from
 CANNOT = (RuntimeError, AssertionError, ValueError)  # what networks raise for clips of a wrong size
 LARGEST = 384  # pixels, the longest side that is tried where a model cannot take a clip
@@ -58,6 +60,8 @@ class Trained:
         clip, class_names, protocol, config: see `record`.
         epoch: epochs trained, from 1.
         position: where training goes on: the epoch, from 0, and how many of its batches are done.
+        step: optimizer steps trained.
+        temperature: what logits are divided by, see `stvid.evaluation.calibration`; 1: nothing was calibrated.
     """
 
     path: Path
@@ -69,6 +73,8 @@ class Trained:
     config: Mapping
     epoch: int
     position: tuple[int, int] = (0, 0)
+    step: int = 0
+    temperature: float = 1.0
 
 
 def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pretrained: bool = True) -> nn.Module:
@@ -235,9 +241,10 @@ def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
     except RuntimeError as error:
         raise InputError(f"the weights in {path} belong to another model than its config says: {error}") from error
     folder = path.absolute().parent
+    folder = folder.parent if folder.name == CHECKPOINTS else folder
     return Trained(
         path=path,
-        folder=folder.parent if folder.name == CHECKPOINTS else folder,
+        folder=folder,
         model=model.eval(),
         clip=clip,
         class_names=class_names,
@@ -245,7 +252,20 @@ def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
         config=kept["config"],
         epoch=content["epoch"] + 1,
         position=_position(content["loops"]["fit_loop"]),
+        step=content["global_step"],
+        temperature=_temperature(folder / CALIBRATION_NAME, path, content["global_step"]),
     )
+
+
+def _temperature(file: Path, path: Path, step: int) -> float:
+    """The one that was fitted for this very checkpoint; 1 where there is none."""
+    if not file.is_file():
+        return 1.0
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if (kept["checkpoint"], kept["step"]) == (path.name, step):
+        return float(kept["temperature"])
+    log.warning("%s belongs to another checkpoint than %s and is not used; stvid evaluate RUN --calibrate", file, path)
+    return 1.0
 
 
 def _position(loop: Mapping) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid import __version__
+from stvid.commands import after, before
 from stvid.errors import InputError
 
 USAGE = """stvid: train, test and use models that recognise actions in video
@@ -19,7 +20,8 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid cost     [overrides] [--json F]            what the model will need: parameters, memory, compute
   stvid check    [overrides] [--json F]            decode every video of the data set, say what is wrong with it
   stvid prepare  [overrides] --out DIR             transcode it to small files that are read several times faster
-  stvid evaluate RUN [--split test] [--clips N] [--crops N] [--manifest F] [--json F]
+  stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
+  stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or about several side by side
   stvid predict  RUN SOURCE... [--top N] [--json F]
 
 Before a run you override a config (model=cnn_lstm data.root=DIR); after a run you point at the run.
@@ -53,7 +55,7 @@ def _run(arguments: list[str]) -> None:
     with report_errors():
         if options.json and not Path(options.json).absolute().parent.is_dir():
             raise InputError(f"--json {options.json}: there is no folder {Path(options.json).absolute().parent}")
-        options.words = arguments
+        options.again = functools.partial(main, arguments)  # the same command, in another process
         options.command(options)
 
 
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("cost", help="what a model needs, before it is trained")
-    command.set_defaults(command=_cost)
+    command.set_defaults(command=before.cost)
     _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
     command.add_argument(
         "--classes", type=int, metavar="N", help="outputs (default: those of a published data set, else 400)"
@@ -96,12 +98,12 @@ def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", metavar="F", help="write the report here too")
 
     command = commands.add_parser("check", help="decode every video of a data set, say what is wrong with it")
-    command.set_defaults(command=_check)
+    command.set_defaults(command=before.check)
     _add_overrides(command)
     command.add_argument("--json", metavar="F", help="write the report here too, with every file in it")
 
     command = commands.add_parser("prepare", help="transcode a data set to small files that are read faster")
-    command.set_defaults(command=_prepare)
+    command.set_defaults(command=before.prepare)
     _add_overrides(command)
     command.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to go on with")
     number = {"type": int, "metavar": "N"}
@@ -112,20 +114,32 @@ def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("evaluate", help="judge a run on held-out videos")
-    command.set_defaults(command=_evaluate)
-    command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    command = commands.add_parser("evaluate", help="judge a run, or a cross-validation, on held-out videos")
+    command.set_defaults(command=after.evaluate)
+    words = "a run folder or a checkpoint; several runs or a sweep's folder: a cross-validation"
+    command.add_argument("runs", metavar="RUN", nargs="+", help=words)
     command.add_argument("--split", default="test", help="train, val or test (default: test)")
     command.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
-    command.add_argument("--crops", type=int, help="crops of each clip: 1 or 3 (default: as in training)")
+    command.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
+    words = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
+    command.add_argument("--audit", action="store_true", help=words)
+    command.add_argument("--calibrate", action="store_true", help="fit a temperature on val, and keep it with the run")
     command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     command.add_argument("--allow-leaks", action="store_true", help="let --manifest hold what the run was trained on")
     command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
     command.add_argument("--processes", type=int, default=1, metavar="N", help="that judge, one a GPU (default: 1)")
     command.add_argument("--json", metavar="F", help="write the result here too")
 
+    command = commands.add_parser("report", help="a page about a run or an evaluation, or a comparison of several")
+    command.set_defaults(command=after.report)
+    command.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
+    words = "which evaluation (default: of one run the training's own on val, of several test)"
+    command.add_argument("--split", help=words)
+    command.add_argument("--out", metavar="F.html", help="write the page here")
+    command.add_argument("--json", metavar="F", help="write the comparison here")
+
     command = commands.add_parser("predict", help="the most probable classes of video files")
-    command.set_defaults(command=_predict)
+    command.set_defaults(command=after.predict)
     command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     command.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
     command.add_argument("--top", type=int, default=5, help="how many classes to name (default: 5)")
@@ -135,145 +149,6 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
 
 def _add_overrides(command: argparse.ArgumentParser, words: str = DATA_SET) -> None:
     command.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=words)
-
-
-def _workers(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def _data_set(options: argparse.Namespace):
-    """The manifest, clip and number of processes that the overrides name; all cores where it is left to us."""
-    from hydra.utils import instantiate
-
-    import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
-    from stvid.config import compose_config
-    from stvid.data.loading import resolve_workers
-    from stvid.machine import num_cores
-
-    config = compose_config(options.overrides)
-    manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
-    workers = config.data.num_workers
-    workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
-    clip = instantiate(config.clip, _convert_="all", **({"num_frames": None} if config.data.whole_video else {}))
-    return manifest, clip, workers, config.data.probe_timeout
-
-
-def _cost(options: argparse.Namespace) -> None:
-    from stvid.cost.growth import check_picture, draw_growth, growth_table
-    from stvid.files import write_json
-    from stvid.pricing import compare, describe, plan
-
-    if options.out and not options.compare:
-        raise InputError(f"--out {options.out}: a picture is drawn of a comparison only; add --compare")
-    if not options.compare:
-        planned = plan(options.overrides, classes=options.classes, frames=options.frames, device=options.device)
-        report = planned.price(planned.chosen_batch())
-        if options.json:
-            write_json(options.json, report.to_dict())
-        print(describe(planned, report))
-        return
-    if options.frames is not None:
-        raise InputError(f"--frames {options.frames}: --compare prices clips of 1 to 1,000 frames; leave it out")
-    if options.out:
-        check_picture(options.out)
-    reports = compare(options.overrides, classes=options.classes, device=options.device)
-    if options.json:
-        write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
-    print(growth_table(reports))
-    if options.out:
-        draw_growth(reports, options.out)
-        print(f"\ndrawn to {options.out}")
-
-
-def _check(options: argparse.Namespace) -> None:
-    from stvid.data.check import check_videos, is_bad
-    from stvid.data.check_page import describe
-    from stvid.data.loading import probe_cache
-    from stvid.files import write_json
-
-    manifest, clip, workers, timeout = _data_set(options)
-    report = check_videos(
-        manifest,
-        clip=clip,
-        num_workers=workers,
-        cache=probe_cache(manifest),
-        timeout=timeout,
-        progress=sys.stderr.isatty(),
-    )
-    if options.json:
-        write_json(options.json, report)
-    print(describe(report))
-    if is_bad(report):
-        raise SystemExit(1)
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    from stvid.data.prepare import prepare
-    from stvid.data.prepare_page import describe
-    from stvid.files import write_json
-
-    manifest, clip, workers, _ = _data_set(options)
-    sizes = {"short_side": options.short_side, "gop": options.gop, "crf": options.crf}
-    progress = sys.stderr.isatty()
-    summary = prepare(manifest, out=Path(options.out), clip=clip, num_workers=workers, progress=progress, **sizes)
-    if options.json:
-        write_json(options.json, summary)
-    print(describe(summary))
-    if summary["num_bad"]:
-        raise SystemExit(1)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from stvid.launch import is_spread, joined, spread
-
-    if options.processes < 1:
-        raise InputError(f"--processes (={options.processes}) must be at least 1")
-    if options.processes > 1 and not is_spread():
-        raise SystemExit(spread(functools.partial(main, options.words), options.processes))
-    with joined() as first:
-        _judge(options, first)
-
-
-def _judge(options: argparse.Namespace, first: bool) -> None:
-    from stvid.checkpoint import load
-    from stvid.evaluation.evaluate import describe, evaluate, held_out, write_predictions
-    from stvid.files import write_json
-    from stvid.run import shown
-
-    trained = load(options.run)
-    data = held_out(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
-    views = {"num_clips": options.clips, "num_crops": options.crops}
-    result, predictions = evaluate(trained, data, split=options.split, num_workers=_workers(options.workers), **views)
-    if not first:
-        return
-    name = f"{options.split}_{Path(options.manifest).stem}" if options.manifest else options.split
-    folder = trained.folder / "evaluate" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "result.json", result)
-    write_predictions(folder / "predictions.csv", predictions, trained.class_names)
-    if options.json:
-        write_json(options.json, result)
-    print(describe(result))
-    print(f"\nwritten to {shown(folder)}/ (result.json, predictions.csv)")
-
-
-def _predict(options: argparse.Namespace) -> None:
-    from stvid.checkpoint import load
-    from stvid.deploy.predict import expand, predict
-    from stvid.files import write_json
-
-    paths = expand(options.sources)
-    predictions = predict(load(options.run), paths, top=options.top, num_workers=_workers(options.workers))
-    for prediction in predictions:
-        print(prediction["path"])
-        if "error" in prediction:
-            print(f"  could not be read: {prediction['error']}")
-        for one in prediction["top"]:
-            print(f"  {one['probability']:6.1%}  {one['class']}")
-    if options.json:
-        write_json(options.json, predictions)
-    if any("error" in prediction for prediction in predictions):
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":

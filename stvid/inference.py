@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from stvid.checkpoint import Trained
 from stvid.clip import Preprocess, answer, channels_last
 from stvid.data.dataset import Views
-from stvid.data.loading import check_short, check_views, probe_items, resolve_workers, views_loader
+from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.metrics import average_views
 from stvid.progress import Bar
@@ -49,7 +49,7 @@ def classify(
     *,
     num_clips: int | None = None,
     num_crops: int | None = None,
-    order: str = "forward",
+    playback: str = "normal",
     device: torch.device | None = None,
     batch_size: int | None = None,
     num_workers: int | str = "auto",
@@ -67,7 +67,7 @@ def classify(
         items: the videos; labels are not looked at.
         num_clips: clips a video is judged by; None: as in training's validation.
         num_crops: crops of each; None likewise.
-        order: of the frames within a clip (`sampling.ORDERS`).
+        playback: how the videos are played (`playback.PLAYBACKS`).
         device: where to compute; None: the accelerator where there is one, else the CPU.
         batch_size: views in a forward pass, about; None: as in training.
         num_workers: processes that read videos.
@@ -76,8 +76,10 @@ def classify(
         progress: show a bar.
 
     Raises:
-        InputError: impossible numbers of clips or crops; a video too short for a clip where `clip.short=error`.
+        InputError: impossible numbers of clips or crops; more clips asked for than a video has frames; a video too
+            short for a clip where `clip.short=error`.
     """
+    asked = num_clips is not None
     num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
     num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
     check_views(num_clips, num_crops, trained.clip)
@@ -90,13 +92,15 @@ def classify(
         clip=trained.clip,
         num_clips=num_clips,
         num_crops=num_crops,
-        order=order,
+        playback=playback,
     )
     rank, world_size = my_rank(), num_processes()
     loader = views_loader(
         dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
     )
     check_short(dataset)
+    if asked:
+        check_enough_frames(dataset)
     forward = Forward(trained, device=device)
     with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _judge(loader, forward, len(trained.class_names), bar)
@@ -128,13 +132,14 @@ def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: Bar) -> 
 
 
 class Forward:
-    """uint8 clips to logits, on the best device there is, in the run's precision."""
+    """uint8 clips to logits, on the best device there is, in the run's precision, at its temperature."""
 
     def __init__(self, trained: Trained, *, device: torch.device | None = None):
         self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         leave_cores_to_readers(self.device.type)
         precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
         self.precision = autocast(self.device, precision)
+        self.temperature = trained.temperature
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)
         self.model = channels_last(trained.model.to(self.device).eval())
 
@@ -144,4 +149,4 @@ class Forward:
         clips = clips_VTCHW.to(self.device, non_blocking=True)
         lengths = None if lengths_V is None else lengths_V.to(self.device)
         with self.precision:
-            return answer(self.model, self.preprocess, clips, lengths).float()
+            return answer(self.model, self.preprocess, clips, lengths).float() / self.temperature

@@ -5,13 +5,15 @@ V views   N videos   K classes
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+NUM_BINS = 15  # of a reliability diagram
 
 
 def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,44 +92,72 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
     Args:
         probabilities_NK: of the videos that were read.
         labels_N: their true classes.
-        failed_labels: true classes of the videos that were not read; they count as wrong in `top5_accuracy`,
-            `mean_class_accuracy` and `recall`, and are in none of the others.
+        failed_labels: true classes of the videos that were not read; they count as wrong in `top_k_accuracy`,
+            `mean_class_accuracy`, `recall` and `f1`, and are in none of the others.
 
     Returns:
-        `top5_accuracy` (top K where K < 5); `mean_class_accuracy` (mean recall over the classes present); `loss`; `ece`
-        (expected calibration error, 15 equal bins, Guo et al. 2017); `confusion` (rows: truth, columns: answer);
-        `precision`, `recall`, `f1`, `num_videos` (one per class; None where there is nothing to divide by).
+        `top_k_accuracy` (k -> share of videos whose class is among the k most probable, k from 1 to 5, below K);
+        `top5_accuracy` (1 where K <= 5, but for failed videos); `mean_class_accuracy` (mean recall over the classes
+        present); `macro_f1` (mean f1 over the classes present or answered); `loss`; `ece` and `reliability` (see
+        `reliability`); `confusion` (rows: truth, columns: answer); `precision`, `recall`, `f1`, `num_videos` (one per
+        class; None where there is nothing to divide by).
     """
     num_classes = probabilities_NK.shape[1]
     confusion = multiclass_confusion_matrix(probabilities_NK.argmax(1), labels_N, num_classes=num_classes)
     counts = confusion.sum(1) + torch.bincount(failed_labels, minlength=num_classes)
     hits, answered = confusion.diag().double(), confusion.sum(0)
-    top = probabilities_NK.topk(min(5, num_classes), dim=1).indices
+    top_NK = probabilities_NK.topk(min(5, num_classes), dim=1).indices == labels_N[:, None]
+    top_K = top_NK.cumsum(1).clamp_max(1).sum(0).double() / counts.sum()
+    bins = reliability(probabilities_NK, labels_N)
+    f1 = _ratios(2 * hits, answered + counts)
     return {
-        "top5_accuracy": ((top == labels_N[:, None]).any(1).sum() / counts.sum()).item(),
+        "top_k_accuracy": {str(k): top_K[k - 1].item() for k in range(1, min(5, num_classes - 1) + 1)},
+        "top5_accuracy": top_K[-1].item(),
         "mean_class_accuracy": (hits / counts)[counts > 0].mean().item(),
+        "macro_f1": sum(known) / len(known) if (known := [value for value in f1 if value is not None]) else 0.0,
         "loss": log_loss(probabilities_NK, labels_N),
-        "ece": multiclass_calibration_error(probabilities_NK, labels_N, num_classes=num_classes, n_bins=15).item(),
+        "ece": calibration_error(bins),
+        "reliability": bins,
         "confusion": confusion.tolist(),
         "precision": _ratios(hits, answered),
         "recall": _ratios(hits, counts),
-        "f1": _ratios(2 * hits, answered + counts),
+        "f1": f1,
         "num_videos": counts.tolist(),
     }
+
+
+def reliability(probabilities_NK: Tensor, labels_N: Tensor) -> list[dict]:
+    """How often answers of each confidence are right (Guo et al. 2017, arXiv:1706.04599).
+
+    Returns:
+        For each of 15 equal bins of the most probable class's probability `(low, high]`: `num_videos`, their mean
+        `confidence`, and their `accuracy` (None in an empty bin).
+    """
+    confidences_N, answers_N = probabilities_NK.double().max(1)
+    right_N = (answers_N == labels_N).double()
+    places_N = (confidences_N * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+    counts = torch.bincount(places_N, minlength=NUM_BINS).tolist()
+    confidence, accuracy = (
+        torch.bincount(places_N, weights, NUM_BINS).tolist() for weights in (confidences_N, right_N)
+    )
+    return [
+        {
+            "low": i / NUM_BINS,
+            "high": (i + 1) / NUM_BINS,
+            "num_videos": n,
+            "confidence": confidence[i] / n if n else None,
+            "accuracy": accuracy[i] / n if n else None,
+        }
+        for i, n in enumerate(counts)
+    ]
+
+
+def calibration_error(bins: Sequence[Mapping]) -> float:
+    """Expected calibration error (ECE): mean distance of confidence and accuracy, weighted by each bin's videos."""
+    gaps = [abs(one["accuracy"] - one["confidence"]) * one["num_videos"] for one in bins if one["num_videos"]]
+    return sum(gaps) / max(sum(one["num_videos"] for one in bins), 1)
 
 
 def _ratios(numerators: Tensor, denominators: Tensor) -> list[float | None]:
     pairs = zip(numerators.tolist(), denominators.tolist(), strict=True)
     return [above / below if below else None for above, below in pairs]
-
-
-def accuracy_interval(num_right: int, num_videos: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927): the true accuracies that make `num_right` of `num_videos` no surprise.
-
-    Unlike a bootstrap it has a width where all answers are right, and it is no matter of chance.
-    """
-    z = 1.959964  # standard normal quantile of 0.975
-    share, weight = num_right / num_videos, z**2 / num_videos
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / num_videos + weight / num_videos / 4) / (1 + weight)
-    return round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6)

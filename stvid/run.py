@@ -20,14 +20,16 @@ from torch.distributed import TCPStore
 from stvid.config import check, home
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import MANIFEST_NAME
-from stvid.files import replacing, write_json
+from stvid.evaluation.describe import headline
+from stvid.evaluation.held_out import MANIFEST_NAME
+from stvid.evaluation.judge import RESULT_NAME, write_judgement
+from stvid.evaluation.predictions import Prediction
+from stvid.files import replacing
 from stvid.provenance import run_record
 from stvid.resuming import OURS, check_complete, resumed
 from stvid.training.bad_videos import read_bad_videos
 
 CONFIG_NAME = "config.yaml"
-RESULT_NAME = "result.json"
 MANIFEST = "stvid.data.layouts.table.manifest"
 
 
@@ -140,18 +142,22 @@ def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
         OmegaConf.save(OmegaConf.create(dict(config)), partial)
 
 
-def write_result(run: Path, result: Mapping, *, config: Mapping, data, training: Mapping) -> None:
-    """`result.json`: what a run has reached on val, how it went, and all that it came from.
+def write_result(
+    run: Path, result: Mapping, predictions: Sequence[Prediction], *, config: Mapping, data, training: Mapping
+) -> None:
+    """`result.json`, what a run has reached on val, how it went, and all that it came from; and `predictions.csv`.
 
     Args:
         run: the run folder.
-        result: of the evaluation.
+        result: of the evaluation on val.
+        predictions: likewise.
         config: the run's, resolved.
         data: the `VideoDataModule`.
         training: how it went, see `EpochTable.summary`.
     """
     facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
-    write_json(run / RESULT_NAME, {**result, "seed": config["seed"], **training, **facts, "config": dict(config)})
+    result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
+    write_judgement(run, result, predictions)
 
 
 @contextlib.contextmanager
@@ -204,9 +210,10 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def tell_next_steps(run: Path, *, has_test: bool) -> None:
-    """What to type once a run is trained; without test videos, it is judged on val."""
+def tell_next_steps(run: Path, result: Mapping, *, epochs: int, has_test: bool) -> None:
+    """How good a run is after so many epochs, and what to type next; without test videos, it is judged on val."""
     log = logging.getLogger("stvid")
+    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
     log.info("run folder   %s", shown(run))
     log.info("test it      stvid evaluate %s%s", shown(run), "" if has_test else " --split val")
     log.info("use it       stvid predict %s VIDEO...", shown(run))

@@ -90,4 +90,4 @@ class Stream:
         clips_BCTHW = forward.preprocess(frame_1CHW[None].to(forward.device))
         with forward.precision:
             logits_BK, self.state = forward.model.step(clips_BCTHW[:, :, 0], self.state)
-        self.probabilities_K = logits_BK[0].float().softmax(0).cpu()
+        self.probabilities_K = (logits_BK[0].float() / forward.temperature).softmax(0).cpu()

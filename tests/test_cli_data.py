@@ -71,7 +71,7 @@ def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
         (["prepare", "data=folder", "data.root=x"], "--out"),
         (["prepare", "data=folder", "data.root={videos}", "--out", "o", "--gop", "0"], "gop (=0)"),
         (["prepare", "data=folder", "data.root={videos}", "--out", "{videos}/small"], "where the videos are"),
-        (["evaluate", "RUN", "extra=1"], "extra=1"),
+        (["evaluate", "{videos}", "extra=1"], "extra=1 does not exist"),
     ],
 )
 def test_mistakes_are_told_in_one_message(videos, tmp_path, monkeypatch, arguments, words):

@@ -79,12 +79,33 @@ def test_a_video_is_decoded_once_for_all_its_views(numbered, monkeypatch):
 
 def test_frames_can_be_put_out_of_order(numbered):
     clip = ClipSpec(num_frames=16, frame_stride=2, size=16)
-    reversed_ = dataset(Views, numbered, clip=clip, order="reversed")[0, 0]["clips"][0]
-    shuffled = dataset(Views, numbered, clip=clip, order="shuffled", seed=1)[0, 0]["clips"][0]
+    reversed_ = dataset(Views, numbered, clip=clip, playback="reversed")[0, 0]["clips"][0]
+    shuffled = dataset(Views, numbered, clip=clip, playback="shuffled", seed=1)[0, 0]["clips"][0]
     forward = shown(dataset(Views, numbered, clip=clip)[0, 0]["clips"][0])
     assert shown(reversed_) == forward[::-1]
     assert sorted(shown(shuffled)) == forward
     assert shown(shuffled) != forward
+
+
+def test_videos_can_be_played_slower_faster_and_frozen(numbered):
+    def frames(playback: str, **options) -> list[int]:
+        clip = ClipSpec(num_frames=4, frame_stride=3, size=16, **options)
+        return shown(dataset(Views, numbered, clip=clip, playback=playback)[0, 0]["clips"][0][:, :3])
+
+    assert frames("normal") == [15, 18, 21, 24]
+    assert frames("half_speed") == [17, 19, 20, 22]  # of 80 frames, each twice: 35, 38, 41, 44
+    assert frames("double_speed") == [10, 16, 22, 28]
+    assert frames("frozen") == [21, 21, 21, 21]
+
+
+def test_difference_images_know_how_the_video_is_played(numbered):
+    """A second has 20 frames, 0.2 s are 4; at half speed they hold the change of 2, at double speed that of 8."""
+    change = {}
+    for playback in ("normal", "half_speed", "double_speed", "frozen"):
+        clip = ClipSpec(num_frames=2, frame_stride=1, size=16, input="diff", diff_seconds=0.2, diff_gain=1)
+        view = dataset(Views, numbered, clip=clip, playback=playback)[0, 0]["clips"][0]
+        change[playback] = (view.float().mean().item() - 127) / STEP
+    assert change == pytest.approx({"normal": 4, "half_speed": 2, "double_speed": 8, "frozen": 0}, abs=0.4)
 
 
 def test_training_clips_start_anywhere_and_stay_inside(numbered):
@@ -265,7 +286,7 @@ def test_difference_images_show_what_changed_since_the_earlier_frame(numbered, k
     assert view.shape == (4, 6, 16, 16)
     assert shown(view[:, :3])[1:] == [shown(view[:, :3])[0] + 3 * i for i in (1, 2, 3)]
     assert view[:, 3:].float().mean().item() == pytest.approx(127 + 2 * 2 * STEP, abs=3)
-    backwards = dataset(Views, numbered, clip=clip, order="reversed")[0, 0]["clips"][0]
+    backwards = dataset(Views, numbered, clip=clip, playback="reversed")[0, 0]["clips"][0]
     assert backwards[:, 3:].float().mean().item() == pytest.approx(127 - 2 * 2 * STEP, abs=3)
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 ORDER = [
     "errors", "files", "machine", "launch", "progress", "feature_store", "clip", "shapes", "video", "data", "models",
     "cost", "metrics", "provenance", "training", "checkpoint", "start", "inference", "streaming", "evaluation",
-    "deploy", "config", "resuming", "run", "pricing", "search", "cli",
+    "deploy", "config", "resuming", "run", "pricing", "search", "commands", "cli",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/backends.py"},
@@ -17,7 +17,7 @@ ONLY_IN = {
     "av": {"video/"},
     "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
     "h5py": {"feature_store.py"},
-    "hydra": {"train.py", "config.py", "resuming.py", "run.py", "pricing.py", "search/", "cli.py"},
+    "hydra": {"train.py", "config.py", "resuming.py", "run.py", "pricing.py", "search/", "commands/"},
     "optuna": {"search/"},
 }
 FORBIDDEN = {

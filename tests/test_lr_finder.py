@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from stvid.errors import InputError
-from stvid.training import lr_finder
 from stvid.training.lr_finder import HIGHEST, LOWEST, STEPS, find_lr, rates, smoothed, suggestion
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
@@ -125,9 +123,3 @@ def test_a_loss_that_only_scatters_suggests_nothing(seed):
 def test_smoothing_keeps_a_straight_line_and_a_level_one():
     assert smoothed([3.0] * 30) == pytest.approx([3.0] * 30)
     assert smoothed(np.arange(60.0))[15:45] == pytest.approx(np.arange(60.0)[15:45])
-
-
-def test_without_matplotlib_it_says_so_before_anything_is_computed(tmp_path, monkeypatch):
-    monkeypatch.setattr(lr_finder.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'stvid\[plots\]'"):
-        find_lr(None, None, None, tmp_path)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from stvid.metrics import ViewMetric, accuracy_interval, average_views, video_metrics
+from stvid.metrics import ViewMetric, average_views, video_metrics
 
 
 def some_predictions(videos=60, classes=6, seed=0):
@@ -33,6 +33,9 @@ def test_scores_equal_scikit_learns():
     assert scores["mean_class_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, predicted))
     assert scores["top5_accuracy"] == pytest.approx(sk.top_k_accuracy_score(y, p.numpy(), k=5))
     assert scores["loss"] == pytest.approx(sk.log_loss(y, p.numpy()), rel=1e-4)
+    assert scores["macro_f1"] == pytest.approx(f1.mean())
+    top = {k: sk.top_k_accuracy_score(y, p.numpy(), k=int(k)) for k in ("1", "2", "3", "4", "5")}
+    assert scores["top_k_accuracy"] == pytest.approx(top)
 
 
 def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
@@ -42,7 +45,15 @@ def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
     gaps = [
         (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins.tolist())
     ]
-    assert video_metrics(p, y, torch.empty(0, dtype=torch.int64))["ece"] == pytest.approx(sum(gaps), abs=1e-5)
+    scores = video_metrics(p, y, torch.empty(0, dtype=torch.int64))
+    assert scores["ece"] == pytest.approx(sum(gaps), abs=1e-5)
+    found = {i + 1: one for i, one in enumerate(scores["reliability"]) if one["num_videos"]}
+    assert {b: one["num_videos"] for b, one in found.items()} == dict(
+        zip(*np.unique(bins, return_counts=True), strict=True)
+    )
+    for b, one in found.items():
+        assert one["accuracy"] == pytest.approx(right[bins == b].mean())
+        assert one["confidence"] == pytest.approx(confidence[bins == b].mean())
 
 
 def test_failed_videos_count_as_wrong():
@@ -73,16 +84,3 @@ def test_a_pass_in_which_everything_failed_scores_zero():
     metric = ViewMetric()
     metric.update(torch.empty(0, 2), torch.empty(0, dtype=int), torch.empty(0, dtype=int), 3)
     assert metric.compute().video_accuracy == 0.0
-
-
-@pytest.mark.parametrize(("accuracy", "videos"), [(0.8, 150), (0.97, 60), (0.5, 30)])
-def test_intervals_cover_the_truth_at_about_the_stated_rate(accuracy, videos):
-    rights = np.random.default_rng(0).binomial(videos, accuracy, size=4000)
-    intervals = [accuracy_interval(int(right), videos) for right in rights]
-    assert 0.93 < np.mean([low <= accuracy <= high for low, high in intervals]) < 0.98
-
-
-def test_a_perfect_answer_on_a_few_videos_is_no_certainty():
-    low, high = accuracy_interval(20, 20)
-    assert (round(low, 3), high) == (0.839, 1.0)  # Wilson's formula by hand: 1 / (1 + z^2 / 20)
-    assert accuracy_interval(0, 20) == pytest.approx((0.0, 1 - low), abs=1e-5)

@@ -17,6 +17,7 @@ MODELS = {
     "conv3d": lambda: Conv3D(num_classes=3, depths=2, dropout=0.0),
     "c3d": lambda: C3D(num_classes=3, dropout=0.0),
     "cnn_lstm": lambda: CNNLSTM(num_classes=3, encoder="resnet18", dropout=0.0),
+    "small": lambda: CNNLSTM(num_classes=3, dropout=0.0),
     "r3d_18": lambda: VideoNetwork(name="r3d_18", num_classes=3, freeze=1),
     "i3d": lambda: InflatedNetwork(network="resnet18", num_classes=3, dropout=0.0),
 }
@@ -47,3 +48,11 @@ def test_less_memory_is_needed(name, most):
     recompute_stages(saving)
     before, after = (estimate(model, (3, 16, 112, 112), batch_size=8).peak_train_bytes for model in (plain, saving))
     assert after < most * before
+
+
+def test_the_small_encoders_steps_are_not_kept():
+    with torch.device("meta"):
+        plain, saving = MODELS["small"](), MODELS["small"]()
+    recompute_stages(saving)
+    before, after = (estimate(model, (3, 16, 112, 112), batch_size=8).activation_bytes for model in (plain, saving))
+    assert after < 0.6 * before

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
-from stvid.data.sampling import clip_indices, earlier_frames, fitted, random_start, reorder, span, spread_starts
+from stvid.data.sampling import clip_indices, earlier_frames, fitted, random_start, span, spread_starts
 from stvid.video.info import VideoInfo
 
 
@@ -43,15 +43,6 @@ def test_random_starts_reach_every_place_where_the_clip_fits_and_no_other():
     rng = np.random.default_rng(0)
     assert {random_start(12, 10, rng) for _ in range(200)} == {0, 1, 2}
     assert random_start(5, 10, rng) == 0
-
-
-def test_orders_of_time():
-    rng = np.random.default_rng(0)
-    assert reorder([1, 2, 3], "reversed", rng) == [3, 2, 1]
-    assert sorted(reorder(list(range(20)), "shuffled", rng)) == list(range(20))
-    assert reorder(list(range(20)), "shuffled", rng) != list(range(20))
-    with pytest.raises(ValueError, match="sideways"):
-        reorder([1], "sideways", rng)
 
 
 def test_a_whole_video_is_as_many_frames_as_the_stride_leaves():

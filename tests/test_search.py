@@ -324,7 +324,6 @@ def test_the_leaderboard_is_in_order_and_the_best_can_be_retrained(tmp_path, mon
 
 
 def test_the_picture_shows_numbers_names_and_orders_of_magnitude(tmp_path):
-    pytest.importorskip("matplotlib")
     space = space_of(LR, "kind=a,b", "size=1,2", "depth=range(1,4)")
     values = {"lr": "0.001", "kind": "b", "size": "2", "depth": "3"}
     trials = [

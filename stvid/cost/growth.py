@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,20 +41,18 @@ def growth_table(reports: Mapping[str, Sequence[CostReport]]) -> str:
 
 
 def check_picture(path: str | Path) -> None:
-    """Raises InputError where `draw_growth` could not write: no folder, another suffix, matplotlib missing."""
+    """Raises InputError where `draw_growth` could not write: no folder, another suffix."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: the picture must end in {', '.join(SUFFIXES)}")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--out {path}: there is no folder {path.absolute().parent}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError(f"--out {path}: drawing needs matplotlib: pip install 'stvid[plots]'")
 
 
 def draw_growth(reports: Mapping[str, Sequence[CostReport]], path: str | Path) -> None:
     """Draws FLOPs, activations and peak of a training step over the number of frames, both axes logarithmic."""
     check_picture(path)
-    from matplotlib.figure import Figure  # an extra; without pyplot, so that no window system is asked for
+    from matplotlib.figure import Figure  # without pyplot, so that no window system is asked for
 
     some = next(iter(reports.values()))[0]
     panels = {

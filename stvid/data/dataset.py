@@ -19,6 +19,7 @@ from stvid.clip import ClipSpec, as_input
 from stvid.data import sampling
 from stvid.data.drawing import Draw
 from stvid.data.manifest import Item
+from stvid.data.playback import at_speed, check_playback, rearranged
 from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
 from stvid.video.errors import EMPTY, VideoError
 from stvid.video.info import VideoInfo
@@ -141,12 +142,20 @@ class Views(VideoDataset):
     Attributes:
         num_clips: clips spread evenly over the video.
         num_crops: crops of each, along the frame's longer side.
-        order: frames of a clip in another order of time (`sampling.ORDERS`), to test what a model makes of it.
+        playback: how the videos are played (`playback.PLAYBACKS`), to test what a model makes of time.
     """
 
     num_clips: int = 1
     num_crops: int = 1
-    order: str = "forward"
+    playback: str = "normal"
+
+    def __post_init__(self):
+        check_playback(self.playback)
+
+    def timeline(self, index: int) -> tuple[Sequence[int], float]:
+        """At the speed at which the video is played, see `VideoDataset.timeline`."""
+        frames, fps = super().timeline(index)
+        return at_speed(frames, self.playback), fps
 
     def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
         index = Draw(*key).index
@@ -157,8 +166,8 @@ class Views(VideoDataset):
             rng = np.random.default_rng((self.seed, index))
             info = self.infos[index]
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
-            clips = [sampling.reorder(wanted, self.order, rng) for wanted in clips]
-            clips = [sampling.earlier_frames(wanted, frames, clip, info, self.order) + wanted for wanted in clips]
+            clips = [rearranged(wanted, self.playback, rng) for wanted in clips]
+            clips = [sampling.earlier_frames(wanted, frames, clip, info, self.playback) + wanted for wanted in clips]
             needed = sorted({frame for wanted in clips for frame in wanted})
             crops = self.read(index, needed, self._boxes(info))
         except VideoError as error:

@@ -18,6 +18,7 @@ from stvid.data import sampling
 from stvid.data.dataset import VideoDataset, Views, collate
 from stvid.data.drawing import EpochSampler
 from stvid.data.manifest import Item, Manifest
+from stvid.data.transforms import CROPS
 from stvid.errors import InputError
 from stvid.files import one_at_a_time
 from stvid.machine import num_cores
@@ -101,13 +102,15 @@ def resolve_workers(num_workers: int | str) -> int:
 
 
 def check_views(num_clips: int, num_crops: int, clip: ClipSpec) -> None:
-    """Raises InputError unless there is at least one clip (of whole videos exactly one), and one or three crops."""
+    """Raises InputError unless there is at least one clip (of whole videos exactly one), and 1, 3 or 5 crops."""
     if clip.num_frames is None and num_clips != 1:
         raise InputError(f"num_clips (={num_clips}) must be 1: the model sees whole videos")
     if num_clips < 1:
         raise InputError(f"num_clips (={num_clips}) must be at least 1")
-    if num_crops not in (1, 3):
-        raise InputError(f"num_crops (={num_crops}) must be 1 (the middle) or 3 (both ends and the middle)")
+    if num_crops not in CROPS:
+        raise InputError(
+            f"num_crops (={num_crops}) must be 1 (the middle), 3 (both ends and the middle) or 5 (corners and middle)"
+        )
 
 
 def probe_cache(manifest: Manifest) -> Path | None:
@@ -151,6 +154,15 @@ def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> N
         raise InputError(
             f"{len(bad)} of {num_items} videos cannot be read, more than data.max_bad={max_bad:g} allows:\n"
             f"{shown}{more}\nMend or remove them, or allow more: data.max_bad={needed:g}"
+        )
+
+
+def check_enough_frames(dataset: Views) -> None:
+    """Raises InputError where a video has fewer frames than it is to be judged by clips: some would be the same."""
+    shortest = min(((num_frames, path) for _, num_frames, _, path in _lengths(dataset)), default=None)
+    if shortest is not None and shortest[0] < dataset.num_clips:
+        raise InputError(
+            f"num_clips (={dataset.num_clips}) is more than {shortest[1]} has frames: {shortest[0]}. Use fewer clips"
         )
 
 

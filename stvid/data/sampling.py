@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from stvid.clip import ClipSpec
+from stvid.data.playback import speed_of
 from stvid.video.info import VideoInfo
-
-ORDERS = ("forward", "reversed", "shuffled")
 
 
 def stride_of(clip: ClipSpec, video_fps: float) -> float:
@@ -105,37 +104,30 @@ def diff_frames(clip: ClipSpec, video_fps: float) -> int:
 
 
 def earlier_frames(
-    frames: Sequence[int], part: Sequence[int], clip: ClipSpec, info: VideoInfo, order: str = "forward"
+    frames: Sequence[int], part: Sequence[int], clip: ClipSpec, info: VideoInfo, playback: str = "normal"
 ) -> list[int]:
     """The frames that are to be read before those of a clip: for difference images the earlier ones, else none.
 
     The earlier one was shown `clip.diff_seconds` before, at least one frame before, or is the part's first. In a video
-    that runs backwards (`order=reversed`) it lies behind, or is the last.
+    that runs backwards it lies behind, or is the last; in a frozen one it is the frame itself. A shuffled video's
+    frames each keep the earlier picture that belongs to them.
 
     Args:
         frames: of the clip, as numbers within the file.
         part: that belong to the item, likewise; ascending.
         clip: the clip's geometry.
         info: of the file.
-        order: of the clip's frames in time.
+        playback: how the video is played (`playback.PLAYBACKS`).
     """
-    back, sign = diff_frames(clip, info.fps), -1 if order == "reversed" else 1
+    seconds, sign = clip.diff_seconds * speed_of(playback), -1 if playback == "reversed" else 1
+    back = diff_frames(clip, info.fps * speed_of(playback))
     if not back:
         return []
+    if playback == "frozen":
+        return list(frames)
     others = [frame - sign * back for frame in frames]
     if info.timestamps is not None:
-        times = [info.timestamps[frame] - sign * clip.diff_seconds for frame in frames]
+        times = [info.timestamps[frame] - sign * seconds for frame in frames]
         shown = [bisect_right(info.timestamps, time + 1e-6) - 1 for time in times]
         others = [min(a, f - 1) if sign > 0 else max(a, f + 1) for a, f in zip(shown, frames, strict=True)]
     return [min(max(other, part[0]), part[-1]) for other in others]
-
-
-def reorder(indices: list[int], order: str, rng: np.random.Generator) -> list[int]:
-    """The same frames in another order of time, to see whether a model uses time: `forward | reversed | shuffled`."""
-    if order not in ORDERS:
-        raise ValueError(f"order (={order!r}) must be one of {', '.join(ORDERS)}")
-    if order == "reversed":
-        return indices[::-1]
-    if order == "shuffled":
-        return [indices[i] for i in rng.permutation(len(indices))]
-    return indices

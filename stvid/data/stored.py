@@ -56,7 +56,7 @@ def facts(dataset: VideoDataset) -> dict:
     if isinstance(dataset, TrainingClips):
         return {**common, "seed": dataset.seed, "augment": dataclasses.asdict(dataset.augment)}
     assert isinstance(dataset, Views)
-    return {**common, "num_clips": dataset.num_clips, "num_crops": dataset.num_crops, "order": dataset.order}
+    return {**common, "num_clips": dataset.num_clips, "num_crops": dataset.num_crops, "playback": dataset.playback}
 
 
 class StoredClips(Dataset):

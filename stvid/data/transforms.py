@@ -17,21 +17,30 @@ from torchvision.transforms.v2 import functional as F
 from stvid.data.rand_augment import NUM_MAGNITUDES, erased, rand_augmented
 from stvid.errors import InputError
 
+CORNERS_SCALE = 7 / 8
+# where each crop lies: share of the room above it, and to its left
+CROPS = {
+    1: [(0.5, 0.5)],
+    3: [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],  # along one side there is no room
+    5: [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)],
+}
+
 
 def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:
-    """The largest box of `size`'s shape in a frame, as (top, left, height, width).
+    """One of a frame's boxes of `size`'s shape, the largest that fit, as (top, left, height, width).
 
     Args:
         height: of the frame, pixels.
         width: of the frame, pixels.
         size: wanted height and width; only their ratio matters here.
         crop: which of the crops.
-        num_crops: crops spread evenly along the frame's longer side, ends included; one is taken from the middle.
+        num_crops: 1: the middle; 3: both ends of the frame's longer side and the middle; 5: the four corners and the
+            middle, each 7/8 of the largest box (Krizhevsky et al. 2012: 224 of 256 pixels).
     """
-    scale = min(height / size[0], width / size[1])
+    scale = min(height / size[0], width / size[1]) * (CORNERS_SCALE if num_crops == 5 else 1)
     box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
-    where = 0.5 if num_crops == 1 else crop / (num_crops - 1)
-    return round((height - box_height) * where), round((width - box_width) * where), box_height, box_width
+    down, right = CROPS[num_crops][crop]
+    return round((height - box_height) * down), round((width - box_width) * right), box_height, box_width
 
 
 def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:

@@ -43,18 +43,20 @@ class SmallEncoder(nn.Module):
             layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         self.layers = nn.Sequential(*layers)
+        self.steps = tuple(self.layers[i : i + 3] for i in range(0, len(layers), 3))  # a tuple adds no parameters
         self.pool = nn.AdaptiveAvgPool2d(grid)
         self.project = nn.Sequential(nn.Flatten(), nn.Linear(channels * grid**2, num_features))
         self.num_features = num_features
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        layers = {f"layers.{i // 3}": self.layers[i : i + 3] for i in range(0, len(self.layers), 3)}
-        return {**layers, "project": self.project}
+        return {**{f"layers.{i}": step for i, step in enumerate(self.steps)}, "project": self.project}
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """`N x C x H x W` -> `N x F`."""
-        return self.project(self.pool(self.layers(images_NCHW)))
+        for step in self.steps:
+            images_NCHW = step(images_NCHW)
+        return self.project(self.pool(images_NCHW))
 
 
 def build_encoder(name: str, *, weights: str | None = None, image_size: int | None = None) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +18,8 @@ PANELS_IN_A_ROW = 3
 WIDE = 20  # a range whose ends differ by this factor is shown on a logarithmic scale
 
 
-def draw(trials: Sequence[Trial], varied: Mapping[str, Choice | Interval], path: Path) -> bool:
-    """Draws a panel for each parameter that varies, a point for each trial with a result; False without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
+def draw(trials: Sequence[Trial], varied: Mapping[str, Choice | Interval], path: Path) -> None:
+    """Draws a panel for each parameter that varies, a point for each trial with a result."""
     from matplotlib.figure import Figure  # without pyplot, so that no window system is asked for
 
     judged = [trial for trial in ranked(trials) if trial.metrics]
@@ -40,7 +37,6 @@ def draw(trials: Sequence[Trial], varied: Mapping[str, Choice | Interval], path:
     figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False)
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
-    return True
 
 
 def _panel(axes: Axes, key: str, dimension: Choice | Interval, judged: Sequence[Trial]) -> None:

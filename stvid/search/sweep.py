@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stvid.errors import InputError
+from stvid.evaluation.describe import describe
+from stvid.evaluation.folds import describe_folds
+from stvid.evaluation.judge import Question, judge_folds
 from stvid.run import shown
 from stvid.search.beginning import alone_in, begin, ending_on_sigterm
 from stvid.search.jobs import Jobs
@@ -14,6 +17,8 @@ from stvid.search.proposals import Grid, Study, check_method
 from stvid.search.settings import Settings, write_sweep
 from stvid.search.space import read_space, samples
 from stvid.search.trials import RUNNING, Trial, ranked, read_trials, write_trials
+
+FOLD = "data.fold"  # a sweep over nothing else is a cross-validation
 
 
 class Sweep:
@@ -124,11 +129,19 @@ class Sweep:
         """The table, the picture, and an error where there is less than was asked for."""
         print(closing_words(self.folder, self.space.fixed, self.trials))
         if self.space.varied and any(trial.metrics for trial in self.trials):
-            picture = self.folder / PICTURE_NAME
-            drawn = draw(self.trials, self.space.varied, picture)
-            print(f"drawn to      {shown(picture)}" if drawn else "no picture    pip install 'stvid[plots]' draws one")
+            draw(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
+            print(f"drawn to      {shown(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
+        if not failed and len(self.trials) > 1 and {key.lstrip("+") for key in self.space.varied} == {FOLD}:
+            self._cross_validate()
         if failed and (self.settings.method == "grid" or len(failed) == len(self.trials)):
             if all(trial.is_mistake for trial in failed):
                 raise InputError(f"{len(failed)} of {len(self.trials)} trials failed: {failed[0].message}")
             raise SystemExit(1)  # each trial's train.log holds the traceback
+
+    def _cross_validate(self) -> None:
+        """Only the fold varies, so nothing is chosen here by what comes out, and test may be looked at."""
+        runs = [self.folder / str(trial.number) for trial in self.trials]
+        judgement = judge_folds(runs, Question(), folder=self.folder)
+        print(f"\n{describe(judgement.result)}\n\n{describe_folds(judgement.result)}")
+        print(f"written to    {shown(judgement.folder)}/ (result.json, predictions.csv)")

@@ -7,7 +7,6 @@ their ratios, and it takes no notice of gradient accumulation.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.processes import over_all
@@ -46,12 +44,7 @@ def find_lr(
 
     Returns:
         The rate for `optimizer.lr`; None where the loss did not fall.
-
-    Raises:
-        InputError: matplotlib is missing.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("find_lr=true draws a picture, which needs matplotlib: pip install 'stvid[plots]'")
     test = RangeTest(lr=task.optimization.lr, rates=rates(STEPS))
     trainer = make_trainer(
         callbacks=[test],
@@ -162,7 +155,7 @@ def write(path: Path, rates: Sequence[float], losses: Sequence[float]) -> None:
 
 def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float | None) -> None:
     """The losses over the rates, their smoothed curve, and the suggestion."""
-    from matplotlib.figure import Figure  # an extra; without pyplot, so that no window system is asked for
+    from matplotlib.figure import Figure  # without pyplot, so that no window system is asked for
 
     curve = smoothed(losses)
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,0 +1,1 @@
+"""What the words of `stvid` do; cli.py parses them."""

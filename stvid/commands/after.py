@@ -1,0 +1,113 @@
+"""Commands that point at a run: evaluate, report, predict."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stvid.errors import InputError
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from stvid.launch import is_spread, joined, spread
+
+    if options.processes < 1:
+        raise InputError(f"--processes (={options.processes}) must be at least 1")
+    if options.processes > 1 and not is_spread():
+        raise SystemExit(spread(options.again, options.processes))
+    with joined() as first:
+        _judge(options, first)
+
+
+def _judge(options: argparse.Namespace, first: bool) -> None:
+    from stvid.evaluation.audit import describe_audit
+    from stvid.evaluation.describe import describe
+    from stvid.evaluation.folds import describe_folds
+    from stvid.evaluation.judge import Question, judge, judge_folds, runs_of
+    from stvid.files import write_json
+    from stvid.run import shown
+
+    question = Question(
+        split=options.split,
+        num_clips=options.clips,
+        num_crops=options.crops,
+        manifest=options.manifest,
+        allow_leaks=options.allow_leaks,
+        audit=options.audit,
+        calibrate=options.calibrate,
+        num_workers=_workers(options.workers),
+    )
+    runs, folder = runs_of(options.runs)
+    if folder is None:
+        judgement = judge(runs[0], question, speak=first)
+    else:
+        judgement = judge_folds(runs, question, folder=folder, speak=first)
+    if not first:
+        return
+    result = judgement.result
+    if options.json:
+        write_json(options.json, result)
+    print(describe(result))
+    for key, section in (("folds", describe_folds), ("audit", describe_audit)):
+        if key in result:
+            print(f"\n{section(result)}")
+    print(f"\nwritten to {shown(judgement.folder)}/ (result.json, predictions.csv)")
+
+
+def report(options: argparse.Namespace) -> None:
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise InputError(f"--out {options.out}: there is no folder {Path(options.out).absolute().parent}")
+    if len(options.runs) > 1:
+        _compare(options)
+        return
+    from stvid.checkpoint import load
+    from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
+    from stvid.run import shown
+
+    if options.json:
+        raise InputError(f"--json {options.json}: a comparison of several runs is written there; here is one")
+    trained = load(options.runs[0])
+    folder = trained.folder / "evaluate" / options.split if options.split else trained.folder
+    out = Path(options.out) if options.out else folder / REPORT_NAME
+    write_report(report_of_run(trained, folder), out)
+    print(f"written to {shown(out.absolute())}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from stvid.evaluation.compare import compare, describe
+    from stvid.evaluation.judged import read_judged
+    from stvid.evaluation.report import write_comparison
+    from stvid.files import write_json
+    from stvid.run import shown
+
+    split = options.split or "test"
+    comparison = compare([read_judged(run, split) for run in options.runs])
+    print(describe(comparison))
+    if options.json:
+        write_json(options.json, comparison.to_dict())
+    out = Path(options.out or "comparison.html")
+    write_comparison(comparison, out)
+    print(f"\nwritten to {shown(out.absolute())}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    from stvid.checkpoint import load
+    from stvid.deploy.predict import expand, predict
+    from stvid.files import write_json
+
+    paths = expand(options.sources)
+    predictions = predict(load(options.run), paths, top=options.top, num_workers=_workers(options.workers))
+    for prediction in predictions:
+        print(prediction["path"])
+        if "error" in prediction:
+            print(f"  could not be read: {prediction['error']}")
+        for one in prediction["top"]:
+            print(f"  {one['probability']:6.1%}  {one['class']}")
+    if options.json:
+        write_json(options.json, predictions)
+    if any("error" in prediction for prediction in predictions):
+        raise SystemExit(1)

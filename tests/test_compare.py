@@ -1,0 +1,233 @@
+"""Evaluations of the same videos, one against the other."""
+
+import itertools
+import json
+import math
+import shutil
+
+import pytest
+
+from stvid.checkpoint import load
+from stvid.cost import estimate
+from stvid.errors import InputError
+from stvid.evaluation.compare import compare, describe, differences, read_judged
+from stvid.evaluation.pairing import mcnemar
+from stvid.evaluation.predictions import Prediction, write_predictions
+
+CLASSES = ("kick", "punch")
+
+
+def said(path, label, predicted, sure=0.8, **more):
+    """What a model that is so sure of one of two classes says."""
+    probabilities = tuple(sure if name == predicted else 1 - sure for name in CLASSES)
+    return Prediction(
+        path=path, label=label, predicted=predicted, views=1, views_right=0, probabilities=probabilities, **more
+    )
+
+
+def unread(path, label):
+    return Prediction(path=path, label=label, failed="truncated")
+
+
+def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=False):
+    """Writes an evaluation as `stvid evaluate` does; `own`: as a run does at its end."""
+    folder = run if own else run / "evaluate" / split
+    folder.mkdir(parents=True)
+    accuracy = sum(one.is_right for one in predictions) / len(predictions)
+    content = {
+        "split": split,
+        "class_names": list(classes),
+        "num_videos": len(predictions),
+        "protocol": {"num_clips": 3, "num_crops": 1, "num_frames": 16, "frame_stride": 2, "size": [64, 64]},
+        "video_accuracy": accuracy,
+        "video_accuracy_ci95": [max(accuracy - 0.1, 0), min(accuracy + 0.1, 1)],
+        "clip_accuracy": accuracy,
+        **dict(result),
+    }
+    (folder / "result.json").write_text(json.dumps(content))
+    write_predictions(folder / "predictions.csv", predictions, classes)
+    return run
+
+
+def many(pattern):
+    """A `.` for every video that is judged right, a `x` for one judged wrong."""
+    return [said(f"/v/{i:03}.mp4", "kick", "kick" if c == "." else "punch") for i, c in enumerate(pattern)]
+
+
+def read_all(*runs, split="test"):
+    return [read_judged(run, split) for run in runs]
+
+
+def test_videos_are_paired_and_counted(tmp_path):
+    one = judge(tmp_path / "one", many("....xx....x"))
+    two = judge(tmp_path / "two", many("..x.x.....x"))
+    found = compare(read_all(one, two))
+    (test,) = found.tests
+    assert (found.split, found.num_common, found.left_out) == ("test", 11, {"one": 0, "two": 0})
+    assert (test.first, test.second, test.only_first, test.only_second) == ("one", "two", 1, 1)
+    assert test.p == test.p_corrected == 1
+    assert test.difference == 0
+    assert [one.path for one in found.differing] == ["/v/002.mp4", "/v/005.mp4"]
+
+
+def test_an_unreadable_video_is_a_wrong_one(tmp_path):
+    one = judge(tmp_path / "one", [unread("/v/a.mp4", "kick"), *many("..")])
+    two = judge(tmp_path / "two", [said("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
+    found = compare(read_all(one, two))
+    assert (found.tests[0].only_first, found.tests[0].only_second) == (0, 1)
+    assert found.differing[0].answers[0] == (None, None)
+    assert "(unreadable)" in describe(found)
+
+
+def test_parts_of_a_file_are_videos_of_their_own(tmp_path):
+    def parts(first, second):
+        times = ((None, 2.0, first), (2.0, 4.5, second))
+        return [said("/v/long.mp4", "kick", answer, start=start, end=end) for start, end, answer in times]
+
+    runs = [
+        judge(tmp_path / "one", parts("kick", "punch")),
+        judge(tmp_path / "two", parts("kick", "kick")[::-1]),
+    ]
+    found = compare(read_all(*runs))
+    assert found.num_common == 2
+    assert [(one.path, one.start, one.end) for one in found.differing] == [("/v/long.mp4", 2.0, 4.5)]
+    assert "long.mp4 from 2 s" in describe(found)
+
+
+def test_videos_that_only_some_have_or_know_by_another_label_are_left_out(tmp_path):
+    one = judge(tmp_path / "one", [*many("..."), said("/v/extra.mp4", "kick", "punch")])
+    relabelled = [said("/v/002.mp4", "punch", "punch")]
+    two = judge(tmp_path / "two", [*many(".."), *relabelled])
+    found = compare(read_all(one, two))
+    assert (found.num_common, found.left_out) == (2, {"one": 2, "two": 1})
+    assert "2 videos of one are not in all others" in describe(found)
+
+
+def test_the_most_telling_difference_comes_first(tmp_path):
+    def run(name, *answers):
+        videos = [said(f"/v/{i}.mp4", "kick", answer, sure) for i, (answer, sure) in enumerate(answers)]
+        return judge(tmp_path / name, videos)
+
+    one = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
+    two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
+    found = differences(read_all(one, two))
+    assert [one.path for one in found] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
+    assert found[0].label == "kick"
+    assert found[0].answers == (("kick", 0.99), ("punch", 0.95))
+
+
+def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):
+    patterns = {"a": "." * 30, "b": "." * 24 + "x" * 6, "c": "x" * 12 + "." * 18}
+    runs = [judge(tmp_path / name, many(pattern)) for name, pattern in patterns.items()]
+    found = compare(read_all(*runs))
+    assert [(one.first, one.second) for one in found.tests] == list(itertools.combinations("abc", 2))
+    assert [one.p for one in found.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
+    by_hand = [2 * 2 / 2**6, 3 * 2 / 2**12, mcnemar(12, 6)]
+    assert [one.p_corrected for one in found.tests] == pytest.approx(by_hand)
+    text = describe(found)
+    assert "Holm" in text
+    assert "corrected for 3 tests" in text
+
+
+def test_names_are_the_shortest_ends_of_paths_that_differ(tmp_path):
+    runs = [judge(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
+    assert [one.name for one in compare(read_all(*runs)).judged] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
+    assert [one.name for one in compare(read_all(*runs[:2])).judged] == ["seed1", "seed2"]
+
+
+def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
+    one = judge(tmp_path / "one", many(".."), split="val", own=True)
+    two = judge(tmp_path / "two", many(".x"), split="val")
+    assert read_judged(one, "val").folder == one
+    assert read_judged(two, "val").folder == two / "evaluate" / "val"
+    assert [one.name for one in compare(read_all(one, two, split="val")).judged] == ["one", "two"]
+    (one / "checkpoints").mkdir()
+    (one / "checkpoints/best.ckpt").touch()
+    with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
+        read_judged(one, "test")
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    one = judge(tmp_path / "one", many(".."))
+    with pytest.raises(InputError, match="at least two"):
+        compare(read_all(one))
+    with pytest.raises(InputError, match="named twice"):
+        compare(read_all(one, one))
+    with pytest.raises(InputError, match="does not exist"):
+        read_judged(tmp_path / "nowhere", "test")
+    other = judge(tmp_path / "other", [said("/w/0.mp4", "kick", "kick")])
+    with pytest.raises(InputError, match="no video is in all"):
+        compare(read_all(one, other))
+    val = judge(tmp_path / "val", many(".."), split="val")
+    with pytest.raises(InputError, match="same split"):
+        compare([read_judged(one, "test"), read_judged(val, "val")])
+    classes = judge(tmp_path / "classes", many(".."), classes=("kick", "shove"))
+    with pytest.raises(InputError, match=r"only in .*one/evaluate/test: punch; only in .*classes/evaluate/test: shove"):
+        compare(read_all(one, classes))
+
+
+def test_another_order_of_the_same_classes_is_no_difference(tmp_path):
+    one = judge(tmp_path / "one", many(".."))
+    two = judge(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
+    assert compare(read_all(one, two)).tests[0].only_first == 1
+
+
+def test_another_protocol_is_told(tmp_path):
+    protocol = {"num_clips": 10, "num_crops": 3, "num_frames": 16, "fps": 8.0, "size": [64, 64]}
+    one = judge(tmp_path / "one", many(".."))
+    two = judge(tmp_path / "two", many(".."), result={"protocol": protocol})
+    found = compare(read_all(one, two))
+    assert found.protocols == {"num_clips": [3, 10], "num_crops": [1, 3], "frame_stride": [2, None], "fps": [None, 8.0]}
+    assert "judged differently, num_clips: one 3, two 10" in describe(found)
+
+
+def test_groups_are_warned_of(tmp_path):
+    runs = [judge(tmp_path / name, many(".."), result={"num_groups": groups}) for name, groups in (("a", 2), ("b", 2))]
+    assert "videos of one group are alike" in describe(compare(read_all(*runs)))
+
+
+def test_as_plain_data_it_is_json(tmp_path):
+    one, two = judge(tmp_path / "one", many("..x")), judge(tmp_path / "two", many(".xx"))
+    found = json.loads(json.dumps(compare(read_all(one, two)).to_dict()))
+    assert [run["name"] for run in found["runs"]] == ["one", "two"]
+    assert found["runs"][0]["result"]["video_accuracy"] == 2 / 3
+    assert found["tests"][0]["only_first"] == 1
+    assert found["differing"][0]["answers"] == [["kick", 0.8], ["punch", 0.8]]
+
+
+def test_the_text_is_for_a_terminal(tmp_path):
+    one = judge(tmp_path / "one", many("." * 30 + "x" * 10))
+    two = judge(tmp_path / "two", many("x" * 20 + "." * 20))
+    text = describe(compare(read_all(one, two)))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "30 videos are right for some and wrong for others; the 10 most telling" in text
+    assert text.count(".mp4") == 10
+    assert "one - two" in text
+
+
+def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
+    run = tmp_path / "first"
+    shutil.copytree(run_folder, run)
+    shutil.rmtree(run / "evaluate", ignore_errors=True)
+    judge(run, many("..x"))
+    judged = read_judged(run, "test")
+    trained = load(run)
+    report = estimate(trained.model, (3, 4, 32, 32))
+    assert judged.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
+    assert judged.cost["flops_clip"] == report.flops_forward
+    assert judged.cost["flops_video"] == 3 * report.flops_forward
+    assert judged.cost["answer_bytes"] >= report.model_bytes
+    assert judged.cost["training_bytes"] > judged.cost["answer_bytes"]
+    assert judged.cost["batch_size"] == 4
+    result = json.loads((run / "result.json").read_text())
+    assert judged.training["training_seconds"] == result["training_seconds"]
+    assert judged.training["clips_per_second"] == result["clips_per_second"]
+    assert judged.training["device"] == result["hardware"]["cpu"]
+    bare = judge(tmp_path / "bare", many(".xx"))
+    text = describe(compare([read_judged(run / "checkpoints/best.ckpt", "test"), read_judged(bare, "test")]))
+    row = next(line for line in text.splitlines() if line.startswith("first"))
+    assert math.isclose(float(row.split()[6]), judged.cost["parameters"] / 1000, rel_tol=0.01)
+    gflops, mebibytes = (float(cell) for cell in row.split()[8:10])
+    assert math.isclose(gflops, judged.cost["flops_video"] / 1e9, rel_tol=0.01)
+    assert math.isclose(mebibytes, judged.cost["answer_bytes"] / 2**20, rel_tol=0.01)
+    assert row.endswith(" s")
