@@ -76,7 +76,7 @@ def train(config: DictConfig, run: Path) -> float:
     held = held_out(trained := load(run), split="val")
     result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
-        write_result(run, result, predictions, config=plain, data=data, training=table.summary())
+        write_result(trained, result, predictions, config=plain, data=data, training=table.summary())
         tell_next_steps(run, result, epochs=trainer.current_epoch, has_test=bool(data.manifest.select("test")))
     return result["video_accuracy"]
 

@@ -124,6 +124,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     words = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
     command.add_argument("--audit", action="store_true", help=words)
     command.add_argument("--calibrate", action="store_true", help="fit a temperature on val, and keep it with the run")
+    command.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     command.add_argument("--allow-leaks", action="store_true", help="let --manifest hold what the run was trained on")
     command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")

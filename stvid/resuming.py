@@ -19,6 +19,7 @@ HARMLESS = (  # what comes out of a run does not depend on these
     "data.backend",
     "save_every",
     "requeue",
+    "report",
     "trainer.log_every_n_steps",
 )
 KEPT = ("clip", "model", "optimizer", "ema", "compile", "gradient_checkpointing", "find_lr")  # checkpoints say which

@@ -17,13 +17,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 
+from stvid.checkpoint import Trained
 from stvid.config import check, home
+from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
 from stvid.evaluation.describe import headline
 from stvid.evaluation.held_out import MANIFEST_NAME
-from stvid.evaluation.judge import RESULT_NAME, write_judgement
+from stvid.evaluation.judge import draw_report, write_judgement
 from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.runs import RESULT_NAME
 from stvid.files import replacing
 from stvid.provenance import run_record
 from stvid.resuming import OURS, check_complete, resumed
@@ -143,21 +146,24 @@ def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
 
 
 def write_result(
-    run: Path, result: Mapping, predictions: Sequence[Prediction], *, config: Mapping, data, training: Mapping
+    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, config: Mapping, data, training: Mapping
 ) -> None:
-    """`result.json`, what a run has reached on val, how it went, and all that it came from; and `predictions.csv`.
+    """`result.json`, what a run has reached on val, how it went, and all that it came from; `predictions.csv`; a page.
 
     Args:
-        run: the run folder.
+        trained: the model; the files go into its run folder.
         result: of the evaluation on val.
         predictions: likewise.
         config: the run's, resolved.
         data: the `VideoDataModule`.
         training: how it went, see `EpochTable.summary`.
     """
+    run = trained.folder
     facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
     result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
     write_judgement(run, result, predictions)
+    if config["report"] and not is_sweep():  # of forty trials nobody looks at forty pages
+        draw_report(trained, run, cache=probe_cache(data.manifest))
 
 
 @contextlib.contextmanager

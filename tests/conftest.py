@@ -10,6 +10,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# files are tested by several processes at once, which would fight over the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
@@ -18,6 +21,12 @@ from stvid.video.writer import write_video
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("STVID_TEST_DATA", ROOT.parent / "shared" / "data"))
 TINY = ("data.num_workers=0", "data.batch_size=4", "clip.num_frames=4", "clip.size=32", "trainer.accelerator=cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that take minutes come first, so that nobody waits for them in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def moving_square(*, to_right: bool, seed: int, num_frames: int = 12, size: int = 48) -> np.ndarray:

@@ -110,9 +110,33 @@ def test_the_same_from_the_runs_by_name_and_from_the_sweeps_folder(cross_validat
     folder, _ = cross_validation
     first = json.loads((folder / "evaluate" / "test" / "result.json").read_text())
     for names in ([folder], [folder / str(i) for i in range(4)]):
-        done = command("evaluate", *names, "--json", tmp_path / "r.json", "--workers", 0)
+        done = command("evaluate", *names, "--json", tmp_path / "r.json", "--workers", 0, "--no-report")
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "r.json").read_text()) == first
+
+
+def test_some_runs_of_a_sweep_have_a_place_of_their_own(cross_validation):
+    folder, _ = cross_validation
+    before = (folder / "evaluate" / "test" / "result.json").read_bytes()
+    done = command("evaluate", folder / "0", folder / "1", "--workers", 0, "--no-report")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "evaluate" / "test_2_runs_0_to_1" / "result.json").read_text())
+    assert [fold["name"] for fold in result["folds"]] == ["fold 1", "fold 2"]
+    assert (folder / "evaluate" / "test" / "result.json").read_bytes() == before
+
+
+def test_a_page_is_drawn_of_a_run_an_evaluation_and_a_cross_validation(run, cross_validation, tmp_path):
+    assert "<html" in (run / "report.html").read_text()  # when training ended
+    done = command("evaluate", run, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert "<html" in (run / "evaluate" / "test" / "report.html").read_text()
+    assert "fold 3" in (cross_validation[0] / "evaluate" / "test" / "report.html").read_text()
+    twin = shutil.copytree(run, tmp_path / "twin")
+    for arguments in ([run], [run, "--split", "test"], [cross_validation[0]], [run, twin]):
+        done = command("report", *arguments, "--out", tmp_path / "page.html")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "<html" in (tmp_path / "page.html").read_text()
+        (tmp_path / "page.html").unlink()
 
 
 def test_runs_judged_by_the_same_videos_are_no_folds(run, tmp_path):

@@ -27,7 +27,8 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
     from stvid.evaluation.audit import describe_audit
     from stvid.evaluation.describe import describe
     from stvid.evaluation.folds import describe_folds
-    from stvid.evaluation.judge import Question, judge, judge_folds, runs_of
+    from stvid.evaluation.judge import Question, judge, judge_folds
+    from stvid.evaluation.runs import runs_of
     from stvid.files import write_json
     from stvid.run import shown
 
@@ -39,6 +40,7 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         allow_leaks=options.allow_leaks,
         audit=options.audit,
         calibrate=options.calibrate,
+        report=options.report,
         num_workers=_workers(options.workers),
     )
     runs, folder = runs_of(options.runs)
@@ -55,7 +57,8 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
     for key, section in (("folds", describe_folds), ("audit", describe_audit)):
         if key in result:
             print(f"\n{section(result)}")
-    print(f"\nwritten to {shown(judgement.folder)}/ (result.json, predictions.csv)")
+    files = "result.json, predictions.csv" + ", report.html" * options.report
+    print(f"\nwritten to {shown(judgement.folder)}/ ({files})")
 
 
 def report(options: argparse.Namespace) -> None:
@@ -66,12 +69,16 @@ def report(options: argparse.Namespace) -> None:
         return
     from stvid.checkpoint import load
     from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
+    from stvid.evaluation.runs import runs_of
     from stvid.run import shown
 
     if options.json:
         raise InputError(f"--json {options.json}: a comparison of several runs is written there; here is one")
-    trained = load(options.runs[0])
-    folder = trained.folder / "evaluate" / options.split if options.split else trained.folder
+    runs, sweep = runs_of(options.runs)
+    trained = load(runs[0])
+    folder = sweep or trained.folder
+    if sweep or options.split:
+        folder = folder / "evaluate" / (options.split or "test")
     out = Path(options.out) if options.out else folder / REPORT_NAME
     write_report(report_of_run(trained, folder), out)
     print(f"written to {shown(out.absolute())}")

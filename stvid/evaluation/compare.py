@@ -9,9 +9,10 @@ from pathlib import Path
 
 from stvid.cost.table import aligned, count_text
 from stvid.errors import InputError
-from stvid.evaluation.judged import WHOLE_VIDEO, Judged, read_judged
+from stvid.evaluation.judged import Judged, read_judged
 from stvid.evaluation.pairing import holm, mcnemar, paired_interval
 from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.price import WHOLE_VIDEO
 
 __all__ = ["Comparison", "Difference", "Judged", "PairedTest", "compare", "describe", "differences", "read_judged"]
 
@@ -200,7 +201,7 @@ def describe(comparison: Comparison) -> str:
     judged = comparison.judged
     lines = [f"{comparison.split}: {comparison.num_common} videos in common", "", _table(judged)]
     if any(one.cost for one in judged):
-        lines.append("GFLOPs of all views of a video; MiB that an answer to one clip takes, in float32 on a CPU")
+        lines.append("GFLOPs of all views of a video; MiB that an answer to one clip takes, as trained")
     if any(one.cost and one.cost["whole_video"] for one in judged):
         lines.append(f"whole videos are priced as if they had {WHOLE_VIDEO} frames")
     devices = {one.name: one.training["device"] for one in judged if one.training}

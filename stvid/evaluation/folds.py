@@ -6,20 +6,41 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from stvid.checkpoint import Trained
 from stvid.errors import InputError
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.scores import scores_of
 
-Fold = tuple[Trained, dict, list[Prediction]]
+
+class Fold(NamedTuple):
+    """One run of a cross-validation.
+
+    Attributes:
+        name: `fold N`, or the name of the run's folder.
+        run: its folder.
+        result: see `evaluate`.
+        predictions: likewise.
+    """
+
+    name: str
+    run: Path
+    result: dict
+    predictions: list[Prediction]
+
+
+def fold_name(trained: Trained) -> str:
+    """`fold N` where its data set has folds, else the name of its folder."""
+    number = trained.config["data"].get("fold")
+    return trained.folder.name if number is None else f"fold {number}"
 
 
 def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
     """All predictions of the folds as those of one evaluation.
 
     Args:
-        folds: for each its model, its result and its predictions, see `evaluate`.
+        folds: at least one.
 
     Returns:
         A result as of `evaluate`, over the videos of all folds, with `folds` (name, run, num_videos, video_accuracy of
@@ -29,13 +50,13 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
     Raises:
         InputError: other classes or views in one fold than in another, or two folds that are judged by the same videos.
     """
-    first = folds[0][1]
-    for trained, result, _ in folds[1:]:
-        _check_alike(trained.folder, result, folds[0][0].folder, first)
+    first = folds[0].result
+    for fold in folds[1:]:
+        _check_alike(fold, folds[0])
     _check_apart(folds)
-    predictions = [one for _, _, rows in folds for one in rows]
-    accuracies = [result["video_accuracy"] for _, result, _ in folds]
-    temperatures = {result["protocol"]["temperature"] for _, result, _ in folds}
+    predictions = [one for fold in folds for one in fold.predictions]
+    accuracies = [fold.result["video_accuracy"] for fold in folds]
+    temperatures = {fold.result["protocol"]["temperature"] for fold in folds}
     protocol = {**first["protocol"], "temperature": temperatures.pop() if len(temperatures) == 1 else None}
     result = {
         "split": first["split"],
@@ -44,12 +65,12 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
         **scores_of(predictions, first["class_names"]),
         "folds": [
             {
-                "name": _name(trained),
-                "run": str(trained.folder),
-                "num_videos": result["num_videos"],
-                "video_accuracy": result["video_accuracy"],
+                "name": fold.name,
+                "run": str(fold.run),
+                "num_videos": fold.result["num_videos"],
+                "video_accuracy": fold.result["video_accuracy"],
             }
-            for trained, result, _ in folds
+            for fold in folds
         ],
         "spread": {"mean": mean(accuracies), "std": stdev(accuracies) if len(accuracies) > 1 else None},
     }
@@ -66,30 +87,25 @@ def describe_folds(result: dict) -> str:
     return "\n".join([*lines, f"mean over {len(folds)} folds {spread['mean']:.3f}{std}"])
 
 
-def _name(trained: Trained) -> str:
-    fold = trained.config["data"].get("fold")
-    return trained.folder.name if fold is None else f"fold {fold}"
-
-
-def _check_alike(folder: Path, result: dict, first_folder: Path, first: dict) -> None:
-    if result["class_names"] != first["class_names"]:
-        theirs, ours = set(result["class_names"]), set(first["class_names"])
+def _check_alike(fold: Fold, first: Fold) -> None:
+    theirs, ours = set(fold.result["class_names"]), set(first.result["class_names"])
+    if fold.result["class_names"] != first.result["class_names"]:
         raise InputError(
-            f"{folder} has other classes than {first_folder}, or another order of them: "
+            f"{fold.run} has other classes than {first.run}, or another order of them: "
             f"only here: {', '.join(sorted(theirs - ours)) or '(none)'}; "
             f"only there: {', '.join(sorted(ours - theirs)) or '(none)'}"
         )
-    views = [{**one["protocol"], "temperature": None} for one in (first, result)]
+    views = [{**one.result["protocol"], "temperature": None} for one in (first, fold)]
     if views[0] != views[1]:
-        raise InputError(f"{folder} is judged by {views[1]}, {first_folder} by {views[0]}: not one cross-validation")
+        raise InputError(f"{fold.run} is judged by {views[1]}, {first.run} by {views[0]}: not one cross-validation")
 
 
 def _check_apart(folds: Sequence[Fold]) -> None:
     """Official splits may overlap a little; runs that are judged by much the same videos are to be compared."""
-    videos = [{one.video for one in predictions} for _, _, predictions in folds]
+    videos = [{one.video for one in fold.predictions} for fold in folds]
     for (i, a), (k, b) in itertools.combinations(enumerate(videos), 2):
         if 2 * len(a & b) > min(len(a), len(b)):
             raise InputError(
-                f"{folds[i][0].folder} and {folds[k][0].folder} are judged by the same videos "
-                f"({len(a & b)} of {len(b)}): they are no folds of a cross-validation; stvid report RUN RUN compares runs"
+                f"{folds[i].run} and {folds[k].run} are judged by the same videos "
+                f"({len(a & b)} of {len(b)}): no folds of a cross-validation; stvid report RUN RUN compares runs"
             )

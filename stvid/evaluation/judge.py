@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stvid.checkpoint import Trained, load
-from stvid.data.manifest import Manifest
-from stvid.errors import InputError
+from stvid.data.loading import probe_cache
 from stvid.evaluation.audit import audit
 from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.evaluate import evaluate
-from stvid.evaluation.folds import pooled
+from stvid.evaluation.folds import Fold, fold_name, pooled
 from stvid.evaluation.held_out import held_out
-from stvid.evaluation.predictions import Prediction, write_predictions
+from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, write_predictions
+from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
+from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
 from stvid.files import write_json
 
 log = logging.getLogger(__name__)
-
-RESULT_NAME = "result.json"
-PREDICTIONS_NAME = "predictions.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,7 @@ class Question:
         allow_leaks: let it hold what the run was trained on.
         audit: play the videos in other ways, too, see `audit`.
         calibrate: fit a temperature on val first, see `calibrate`.
+        report: draw the page about it, see `report`.
         num_workers: processes that read videos.
     """
 
@@ -46,6 +45,7 @@ class Question:
     allow_leaks: bool = False
     audit: bool = False
     calibrate: bool = False
+    report: bool = True
     num_workers: int | str = "auto"
 
 
@@ -55,17 +55,15 @@ class Judgement:
 
     Attributes:
         folder: where it is written.
+        fold: the run as part of a cross-validation; of the whole of one, None.
         result: as `result.json` has it.
         predictions: one a video.
-        trained: the model; of a cross-validation, that of the first run.
-        data: its data set; of a cross-validation, None.
     """
 
     folder: Path
+    fold: Fold | None
     result: dict
     predictions: list[Prediction]
-    trained: Trained
-    data: Manifest | None
 
 
 def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgement:
@@ -87,7 +85,10 @@ def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgeme
     folder = trained.folder / "evaluate" / f"{question.split}{other}"
     if speak:
         write_judgement(folder, result, predictions)
-    return Judgement(folder=folder, result=result, predictions=predictions, trained=trained, data=data)
+        if question.report:
+            draw_report(trained, folder, cache=probe_cache(data))
+    fold = Fold(fold_name(trained), trained.folder, result, predictions)
+    return Judgement(folder=folder, fold=fold, result=result, predictions=predictions)
 
 
 def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak: bool = True) -> Judgement:
@@ -96,7 +97,8 @@ def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak
     Args:
         runs: one for each fold.
         question: how.
-        folder: of the sweep that they are of, or that they lie in; `evaluate/SPLIT` in it takes what came of all.
+        folder: of the sweep that they are of, or that they lie in; `evaluate/SPLIT` in it takes what came of all, or,
+            where they are not all runs of a sweep, `evaluate/SPLIT_N_runs_FIRST_to_LAST`.
         speak: whether this process writes.
 
     Raises:
@@ -106,12 +108,21 @@ def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak
     for number, run in enumerate(runs):
         if speak:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
-        judgements.append(judge(run, question, speak=speak))
-    result, predictions = pooled([(one.trained, one.result, one.predictions) for one in judgements])
-    folder = folder / "evaluate" / judgements[0].folder.name
+        judgements.append(judge(run, replace(question, report=False), speak=speak))
+    result, predictions = pooled([one.fold for one in judgements])
+    whole = is_sweep(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
+    some = "" if whole else f"_{len(runs)}_runs_{runs[0].name}_to_{runs[-1].name}"
+    folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
     if speak:
         write_judgement(folder, result, predictions)
-    return Judgement(folder=folder, result=result, predictions=predictions, trained=judgements[0].trained, data=None)
+        if question.report:
+            draw_report(load(runs[0]), folder, cache=None)
+    return Judgement(folder=folder, fold=None, result=result, predictions=predictions)
+
+
+def draw_report(trained: Trained, folder: Path, *, cache: Path | None) -> None:
+    """`report.html` beside an evaluation's `result.json`; see `report_of_run`."""
+    write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
 
 
 def write_judgement(folder: Path, result: dict, predictions: Sequence[Prediction]) -> None:
@@ -119,39 +130,3 @@ def write_judgement(folder: Path, result: dict, predictions: Sequence[Prediction
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RESULT_NAME, result)
     write_predictions(folder / PREDICTIONS_NAME, predictions, result["class_names"])
-
-
-def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
-    """The runs that are named, those of a sweep in its place, and the folder that a cross-validation is written to.
-
-    Returns:
-        The runs, and the sweep's folder or the one that all the runs lie in; None of a single run.
-
-    Raises:
-        InputError: something that is not there; a sweep without a finished run; runs that lie in several folders.
-    """
-    for name in names:
-        if not Path(name).expanduser().exists():
-            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
-            raise InputError(f"RUN {name} does not exist; {hint}")
-    if len(names) == 1 and not (Path(names[0]) / "sweep.yaml").is_file():
-        return [Path(names[0])], None
-    runs = [run for name in names for run in _runs_in(Path(name).expanduser())]
-    parents = {run.absolute().parent for run in runs}
-    if len(parents) > 1:
-        shown = ", ".join(sorted(map(str, parents)))
-        raise InputError(f"the runs of a cross-validation lie in one folder, these lie in {shown}; name one folder's")
-    return runs, parents.pop()
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    if not (folder / "sweep.yaml").is_file():
-        return [folder]
-    trials = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    runs = [path for path in trials if (path / RESULT_NAME).is_file()]
-    for path in trials:
-        if path not in runs:
-            log.warning("%s is left out: it has no %s, so it was not finished", path, RESULT_NAME)
-    if not runs:
-        raise InputError(f"{folder} is a sweep without a finished run")
-    return runs

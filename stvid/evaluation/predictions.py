@@ -10,6 +10,7 @@ from pathlib import Path
 from stvid.errors import InputError
 from stvid.files import replacing
 
+PREDICTIONS_NAME = "predictions.csv"
 FACTS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
 
 

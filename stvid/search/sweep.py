@@ -144,4 +144,4 @@ class Sweep:
         runs = [self.folder / str(trial.number) for trial in self.trials]
         judgement = judge_folds(runs, Question(), folder=self.folder)
         print(f"\n{describe(judgement.result)}\n\n{describe_folds(judgement.result)}")
-        print(f"written to    {shown(judgement.folder)}/ (result.json, predictions.csv)")
+        print(f"written to    {shown(judgement.folder)}/ (result.json, predictions.csv, report.html)")

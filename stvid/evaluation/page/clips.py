@@ -1,0 +1,89 @@
+"""What the page's script reads: every video that can be looked up, the cells they are in, and the clips, each once."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stvid.evaluation.page.choosing import Choice, confidence
+from stvid.evaluation.page.words import part, printable
+from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.previews import Preview
+
+MOST_LISTED = 3000  # videos of a page; of more, those that come first in the choice
+
+
+def root_of(paths: Sequence[str]) -> str | None:
+    """The folder that all files have in common; None where there is none but the drive."""
+    try:
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # no files, or on several drives
+        return None
+    return common if common and common != Path(common).anchor else None
+
+
+def card(one: Prediction, class_names: Sequence[str], root: str | None) -> dict:
+    """What is written below a clip: `name`, `answer`, `confidence`, and the class to weigh it against.
+
+    That `other` one is the truth, and where the answer was right, the next probable class; `what` says which.
+    """
+    name = (os.path.relpath(one.path, root) if root else one.path) + part(one.start, one.end)
+    other = class_names.index(one.label)
+    if one.is_right:
+        others = (i for i in range(len(class_names)) if i != other)
+        other = max(others, key=lambda i: one.probabilities[i], default=other)
+    return {
+        "name": printable(name),
+        "truth": printable(one.label),
+        "answer": printable(one.predicted),
+        "confidence": round(confidence(one), 4),
+        "what": "next probable" if one.is_right else "truth",
+        "other": printable(class_names[other]),
+        "other_probability": round(one.probabilities[other], 4),
+    }
+
+
+def cards(predictions: Sequence[Prediction], class_names: Sequence[str], choice: Choice) -> dict[int, dict]:
+    """The cards of the videos that the page can show, in the order of the choice."""
+    root = root_of([one.path for one in predictions])
+    return {video: card(predictions[video], class_names, root) for video in choice.order[:MOST_LISTED]}
+
+
+def page_data(
+    predictions: Sequence[Prediction],
+    class_names: Sequence[str],
+    shown: Mapping[int, dict],
+    previews: Mapping[int, Preview],
+) -> dict:
+    """`classes`, `videos` (the cards), `cells` (`TRUTH-ANSWER` -> videos, those with clips first) and `clips`."""
+    place = {name: i for i, name in enumerate(class_names)}
+    cells = defaultdict(list)
+    for video in sorted(shown, key=lambda video: video not in previews):
+        cells[f"{place[predictions[video].label]}-{place[predictions[video].predicted]}"].append(video)
+    return {
+        "classes": [printable(name) for name in class_names],
+        "videos": shown,
+        "cells": cells,
+        "clips": {video: clip_data(preview) for video, preview in previews.items()},
+    }
+
+
+def clip_data(preview: Preview) -> dict:
+    """A preview for the script: pictures as data URIs; seconds; pixels of one frame; evidence a frame."""
+    evidence = preview.evidence
+    return {
+        "sprite": _uri(preview.sprite),
+        "focus": None if preview.focus is None else _uri(preview.focus),
+        "frames": preview.num_frames,
+        "width": preview.width,
+        "height": preview.height,
+        "seconds": round(preview.seconds, 3),
+        "evidence": None if evidence is None else [round(number, 4) for number in evidence],
+    }
+
+
+def _uri(webp: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"

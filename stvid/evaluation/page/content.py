@@ -1,0 +1,146 @@
+"""A report's data, section by section, as the templates take it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stvid.evaluation import charts
+from stvid.evaluation.page import facts, tables, words
+from stvid.evaluation.page.choosing import choose, fitting
+from stvid.evaluation.page.clips import cards, page_data, root_of
+from stvid.evaluation.page.rendering import render
+from stvid.evaluation.previews import Preview
+
+if TYPE_CHECKING:
+    from stvid.evaluation.report import Report
+
+SECTIONS = {
+    "result": "Result",
+    "confusion": "Confusion",
+    "mistakes": "Mistakes",
+    "classes": "Classes",
+    "calibration": "Calibration",
+    "time": "Time",
+    "training": "Training",
+    "cost": "Cost",
+    "data": "Data",
+    "record": "Record",
+}
+MOST_PROBLEMS = 100  # videos that could not be read, listed
+
+
+def report_page(report: Report, *, clip_bytes: int, most_bytes: int) -> bytes:
+    """The page of a run or an evaluation.
+
+    Args:
+        report: what it shows.
+        clip_bytes: of base64, that clips may take.
+        most_bytes: of the whole page; where it is large without clips, these take less.
+    """
+    content = _content(report)
+    without = len(_rendered(report, content, {}))
+    budget = min(clip_bytes, most_bytes - without)
+    return _rendered(report, content, fitting(content["choice"].order, report.previews, budget))
+
+
+def _content(report: Report) -> dict:
+    result = report.result
+    choice = choose(report.predictions)
+    content = {
+        "name": report.name,
+        "model": report.model,
+        "result": result,
+        "names": result["class_names"],
+        "large": tables.is_large(result),
+        "choice": choice,
+        "cards": cards(report.predictions, result["class_names"], choice),
+        "sentence": words.first_sentence(result),
+        "protocol": words.protocol(result),
+        "interval_basis": words.interval_basis(result),
+        "numbers": facts.headline_numbers(result),
+        "pairs": tables.confused_pairs(result),
+        "rows": tables.confusion_rows(result),
+        "class_rows": tables.class_rows(result),
+        "costs": facts.cost_groups(report.cost, result, report.run),
+        "record": facts.record_facts(result, report.run),
+        "config": report.config,
+        **_time(report),
+        **_calibration(result),
+        **_training(report),
+        **_data(report),
+    }
+    needs = {"calibration": "reliability", "training": "curves", "cost": "costs"}
+    absent = {identity for identity, key in needs.items() if not content[key]}
+    content["sections"] = [(identity, name) for identity, name in SECTIONS.items() if identity not in absent]
+    return content
+
+
+def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
+    result = report.result
+    data = page_data(report.predictions, result["class_names"], content["cards"], previews)
+    data["totals"] = {
+        f"{truth}-{answer}": number
+        for truth, counts in enumerate(result["confusion"])
+        for answer, number in enumerate(counts)
+        if number
+    }
+    explained = [preview for preview in previews.values() if preview.focus]
+    return render(
+        "report.html",
+        data,
+        **content,
+        previews=previews,
+        num_clips=len(previews),
+        num_explained=len(explained),
+        has_evidence=any(preview.evidence is not None for preview in explained),
+    )
+
+
+def _time(report: Report) -> dict:
+    if "audit" not in report.result:
+        return {"run_name": report.name}
+    return {
+        "verdicts": words.time_verdict(report.result),
+        "audit_chart": charts.audit_bars(report.result),
+        "audit_rows": tables.audit_rows(report.result),
+        "audit_classes": tables.audit_classes(report.result),
+    }
+
+
+def _calibration(result: Mapping) -> dict:
+    said = words.calibration(result)
+    return {
+        "reliability": charts.reliability(result) if said else "",
+        "calibration": said,
+        "temperature": words.temperature(result),
+    }
+
+
+def _training(report: Report) -> dict:
+    return {
+        "curves": charts.learning_curves(report.epochs, report.result["epoch"]) if report.epochs else [],
+        "num_epochs": len(report.epochs),
+    }
+
+
+def _data(report: Report) -> dict:
+    root = root_of([one.path for one in report.predictions])
+    splits, rows = tables.data_rows(report.run["data"]) if report.run.get("data") else ([], [])
+
+    def shown(path: str) -> str:
+        return os.path.relpath(path, root) if root and path.startswith(root) else path
+
+    where = report.result["split"]
+    found = {one.path: (where, one.failed) for one in report.predictions if one.failed}
+    found |= {path: ("training", reason) for path, reason in report.bad_videos.items() if path not in found}
+    problems = [(shown(path), where, reason) for path, (where, reason) in found.items()]
+    return {
+        "splits": splits,
+        "data_rows": rows,
+        "data_totals": [sum(row["counts"][i] for row in rows) for i in range(len(splits))],
+        "problems": problems[:MOST_PROBLEMS],
+        "more_problems": len(problems) - len(problems[:MOST_PROBLEMS]),
+        "data_facts": facts.data_facts(report.result, report.run, root),
+    }

@@ -1,0 +1,57 @@
+"""What a trained model costs, for a page that says how good it is."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+
+from stvid.checkpoint import Trained
+from stvid.clip import Preprocess
+from stvid.cost.estimate import estimate
+from stvid.cost.report import CostReport
+from stvid.errors import InputError
+from stvid.models.recompute import recompute_stages
+from stvid.training.hardware import resolve_precision
+
+log = logging.getLogger(__name__)
+
+WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
+MANY_CHUNKS = 200  # of frames in a step; more take long to price
+
+
+def price(trained: Trained, run: Mapping) -> CostReport | None:
+    """What the model needs on the kind of device it was trained on, with AdamW; None where it cannot be simulated.
+
+    Args:
+        trained: the model.
+        run: the run's own `result.json`, or nothing.
+    """
+    config, clip = trained.config, trained.clip
+    device = "cpu" if run.get("peak_memory_gib", {}).get("gpu") is None else "cuda"
+    model = trained.model
+    if config.get("gradient_checkpointing"):
+        model = copy.deepcopy(model)
+        recompute_stages(model)
+    num_frames = clip.num_frames or WHOLE_VIDEO
+    try:
+        return estimate(
+            model,
+            (clip.channels, num_frames, *clip.size),
+            batch_size=_batch_size(trained, num_frames),
+            precision=resolve_precision(config["trainer"]["precision"], device),
+            device=device,
+            preprocess=Preprocess(clip=clip),
+            ema=config.get("ema") is not None,
+        )
+    except InputError as error:
+        log.info("cost not known: %s", error)
+        return None
+
+
+def _batch_size(trained: Trained, num_frames: int) -> int:
+    """As in training; one clip where frames go through the model in very many chunks."""
+    size, chunk = trained.config["data"]["datamodule"]["batch_size"], getattr(trained.model, "encoder_chunk", None)
+    if not isinstance(size, int) or (chunk is not None and size * num_frames > MANY_CHUNKS * chunk):
+        return 1
+    return size

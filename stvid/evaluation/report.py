@@ -1,0 +1,152 @@
+"""`report.html`: a run or an evaluation to look at, in one file that opens anywhere and loads nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stvid.checkpoint import Trained
+from stvid.cost.report import CostReport
+from stvid.data.manifest import Item
+from stvid.errors import InputError
+from stvid.evaluation.compare import Comparison
+from stvid.evaluation.page.choosing import MOST_CLIPS, choose, encoded_size
+from stvid.evaluation.page.content import report_page
+from stvid.evaluation.page.versus import comparison_page
+from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, read_predictions
+from stvid.evaluation.previews import Preview, make_previews
+from stvid.evaluation.price import price
+from stvid.evaluation.runs import RESULT_NAME
+from stvid.files import replacing
+from stvid.training.bad_videos import read_bad_videos
+
+log = logging.getLogger(__name__)
+
+REPORT_NAME = "report.html"
+MOST_BYTES = 8_000_000  # of a page
+CLIP_BYTES = 5_500_000  # of it for clips, as base64
+AT_ONCE = 64  # previews that are made before the next look at what they weigh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a page shows; what is empty is left out of it.
+
+    Attributes:
+        name: of the run.
+        model: its family.
+        result: as `result.json` of an evaluation has it.
+        predictions: of its videos.
+        run: the run's own `result.json`: how training went, data, versions, code, machine.
+        epochs: rows of `metrics.csv`.
+        bad_videos: path -> reason, that training has met.
+        config: the run's, as text.
+        cost: of the model.
+        previews: position among the predictions -> preview.
+    """
+
+    name: str
+    model: str
+    result: Mapping
+    predictions: Sequence[Prediction]
+    run: Mapping = field(default_factory=dict)
+    epochs: Sequence[Mapping[str, str]] = ()
+    bad_videos: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
+    cost: CostReport | None = None
+    previews: Mapping[int, Preview] = field(default_factory=dict)
+
+
+def report_of_run(trained: Trained, folder: Path | None = None, *, cache: Path | None = None) -> Report:
+    """Gathers what there is to say of an evaluation, and makes the clips that show it.
+
+    Args:
+        trained: the model; of a cross-validation, that of any fold.
+        folder: of the evaluation, with `result.json` and `predictions.csv`. None: the run's own, its result on val.
+        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
+
+    Raises:
+        InputError: no `result.json` or `predictions.csv` there, or one of another version.
+    """
+    folder = trained.folder if folder is None else folder
+    result = _read_json(folder / RESULT_NAME)
+    if result is None:
+        raise InputError(f"{folder} holds no result.json, so there is nothing to report: stvid evaluate RUN writes one")
+    predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
+    run = _read_json(trained.folder / RESULT_NAME) or {}
+    is_pooled = "folds" in result
+    config, run = trained.folder / "config.yaml", _read_json(trained.folder / "result.json") or {}
+    return Report(
+        name=trained.folder.parent.name if is_pooled else trained.folder.name,
+        model=type(trained.model).__name__,
+        result=result,
+        predictions=predictions,
+        run=run,
+        epochs=() if is_pooled else _read_rows(trained.folder / "metrics.csv"),
+        bad_videos=read_bad_videos(trained.folder / "bad_videos.csv"),
+        config=config.read_text(encoding="utf-8") if config.is_file() and not is_pooled else "",
+        cost=price(trained, run),
+        previews=_previews(trained, result, predictions, cache=cache),
+    )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Writes the page, at most 8 MB of it: as many clips as fit. The file is written whole or not at all.
+
+    Raises:
+        InputError: the folder of the file does not exist.
+    """
+    _write(path, report_page(report, clip_bytes=CLIP_BYTES, most_bytes=MOST_BYTES))
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes the page that sets several runs side by side.
+
+    Raises:
+        InputError: the folder of the file does not exist.
+    """
+    _write(path, comparison_page(comparison))
+
+
+def _write(path: Path, page: bytes) -> None:
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+    with replacing(path) as partial:
+        partial.write_bytes(page)
+
+
+def _previews(
+    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, cache: Path | None
+) -> dict[int, Preview]:
+    """As many as a page has room for, in the order of `choose`; without explanations where folds have other models."""
+    choice = choose(predictions)
+    items = [
+        Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
+        for one in predictions
+    ]
+    place = {name: i for i, name in enumerate(result["class_names"])}
+    explained = {} if "folds" in result else {video: place[predictions[video].predicted] for video in choice.explained}
+    previews, spent = {}, 0
+    for start in range(0, min(len(choice.order), MOST_CLIPS), AT_ONCE):
+        videos = choice.order[start : start + AT_ONCE]
+        asked = {video: explained[video] for video in videos if video in explained}
+        previews |= make_previews(trained, items, videos=videos, explained=asked, cache=cache)
+        spent = sum(map(encoded_size, previews.values()))
+        if spent > CLIP_BYTES:
+            break
+    return previews
+
+
+def _read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

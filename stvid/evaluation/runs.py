@@ -1,0 +1,61 @@
+"""Which runs are meant: single ones, or those of a sweep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvid.errors import InputError
+
+log = logging.getLogger(__name__)
+
+RESULT_NAME = "result.json"
+
+
+def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
+    """The runs that are named, those of a sweep in its place, and the folder that a cross-validation is written to.
+
+    Returns:
+        The runs, and the sweep's folder or the one that all the runs lie in; None of a single run.
+
+    Raises:
+        InputError: something that is not there; a sweep without a finished run; runs that lie in several folders.
+    """
+    for name in names:
+        if not Path(name).expanduser().exists():
+            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
+            raise InputError(f"RUN {name} does not exist; {hint}")
+    if len(names) == 1 and not is_sweep(Path(names[0]).expanduser()):
+        return [Path(names[0])], None
+    runs = [run for name in names for run in _runs_at(Path(name).expanduser())]
+    parents = {run.absolute().parent for run in runs}
+    if len(parents) > 1:
+        shown = ", ".join(sorted(map(str, parents)))
+        raise InputError(f"the runs of a cross-validation lie in one folder, these lie in {shown}; name one folder's")
+    return runs, parents.pop()
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether several runs lie in a folder, of one search or cross-validation."""
+    return (folder / "sweep.yaml").is_file()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The finished runs of a sweep, by number.
+
+    Raises:
+        InputError: there is none.
+    """
+    trials = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    runs = [path for path in trials if (path / RESULT_NAME).is_file()]
+    for path in trials:
+        if path not in runs:
+            log.warning("%s is left out: it has no %s, so it was not finished", path, RESULT_NAME)
+    if not runs:
+        raise InputError(f"{folder} is a sweep without a finished run")
+    return runs
+
+
+def _runs_at(path: Path) -> list[Path]:
+    return runs_in(path) if is_sweep(path) else [path]

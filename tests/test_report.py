@@ -1,0 +1,473 @@
+import base64
+import dataclasses
+import html.parser
+import io
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stvid.checkpoint import Trained
+from stvid.clip import ClipSpec
+from stvid.errors import InputError
+from stvid.evaluation.compare import compare
+from stvid.evaluation.folds import Fold, pooled
+from stvid.evaluation.judge import write_judgement
+from stvid.evaluation.judged import Judged
+from stvid.evaluation.page.choosing import choose, fitting
+from stvid.evaluation.page.words import first_sentence, protocol
+from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.previews import Preview
+from stvid.evaluation.report import MOST_BYTES, Report, report_of_run, write_comparison, write_report
+from stvid.evaluation.scores import scores_of
+from stvid.files import write_json
+from stvid.models.conv3d import Conv3D
+
+NASTY = ("<img src=x onerror=alert(1)>", "sit \"down\" & 'up'", "zählen\udcff")
+VOID = {"meta", "link", "br", "img", "wbr", "hr", "input"}
+PROTOCOL = {"num_clips": 2, "num_crops": 1, "num_frames": 4, "frame_stride": 2, "size": [32, 32], "temperature": 1.0}
+NUM_FRAMES = 4
+
+
+def sprite(seed, *, width=16, height=12, num_frames=NUM_FRAMES, lossless=False):
+    """A WebP whose frames have a colour each."""
+    colours = np.random.default_rng(seed).integers(0, 255, (num_frames, 3), dtype=np.uint8)
+    row = np.repeat(np.repeat(colours[None], width, axis=1), height, axis=0)
+    if lossless:
+        row = np.random.default_rng(seed).integers(0, 255, row.shape, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(row).save(file, "WEBP", lossless=lossless)
+    return file.getvalue()
+
+
+def preview(seed, *, explained=False, **size):
+    return Preview(
+        sprite=sprite(seed, **size),
+        focus=sprite(seed + 10_000, **size) if explained else None,
+        num_frames=NUM_FRAMES,
+        width=16,
+        height=12,
+        seconds=0.4,
+        evidence=[0.5, -0.25, 1.0, 0.0] if explained else None,
+    )
+
+
+def make_predictions(class_names, per_class=8, seed=0):
+    """Of every class about a quarter are mistakes; the last video of all could not be read."""
+    rng = np.random.default_rng(seed)
+    predictions = []
+    for truth, name in enumerate(class_names):
+        for number in range(per_class):
+            answer = truth if number % 4 else (truth + 1) % len(class_names)
+            logits = rng.normal(0, 1, len(class_names))
+            logits[answer] = logits.max() + rng.uniform(0.2, 4)
+            p = np.exp(logits) / np.exp(logits).sum()
+            one = Prediction(
+                path=f"/data/{name.replace('/', '')}/{number}.mp4",
+                label=name,
+                predicted=class_names[answer],
+                views=2,
+                views_right=2 * (answer == truth),
+                probabilities=tuple(p.tolist()),
+            )
+            predictions.append(one)
+    failed = dataclasses.replace(predictions[-1], predicted=None, failed="cut off", views=0, probabilities=())
+    return [*predictions[:-1], failed]
+
+
+def make_result(predictions, class_names, **more):
+    recall = dict.fromkeys(class_names, 0.25)
+    changed = {
+        "video_accuracy": 0.25,
+        "video_accuracy_ci95": [0.1, 0.4],
+        "per_class": recall,
+        "confusion": [[1] * len(class_names)] * len(class_names),
+    }
+    return {
+        "split": "test",
+        "class_names": list(class_names),
+        "protocol": PROTOCOL,
+        **scores_of(predictions, class_names),
+        "checkpoint": "/runs/one/checkpoints/best.ckpt",
+        "epoch": 2,
+        "audit": dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), changed),
+        "still_classes": [class_names[1]],
+        "audit_note": "Half as long at double speed.",
+        **more,
+    }
+
+
+def make_report(class_names=NASTY, *, per_class=8, clips=True, **more):
+    predictions = make_predictions(class_names, per_class)
+    choice = choose(predictions)
+    epochs = [
+        {"epoch": str(e), "lr": "0.1", "train_loss": f"{1 / e}", "val_loss": f"{2 / e}", "val_video_accuracy": "0.5"}
+        for e in (1, 2, 3)
+    ]
+    run = {
+        "seed": 7,
+        "training_seconds": 200.0,
+        "clips_per_second": 12.5,
+        "waiting": 0.25,
+        "peak_memory_gib": {"host": 1.5, "gpu": None},
+        "data": {"manifest_sha256": "ab" * 32, "num_videos": {"train": dict.fromkeys(class_names, 20)}, "num_bad": 1},
+        "versions": {"python": "3.11.7", "stvid": "0.1.0"},
+        "git": {"commit": "cd" * 20, "dirty": True},
+        "hardware": {"machine": "Linux x86_64", "cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "gpus": []},
+    }
+    given = {
+        "name": "first</title>",
+        "model": "Conv3D",
+        "result": make_result(predictions, class_names),
+        "predictions": predictions,
+        "run": run,
+        "epochs": epochs,
+        "bad_videos": {"/data/<b>.avi": "no video in it"},
+        "config": "seed: 7\nname: </pre><script>alert(2)</script>\n",
+        "previews": {video: preview(video, explained=video in choice.explained) for video in choice.order * clips},
+    }
+    return Report(**{**given, **more})
+
+
+class Page(html.parser.HTMLParser):
+    """A page's elements; fails where tags are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag, **wanted):
+        wanted = {key.rstrip("_").replace("_", "-"): value for key, value in wanted.items()}
+        return [a for found, a in self.elements if found == tag and wanted.items() <= a.items()]
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.texts).replace("\u00a0", " "))
+
+    @property
+    def data(self):
+        return json.loads(next(text for text in self.texts if text.startswith('{"')))
+
+
+def written(report, folder):
+    write_report(report, folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report():
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def text(report, tmp_path_factory):
+    return written(report, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_numbers_are_those_of_the_result(report, page):
+    result = report.result
+    right = round(result["video_accuracy"] * 24)
+    assert f"Right on {right} of 24 videos it had never seen; chance would be 8." in page.text
+    low, high = result["video_accuracy_ci95"]
+    shown = [f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")]
+    shown += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
+    shown += ["over 24 videos", "2 clips × 1 crop of 4 frames (one frame of every 2), 32 × 32 pixels"]
+    shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
+    shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
+    for text in shown:
+        assert text in page.text, text
+    for one in result["per_class"].values():
+        assert f"{100 * one['recall']:.1f} %" in page.text
+
+
+def test_every_cell_with_videos_is_a_button_that_says_what_it_is(report, page):
+    names, confusion = report.result["class_names"], report.result["confusion"]
+    labels = [button["aria-label"] for button in page.all("button") if "data-cell" in button and "aria-label" in button]
+    counts = {(i, j): n for i, row in enumerate(confusion) for j, n in enumerate(row) if n}
+    assert len(labels) == len(counts)
+    shown = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    for (i, j), n in counts.items():
+        assert f"truth {shown[i]}, answered {shown[j]}: {n} video{'s' * (n > 1)}" in labels
+        assert len(page.data["cells"][f"{i}-{j}"]) == page.data["totals"][f"{i}-{j}"] == n
+
+
+def test_names_are_text_and_never_markup(page, text):
+    assert not page.all("img")
+    assert NASTY[0] in page.text
+    assert "zählen\\udcff" in page.text
+    assert "first</title> on test" in page.text
+    assert page.data["classes"] == [*NASTY[:2], "zählen\\udcff"]
+    assert len(page.all("script")) == 2
+    assert text.count("<script") == text.count("</script>") == 2
+
+
+def test_the_page_asks_for_nothing(page):
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "poster", "data"):
+            assert re.match(r"#|data:", attributes.get(name, "#")), attributes
+        assert "http" not in attributes.get("style", "")
+    (style,) = (text for text in page.texts if text.lstrip().startswith(":root"))
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = page.all("meta", http_equiv="Content-Security-Policy")[0]["content"]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "script-src 'sha256-" in policy
+
+
+def test_ids_are_unique_and_what_refers_to_them_finds_them(page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        named = (attributes.get("aria-labelledby") or "").split()
+        linked = [attributes["href"][1:]] if attributes.get("href", "").startswith("#") else []
+        assert {*named, *linked} <= set(ids)
+
+
+def test_pictures_have_text_alternatives_and_headings_are_in_order(page):
+    charts = page.all("svg")
+    assert len(charts) == 5
+    for chart in charts:
+        assert chart["role"] == "img"
+        assert len(chart["aria-labelledby"].split()) == 2
+    for _, attributes in page.elements:
+        if attributes.get("role") == "img" and attributes["class"] != "evidence":  # the script says that one's
+            assert attributes.get("aria-label") or attributes.get("aria-labelledby")
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert page.all("html")[0]["lang"] == "en"
+    assert page.all("main")
+    assert page.all("a", class_="skip")[0]["href"] == "#main"
+
+
+def test_every_clip_stands_in_the_file_once(report, text, page):
+    for video, one in report.previews.items():
+        assert text.count(base64.b64encode(one.sprite).decode()) == 1
+        assert page.data["clips"][str(video)]["frames"] == NUM_FRAMES
+    mistakes = [int(figure["data-video"]) for figure in page.all("figure") if "data-video" in figure]
+    assert mistakes == choose(report.predictions).explained
+
+
+def test_mistakes_come_most_confident_first_and_hits_least(report):
+    choice = choose(report.predictions)
+    wrong = [max(report.predictions[video].probabilities) for video in choice.mistakes]
+    right = [max(report.predictions[video].probabilities) for video in choice.hits]
+    assert wrong == sorted(wrong, reverse=True)
+    assert right == sorted(right)
+    assert len(choice.order) == len(set(choice.order)) == 23
+
+
+def test_after_the_explained_ones_every_cell_has_its_turn():
+    names = ("a", "b", "c")
+    predictions = make_predictions(names, per_class=80)
+    choice = choose(predictions)
+    turn = [video for video in choice.order if video not in choice.explained][:3]
+    assert {predictions[video].label for video in turn} == set(names)
+    assert not any(predictions[video].is_right for video in turn)
+
+
+def test_clips_beyond_the_budget_are_left_out(tmp_path):
+    names = tuple(f"class {i}" for i in range(8))
+    report = make_report(names, per_class=25, clips=False)
+    heavy = preview(0, lossless=True, width=120, height=50)
+    assert len(heavy.sprite) > 50_000
+    report = dataclasses.replace(report, previews=dict.fromkeys(choose(report.predictions).order, heavy))
+    page = Page(written(report, tmp_path))
+    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert 50 < len(page.data["clips"]) < 199
+    assert len(page.data["videos"]) == 199
+
+
+def test_fitting_stops_at_the_first_that_does_not_fit():
+    small = preview(0)
+    assert list(fitting([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))) == [2, 0]
+    assert fitting([0], {0: small}, -5) == {}
+
+
+def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_path):
+    report = make_report(tuple(f"class {i}" for i in range(400)), per_class=5, clips=False, epochs=())
+    text = written(report, tmp_path)
+    page = Page(text)
+    assert len(text) < 3_000_000
+    assert text.index('class="pairs"') < text.index("<details") < text.index('class="matrix large"')
+    pairs = [button for button in page.all("button") if "data-cell" in button and "aria-label" not in button]
+    assert len(pairs) == 20
+    spans = [int(cell.get("colspan", 1)) for cell in page.all("td") if cell.get("class") in (None, "")]
+    assert max(spans) > 300
+
+
+def test_sections_without_their_input_are_left_out(tmp_path):
+    report = make_report(run={}, epochs=(), bad_videos={}, config="", clips=False)
+    bare = {key: value for key, value in report.result.items() if key not in ("audit", "reliability", "interval")}
+    page = Page(written(dataclasses.replace(report, result=bare), tmp_path))
+    linked = [link["href"] for link in page.all("a") if "class" not in link]
+    assert linked == ["#result", "#confusion", "#mistakes", "#classes", "#time", "#data", "#record"]
+    assert "stvid evaluate first</title> --split test --audit" in page.text
+    assert not page.all("button", id="pause-all")
+    assert page.text.count("no preview") == len(choose(report.predictions).explained)
+
+
+def test_folds_have_a_table_with_mean_and_spread(tmp_path):
+    folds = []
+    for number in (0, 1):
+        predictions = [dataclasses.replace(p, path=f"{number}{p.path}") for p in make_predictions(NASTY, seed=number)]
+        folds.append(Fold(f"fold {number}", tmp_path / f"{number}", make_result(predictions, NASTY), predictions))
+    result, predictions = pooled(folds)
+    page = Page(written(make_report(result=result, predictions=predictions, clips=False, epochs=()), tmp_path))
+    assert "Right on 34 of 48 videos in 2 folds, each judged by a model that was not trained on it" in page.text
+    assert "mean of the folds" in page.text
+    assert f"± {100 * result['spread']['std']:.1f} % from fold to fold" in page.text
+
+
+def test_first_sentence_names_the_most_common_class_where_one_is():
+    sizes = {"walk": {"num_videos": 80}, "run": {"num_videos": 20}}
+    result = {"split": "val", "num_videos": 100, "video_accuracy": 0.9, "per_class": sizes, "class_names": list(sizes)}
+    assert first_sentence(result) == (
+        "Right on 90 of 100 videos it was not trained on; chance would be 50, and always answering walk 80."
+    )
+
+
+def test_protocol_in_words_for_one_view_of_whole_videos():
+    rule = {"num_clips": 1, "num_crops": 1, "num_frames": None, "fps": 8.0, "size": [64, 48]}
+    assert protocol({"protocol": rule}).replace("\u00a0", " ") == (
+        "Each video is judged by 1 clip × 1 crop of all its frames (8 frames taken per second of video), "
+        "64 × 48 pixels; it has one view."
+    )
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """A model as a run would have left it, in a folder of its own."""
+    return Trained(
+        path=tmp_path / "run" / "checkpoints" / "best.ckpt",
+        folder=tmp_path / "run",
+        model=Conv3D(num_classes=2, widths=(4, 8), strides=((1, 2, 2), (2, 2, 2))).eval(),
+        clip=ClipSpec(num_frames=4, frame_stride=2, size=32),
+        class_names=("to_left", "to_right"),
+        protocol={"num_clips": 1, "num_crops": 1},
+        config={"data": {"datamodule": {"batch_size": 4}}, "trainer": {"precision": "32-true"}, "ema": None},
+        epoch=2,
+    )
+
+
+def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untrained, video_folder, tmp_path):
+    names = untrained.class_names
+    predictions = [
+        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
+        for place, one in enumerate(make_predictions(names))
+    ]
+    gone = dataclasses.replace(predictions[0], path=str(tmp_path / "gone.mp4"))
+    predictions[0] = gone
+    evaluation = untrained.folder / "evaluate" / "test"
+    write_judgement(evaluation, make_result(predictions, names), predictions)
+    write_json(untrained.folder / "result.json", make_report().run)
+    (untrained.folder / "metrics.csv").write_text("epoch,lr,train_loss\n1,0.1,2.0\n2,0.05,1.5\n")
+    (untrained.folder / "bad_videos.csv").write_text("path,reason\n/data/bad.avi,cut off\n")
+    (untrained.folder / "config.yaml").write_text("seed: 7\n")
+    report = report_of_run(untrained, evaluation)
+    choice = choose(predictions)
+    assert report.model == "Conv3D"
+    assert list(report.previews) == [video for video in choice.order if video != 0]
+    assert {v for v, one in report.previews.items() if one.focus} == set(choice.explained) - {0}
+    assert [row["train_loss"] for row in report.epochs] == ["2.0", "1.5"]
+    assert report.bad_videos == {"/data/bad.avi": "cut off"}
+    assert report.cost.parameters == sum(p.numel() for p in untrained.model.parameters())
+    page = Page(written(report, tmp_path))
+    assert len(page.data["clips"]) == len(predictions) - 2
+    assert page.text.count("no preview") == ("0" in {str(video) for video in choice.explained})
+    assert "train: from 2 to 1.5" in page.text
+
+
+def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_training(untrained, video_folder, tmp_path):
+    names = untrained.class_names
+    predictions = [
+        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
+        for place, one in enumerate(make_predictions(names))
+    ]
+    fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions)
+    pool, predictions = pooled([fold])
+    write_judgement(tmp_path / "evaluate", pool, predictions)
+    untrained.folder.mkdir()
+    (untrained.folder / "metrics.csv").write_text("epoch,lr,train_loss\n1,0.1,2.0\n")
+    report = report_of_run(untrained, tmp_path / "evaluate")
+    assert len(report.previews) == 15
+    assert not any(one.focus for one in report.previews.values())
+    assert report.epochs == ()
+    assert "mean of the folds" in Page(written(report, tmp_path)).text
+
+
+def test_a_folder_without_a_result_is_named(untrained, tmp_path):
+    with pytest.raises(InputError, match="holds no result.json, so there is nothing to report"):
+        report_of_run(untrained, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(report, tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+        write_report(report, tmp_path / "nowhere" / "report.html")
+
+
+def make_judged(name, seed):
+    predictions = make_predictions(NASTY, seed=seed)
+    if seed:
+        predictions = [dataclasses.replace(p, predicted=None if p.failed else NASTY[0]) for p in predictions]
+    cost = {
+        "parameters": 10_000 * (seed + 1),
+        "flops_clip": 1e6,
+        "flops_video": 2e6 * (seed + 1),
+        "answer_bytes": 2**20,
+        "training_bytes": 2**22,
+        "batch_size": 4,
+        "num_frames": 4,
+        "whole_video": False,
+    }
+    training = {
+        "training_seconds": 60.0 * (seed + 1),
+        "clips_per_second": 10.0,
+        "peak_memory_gib": {"host": 1.0, "gpu": None},
+        "device": "A CPU",
+    }
+    result = make_result(predictions, NASTY)
+    return lambda folder: Judged(
+        name=name, folder=folder / name, result=result, predictions=predictions, cost=cost, training=training
+    )
+
+
+def test_runs_side_by_side(tmp_path):
+    comparison = compare([make_judged("<b>one", 0)(tmp_path), make_judged("two$x", 1)(tmp_path)])
+    write_comparison(comparison, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    (test,) = comparison.tests
+    assert "2 runs on test" in page.text
+    assert "<b>one" in page.text
+    assert not page.all("b", onerror="alert(1)")
+    assert f"{100 * test.difference:.1f}" in page.text
+    assert f"{len(comparison.differing)} videos are right for some and wrong for others" in page.text
+    assert len(page.all("svg")) == 3
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))

@@ -1,0 +1,269 @@
+"""The report as a browser shows it: headless Chromium, driven by selenium; skipped where either is missing."""
+
+import json
+import shutil
+import time
+
+import pytest
+from test_report import NASTY, NUM_FRAMES, make_report
+
+from stvid.evaluation.report import MOST_BYTES, write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
+)
+
+NO_MOTION = {"name": "prefers-reduced-motion", "value": "reduce"}
+DARK = {"name": "prefers-color-scheme", "value": "dark"}
+LIGHT = {"name": "prefers-color-scheme", "value": "light"}
+# contrast of two colours as WCAG 2 has it; a canvas turns whatever CSS may say into numbers
+CONTRAST = """
+const [element] = arguments, canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const rgb = (colour) => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                          return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+const light = (colour) => rgb(colour).map((v) => v / 255)
+  .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const clear = (one) => /rgba\\(.*, 0\\)|transparent/.test(getComputedStyle(one).backgroundColor);
+let behind = element;
+while (behind && clear(behind)) behind = behind.parentElement;
+const pair = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
+return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """A report of 200 videos whose classes have evil names."""
+    path = tmp_path_factory.mktemp("browser") / "report.html"
+    names = (*NASTY, *(f"a class with quite a long name, number {i}" for i in range(7)))
+    write_report(make_report(names, per_class=20), path)
+    assert path.stat().st_size < MOST_BYTES
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--hide-scrollbars", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """Opens the page: `opened(width, *media features)`."""
+
+    def open_page(width=1280, *features):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": list(features)})
+        browser.get(address)
+        return browser
+
+    return open_page
+
+
+def wait(browser, condition):
+    return WebDriverWait(browser, 10, poll_frequency=0.05).until(condition)
+
+
+def focused(browser, name):
+    return browser.execute_script("return document.activeElement.getAttribute(arguments[0])", name)
+
+
+def press(browser, *keys):
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+
+
+def screen(browser):
+    """The first clip, in sight."""
+    return in_sight(browser, "#mistakes .screen")
+
+
+def in_sight(browser, selector):
+    """What it finds, in the middle of the window, where nothing covers it."""
+    found = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+    return found
+
+
+def place(element):
+    return element.value_of_css_property("background-position-x")
+
+
+def open_cell(browser):
+    return browser.find_elements(By.CSS_SELECTOR, "dialog[open]")
+
+
+def test_nothing_leaves_the_file_and_nothing_is_complained_of(opened):
+    browser = opened()
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.refresh()
+    wait(browser, lambda b: b.execute_script("return document.readyState") == "complete")
+    screen(browser).click()
+    in_sight(browser, ".matrix button").click()
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert any(url.startswith("file:") for url in sent)
+    assert [url for url in sent if not url.startswith(("file:", "data:"))] == []
+    assert [url for url in sent if url.startswith("file:") and not url.endswith("report.html")] == []
+    assert browser.get_log("browser") == []
+
+
+def test_evil_names_stay_text(opened):
+    browser = opened()
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+    heads = [head.get_attribute("textContent") for head in browser.find_elements(By.CSS_SELECTOR, ".matrix tbody th")]
+    assert NASTY[0] in heads
+    in_sight(browser, '.matrix [data-cell="0-0"]').click()
+    assert NASTY[0] in browser.find_element(By.ID, "cell-title").text
+    assert browser.find_elements(By.TAG_NAME, "img") == []
+
+
+def test_a_cell_opens_its_clips_by_a_click(opened):
+    browser = opened()
+    button = in_sight(browser, '.matrix [data-cell="0-1"]')
+    number = int(button.text)
+    button.click()
+    (dialog,) = open_cell(browser)
+    assert len(dialog.find_elements(By.CSS_SELECTOR, ".card .screen")) == number
+    assert f"{number} videos" in dialog.text
+    assert NASTY[1] in dialog.find_element(By.CSS_SELECTOR, ".said").text
+    assert "0.mp4" in dialog.text
+    browser.find_element(By.ID, "cell-close").click()
+    assert not open_cell(browser)
+
+
+def test_the_keyboard_reaches_a_cell_and_comes_back_to_it(opened):
+    browser = opened()
+    browser.execute_script("document.querySelector('.pairs li:last-child button').focus()")
+    press(browser, Keys.TAB)
+    assert focused(browser, "data-cell") == "0-0"
+    press(browser, Keys.ARROW_RIGHT)
+    assert focused(browser, "data-cell") == "0-1"
+    press(browser, Keys.ARROW_DOWN)
+    assert focused(browser, "data-cell") == "1-1"
+    press(browser, Keys.END)
+    assert focused(browser, "data-cell") == "1-2"
+    assert not open_cell(browser)
+    press(browser, Keys.ENTER)
+    assert open_cell(browser)
+    assert focused(browser, "id") == "cell-close"
+    press(browser, Keys.TAB)
+    assert "screen" in focused(browser, "class")
+    press(browser, Keys.ESCAPE)
+    wait(browser, lambda b: not open_cell(b))
+    assert focused(browser, "data-cell") == "1-2"
+    press(browser, Keys.TAB)
+    assert "matrix" not in (focused(browser, "class") or "")
+    assert focused(browser, "data-cell") is None
+
+
+def test_a_clip_plays_stops_and_goes_frame_by_frame(opened):
+    browser = opened()
+    clip = screen(browser)
+    first = place(clip)
+    wait(browser, lambda _: place(clip) != first)
+    clip.click()
+    stopped = place(clip)
+    assert clip.get_attribute("aria-label").startswith("Play the clip of ")
+    seen = {stopped}
+    for _ in range(NUM_FRAMES - 1):
+        press(browser, Keys.ARROW_RIGHT)
+        seen.add(place(clip))
+    assert len(seen) == NUM_FRAMES
+    press(browser, Keys.ARROW_RIGHT)
+    assert place(clip) == stopped
+    press(browser, Keys.HOME)
+    assert place(clip) == "0%"
+
+
+def test_what_the_model_looked_at_is_shown_with_the_frame_s_evidence(opened):
+    browser = opened(1280, NO_MOTION)
+    clip = screen(browser)
+    card = clip.find_element(By.XPATH, "./ancestor::figure")
+    plain = clip.value_of_css_property("background-image")
+    look = card.find_element(By.CSS_SELECTOR, ".look")
+    look.click()
+    assert look.get_attribute("aria-pressed") == "true"
+    assert clip.value_of_css_property("background-image") != plain
+    bars = card.find_elements(By.CSS_SELECTOR, ".evidence span")
+    assert [bar.get_attribute("class") for bar in bars] == ["now", "against", "", ""]
+    assert card.find_element(By.CSS_SELECTOR, ".evidence").get_attribute("aria-label") == (
+        "Evidence for the answer: most in frame 3 (1.00), least in frame 2 (-0.25)"
+    )
+    browser.execute_script("arguments[0].focus()", clip)
+    press(browser, Keys.ARROW_RIGHT)
+    assert bars[1].get_attribute("class") == "against now"
+
+
+def test_who_wants_no_motion_finds_all_clips_stopped(opened):
+    browser = opened(1280, NO_MOTION)
+    clip = screen(browser)
+    before = place(clip)
+    time.sleep(0.5)
+    assert place(clip) == before
+    assert "paused" in clip.get_attribute("class")
+    every = browser.find_element(By.ID, "pause-all")
+    assert every.text == "Play all clips"
+    browser.execute_script("arguments[0].click()", every)
+    wait(browser, lambda _: place(clip) != before)
+
+
+@pytest.mark.parametrize("mode", [LIGHT, DARK], ids=lambda mode: mode["value"])
+def test_text_can_be_read_in_light_and_dark(opened, mode):
+    browser = opened(1280, mode)
+    for selector in ("body", ".lead", ".big", ".note", ".fact dt", ".fact span", ".contents a", ".said b", ".path"):
+        found = browser.find_element(By.CSS_SELECTOR, selector)
+        assert browser.execute_script(CONTRAST, found) >= 4.5, selector
+    for cell in browser.find_elements(By.CSS_SELECTOR, ".key, .tag, .matrix td button, .heat td[class*=h]"):
+        assert browser.execute_script(CONTRAST, cell) >= 4.5, cell.get_attribute("outerHTML")
+
+
+def test_dark_mode_turns_page_and_charts_dark(opened):
+    colours = []
+    for mode in (LIGHT, DARK):
+        browser = opened(1280, mode)
+        bar = browser.find_element(By.CSS_SELECTOR, "#audit-patch_2 path, #audit-patch_3 path")
+        colours.append((browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"),
+                        bar.value_of_css_property("fill")))  # fmt: skip
+    assert colours[0][0] != colours[1][0]
+    assert colours[0][1] != colours[1][1]
+
+
+def test_a_phone_scrolls_down_only(opened):
+    browser = opened(360)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
+    box = browser.find_element(By.CSS_SELECTOR, ".matrix-box")
+    assert browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", box)
+
+
+def test_a_table_is_sorted_by_a_click_on_its_head(opened):
+    browser = opened()
+
+    def recalls():
+        cells = browser.find_elements(By.CSS_SELECTOR, "#classes tbody td:nth-child(3)")
+        return [float(cell.get_attribute("data-value")) for cell in cells]
+
+    head = browser.find_element(By.CSS_SELECTOR, "#classes thead th:nth-child(3)")
+    button = head.find_element(By.TAG_NAME, "button")
+    for direction in ("descending", "ascending"):
+        browser.execute_script("arguments[0].click()", button)
+        assert head.get_attribute("aria-sort") == direction
+        assert recalls() == sorted(recalls(), reverse=direction == "descending")
+    assert len(set(recalls())) > 1
