@@ -207,8 +207,8 @@ def _on_one_device(config: DictConfig) -> DictConfig:
 
 
 def is_sweep() -> bool:
-    """Whether this run is one of several (`-m`)."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    """Whether this run is one of several (`-m`); a single run that has begun no longer has Hydra's config."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def shown(path: Path) -> Path:
