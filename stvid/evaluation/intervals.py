@@ -35,8 +35,8 @@ def accuracy_interval(
     bootstrap over groups tells: R times as many groups as there are, drawn with replacement, and the variance of their
     means. That variance makes the effective number of videos, `p (1 - p) / variance`, from which Wilson's interval
     (1927) is taken, with Student's quantile for G - 1 degrees of freedom. So the interval has a width where all
-    answers are right, stays within [0, 1], and holds its rate with few groups, none of which percentiles of the
-    bootstrap do. Without groups every video is one, and this is Wilson's interval itself.
+    answers are right (each group then counts as one video), stays within [0, 1], and holds its rate with few groups,
+    none of which percentiles of the bootstrap do. Without groups every video is one, and this is Wilson's interval.
 
     Args:
         scores_N: in [0, 1]: right (1) or wrong (0), or the share of a video's views that were right.
@@ -52,9 +52,9 @@ def accuracy_interval(
     if num_groups == 1 or num_groups == len(scores):
         return _wilson(mean, num_videos, Z)
     variance = _bootstrap_variance(scores, weights, groups, np.random.default_rng(seed))
-    effective = float(num_groups)  # all right, or all wrong: the bootstrap is blind then
-    if 0 < mean < 1 and variance > 0:
-        effective = min(max(mean * (1 - mean) / variance, 1.0), num_videos)
+    if variance == 0:  # all groups alike, such as all right: resampling is blind, and each counts as one video
+        return _wilson(mean, num_groups, Z)
+    effective = min(max(mean * (1 - mean) / variance, 1.0), num_videos)
     return _wilson(mean, effective, _student(num_groups - 1))
 
 
