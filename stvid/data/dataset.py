@@ -6,8 +6,10 @@ V views of one video   B clips in a batch   T frames   C channels   H, W height 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -103,6 +105,16 @@ class VideoDataset(Dataset):
         pixels = read_frames(self.items[index].path, frames, info=info, short_side=short_side, backend=self.backend)
         return [crop_and_resize(pixels, box, size, native=native) for box in boxes]
 
+    def chance(self, index: int) -> int:
+        """A number that tells an item from most others, whichever split it is in and whatever stands before it.
+
+        So a video's random draws, and the features stored of them, are the same in every fold, after others were
+        added, and where all were moved.
+        """
+        item = self.items[index]
+        path = Path(item.path)
+        return zlib.crc32(repr((path.parent.name, path.stem, item.start, item.end)).encode("utf-8", "surrogateescape"))
+
     def failure(self, index: int, error: VideoError) -> Failure:
         return Failure(video=index, path=self.items[index].path, reason=error.reason)
 
@@ -119,7 +131,7 @@ class TrainingClips(VideoDataset):
     def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
         draw = Draw(*key)
         index = draw.index
-        rng = np.random.default_rng((self.seed, *draw))
+        rng = np.random.default_rng((self.seed, draw.epoch, self.chance(index), draw.repeat))
         try:
             frames, fps = self.timeline(index)
             clip = sampling.fitted(self.clip, len(frames), fps)
@@ -163,7 +175,7 @@ class Views(VideoDataset):
             frames, fps = self.timeline(index)
             clip = sampling.fitted(self.clip, len(frames), fps)
             starts = sampling.spread_starts(len(frames), sampling.span(clip, fps), self.num_clips)
-            rng = np.random.default_rng((self.seed, index))
+            rng = np.random.default_rng((self.seed, self.chance(index)))
             info = self.infos[index]
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
             clips = [rearranged(wanted, self.playback, rng) for wanted in clips]

@@ -89,7 +89,7 @@ class StoredClips(Dataset):
 
     def key(self, draw: Draw) -> str:
         """Of an item's features: its file as it is now, the part of it, and the draw where chance depends on it."""
-        chance = list(draw) if isinstance(self.clips, TrainingClips) else []
+        chance = [draw.epoch, draw.repeat] if isinstance(self.clips, TrainingClips) else []
         item, info = self.clips.items[draw.index], self.clips.infos[draw.index]
         file = [item.path, self.files[draw.index], info.num_frames]  # a broken file's depends on how it was probed
         return digest(json.dumps([*file, item.start, item.end, item.label, chance]))
