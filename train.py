@@ -21,7 +21,7 @@ from stvid.config import report_errors
 from stvid.evaluation.evaluate import evaluate
 from stvid.evaluation.held_out import held_out
 from stvid.pricing import plan_batch
-from stvid.run import finished, is_sweep, keep, leaving_no_empty_run, open_run, shown, tell_next_steps, write_result
+from stvid.run import conclude, finished, is_sweep, keep, leaving_no_empty_run, open_run, shown
 from stvid.search.pruning import report_of
 from stvid.start import last_checkpoint, starting_model
 from stvid.training.callbacks import callbacks, plugins
@@ -73,11 +73,11 @@ def train(config: DictConfig, run: Path) -> float:
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
     close_logger(logger)
 
-    held = held_out(trained := load(run), split="val")
+    held = held_out(trained := load(run, calibrated=False), split="val")
     result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
-        write_result(trained, result, predictions, config=plain, data=data, training=table.summary())
-        tell_next_steps(run, result, epochs=trainer.current_epoch, has_test=bool(data.manifest.select("test")))
+        facts = {"config": plain, "data": data, "training": table.summary(), "epochs": trainer.current_epoch}
+        conclude(trained, result, predictions, **facts)
     return result["video_accuracy"]
 
 

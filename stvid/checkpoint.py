@@ -10,7 +10,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,9 +25,6 @@ ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
 CHECKPOINTS = "checkpoints"
 CALIBRATION_NAME = "calibration.json"
 PRETRAINED = ("weights", "inflate")  # the keys of models that name weights to start from
-CANNOT = (RuntimeError, AssertionError, ValueError)  # what networks raise for clips of a wrong size
-LARGEST = 384  # pixels, the longest side that is tried where a model cannot take a clip
-LONGEST = 64  # frames, likewise
 FORMAT = 1  # of the record below; raise it when older checkpoints can no longer be read
 
 
@@ -127,68 +124,6 @@ def _file_of_run(weights: str) -> str:
     return str(find_checkpoint(folder)) if folder.is_dir() else weights
 
 
-@torch.no_grad()
-def check_fit(model: nn.Module, clip: ClipSpec) -> None:
-    """Runs one grey clip through the model, which stays as it is. Whole videos are tried with 16 frames.
-
-    Warns where the clip's pixels are not those that the model's weights were trained with.
-
-    Raises:
-        InputError: the model cannot take clips of this size: in its own words, with the smallest that it can.
-    """
-    _check_pixels(getattr(model, "pixels", None), clip)
-    num_frames = clip.num_frames or 16
-    training = model.training
-    try:
-        model.eval()(torch.zeros(1, clip.channels, num_frames, *clip.size))
-    except CANNOT as error:
-        smallest = _smallest(model, clip)
-        hint = "" if smallest is None else f". The smallest that it takes: {smallest}"
-        raise InputError(
-            f"{type(model).__name__} cannot take clips of {num_frames} frames of {clip.size[0]} x {clip.size[1]} "
-            f"pixels and {clip.channels} channels ({str(error).splitlines()[0]}){hint}. Change clip.size or "
-            "clip.num_frames; a vision transformer takes one size only, model.image_size"
-        ) from error
-    finally:
-        model.train(training)
-
-
-def _check_pixels(pixels: tuple | None, clip: ClipSpec) -> None:
-    if pixels is None:
-        return
-    mean, std = ([round(value, 4) for value in values] for values in pixels)
-    same = [abs(a - b) < 0.01 for a, b in zip((*clip.mean, *clip.std), (*mean, *std), strict=True)]
-    if clip.normalize != "fixed" or not all(same):
-        log.warning(
-            "the weights were trained on pixels normalised by mean %s and std %s; here clip.normalize is %s, or by "
-            "others. clip=imagenet, clip=kinetics and clip=lite0 are what weights of these names know",
-            *(mean, std, clip.normalize),
-        )
-
-
-def _smallest(model: nn.Module, clip: ClipSpec) -> str | None:
-    """The smallest square, and the fewest frames of it, that a model in evaluation mode takes; None: none was found.
-
-    Found by trying, from the smallest on: what is too small fails early, so that takes seconds at most.
-    """
-
-    def works(num_frames: int, height: int, width: int) -> bool:
-        try:
-            model(torch.zeros(1, clip.channels, num_frames, height, width))
-        except CANNOT:
-            return False
-        return True
-
-    def square(num_frames: int) -> int | None:
-        return next((size for size in range(1, LARGEST + 1) if works(num_frames, size, size)), None)
-
-    num_frames, size = 1, square(1)
-    if size is None:  # not the pixels are too few, then
-        num_frames = next((n for n in range(2, LONGEST + 1) if works(n, *clip.size)), None)
-        size = None if num_frames is None else square(num_frames)
-    return None if size is None else f"{num_frames} frame{'s' * (num_frames > 1)} of {size} x {size} pixels"
-
-
 def find_checkpoint(run: str | Path) -> Path:
     """The file behind RUN: the checkpoint itself, or a run folder's best one (its last, where none was ever judged).
 
@@ -207,8 +142,12 @@ def find_checkpoint(run: str | Path) -> Path:
     raise InputError(f"{run} holds no {CHECKPOINTS}/best.ckpt; {hint}")
 
 
-def load(run: str | Path) -> Trained:
+def load(run: str | Path, *, calibrated: bool = True) -> Trained:
     """Rebuilds the model of a run folder or checkpoint; reads data only (`weights_only=True`).
+
+    Args:
+        run: its folder or checkpoint.
+        calibrated: at the temperature that was fitted for it, if any; else at 1.
 
     Raises:
         InputError: nothing there, not a checkpoint of stvid's, or weights of another model than its config says.
@@ -225,9 +164,10 @@ def load(run: str | Path) -> Trained:
     if content["stvid"].get("format") != FORMAT:
         raise InputError(f"{path} has format {content['stvid'].get('format')}, this version of stvid reads {FORMAT}")
     try:
-        return _rebuild(path, content, content["stvid"])
+        trained = _rebuild(path, content, content["stvid"])
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is incomplete or was changed: {type(error).__name__} {error}") from error
+    return replace(trained, temperature=_temperature(trained)) if calibrated else trained
 
 
 def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
@@ -253,18 +193,22 @@ def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
         epoch=content["epoch"] + 1,
         position=_position(content["loops"]["fit_loop"]),
         step=content["global_step"],
-        temperature=_temperature(folder / CALIBRATION_NAME, path, content["global_step"]),
     )
 
 
-def _temperature(file: Path, path: Path, step: int) -> float:
+def _temperature(trained: Trained) -> float:
     """The one that was fitted for this very checkpoint; 1 where there is none."""
+    file = trained.folder / CALIBRATION_NAME
     if not file.is_file():
         return 1.0
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    if (kept["checkpoint"], kept["step"]) == (path.name, step):
-        return float(kept["temperature"])
-    log.warning("%s belongs to another checkpoint than %s and is not used; stvid evaluate RUN --calibrate", file, path)
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        fitted_for, temperature = (kept["checkpoint"], kept["step"]), float(kept["temperature"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged, delete it: {error}") from error
+    if fitted_for == (trained.path.name, trained.step):
+        return temperature
+    log.warning("%s is of another checkpoint than %s and is not used; --calibrate fits one anew", file, trained.path)
     return 1.0
 
 

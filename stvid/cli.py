@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import logging
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -37,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _run(arguments)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -51,12 +56,22 @@ def _run(arguments: list[str]) -> None:
         sys.argv = [str(train_file), *arguments[1:]]
         runpy.run_path(str(train_file), run_name="__main__")
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with report_errors():
-        if options.json and not Path(options.json).absolute().parent.is_dir():
-            raise InputError(f"--json {options.json}: there is no folder {Path(options.json).absolute().parent}")
+        for word in ("json", "out"):
+            _check_file(f"--{word}", getattr(options, word, None) if options.command is not before.prepare else None)
         options.again = functools.partial(main, arguments)  # the same command, in another process
         options.command(options)
+
+
+def _check_file(option: str, name: str | None) -> None:
+    path = Path(name or "-").absolute()
+    if path.is_dir():
+        raise InputError(f"{option} {name}: that is a folder; name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {name}: there is no folder {path.parent}")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -80,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_before_a_run(commands)
     _add_after_a_run(commands)
     # `stvid train` is handed to train.py before anything is parsed; this is for --help
-    commands.add_parser("train", help="train a model; takes config overrides")
+    commands.add_parser(allow_abbrev=False, name="train", help="train a model; takes config overrides")
     return parser
 
 
 def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("cost", help="what a model needs, before it is trained")
+    command = commands.add_parser(allow_abbrev=False, name="cost", help="what a model needs, before it is trained")
     command.set_defaults(command=before.cost)
     _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
     command.add_argument(
@@ -97,12 +112,16 @@ def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", metavar="F", help="with --compare: draw it here, .png, .svg or .pdf")
     command.add_argument("--json", metavar="F", help="write the report here too")
 
-    command = commands.add_parser("check", help="decode every video of a data set, say what is wrong with it")
+    command = commands.add_parser(
+        allow_abbrev=False, name="check", help="decode every video of a data set, say what is wrong with it"
+    )
     command.set_defaults(command=before.check)
     _add_overrides(command)
     command.add_argument("--json", metavar="F", help="write the report here too, with every file in it")
 
-    command = commands.add_parser("prepare", help="transcode a data set to small files that are read faster")
+    command = commands.add_parser(
+        allow_abbrev=False, name="prepare", help="transcode a data set to small files that are read faster"
+    )
     command.set_defaults(command=before.prepare)
     _add_overrides(command)
     command.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to go on with")
@@ -114,7 +133,9 @@ def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("evaluate", help="judge a run, or a cross-validation, on held-out videos")
+    command = commands.add_parser(
+        allow_abbrev=False, name="evaluate", help="judge a run, or a cross-validation, on held-out videos"
+    )
     command.set_defaults(command=after.evaluate)
     words = "a run folder or a checkpoint; several runs or a sweep's folder: a cross-validation"
     command.add_argument("runs", metavar="RUN", nargs="+", help=words)
@@ -131,7 +152,9 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--processes", type=int, default=1, metavar="N", help="that judge, one a GPU (default: 1)")
     command.add_argument("--json", metavar="F", help="write the result here too")
 
-    command = commands.add_parser("report", help="a page about a run or an evaluation, or a comparison of several")
+    command = commands.add_parser(
+        allow_abbrev=False, name="report", help="a page about a run or an evaluation, or a comparison of several"
+    )
     command.set_defaults(command=after.report)
     command.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
     words = "which evaluation (default: of one run the training's own on val, of several test)"
@@ -139,7 +162,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", metavar="F.html", help="write the page here")
     command.add_argument("--json", metavar="F", help="write the comparison here")
 
-    command = commands.add_parser("predict", help="the most probable classes of video files")
+    command = commands.add_parser(allow_abbrev=False, name="predict", help="the most probable classes of video files")
     command.set_defaults(command=after.predict)
     command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     command.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")

@@ -18,6 +18,7 @@ from stvid.clip import Preprocess, answer, channels_last
 from stvid.data.dataset import Views
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
+from stvid.errors import InputError
 from stvid.metrics import average_views
 from stvid.progress import Bar
 from stvid.training.hardware import autocast, leave_cores_to_readers, resolve_precision
@@ -99,12 +100,14 @@ def classify(
         dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
     )
     check_short(dataset)
-    if asked:
+    if asked and playback == "normal":
         check_enough_frames(dataset)
     forward = Forward(trained, device=device)
     with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _judge(loader, forward, len(trained.class_names), bar)
     logits_VK, videos_V, failed = _together(gathered(part))
+    if not logits_VK.isfinite().all():
+        raise InputError(f"{trained.path} answers with numbers that are not finite: its weights are damaged")
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
     return Answers(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed

@@ -106,7 +106,8 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
     confusion = multiclass_confusion_matrix(probabilities_NK.argmax(1), labels_N, num_classes=num_classes)
     counts = confusion.sum(1) + torch.bincount(failed_labels, minlength=num_classes)
     hits, answered = confusion.diag().double(), confusion.sum(0)
-    top_NK = probabilities_NK.topk(min(5, num_classes), dim=1).indices == labels_N[:, None]
+    ranked_NK = probabilities_NK.argsort(dim=1, descending=True, stable=True)  # equal ones as `argmax` takes them
+    top_NK = ranked_NK[:, :5] == labels_N[:, None]
     top_K = top_NK.cumsum(1).clamp_max(1).sum(0).double() / counts.sum()
     bins = reliability(probabilities_NK, labels_N)
     f1 = _ratios(2 * hits, answered + counts)

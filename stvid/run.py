@@ -26,11 +26,14 @@ from stvid.evaluation.describe import headline
 from stvid.evaluation.held_out import MANIFEST_NAME
 from stvid.evaluation.judge import draw_report, write_judgement
 from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.report import REPORT_NAME
 from stvid.evaluation.runs import RESULT_NAME
 from stvid.files import replacing
 from stvid.provenance import run_record
 from stvid.resuming import OURS, check_complete, resumed
 from stvid.training.bad_videos import read_bad_videos
+
+log = logging.getLogger("stvid")
 
 CONFIG_NAME = "config.yaml"
 MANIFEST = "stvid.data.layouts.table.manifest"
@@ -129,7 +132,7 @@ def finished(config: DictConfig) -> float | None:
         return None  # it was told to train longer since
     reached = result["video_accuracy"]
     more = "" if is_sweep() else f"; to train longer: resume={shown(run)} trainer.max_epochs=N allow_changes=true"
-    logging.getLogger("stvid").info("%s is finished, val video accuracy %.3f%s", shown(run), reached, more)
+    log.info("%s is finished, val video accuracy %.3f%s", shown(run), reached, more)
     return reached
 
 
@@ -145,25 +148,38 @@ def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
         OmegaConf.save(OmegaConf.create(dict(config)), partial)
 
 
-def write_result(
-    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, config: Mapping, data, training: Mapping
+def conclude(
+    trained: Trained,
+    result: Mapping,
+    predictions: Sequence[Prediction],
+    *,
+    config: Mapping,
+    data,
+    training: Mapping,
+    epochs: int,
 ) -> None:
-    """`result.json`, what a run has reached on val, how it went, and all that it came from; `predictions.csv`; a page.
+    """What a run leaves behind when training is done: `result.json` and `predictions.csv`, what to type next, the page.
 
     Args:
         trained: the model; the files go into its run folder.
-        result: of the evaluation on val.
+        result: of the evaluation on val; the file also holds how training went, and all that it came from.
         predictions: likewise.
         config: the run's, resolved.
         data: the `VideoDataModule`.
         training: how it went, see `EpochTable.summary`.
+        epochs: that were trained.
     """
     run = trained.folder
     facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
     result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
     write_judgement(run, result, predictions)
+    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
+    log.info("run folder   %s", shown(run))
+    log.info("test it      stvid evaluate %s%s", shown(run), "" if data.manifest.select("test") else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", shown(run))
     if config["report"] and not is_sweep():  # of forty trials nobody looks at forty pages
         draw_report(trained, run, cache=probe_cache(data.manifest))
+        log.info("look at it   %s", shown(run / REPORT_NAME))
 
 
 @contextlib.contextmanager
@@ -193,7 +209,7 @@ def _let_other_processes_join(run: Path) -> None:
     sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
     HydraConfig.instance().cfg = None
     if not _is_first_process():
-        logging.getLogger("stvid").setLevel(logging.ERROR)  # the first process tells it all
+        log.setLevel(logging.ERROR)  # the first process tells it all
 
 
 def _on_one_device(config: DictConfig) -> DictConfig:
@@ -214,12 +230,3 @@ def is_sweep() -> bool:
 def shown(path: Path) -> Path:
     """A path as a person would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def tell_next_steps(run: Path, result: Mapping, *, epochs: int, has_test: bool) -> None:
-    """How good a run is after so many epochs, and what to type next; without test videos, it is judged on val."""
-    log = logging.getLogger("stvid")
-    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
-    log.info("run folder   %s", shown(run))
-    log.info("test it      stvid evaluate %s%s", shown(run), "" if has_test else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", shown(run))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from stvid.checkpoint import CHECKPOINTS, build_model, check_fit, load
+from stvid.checkpoint import CHECKPOINTS, build_model, load
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
+from stvid.fit import check_fit
 from stvid.models.recompute import recompute_stages
 
 COMPILE = ("default", "reduce-overhead", "max-autotune")

@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from stvid.data.playback import PLAYBACKS
 from stvid.evaluation import charts
 
 EPOCHS = [
@@ -25,7 +26,7 @@ AUDITED = {
     "class_names": ["a", "b"],
     "video_accuracy": 0.9,
     "video_accuracy_ci95": [0.8, 0.95],
-    "audit": {"frozen": {"video_accuracy": 0.5, "video_accuracy_ci95": [0.4, 0.6]}},
+    "audit": {key: {"video_accuracy": 0.5, "video_accuracy_ci95": [0.4, 0.6]} for key in PLAYBACKS[1:]},
 }
 
 
@@ -60,7 +61,8 @@ def test_descriptions_state_the_numbers(drawn):
     assert "val, videos: from 8 to 77" in accuracy
     assert "75.0\u00a0% of 8 videos right" in reliability
     assert "as they are: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
-    assert "one frame, repeated: 50.0\u00a0%" in audit
+    for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
+        assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
     assert "at 1e+06" in cost
 

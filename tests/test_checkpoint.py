@@ -3,9 +3,10 @@ import shutil
 import pytest
 import torch
 
-from stvid.checkpoint import build_model, check_fit, load
+from stvid.checkpoint import build_model, load
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
+from stvid.fit import check_fit
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 

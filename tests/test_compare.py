@@ -1,5 +1,6 @@
 """Evaluations of the same videos, one against the other."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,7 +11,9 @@ import pytest
 from stvid.checkpoint import load
 from stvid.cost import estimate
 from stvid.errors import InputError
-from stvid.evaluation.compare import compare, describe, differences, read_judged
+from stvid.evaluation.common_videos import differences
+from stvid.evaluation.compare import compare, describe
+from stvid.evaluation.evaluations import read_evaluation
 from stvid.evaluation.pairing import mcnemar
 from stvid.evaluation.predictions import Prediction, write_predictions
 
@@ -38,6 +41,8 @@ def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=Fal
         "split": split,
         "class_names": list(classes),
         "num_videos": len(predictions),
+        "num_groups": None,
+        "num_seen": 0,
         "protocol": {"num_clips": 3, "num_crops": 1, "num_frames": 16, "frame_stride": 2, "size": [64, 64]},
         "video_accuracy": accuracy,
         "video_accuracy_ci95": [max(accuracy - 0.1, 0), min(accuracy + 0.1, 1)],
@@ -55,7 +60,7 @@ def many(pattern):
 
 
 def read_all(*runs, split="test"):
-    return [read_judged(run, split) for run in runs]
+    return [read_evaluation(run, split) for run in runs]
 
 
 def test_videos_are_paired_and_counted(tmp_path):
@@ -91,7 +96,7 @@ def test_parts_of_a_file_are_videos_of_their_own(tmp_path):
     found = compare(read_all(*runs))
     assert found.num_common == 2
     assert [(one.path, one.start, one.end) for one in found.differing] == [("/v/long.mp4", 2.0, 4.5)]
-    assert "long.mp4 from 2 s" in describe(found)
+    assert "long.mp4, 2 s to 4.5 s" in describe(found)
 
 
 def test_videos_that_only_some_have_or_know_by_another_label_are_left_out(tmp_path):
@@ -100,6 +105,8 @@ def test_videos_that_only_some_have_or_know_by_another_label_are_left_out(tmp_pa
     two = judge(tmp_path / "two", [*many(".."), *relabelled])
     found = compare(read_all(one, two))
     assert (found.num_common, found.left_out) == (2, {"one": 2, "two": 1})
+    assert found.common_accuracy == {"one": 1.0, "two": 1.0}
+    assert "on common" in describe(found)
     assert "2 videos of one are not in all others" in describe(found)
 
 
@@ -131,20 +138,20 @@ def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):
 
 def test_names_are_the_shortest_ends_of_paths_that_differ(tmp_path):
     runs = [judge(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
-    assert [one.name for one in compare(read_all(*runs)).judged] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
-    assert [one.name for one in compare(read_all(*runs[:2])).judged] == ["seed1", "seed2"]
+    assert [one.name for one in compare(read_all(*runs)).evaluations] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
+    assert [one.name for one in compare(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
 
 
 def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
     one = judge(tmp_path / "one", many(".."), split="val", own=True)
     two = judge(tmp_path / "two", many(".x"), split="val")
-    assert read_judged(one, "val").folder == one
-    assert read_judged(two, "val").folder == two / "evaluate" / "val"
-    assert [one.name for one in compare(read_all(one, two, split="val")).judged] == ["one", "two"]
+    assert read_evaluation(one, "val").folder == one
+    assert read_evaluation(two, "val").folder == two / "evaluate" / "val"
+    assert [one.name for one in compare(read_all(one, two, split="val")).evaluations] == ["one", "two"]
     (one / "checkpoints").mkdir()
     (one / "checkpoints/best.ckpt").touch()
     with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
-        read_judged(one, "test")
+        read_evaluation(one, "test")
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
@@ -154,13 +161,13 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     with pytest.raises(InputError, match="named twice"):
         compare(read_all(one, one))
     with pytest.raises(InputError, match="does not exist"):
-        read_judged(tmp_path / "nowhere", "test")
+        read_evaluation(tmp_path / "nowhere", "test")
     other = judge(tmp_path / "other", [said("/w/0.mp4", "kick", "kick")])
     with pytest.raises(InputError, match="no video is in all"):
         compare(read_all(one, other))
     val = judge(tmp_path / "val", many(".."), split="val")
     with pytest.raises(InputError, match="same split"):
-        compare([read_judged(one, "test"), read_judged(val, "val")])
+        compare([read_evaluation(one, "test"), read_evaluation(val, "val")])
     classes = judge(tmp_path / "classes", many(".."), classes=("kick", "shove"))
     with pytest.raises(InputError, match=r"only in .*one/evaluate/test: punch; only in .*classes/evaluate/test: shove"):
         compare(read_all(one, classes))
@@ -184,6 +191,26 @@ def test_another_protocol_is_told(tmp_path):
 def test_groups_are_warned_of(tmp_path):
     runs = [judge(tmp_path / name, many(".."), result={"num_groups": groups}) for name, groups in (("a", 2), ("b", 2))]
     assert "videos of one group are alike" in describe(compare(read_all(*runs)))
+
+
+def test_speed_on_stored_features_is_told(tmp_path):
+    runs = read_all(*(judge(tmp_path / name, many("..")) for name in ("a", "b")))
+    facts = {"training_seconds": 1.0, "clips_per_second": 9.0, "peak_memory_gib": {}, "device": "A CPU"}
+    runs = [
+        dataclasses.replace(one, training={**facts, "stored_features": stored})
+        for one, stored in zip(runs, (True, False), strict=True)
+    ]
+    assert "clips/s without decoding, on stored features: a\n" in describe(compare(runs))
+
+
+def test_a_result_of_an_older_version_is_told(tmp_path):
+    run = judge(tmp_path / "one", many(".."))
+    file = run / "evaluate" / "test" / "result.json"
+    file.write_text(
+        json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "num_seen"})
+    )
+    with pytest.raises(InputError, match=r"result.json is of an older version of stvid; stvid evaluate RUN writes"):
+        read_evaluation(run, "test")
 
 
 def test_as_plain_data_it_is_json(tmp_path):
@@ -210,7 +237,7 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     shutil.copytree(run_folder, run)
     shutil.rmtree(run / "evaluate", ignore_errors=True)
     judge(run, many("..x"))
-    judged = read_judged(run, "test")
+    judged = read_evaluation(run, "test")
     trained = load(run)
     report = estimate(trained.model, (3, 4, 32, 32))
     assert judged.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
@@ -222,9 +249,10 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     result = json.loads((run / "result.json").read_text())
     assert judged.training["training_seconds"] == result["training_seconds"]
     assert judged.training["clips_per_second"] == result["clips_per_second"]
+    assert not judged.training["stored_features"]
     assert judged.training["device"] == result["hardware"]["cpu"]
     bare = judge(tmp_path / "bare", many(".xx"))
-    text = describe(compare([read_judged(run / "checkpoints/best.ckpt", "test"), read_judged(bare, "test")]))
+    text = describe(compare([read_evaluation(run / "checkpoints/best.ckpt", "test"), read_evaluation(bare, "test")]))
     row = next(line for line in text.splitlines() if line.startswith("first"))
     assert math.isclose(float(row.split()[6]), judged.cost["parameters"] / 1000, rel_tol=0.01)
     gflops, mebibytes = (float(cell) for cell in row.split()[8:10])

@@ -5,8 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from stvid.checkpoint import build_model, check_fit
+from stvid.checkpoint import build_model
 from stvid.clip import ClipSpec, Preprocess, answer
+from stvid.fit import check_fit
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
 from stvid.models.freezing import freeze_stages

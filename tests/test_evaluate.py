@@ -15,6 +15,7 @@ from stvid.checkpoint import load
 from stvid.cli import main
 from stvid.data import dataset
 from stvid.data.layouts.ut_interaction import CLASS_NAMES
+from stvid.evaluation.audit import still_classes
 from stvid.evaluation.held_out import held_out
 from stvid.evaluation.judge import Question, judge
 from stvid.evaluation.predictions import read_predictions
@@ -120,15 +121,16 @@ def test_some_runs_of_a_sweep_have_a_place_of_their_own(cross_validation):
     before = (folder / "evaluate" / "test" / "result.json").read_bytes()
     done = command("evaluate", folder / "0", folder / "1", "--workers", 0, "--no-report")
     assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "evaluate" / "test_2_runs_0_to_1" / "result.json").read_text())
+    result = json.loads((folder / "evaluate" / "test_runs_0_1" / "result.json").read_text())
     assert [fold["name"] for fold in result["folds"]] == ["fold 1", "fold 2"]
     assert (folder / "evaluate" / "test" / "result.json").read_bytes() == before
 
 
 def test_a_page_is_drawn_of_a_run_an_evaluation_and_a_cross_validation(run, cross_validation, tmp_path):
     assert "<html" in (run / "report.html").read_text()  # when training ended
-    done = command("evaluate", run, "--workers", 0)
-    assert done.returncode == 0, done.stderr
+    for one in (run, cross_validation[0]):
+        done = command("evaluate", one, "--workers", 0)
+        assert done.returncode == 0, done.stderr
     assert "<html" in (run / "evaluate" / "test" / "report.html").read_text()
     assert "fold 3" in (cross_validation[0] / "evaluate" / "test" / "report.html").read_text()
     twin = shutil.copytree(run, tmp_path / "twin")
@@ -179,6 +181,48 @@ def test_an_audit_plays_the_videos_in_five_other_ways(run, tmp_path):
     assert mirrored / result["num_videos"] > 0.9  # what moves to the left moves to the right
     assert result["audit"]["frozen"]["video_accuracy"] < 0.8
     assert "does it use time?" in done.stdout
+    frozen = result["audit"]["frozen"]
+    difference = result["video_accuracy"] - frozen["video_accuracy"]
+    assert frozen["lost"] - frozen["gained"] == round(difference * result["num_videos"])
+
+
+def test_an_audit_of_videos_with_hardly_more_frames_than_clips(run, tmp_path):
+    done = command("evaluate", run, "--clips", 7, "--audit", "--workers", 0, "--no-report")
+    assert done.returncode == 0, done.stdout + done.stderr  # at double speed they have 6
+
+
+def test_an_audit_of_all_folds(cross_validation, tmp_path):
+    folder, _ = cross_validation
+    done = command("evaluate", folder / "2", folder / "3", "--audit", "--workers", 0, "--no-report")
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole = json.loads((folder / "evaluate" / "test_runs_2_3" / "result.json").read_text())
+    parts = [json.loads((folder / name / "evaluate" / "test" / "result.json").read_text()) for name in "23"]
+    for playback, found in whole["audit"].items():
+        confusion = sum(np.array(part["audit"][playback]["confusion"]) for part in parts)
+        assert found["confusion"] == confusion.tolist()
+        assert found["lost"] == sum(part["audit"][playback]["lost"] for part in parts)
+
+
+def test_a_still_picture_gives_a_class_away_only_where_it_is_recognised():
+    def scores(**classes):
+        return {
+            "num_videos": 100,
+            "per_class": {
+                name: {"recall": recall, "precision": precision, "num_videos": 25}
+                for name, (recall, precision) in classes.items()
+            },
+        }
+
+    plain = scores(known=(0.9, 0.9), mirrored=(1.0, 1.0), missed=(0.1, 0.1), constant=(1.0, 0.25))
+    frozen = scores(known=(0.85, 0.8), mirrored=(1.0, 0.5), missed=(0.0, None), constant=(1.0, 0.25))
+    assert still_classes(plain, frozen) == ["known"]
+
+
+def test_the_result_says_what_the_run_has_seen_before(run, tmp_path):
+    for split, seen in (("test", 0), ("val", 2), ("train", 12)):
+        done = command("evaluate", run, "--split", split, "--json", tmp_path / "r.json", "--workers", 0, "--no-report")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "r.json").read_text())["num_seen"] == seen
 
 
 def test_a_temperature_is_kept_with_the_run_and_used_by_all_that_follows(run, video_folder, tmp_path):
@@ -199,14 +243,36 @@ def test_a_temperature_is_kept_with_the_run_and_used_by_all_that_follows(run, vi
     assert with_it != without
 
 
-def test_another_checkpoints_temperature_is_not_used(run, caplog):
-    (run / "calibration.json").write_text(json.dumps({"temperature": 3.0, "checkpoint": "best.ckpt", "step": 99999}))
-    assert load(run).temperature == 1.0
-    assert "belongs to another checkpoint" in caplog.text
+def test_no_temperature_is_fitted_on_nothing(run, tmp_path):
+    broken = shutil.copytree(run, tmp_path / "broken")
+    rows = list(csv.DictReader((broken / "manifest.csv").open()))
+    for number, row in enumerate(row for row in rows if row["split"] == "val"):
+        row["path"] = str(tmp_path / f"{number}.mp4")
+        (tmp_path / f"{number}.mp4").write_bytes(b"no video" * 99)
+    lines = [f"{(run / row['path']).resolve()},{row['label']},{row['split']}" for row in rows]
+    (broken / "manifest.csv").write_text("path,label,split\n" + "\n".join(lines))
+    done = command("evaluate", broken, "--calibrate", "--workers", 0)
+    assert done.returncode == 2
+    assert "none of the 2 val videos could be read" in done.stderr
+    assert not (broken / "calibration.json").exists()
+
+
+def test_a_damaged_temperature_is_told(run):
+    (run / "calibration.json").write_text('{"temperature": 2.0, "check')
+    done = command("evaluate", run, "--workers", 0)
+    assert done.returncode == 2
+    assert "calibration.json is damaged" in done.stderr
     (run / "calibration.json").unlink()
 
 
-def test_a_table_without_videos_of_the_split_and_one_of_an_older_version(run, tmp_path):
+def test_another_checkpoints_temperature_is_not_used(run, caplog):
+    (run / "calibration.json").write_text(json.dumps({"temperature": 3.0, "checkpoint": "best.ckpt", "step": 99999}))
+    assert load(run).temperature == 1.0
+    assert "is of another checkpoint" in caplog.text
+    (run / "calibration.json").unlink()
+
+
+def test_a_table_without_videos_of_the_split(run, tmp_path):
     table = tmp_path / "only_train.csv"
     rows = [row for row in csv.DictReader((run / "manifest.csv").open()) if row["split"] == "train"]
     table.write_text("path,label,split\n" + "\n".join(f"{row['path']},{row['label']},train" for row in rows))

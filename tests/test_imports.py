@@ -8,7 +8,7 @@ from conftest import ROOT
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
     "errors", "files", "machine", "launch", "progress", "feature_store", "clip", "shapes", "video", "data", "models",
-    "cost", "metrics", "provenance", "training", "checkpoint", "start", "inference", "streaming", "evaluation",
+    "cost", "metrics", "provenance", "training", "fit", "checkpoint", "start", "inference", "streaming", "evaluation",
     "deploy", "config", "resuming", "run", "pricing", "search", "commands", "cli",
 ]  # fmt: skip
 ONLY_IN = {

@@ -47,6 +47,14 @@ def test_a_perfect_answer_on_a_few_videos_is_no_certainty():
     assert accuracy_interval([1.0] * 20, groups_N=[i // 4 for i in range(20)]).low < low  # five groups say less
 
 
+def test_groups_that_agree_are_as_good_as_their_videos():
+    groups = [i // 6 for i in range(60)]
+    low, high = accuracy_interval([float(i % 6 > 0) for i in range(60)], groups_N=groups)  # each group 5 of 6
+    plain = accuracy_interval([float(i % 6 > 0) for i in range(60)])
+    assert 0 < plain.low - low < 0.05
+    assert 0 < high - plain.high < 0.05
+
+
 def test_one_group_is_no_group_and_a_group_a_video_neither():
     scores = [1.0] * 8 + [0.0] * 2
     assert accuracy_interval(scores, groups_N=["a"] * 10) == accuracy_interval(scores)

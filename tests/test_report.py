@@ -14,11 +14,11 @@ from stvid.checkpoint import Trained
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare
+from stvid.evaluation.evaluations import Evaluation
 from stvid.evaluation.folds import Fold, pooled
 from stvid.evaluation.judge import write_judgement
-from stvid.evaluation.judged import Judged
 from stvid.evaluation.page.choosing import choose, fitting
-from stvid.evaluation.page.words import first_sentence, protocol
+from stvid.evaluation.page.words import first_sentence, interval_basis, protocol, time_verdict
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.previews import Preview
 from stvid.evaluation.report import MOST_BYTES, Report, report_of_run, write_comparison, write_report
@@ -30,6 +30,7 @@ NASTY = ("<img src=x onerror=alert(1)>", "sit \"down\" & 'up'", "zählen\udcff")
 VOID = {"meta", "link", "br", "img", "wbr", "hr", "input"}
 PROTOCOL = {"num_clips": 2, "num_crops": 1, "num_frames": 4, "frame_stride": 2, "size": [32, 32], "temperature": 1.0}
 NUM_FRAMES = 4
+CLIP = ClipSpec(num_frames=4, frame_stride=2, size=32)
 
 
 def sprite(seed, *, width=16, height=12, num_frames=NUM_FRAMES, lossless=False):
@@ -85,6 +86,8 @@ def make_result(predictions, class_names, **more):
         "video_accuracy_ci95": [0.1, 0.4],
         "per_class": recall,
         "confusion": [[1] * len(class_names)] * len(class_names),
+        "lost": 9,
+        "gained": 0,
     }
     return {
         "split": "test",
@@ -93,6 +96,9 @@ def make_result(predictions, class_names, **more):
         **scores_of(predictions, class_names),
         "checkpoint": "/runs/one/checkpoints/best.ckpt",
         "epoch": 2,
+        "step": 20,
+        "num_seen": 0,
+        "manifest": None,
         "audit": dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), changed),
         "still_classes": [class_names[1]],
         "audit_note": "Half as long at double speed.",
@@ -196,7 +202,10 @@ def test_numbers_are_those_of_the_result(report, page):
     low, high = result["video_accuracy_ci95"]
     shown = [f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")]
     shown += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
-    shown += ["over 24 videos", "2 clips × 1 crop of 4 frames (one frame of every 2), 32 × 32 pixels"]
+    shown += [
+        "95 % interval (Wilson's) of 24 videos",
+        "2 clips × 1 crop of 4 frames (one frame of every 2), 32 × 32 pixels",
+    ]
     shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
     shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
     for text in shown:
@@ -322,13 +331,53 @@ def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_pat
     assert max(spans) > 300
 
 
+def test_a_page_that_would_be_too_large_is_cut_and_says_so(tmp_path):
+    """600 classes, and nearly every mistake in a cell of its own: what cannot be opened is not in it either."""
+    names = tuple(f"class {i}" for i in range(600))
+    answers = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
+    sure = [tuple(row) for row in np.eye(600).tolist()]
+    predictions = [
+        Prediction(
+            path=f"/data/{truth}/{number}.mp4",
+            label=names[truth],
+            predicted=names[answer],
+            views=1,
+            views_right=int(truth == answer),
+            probabilities=sure[answer],
+        )
+        for truth in range(600)
+        for number, answer in enumerate(answers[truth])
+    ]
+    report = make_report(
+        names, per_class=1, clips=False, predictions=predictions, result=make_result(predictions, names)
+    )
+    text = written(report, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    page = Page(text)
+    assert "matrix is too large for this page" in page.text
+    assert "matrix large" not in text
+    assert page.data["cells"].keys() <= page.data["totals"].keys()
+    assert {button["data-cell"] for button in page.all("button") if "data-cell" in button} == set(page.data["totals"])
+    assert all(figure["data-video"] in page.data["videos"] for figure in page.all("figure") if "data-video" in figure)
+
+
+def test_tables_of_very_many_classes_hold_those_that_are_recognised_least(tmp_path):
+    names = tuple(f"{'x' * 800} {i}" for i in range(500))
+    report = make_report(names, per_class=2, clips=False)
+    page = Page(written(report, tmp_path))
+    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert "These are the 200 of 500 classes that are recognised least" in page.text
+    assert len([head for head in page.all("th", scope="row") if "data-value" in head]) == 200
+
+
 def test_sections_without_their_input_are_left_out(tmp_path):
     report = make_report(run={}, epochs=(), bad_videos={}, config="", clips=False)
-    bare = {key: value for key, value in report.result.items() if key not in ("audit", "reliability", "interval")}
-    page = Page(written(dataclasses.replace(report, result=bare), tmp_path))
+    bare = {key: value for key, value in report.result.items() if key != "audit"}
+    command = "stvid evaluate '/runs/my run' --split test --audit"
+    page = Page(written(dataclasses.replace(report, result=bare, audit_command=command), tmp_path))
     linked = [link["href"] for link in page.all("a") if "class" not in link]
-    assert linked == ["#result", "#confusion", "#mistakes", "#classes", "#time", "#data", "#record"]
-    assert "stvid evaluate first</title> --split test --audit" in page.text
+    assert linked == ["#result", "#confusion", "#mistakes", "#classes", "#calibration", "#time", "#data", "#record"]
+    assert command in page.text
     assert not page.all("button", id="pause-all")
     assert page.text.count("no preview") == len(choose(report.predictions).explained)
 
@@ -337,9 +386,11 @@ def test_folds_have_a_table_with_mean_and_spread(tmp_path):
     folds = []
     for number in (0, 1):
         predictions = [dataclasses.replace(p, path=f"{number}{p.path}") for p in make_predictions(NASTY, seed=number)]
-        folds.append(Fold(f"fold {number}", tmp_path / f"{number}", make_result(predictions, NASTY), predictions))
+        folds.append(
+            Fold(f"fold {number}", tmp_path / f"{number}", make_result(predictions, NASTY), predictions, {}, CLIP)
+        )
     result, predictions = pooled(folds)
-    page = Page(written(make_report(result=result, predictions=predictions, clips=False, epochs=()), tmp_path))
+    page = Page(written(make_report(result=result, predictions=predictions, clips=False, epochs=(), run={}), tmp_path))
     assert "Right on 34 of 48 videos in 2 folds, each judged by a model that was not trained on it" in page.text
     assert "mean of the folds" in page.text
     assert f"± {100 * result['spread']['std']:.1f} % from fold to fold" in page.text
@@ -347,10 +398,79 @@ def test_folds_have_a_table_with_mean_and_spread(tmp_path):
 
 def test_first_sentence_names_the_most_common_class_where_one_is():
     sizes = {"walk": {"num_videos": 80}, "run": {"num_videos": 20}}
-    result = {"split": "val", "num_videos": 100, "video_accuracy": 0.9, "per_class": sizes, "class_names": list(sizes)}
+    result = {"num_videos": 100, "video_accuracy": 0.9, "per_class": sizes, "class_names": list(sizes)}
+    result |= {"split": "test", "num_seen": 0, "manifest": None}
     assert first_sentence(result) == (
-        "Right on 90 of 100 videos it was not trained on; chance would be 50, and always answering walk 80."
+        "Right on 90 of 100 videos it had never seen; chance would be 50, and always answering walk 80."
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"split": "test", "num_seen": 12}, "Right on 9 of 20 videos, 12 of which it was trained on or chosen by;"),
+        ({"split": "val", "num_seen": 20}, "Right on 9 of 20 videos it was chosen by, but not trained on;"),
+        ({"split": "val", "num_seen": 0, "manifest": "other.csv"}, "Right on 9 of 20 videos it had never seen;"),
+        ({"split": "train", "num_seen": 20}, "Right on 9 of 20 videos it was trained on;"),
+        (
+            {"split": "test", "num_seen": 20, "manifest": "other.csv"},
+            "Right on 9 of 20 videos, 20 of which it was trained on or chosen by;",
+        ),
+        (
+            {"split": "test", "num_seen": 3, "folds": [{}, {}]},
+            "in 2 folds, 3 of them judged by a model that was trained on them or chosen by them;",
+        ),
+    ],
+)
+def test_first_sentence_tells_what_the_model_knew(known, said):
+    sizes = {"walk": {"num_videos": 10}, "run": {"num_videos": 10}}
+    result = {
+        "num_videos": 20,
+        "video_accuracy": 0.45,
+        "per_class": sizes,
+        "class_names": list(sizes),
+        "manifest": None,
+    }
+    assert said in first_sentence(result | known)
+
+
+def audited(*, right, low, lost, gained, num_videos=120):
+    changed = {"video_accuracy": right - (lost - gained) / num_videos, "lost": lost, "gained": gained}
+    return {
+        "num_videos": num_videos,
+        "class_names": ["a", "b", "c", "d"],
+        "video_accuracy": right,
+        "video_accuracy_ci95": [low, 0.95],
+        "audit": {"shuffled": changed, "frozen": changed},
+    }
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "num_videos", "order", "motion"),
+    [
+        (15, 0, 120, "it uses the order of frames", "it uses motion"),
+        (3, 2, 120, "too few videos to tell", "too few videos to tell"),
+        (0, 15, 120, "so it is even better", "so it is even better"),
+        (10, 9, 2000, "the order of frames hardly matters to it", "a still picture is as good to it as the video"),
+        (0, 0, 20, "too few videos to tell", "too few videos to tell"),
+    ],
+)
+def test_what_is_said_of_time_is_what_the_pairs_tell(lost, gained, num_videos, order, motion):
+    shuffled, frozen = time_verdict(audited(right=0.85, low=0.78, lost=lost, gained=gained, num_videos=num_videos))
+    assert f"{lost} lost and {gained} gained, p\u00a0" in shuffled
+    assert shuffled.endswith(f": {order}.")
+    assert frozen.endswith(f": {motion}.")
+
+
+def test_of_a_model_at_chance_nothing_is_said_of_time():
+    (sentence,) = time_verdict(audited(right=0.3, low=0.22, lost=15, gained=0))
+    assert "not clearly above chance (25.0" in sentence
+    assert "cannot be told" in sentence
+
+
+def test_intervals_say_how_they_were_drawn():
+    for over, said in (("groups", "bootstrap over 7 groups"), ("videos", "(Wilson's) of 7 videos")):
+        assert said in interval_basis({"interval": {"over": over, "num": 7}})
 
 
 def test_protocol_in_words_for_one_view_of_whole_videos():
@@ -368,11 +488,12 @@ def untrained(tmp_path):
         path=tmp_path / "run" / "checkpoints" / "best.ckpt",
         folder=tmp_path / "run",
         model=Conv3D(num_classes=2, widths=(4, 8), strides=((1, 2, 2), (2, 2, 2))).eval(),
-        clip=ClipSpec(num_frames=4, frame_stride=2, size=32),
+        clip=CLIP,
         class_names=("to_left", "to_right"),
         protocol={"num_clips": 1, "num_crops": 1},
         config={"data": {"datamodule": {"batch_size": 4}}, "trainer": {"precision": "32-true"}, "ema": None},
         epoch=2,
+        step=20,
     )
 
 
@@ -399,6 +520,8 @@ def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untra
     assert report.bad_videos == {"/data/bad.avi": "cut off"}
     assert report.cost.parameters == sum(p.numel() for p in untrained.model.parameters())
     page = Page(written(report, tmp_path))
+    assert report.drawn_with is None
+    assert "was drawn with" not in page.text
     assert len(page.data["clips"]) == len(predictions) - 2
     assert page.text.count("no preview") == ("0" in {str(video) for video in choice.explained})
     assert "train: from 2 to 1.5" in page.text
@@ -410,16 +533,48 @@ def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_trainin
         dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
         for place, one in enumerate(make_predictions(names))
     ]
-    fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions)
+    fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions, {}, untrained.clip)
     pool, predictions = pooled([fold])
     write_judgement(tmp_path / "evaluate", pool, predictions)
     untrained.folder.mkdir()
+    write_json(untrained.folder / "result.json", make_report().run)
     (untrained.folder / "metrics.csv").write_text("epoch,lr,train_loss\n1,0.1,2.0\n")
+    (untrained.folder / "bad_videos.csv").write_text("path,reason\n/data/bad.avi,cut off\n")
+    (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, tmp_path / "evaluate")
     assert len(report.previews) == 15
     assert not any(one.focus for one in report.previews.values())
-    assert report.epochs == ()
-    assert "mean of the folds" in Page(written(report, tmp_path)).text
+    assert (report.epochs, report.run, report.bad_videos, report.config) == ((), {}, {}, "")
+    page = Page(written(report, tmp_path))
+    assert "mean of the folds" in page.text
+    for fact in ("3 min 20 s", "1.50 GiB", "ab" * 32, "cd" * 20, "seed", "bad.avi", "Its training"):
+        assert fact not in page.text, fact
+    assert "compute of a clip" in page.text
+
+
+def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, video_folder, tmp_path):
+    names = untrained.class_names
+    predictions = [
+        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
+        for place, one in enumerate(make_predictions(names))
+    ]
+    evaluation = untrained.folder / "evaluate" / "test"
+    result = make_result(predictions, names)
+    del result["audit"]
+    for other in ({"checkpoint": "/runs/one/checkpoints/last.ckpt"}, {"epoch": 3}, {"step": 30}):
+        write_judgement(evaluation, result | other, predictions)
+        report = report_of_run(untrained, evaluation)
+        assert len(report.previews) == 15
+        assert not any(one.focus for one in report.previews.values())
+    text = Page(written(report, tmp_path)).text
+    assert "Judged was best.ckpt (epoch 2, step 30); this page was drawn with best.ckpt (epoch 2, step 20), so" in text
+    assert f"stvid evaluate {untrained.folder} --split test --clips 2 --audit" in text
+    write_judgement(
+        evaluation, result | {"checkpoint": "last.ckpt", "manifest": "/a b.csv", "num_seen": 3}, predictions
+    )
+    command = report_of_run(untrained, evaluation).audit_command
+    last = untrained.path.with_name("last.ckpt")
+    assert command == f"stvid evaluate {last} --split test --manifest '/a b.csv' --allow-leaks --clips 2 --audit"
 
 
 def test_a_folder_without_a_result_is_named(untrained, tmp_path):
@@ -432,7 +587,7 @@ def test_a_folder_that_is_not_there_is_named(report, tmp_path):
         write_report(report, tmp_path / "nowhere" / "report.html")
 
 
-def make_judged(name, seed):
+def make_evaluation(name, seed):
     predictions = make_predictions(NASTY, seed=seed)
     if seed:
         predictions = [dataclasses.replace(p, predicted=None if p.failed else NASTY[0]) for p in predictions]
@@ -451,19 +606,21 @@ def make_judged(name, seed):
         "clips_per_second": 10.0,
         "peak_memory_gib": {"host": 1.0, "gpu": None},
         "device": "A CPU",
+        "stored_features": seed == 1,
     }
     result = make_result(predictions, NASTY)
-    return lambda folder: Judged(
+    return lambda folder: Evaluation(
         name=name, folder=folder / name, result=result, predictions=predictions, cost=cost, training=training
     )
 
 
 def test_runs_side_by_side(tmp_path):
-    comparison = compare([make_judged("<b>one", 0)(tmp_path), make_judged("two$x", 1)(tmp_path)])
+    comparison = compare([make_evaluation("<b>one", 0)(tmp_path), make_evaluation("two$x", 1)(tmp_path)])
     write_comparison(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     (test,) = comparison.tests
     assert "2 runs on test" in page.text
+    assert "Clips a second of two$x: on stored features" in page.text
     assert "<b>one" in page.text
     assert not page.all("b", onerror="alert(1)")
     assert f"{100 * test.difference:.1f}" in page.text
@@ -471,3 +628,37 @@ def test_runs_side_by_side(tmp_path):
     assert len(page.all("svg")) == 3
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_the_lead_is_of_the_common_videos(tmp_path):
+    """On its own videos Y is the best of three, on those that all have Z is."""
+
+    def run(name, rights):
+        predictions = [
+            Prediction(
+                path=path,
+                label="a",
+                predicted="a" if right else "b",
+                views=1,
+                views_right=int(right),
+                probabilities=(0.9, 0.1) if right else (0.1, 0.9),
+            )
+            for path, right in rights.items()
+        ]
+        result = make_result(predictions, ("a", "b"))
+        return Evaluation(
+            name=name, folder=tmp_path / name, result=result, predictions=predictions, cost=None, training=None
+        )
+
+    shared, own = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
+    runs = [
+        run("X", {path: i < 11 for i, path in enumerate(shared)} | own),
+        run("Y", {path: i < 10 for i, path in enumerate(shared)} | own),
+        run("Z", {path: i < 15 for i, path in enumerate(shared)}),
+    ]
+    comparison = compare(runs)
+    assert comparison.common_accuracy == {"X": 0.55, "Y": 0.5, "Z": 0.75}
+    write_comparison(comparison, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Z is ahead of X by 20.0 points on the same videos; that may well be chance" in page.text
+    assert "on common videos" in page.text

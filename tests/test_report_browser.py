@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 from test_report import NASTY, NUM_FRAMES, make_report
@@ -78,6 +77,17 @@ def opened(browser, address):
 
 def wait(browser, condition):
     return WebDriverWait(browser, 10, poll_frequency=0.05).until(condition)
+
+
+def drawn(browser, number):
+    """Waits until so many more pictures of the page were drawn; a playing clip changes within a few."""
+    script = """
+        const [number, done] = arguments;
+        let n = 0;
+        const next = () => (n++ < number ? requestAnimationFrame(next) : done());
+        next();
+    """
+    browser.execute_async_script(script, number)
 
 
 def focused(browser, name):
@@ -216,7 +226,7 @@ def test_who_wants_no_motion_finds_all_clips_stopped(opened):
     browser = opened(1280, NO_MOTION)
     clip = screen(browser)
     before = place(clip)
-    time.sleep(0.5)
+    drawn(browser, 60)
     assert place(clip) == before
     assert "paused" in clip.get_attribute("class")
     every = browser.find_element(By.ID, "pause-all")

@@ -312,7 +312,7 @@ def test_the_leaderboard_is_in_order_and_the_best_can_be_retrained(tmp_path, mon
     ]
     leaderboard.write_summary(tmp_path, trials)
     assert [row["run"] for row in summary(tmp_path)] == ["2", "4", "0", "3", "1"]
-    text = leaderboard.closing_words(tmp_path, fixed, trials)
+    text = leaderboard.closing_words(tmp_path, fixed, trials, with_best=True)
     assert [line.split()[0] for line in text.splitlines()[2:7]] == ["2", "4", "0", "3", "1"]
     command = next(line for line in text.splitlines() if line.startswith("retrain it")).removeprefix("retrain it")
     program, script, *overrides = shlex.split(command)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from stvid.errors import InputError
 
+COMPARISON_NAME = "comparison.html"
+
 
 def _workers(text: str) -> int | str:
     return int(text) if text.isdigit() else text
@@ -62,14 +64,14 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise InputError(f"--out {options.out}: there is no folder {Path(options.out).absolute().parent}")
+    if options.out and Path(options.out).suffix not in (".html", ".htm"):
+        raise InputError(f"--out {options.out}: the page must end in .html")
     if len(options.runs) > 1:
         _compare(options)
         return
     from stvid.checkpoint import load
     from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
-    from stvid.evaluation.runs import runs_of
+    from stvid.evaluation.runs import RESULT_NAME, runs_of
     from stvid.run import shown
 
     if options.json:
@@ -77,8 +79,14 @@ def report(options: argparse.Namespace) -> None:
     runs, sweep = runs_of(options.runs)
     trained = load(runs[0])
     folder = sweep or trained.folder
-    if sweep or options.split:
-        folder = folder / "evaluate" / (options.split or "test")
+    split = options.split or ("test" if sweep else "val")
+    if options.split or sweep:
+        folder = folder / "evaluate" / split
+    if split == "val" and not sweep and not folder.is_dir():
+        folder = trained.folder  # the run's own
+    if not (folder / RESULT_NAME).is_file():
+        command = f"stvid evaluate {options.runs[0]} --split {split}"
+        raise InputError(f"{options.runs[0]} was not evaluated on {split}: no {folder / RESULT_NAME}. First: {command}")
     out = Path(options.out) if options.out else folder / REPORT_NAME
     write_report(report_of_run(trained, folder), out)
     print(f"written to {shown(out.absolute())}")
@@ -86,19 +94,25 @@ def report(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     from stvid.evaluation.compare import compare, describe
-    from stvid.evaluation.judged import read_judged
+    from stvid.evaluation.evaluations import read_evaluation
     from stvid.evaluation.report import write_comparison
     from stvid.files import write_json
     from stvid.run import shown
 
     split = options.split or "test"
-    comparison = compare([read_judged(run, split) for run in options.runs])
+    comparison = compare([read_evaluation(run, split) for run in options.runs])
     print(describe(comparison))
     if options.json:
         write_json(options.json, comparison.to_dict())
-    out = Path(options.out or "comparison.html")
+    out = Path(options.out or COMPARISON_NAME)
+    if not options.out and out.exists() and not _is_ours(out):
+        raise InputError(f"{out} is there already, and no page of stvid's; name another file with --out")
     write_comparison(comparison, out)
     print(f"\nwritten to {shown(out.absolute())}")
+
+
+def _is_ours(page: Path) -> bool:
+    return b'name="generator" content="stvid' in page.read_bytes()[:10_000]
 
 
 def predict(options: argparse.Namespace) -> None:

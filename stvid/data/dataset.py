@@ -153,7 +153,7 @@ class Views(VideoDataset):
 
     Attributes:
         num_clips: clips spread evenly over the video.
-        num_crops: crops of each, along the frame's longer side.
+        num_crops: crops of each, see `crop_box`.
         playback: how the videos are played (`playback.PLAYBACKS`), to test what a model makes of time.
     """
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stvid.checkpoint import Trained
+from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.playback import PLAYBACKS
 from stvid.evaluation.evaluate import evaluate
+from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.scores import scores_of
 
 log = logging.getLogger(__name__)
 
@@ -22,48 +25,68 @@ DIFFERENCES = (
 )
 SHORT = "At double speed a video is half as long; where a clip no longer fits, its last frame stands still."
 
+Played = Mapping[str, Sequence[Prediction]]
 
-def audit(
+
+def play(
     trained: Trained,
     data: Manifest,
-    result: Mapping,
     *,
+    split: str,
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
-) -> dict:
-    """Judges a split once for every way to play its videos.
-
-    A model that needs time falls when the frames are frozen (one repeated) or shuffled. Actions that are each other's
-    mirror in time change places when the video runs backwards: `confusion` tells. A class whose recall stays when the
-    videos are frozen is recognised from a still picture.
+    speak: bool = True,
+) -> dict[str, list[Prediction]]:
+    """What the model answers to a split for every way to play its videos, see `playback.PLAYBACKS`.
 
     Args:
         trained: the model.
         data: the data set.
-        result: of the videos as they are, see `evaluate`; its split is played.
+        split: the split.
         num_clips, num_crops, num_workers: see `evaluate`.
-
-    Returns:
-        `audit`: for each of `playback.PLAYBACKS` but the normal one `video_accuracy`, `video_accuracy_ci95`,
-        `per_class` (recall; None of a class without videos) and `confusion`; `still_classes`, see there; and
-        `audit_note`: what to know of them.
+        speak: say what is going on.
     """
     if trained.clip.short == "error":  # at double speed videos are shorter than those that were let through
         trained = replace(trained, clip=replace(trained.clip, short="repeat_last"))
+    how = {"num_clips": num_clips, "num_crops": num_crops, "num_workers": num_workers}
     played = {}
     for playback in PLAYBACKS[1:]:
-        log.info("audit: %s", playback.replace("_", " "))
-        how = {"num_clips": num_clips, "num_crops": num_crops, "num_workers": num_workers}
-        played[playback], _ = evaluate(trained, data, split=result["split"], playback=playback, **how)
-    found = {}
-    for playback, one in played.items():
-        recalls = {name: numbers["recall"] for name, numbers in one["per_class"].items()}
-        found[playback] = {**{key: one[key] for key in KEPT}, "per_class": recalls}
-    notes = [SHORT]
-    if trained.clip.input != "rgb":
-        notes = [DIFFERENCES.format(seconds=trained.clip.diff_seconds), SHORT]
-    still = still_classes(result, played["frozen"])
+        if speak:
+            log.info("audit: %s", playback.replace("_", " "))
+        _, played[playback] = evaluate(trained, data, split=split, playback=playback, **how)
+    return played
+
+
+def audit(predictions: Sequence[Prediction], played: Played, class_names: Sequence[str], clip: ClipSpec) -> dict:
+    """Compares what a model answers to videos as they are with what it answers when they are played otherwise.
+
+    A model that needs time falls when the frames are frozen (one repeated) or shuffled. Actions that are each other's
+    mirror in time change places when the video runs backwards: `confusion` tells.
+
+    Args:
+        predictions: of the videos as they are.
+        played: of the same videos in the same order, see `play`.
+        class_names: in the order of the model's outputs.
+        clip: the clip's geometry.
+
+    Returns:
+        `audit`: for each way to play `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None of a class
+        without videos), `confusion`, and `lost` and `gained`: videos that are right only as they are, and only so;
+        `still_classes`, see there; and `audit_note`: what to know of them.
+    """
+    found, plain = {}, scores_of(predictions, class_names)
+    for playback, ones in played.items():
+        scores = scores_of(ones, class_names)
+        pairs = [(before.is_right, after.is_right) for before, after in zip(predictions, ones, strict=True)]
+        found[playback] = {
+            **{key: scores[key] for key in KEPT},
+            "per_class": {name: numbers["recall"] for name, numbers in scores["per_class"].items()},
+            "lost": pairs.count((True, False)),
+            "gained": pairs.count((False, True)),
+        }
+    notes = [SHORT] if clip.input == "rgb" else [DIFFERENCES.format(seconds=clip.diff_seconds), SHORT]
+    still = still_classes(plain, scores_of(played["frozen"], class_names))
     return {"audit": found, "still_classes": still, "audit_note": " ".join(notes)}
 
 
@@ -78,19 +101,21 @@ def describe_audit(result: Mapping) -> str:
     return "\n".join([*lines, *textwrap.wrap(result["audit_note"], 100)])
 
 
-def still_classes(result: Mapping, frozen: Mapping) -> list[str]:
+def still_classes(plain: Mapping, frozen: Mapping) -> list[str]:
     """Classes that a still picture gives away: frozen, neither recall nor precision falls by more than 0.1.
 
-    Recall alone would not tell: who answers `sit_down` whenever somebody is between sitting and standing finds all that
-    sit down, and takes for it all that stand up.
+    Both must lie at least 0.1 above what is right by chance, the class's share of the videos. Recall alone would not
+    tell: who answers `sit_down` whenever somebody is between sitting and standing finds all that sit down, and takes
+    for it all that stand up.
 
     Args:
-        result: of the videos as they are.
+        plain: scores of the videos as they are, see `scores_of`.
         frozen: of the frozen ones.
     """
-    return [
-        name
-        for name, one in result["per_class"].items()
-        if one["recall"]
-        and all((frozen["per_class"][name][key] or 0.0) >= (one[key] or 0.0) - STILL for key in ("recall", "precision"))
-    ]
+    found = []
+    for name, one in plain["per_class"].items():
+        chance = one["num_videos"] / plain["num_videos"]
+        numbers = [(one[key] or 0.0, frozen["per_class"][name][key] or 0.0) for key in ("recall", "precision")]
+        if all(still >= before - STILL and still > chance + STILL for before, still in numbers):
+            found.append(name)
+    return found

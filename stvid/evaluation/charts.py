@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from stvid.cost.table import count_text
-from stvid.evaluation.page.words import ORDERS, count, interval, percent, printable
+from stvid.data.playback import PLAYBACKS
+from stvid.evaluation.notation import count, interval, percent, printable
 
 # stand-ins while matplotlib draws -> what the page says
 INK, LINE, ACCENT, SECOND, MUTED = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -155,9 +156,9 @@ def reliability(result: Mapping) -> str:
 
 
 def audit_bars(result: Mapping) -> str:
-    """Video accuracy as the videos are and with changed time, with 95 % intervals, and what chance would give."""
-    rows = [("as they are", result), *((name, result["audit"].get(key)) for key, name in ORDERS.items())]
-    rows = [(name, one["video_accuracy"], one["video_accuracy_ci95"]) for name, one in rows if one]
+    """Video accuracy as the videos are and played otherwise, with 95 % intervals, and what chance would give."""
+    found = [("as they are", result), *((name.replace("_", " "), result["audit"][name]) for name in PLAYBACKS[1:])]
+    rows = [(name, one["video_accuracy"], one["video_accuracy_ci95"]) for name, one in found]
     chance = 1 / len(result["class_names"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 0.42 * len(rows) + 0.9), layout="constrained")
@@ -174,7 +175,9 @@ def audit_bars(result: Mapping) -> str:
         axes.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.1), xlabel="video accuracy, %")
         axes.grid(axis="y", visible=False)
         said = "; ".join(f"{name}: {percent(accuracy)} ({interval(bounds)})" for name, accuracy, bounds in rows)
-        return to_svg(figure, "audit", "Video accuracy with changed time", f"{said}; chance: {percent(chance)}.")
+        return to_svg(
+            figure, "audit", "Video accuracy of videos played otherwise", f"{said}; chance: {percent(chance)}."
+        )
 
 
 class Point(NamedTuple):

@@ -6,9 +6,10 @@ from __future__ import annotations
 def headline(result: dict) -> str:
     """The video accuracy with its interval, in one line."""
     low, high = result["video_accuracy_ci95"]
+    groups = f" of {result['interval']['num']} groups" if result["interval"]["over"] == "groups" else ""
     return (
         f"{result['split']} video accuracy {result['video_accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, "
-        f"{result['num_videos']} videos)"
+        f"{result['num_videos']} videos{groups})"
     )
 
 
@@ -22,12 +23,14 @@ def describe(result: dict) -> str:
     """The result as a page of text: headline, classes, and what was mistaken for what."""
     rule = result["protocol"]
     rate = f"stride {rate}" if (rate := rule.get("frame_stride")) else f"{rule['fps']:g} frames/s"
+    over = result["interval"]
+    basis = f"bootstrap over {over['num']} groups" if over["over"] == "groups" else f"over {over['num']} videos"
     width = max(len(name) for name in result["class_names"])
     lines = [
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
         f"protocol: {rule['num_clips']} clips x {rule['num_crops']} crops of {rule['num_frames'] or 'all'} frames, "
         f"{rate}, {rule['size'][0]} x {rule['size'][1]} pixels" + _temperature(rule),
-        f"95 % intervals: bootstrap over {result['interval']['num']} {result['interval']['over']}",
+        f"95 % intervals: {basis}",
         "",
         *(
             f"{name.replace('_', ' '):<20} {result[name]:.3f}   ({low:.3f} to {high:.3f})"
@@ -48,4 +51,4 @@ def describe(result: dict) -> str:
         mistaken = ", ".join(f"{result['class_names'][j]} {n}" for n, j in wrong[:3])
         recall, precision = shown
         lines.append(f"{name:<{width}}  {recall:>6}  {precision:>9}  {one['num_videos']:>6}   {mistaken}".rstrip())
-    return "\n".join(lines)
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # class names may be no text

@@ -11,6 +11,7 @@ import torch
 from stvid.checkpoint import Trained
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item, Manifest
+from stvid.evaluation.held_out import seen_of
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.scores import scores_of
 from stvid.inference import Answers, classify
@@ -52,8 +53,11 @@ def evaluate(
         "class_names": list(trained.class_names),
         "protocol": protocol(trained, num_clips=num_clips, num_crops=num_crops),
         **scores_of(predictions, trained.class_names),
+        "num_seen": len(seen_of(trained, items)),
+        "manifest": None,
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
+        "step": trained.step,
     }
     return result, predictions
 

@@ -9,7 +9,9 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 from stvid.checkpoint import Trained
+from stvid.clip import ClipSpec
 from stvid.errors import InputError
+from stvid.evaluation.audit import Played, audit
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.scores import scores_of
 
@@ -22,12 +24,16 @@ class Fold(NamedTuple):
         run: its folder.
         result: see `evaluate`.
         predictions: likewise.
+        played: see `play`; empty where nothing was played otherwise.
+        clip: the clip's geometry.
     """
 
     name: str
     run: Path
     result: dict
     predictions: list[Prediction]
+    played: Played
+    clip: ClipSpec
 
 
 def fold_name(trained: Trained) -> str:
@@ -45,7 +51,7 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
     Returns:
         A result as of `evaluate`, over the videos of all folds, with `folds` (name, run, num_videos, video_accuracy of
         each) and `spread` (`mean` and `std`, the sample deviation, of the folds' video accuracies) in the place of
-        `checkpoint` and `epoch`; and the predictions.
+        `checkpoint`, `epoch` and `step`, and an audit where all folds have one; and the predictions.
 
     Raises:
         InputError: other classes or views in one fold than in another, or two folds that are judged by the same videos.
@@ -56,6 +62,7 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
     _check_apart(folds)
     predictions = [one for fold in folds for one in fold.predictions]
     accuracies = [fold.result["video_accuracy"] for fold in folds]
+    played = {playback: [one for fold in folds for one in fold.played[playback]] for playback in folds[0].played}
     temperatures = {fold.result["protocol"]["temperature"] for fold in folds}
     protocol = {**first["protocol"], "temperature": temperatures.pop() if len(temperatures) == 1 else None}
     result = {
@@ -63,6 +70,9 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
         "class_names": first["class_names"],
         "protocol": protocol,
         **scores_of(predictions, first["class_names"]),
+        **(audit(predictions, played, first["class_names"], folds[0].clip) if played else {}),
+        "num_seen": sum(fold.result["num_seen"] for fold in folds),
+        "manifest": first["manifest"],
         "folds": [
             {
                 "name": fold.name,

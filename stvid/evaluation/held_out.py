@@ -48,18 +48,21 @@ def held_out(
     missing = [item.path for item in items if not os.path.exists(item.path)]
     if len(missing) == len(items):
         raise InputError(f"none of the {len(items)} videos of {path} are there, the first: {missing[0]}. Moved?")
-    if manifest and not allow_leaks and (trained.folder / MANIFEST_NAME).is_file():
-        _check_unseen(items, Manifest.read_csv(trained.folder / MANIFEST_NAME, class_names=trained.class_names), path)
+    if manifest and not allow_leaks and (seen := seen_of(trained, items)):
+        raise InputError(
+            f"{len(seen)} of {len(items)} videos in {path} belong to the run's own train or val (same file or group), "
+            f"the first: {seen[0].path}. Take them out, or insist with --allow-leaks"
+        )
     return data
 
 
-def _check_unseen(items: Sequence[Item], trained_with: Manifest, path: Path) -> None:
-    seen = [item for item in trained_with.items if item.split != "test"]
-    files = {os.path.realpath(item.path) for item in seen}
-    groups = {item.group for item in seen if item.group is not None}
-    known = [item.path for item in items if os.path.realpath(item.path) in files or item.group in groups]
-    if known:
-        raise InputError(
-            f"{len(known)} of {len(items)} videos in {path} belong to the run's own train or val (same file or group), "
-            f"the first: {known[0]}. Take them out, or insist with --allow-leaks"
-        )
+def seen_of(trained: Trained, items: Sequence[Item]) -> list[Item]:
+    """Those that the run was trained on, or whose val chose its checkpoint: the same file, or the same group."""
+    own = trained.folder / MANIFEST_NAME
+    if not own.is_file():
+        return []
+    table = Manifest.read_csv(own, class_names=trained.class_names)
+    known = [item for item in table.items if item.split != "test"]
+    files = {os.path.realpath(item.path) for item in known}
+    groups = {item.group for item in known if item.group is not None}
+    return [item for item in items if os.path.realpath(item.path) in files or item.group in groups]

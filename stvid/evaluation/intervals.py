@@ -52,9 +52,9 @@ def accuracy_interval(
     if num_groups == 1 or num_groups == len(scores):
         return _wilson(mean, num_videos, Z)
     variance = _bootstrap_variance(scores, weights, groups, np.random.default_rng(seed))
-    if variance < 1e-12:  # all groups alike, such as all right: resampling is blind, and each counts as one video
+    if mean in (0.0, 1.0):  # resampling is blind, and each group counts as one video
         return _wilson(mean, num_groups, Z)
-    effective = min(max(mean * (1 - mean) / variance, 1.0), num_videos)
+    effective = min(max(mean * (1 - mean) / max(variance, 1e-12), 1.0), num_videos)
     return _wilson(mean, effective, _student(num_groups - 1))
 
 

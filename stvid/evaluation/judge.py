@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stvid.checkpoint import Trained, load
 from stvid.data.loading import probe_cache
-from stvid.evaluation.audit import audit
+from stvid.evaluation.audit import audit, play
 from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.evaluate import evaluate
 from stvid.evaluation.folds import Fold, fold_name, pooled
@@ -74,20 +74,24 @@ def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgeme
     """
     trained = load(run)
     data = held_out(trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks)
-    if question.calibrate:
-        own = held_out(trained, split="val")
-        trained = calibrate(trained, own, num_workers=question.num_workers, speak=speak)
     how = {"num_clips": question.num_clips, "num_crops": question.num_crops, "num_workers": question.num_workers}
+    if question.calibrate:
+        trained = calibrate(trained, held_out(trained, split="val"), speak=speak, **how)
     result, predictions = evaluate(trained, data, split=question.split, **how)
-    if question.audit:
-        result |= audit(trained, data, result, **how)
+    result["manifest"] = question.manifest and str(Path(question.manifest).absolute())
     other = f"_{Path(question.manifest).stem}" if question.manifest else ""
     folder = trained.folder / "evaluate" / f"{question.split}{other}"
     if speak:
         write_judgement(folder, result, predictions)
-        if question.report:
-            draw_report(trained, folder, cache=probe_cache(data))
-    fold = Fold(fold_name(trained), trained.folder, result, predictions)
+    played = {}
+    if question.audit:
+        played = play(trained, data, split=question.split, speak=speak, **how)
+        result |= audit(predictions, played, trained.class_names, trained.clip)
+        if speak:
+            write_judgement(folder, result, predictions)
+    if speak and question.report:
+        draw_report(trained, folder, cache=probe_cache(data))
+    fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
     return Judgement(folder=folder, fold=fold, result=result, predictions=predictions)
 
 
@@ -98,7 +102,7 @@ def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak
         runs: one for each fold.
         question: how.
         folder: of the sweep that they are of, or that they lie in; `evaluate/SPLIT` in it takes what came of all, or,
-            where they are not all runs of a sweep, `evaluate/SPLIT_N_runs_FIRST_to_LAST`.
+            where they are not all runs of a sweep, `evaluate/SPLIT_runs_NAMES`.
         speak: whether this process writes.
 
     Raises:
@@ -111,7 +115,7 @@ def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak
         judgements.append(judge(run, replace(question, report=False), speak=speak))
     result, predictions = pooled([one.fold for one in judgements])
     whole = is_sweep(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
-    some = "" if whole else f"_{len(runs)}_runs_{runs[0].name}_to_{runs[-1].name}"
+    some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
     folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
     if speak:
         write_judgement(folder, result, predictions)
@@ -126,7 +130,8 @@ def draw_report(trained: Trained, folder: Path, *, cache: Path | None) -> None:
 
 
 def write_judgement(folder: Path, result: dict, predictions: Sequence[Prediction]) -> None:
-    """`result.json` and `predictions.csv`."""
+    """`result.json` and `predictions.csv`; an older page about others goes."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT_NAME).unlink(missing_ok=True)
     write_json(folder / RESULT_NAME, result)
     write_predictions(folder / PREDICTIONS_NAME, predictions, result["class_names"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-Z = 1.959964  # standard normal quantile of 0.975
+from stvid.evaluation.intervals import Z
 
 
 def mcnemar(b: int, c: int) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from stvid.cost.report import CostReport
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
+from stvid.evaluation.evaluations import read_json, read_result
 from stvid.evaluation.page.choosing import MOST_CLIPS, choose, encoded_size
 from stvid.evaluation.page.content import report_page
 from stvid.evaluation.page.versus import comparison_page
@@ -24,11 +24,11 @@ from stvid.evaluation.runs import RESULT_NAME
 from stvid.files import replacing
 from stvid.training.bad_videos import read_bad_videos
 
-log = logging.getLogger(__name__)
-
 REPORT_NAME = "report.html"
 MOST_BYTES = 8_000_000  # of a page
 CLIP_BYTES = 5_500_000  # of it for clips, as base64
+TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
+BEST = "best.ckpt"  # what a run folder stands for
 AT_ONCE = 64  # previews that are made before the next look at what they weigh
 
 
@@ -41,12 +41,14 @@ class Report:
         model: its family.
         result: as `result.json` of an evaluation has it.
         predictions: of its videos.
-        run: the run's own `result.json`: how training went, data, versions, code, machine.
+        run: the run's own `result.json`: how training went, data, versions, code, machine; nothing of several runs.
         epochs: rows of `metrics.csv`.
         bad_videos: path -> reason, that training has met.
         config: the run's, as text.
         cost: of the model.
         previews: position among the predictions -> preview.
+        audit_command: what to type for an audit.
+        drawn_with: the checkpoint that the page was made with, where it is another than the one that was judged.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Report:
     config: str = ""
     cost: CostReport | None = None
     previews: Mapping[int, Preview] = field(default_factory=dict)
+    audit_command: str = ""
+    drawn_with: str | None = None
 
 
 def report_of_run(trained: Trained, folder: Path | None = None, *, cache: Path | None = None) -> Report:
@@ -70,28 +74,60 @@ def report_of_run(trained: Trained, folder: Path | None = None, *, cache: Path |
         cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
 
     Raises:
-        InputError: no `result.json` or `predictions.csv` there, or one of another version.
+        InputError: no `result.json` or `predictions.csv` there, or one of an older version.
     """
     folder = trained.folder if folder is None else folder
-    result = _read_json(folder / RESULT_NAME)
-    if result is None:
-        raise InputError(f"{folder} holds no result.json, so there is nothing to report: stvid evaluate RUN writes one")
+    result = read_result(folder)
     predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
-    run = _read_json(trained.folder / RESULT_NAME) or {}
-    is_pooled = "folds" in result
-    config, run = trained.folder / "config.yaml", _read_json(trained.folder / "result.json") or {}
+    run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
+    is_judged = is_pooled or _is_judged(trained, result)
+    explained = not is_pooled and is_judged
+    facts = _facts_of_run(trained.folder, run) if not is_pooled else {}
     return Report(
         name=trained.folder.parent.name if is_pooled else trained.folder.name,
         model=type(trained.model).__name__,
         result=result,
         predictions=predictions,
-        run=run,
-        epochs=() if is_pooled else _read_rows(trained.folder / "metrics.csv"),
-        bad_videos=read_bad_videos(trained.folder / "bad_videos.csv"),
-        config=config.read_text(encoding="utf-8") if config.is_file() and not is_pooled else "",
         cost=price(trained, run),
-        previews=_previews(trained, result, predictions, cache=cache),
+        previews=_previews(trained, result, predictions, explain=explained, cache=cache),
+        audit_command=_audit_command(trained, result),
+        drawn_with=None if is_judged else f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})",
+        **facts,
     )
+
+
+def _facts_of_run(folder: Path, run: Mapping) -> dict:
+    """What is known of one run's training; of a cross-validation there are several."""
+    config = folder / "config.yaml"
+    return {
+        "run": run,
+        "epochs": _read_rows(folder / "metrics.csv"),
+        "bad_videos": read_bad_videos(folder / "bad_videos.csv"),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+    }
+
+
+def _is_judged(trained: Trained, result: Mapping) -> bool:
+    """Whether a result is of these very weights: file, epoch and step of the checkpoint are the same."""
+    judged = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
+    return judged == (trained.path.name, trained.epoch, trained.step)
+
+
+def _audit_command(trained: Trained, result: Mapping) -> str:
+    """For the same runs, checkpoint, videos and views, wherever it is typed."""
+    if "folds" in result:
+        runs = [Path(fold["run"]) for fold in result["folds"]]
+    else:
+        name = Path(result["checkpoint"]).name
+        runs = [trained.folder if name == BEST else trained.path.with_name(name)]
+    words = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
+    if result["manifest"]:
+        words += ["--manifest", str(Path(result["manifest"]).absolute())]
+        words += ["--allow-leaks"] if result["num_seen"] else []
+    for key, option in (("num_clips", "--clips"), ("num_crops", "--crops")):
+        if result["protocol"][key] != trained.protocol[key]:
+            words += [option, str(result["protocol"][key])]
+    return shlex.join(["stvid", "evaluate", *words, "--audit"])
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -100,7 +136,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write(path, report_page(report, clip_bytes=CLIP_BYTES, most_bytes=MOST_BYTES))
+    _write(path, report_page(report, clip_bytes=CLIP_BYTES, text_bytes=TEXT_BYTES, most_bytes=MOST_BYTES))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
@@ -120,16 +156,16 @@ def _write(path: Path, page: bytes) -> None:
 
 
 def _previews(
-    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, cache: Path | None
+    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
-    """As many as a page has room for, in the order of `choose`; without explanations where folds have other models."""
+    """As many as a page has room for, in the order of `choose`; `explain`: this model gave the answers."""
     choice = choose(predictions)
     items = [
         Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
         for one in predictions
     ]
     place = {name: i for i, name in enumerate(result["class_names"])}
-    explained = {} if "folds" in result else {video: place[predictions[video].predicted] for video in choice.explained}
+    explained = {video: place[predictions[video].predicted] for video in choice.explained * explain}
     previews, spent = {}, 0
     for start in range(0, min(len(choice.order), MOST_CLIPS), AT_ONCE):
         videos = choice.order[start : start + AT_ONCE]
@@ -139,10 +175,6 @@ def _previews(
         if spent > CLIP_BYTES:
             break
     return previews
-
-
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

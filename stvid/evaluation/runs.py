@@ -29,10 +29,16 @@ def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     if len(names) == 1 and not is_sweep(Path(names[0]).expanduser()):
         return [Path(names[0])], None
     runs = [run for name in names for run in _runs_at(Path(name).expanduser())]
+    places = [run.absolute() for run in runs]
+    if twice := [run for run in runs if places.count(run.absolute()) > 1]:
+        raise InputError(f"{twice[0]} is named twice; the runs of a cross-validation are judged by videos of their own")
     parents = {run.absolute().parent for run in runs}
     if len(parents) > 1:
         shown = ", ".join(sorted(map(str, parents)))
-        raise InputError(f"the runs of a cross-validation lie in one folder, these lie in {shown}; name one folder's")
+        raise InputError(
+            f"the runs of a cross-validation lie in one folder, where its result goes; these lie in {shown}. "
+            "Move them into one"
+        )
     return runs, parents.pop()
 
 
@@ -58,4 +64,6 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def _runs_at(path: Path) -> list[Path]:
+    if path.is_file():
+        raise InputError(f"{path} is a checkpoint; of a cross-validation, name the runs' folders")
     return runs_in(path) if is_sweep(path) else [path]

@@ -48,11 +48,11 @@ def retrain_command(fixed: Sequence[str], trial: Trial) -> str:
     return shlex.join([*(["python", "train.py"] if here else ["stvid", "train"]), *fixed, *trial.overrides])
 
 
-def closing_words(folder: Path, fixed: Sequence[str], trials: Sequence[Trial]) -> str:
-    """The table, where it is kept, and what to do with the best."""
+def closing_words(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *, with_best: bool) -> str:
+    """The table, where it is kept, and what to do with the best (not of folds, among which nobody chooses)."""
     words = f"\n{table(trials)}\n\nwritten to    {shown(folder / SUMMARY_NAME)}"
     best = ranked(trials)[0]
-    if not best.metrics:
+    if not best.metrics or not with_best:
         return words
     return f"{words}\nthe best      {shown(folder / str(best.number))}\nretrain it    {retrain_command(fixed, best)}"
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omegaconf import OmegaConf
+
+from stvid.data.manifest import Manifest
 from stvid.errors import InputError
 from stvid.evaluation.describe import describe
 from stvid.evaluation.folds import describe_folds
+from stvid.evaluation.held_out import MANIFEST_NAME
 from stvid.evaluation.judge import Question, judge_folds
-from stvid.run import shown
+from stvid.run import CONFIG_NAME, shown
 from stvid.search.beginning import alone_in, begin, ending_on_sigterm
 from stvid.search.jobs import Jobs
 from stvid.search.leaderboard import closing_words, write_summary
@@ -127,12 +131,13 @@ class Sweep:
 
     def _close(self) -> None:
         """The table, the picture, and an error where there is less than was asked for."""
-        print(closing_words(self.folder, self.space.fixed, self.trials))
+        is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
+        print(closing_words(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and any(trial.metrics for trial in self.trials):
             draw(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
             print(f"drawn to      {shown(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
-        if not failed and len(self.trials) > 1 and {key.lstrip("+") for key in self.space.varied} == {FOLD}:
+        if is_folds and not failed and len(self.trials) > 1:
             self._cross_validate()
         if failed and (self.settings.method == "grid" or len(failed) == len(self.trials)):
             if all(trial.is_mistake for trial in failed):
@@ -142,6 +147,12 @@ class Sweep:
     def _cross_validate(self) -> None:
         """Only the fold varies, so nothing is chosen here by what comes out, and test may be looked at."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        judgement = judge_folds(runs, Question(), folder=self.folder)
+        table = Manifest.read_csv(runs[0] / MANIFEST_NAME)
+        if not table.select("test"):
+            print("no cross-validation: the data set has no test videos")
+            return
+        config = OmegaConf.load(runs[0] / CONFIG_NAME)
+        question = Question(num_workers=config.data.num_workers, report=config.report)
+        judgement = judge_folds(runs, question, folder=self.folder)
         print(f"\n{describe(judgement.result)}\n\n{describe_folds(judgement.result)}")
-        print(f"written to    {shown(judgement.folder)}/ (result.json, predictions.csv, report.html)")
+        print(f"written to    {shown(judgement.folder)}/")

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stvid.evaluation.notation import part, printable
 from stvid.evaluation.page.choosing import Choice, confidence
-from stvid.evaluation.page.words import part, printable
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.previews import Preview
 
@@ -56,17 +56,24 @@ def page_data(
     predictions: Sequence[Prediction],
     class_names: Sequence[str],
     shown: Mapping[int, dict],
+    totals: Mapping[str, int],
     previews: Mapping[int, Preview],
 ) -> dict:
-    """`classes`, `videos` (the cards), `cells` (`TRUTH-ANSWER` -> videos, those with clips first) and `clips`."""
+    """For the script: `classes`, `videos` (the cards), `cells`, their `totals`, and `clips`.
+
+    `cells`: `TRUTH-ANSWER` -> videos, those with clips first; of the cells in `totals`, which can be opened.
+    """
     place = {name: i for i, name in enumerate(class_names)}
     cells = defaultdict(list)
     for video in sorted(shown, key=lambda video: video not in previews):
-        cells[f"{place[predictions[video].label]}-{place[predictions[video].predicted]}"].append(video)
+        cell = f"{place[predictions[video].label]}-{place[predictions[video].predicted]}"
+        if cell in totals:
+            cells[cell].append(video)
     return {
         "classes": [printable(name) for name in class_names],
         "videos": shown,
         "cells": cells,
+        "totals": totals,
         "clips": {video: clip_data(preview) for video, preview in previews.items()},
     }
 

@@ -10,6 +10,7 @@ from stvid.evaluation import charts
 from stvid.evaluation.page import facts, tables, words
 from stvid.evaluation.page.choosing import choose, fitting
 from stvid.evaluation.page.clips import cards, page_data, root_of
+from stvid.evaluation.page.cuts import CUTS
 from stvid.evaluation.page.rendering import render
 from stvid.evaluation.previews import Preview
 
@@ -31,18 +32,23 @@ SECTIONS = {
 MOST_PROBLEMS = 100  # videos that could not be read, listed
 
 
-def report_page(report: Report, *, clip_bytes: int, most_bytes: int) -> bytes:
+def report_page(report: Report, *, clip_bytes: int, text_bytes: int, most_bytes: int) -> bytes:
     """The page of a run or an evaluation.
 
     Args:
         report: what it shows.
         clip_bytes: of base64, that clips may take.
+        text_bytes: that the rest may take: where it is more, one thing after another is cut.
         most_bytes: of the whole page; where it is large without clips, these take less.
     """
     content = _content(report)
     without = len(_rendered(report, content, {}))
+    for cut in CUTS:
+        if without > text_bytes:
+            content |= cut(content)
+            without = len(_rendered(report, content, {}))
     budget = min(clip_bytes, most_bytes - without)
-    return _rendered(report, content, fitting(content["choice"].order, report.previews, budget))
+    return _rendered(report, content, fitting(list(content["cards"]), report.previews, budget))
 
 
 def _content(report: Report) -> dict:
@@ -62,16 +68,21 @@ def _content(report: Report) -> dict:
         "numbers": facts.headline_numbers(result),
         "pairs": tables.confused_pairs(result),
         "rows": tables.confusion_rows(result),
+        "totals": tables.cell_totals(result),
         "class_rows": tables.class_rows(result),
         "costs": facts.cost_groups(report.cost, result, report.run),
         "record": facts.record_facts(result, report.run),
         "config": report.config,
+        "judged_by": _judged_by(report),
+        "drawn_with": report.drawn_with,
+        "num_classes": len(result["class_names"]),
+        "left_out": {},
         **_time(report),
         **_calibration(result),
         **_training(report),
         **_data(report),
     }
-    needs = {"calibration": "reliability", "training": "curves", "cost": "costs"}
+    needs = {"training": "curves", "cost": "costs"}
     absent = {identity for identity, key in needs.items() if not content[key]}
     content["sections"] = [(identity, name) for identity, name in SECTIONS.items() if identity not in absent]
     return content
@@ -79,13 +90,7 @@ def _content(report: Report) -> dict:
 
 def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
     result = report.result
-    data = page_data(report.predictions, result["class_names"], content["cards"], previews)
-    data["totals"] = {
-        f"{truth}-{answer}": number
-        for truth, counts in enumerate(result["confusion"])
-        for answer, number in enumerate(counts)
-        if number
-    }
+    data = page_data(report.predictions, result["class_names"], content["cards"], content["totals"], previews)
     explained = [preview for preview in previews.values() if preview.focus]
     return render(
         "report.html",
@@ -100,7 +105,7 @@ def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview])
 
 def _time(report: Report) -> dict:
     if "audit" not in report.result:
-        return {"run_name": report.name}
+        return {"audit_command": report.audit_command}
     return {
         "verdicts": words.time_verdict(report.result),
         "audit_chart": charts.audit_bars(report.result),
@@ -109,11 +114,18 @@ def _time(report: Report) -> dict:
     }
 
 
+def _judged_by(report: Report) -> str | None:
+    """Which checkpoint gave the answers, where the page is made with another one."""
+    if report.drawn_with is None:
+        return None
+    result = report.result
+    return f"{os.path.basename(result['checkpoint'])} (epoch {result['epoch']}, step {result['step']:,})"
+
+
 def _calibration(result: Mapping) -> dict:
-    said = words.calibration(result)
     return {
-        "reliability": charts.reliability(result) if said else "",
-        "calibration": said,
+        "reliability": charts.reliability(result),
+        "calibration": words.calibration(result),
         "temperature": words.temperature(result),
     }
 
@@ -127,7 +139,7 @@ def _training(report: Report) -> dict:
 
 def _data(report: Report) -> dict:
     root = root_of([one.path for one in report.predictions])
-    splits, rows = tables.data_rows(report.run["data"]) if report.run.get("data") else ([], [])
+    splits, rows = tables.data_rows(report.run["data"]) if report.run else ([], [])
 
     def shown(path: str) -> str:
         return os.path.relpath(path, root) if root and path.startswith(root) else path

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from stvid import __version__
-from stvid.evaluation.page import words
+from stvid.evaluation import notation
 from stvid.evaluation.page.tables import shade
 
 HERE = Path(__file__).parent
@@ -29,13 +29,13 @@ def breakable(name: str) -> Markup:
 
 
 FILTERS = {
-    "percent": words.percent,
-    "interval": words.interval,
-    "decimal": words.decimal,
-    "count": words.count,
-    "change": words.change,
+    "percent": notation.percent,
+    "interval": notation.interval,
+    "decimal": notation.decimal,
+    "count": notation.count,
+    "change": notation.change,
     "shade": shade,
-    "p_value": words.p_value,
+    "p_value": notation.p_value,
     "breakable": breakable,
 }
 

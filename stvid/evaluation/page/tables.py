@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from stvid.evaluation import notation
+from stvid.evaluation.mistaken import mistaken_for
 from stvid.evaluation.page import words
 
 SHADES = (0.1, 0.25, 0.5, 0.8)  # shares of a row at which a cell's colour changes
 MANY_CLASSES = 30  # above these the matrix is folded away behind the list of pairs
 PAIRS, PAIRS_OF_MANY = 6, 20
-MISTAKEN = 3  # classes that a class was mistaken for
 
 
 def is_large(result: Mapping) -> bool:
@@ -39,10 +40,20 @@ def _cells(names: Sequence[str], truth: int, counts: Sequence[int], longest: int
                 cells.append({"blank": 1})
             continue
         shade = 1 + sum(number / total > bound for bound in SHADES)
-        label = f"truth {names[truth]}, answered {names[answer]}: {words.count(number, 'video')}"
+        label = f"truth {names[truth]}, answered {names[answer]}: {notation.count(number, 'video')}"
         kind = "h" if truth == answer else "m"
         cells.append({"answer": answer, "count": number, "shade": f"{kind}{shade}", "label": label})
     return cells
+
+
+def cell_totals(result: Mapping) -> dict[str, int]:
+    """`TRUTH-ANSWER` -> number of videos, of the cells that have some."""
+    return {
+        f"{truth}-{answer}": number
+        for truth, counts in enumerate(result["confusion"])
+        for answer, number in enumerate(counts)
+        if number
+    }
 
 
 def confused_pairs(result: Mapping) -> list[dict]:
@@ -59,27 +70,27 @@ def confused_pairs(result: Mapping) -> list[dict]:
 
 def class_rows(result: Mapping) -> list[dict]:
     """Recall, precision, F1 and number of videos of each class, and what it was mistaken for, most often first."""
-    rows = []
-    for truth, (name, counts) in enumerate(zip(result["class_names"], result["confusion"], strict=True)):
-        wrong = sorted(((-n, j) for j, n in enumerate(counts) if n and j != truth))
-        mistaken = [f"{result['class_names'][j]} ({-n})" for n, j in wrong[:MISTAKEN]]
-        more = len(wrong) - MISTAKEN
-        rows.append(
-            {"name": name, **result["per_class"][name], "mistaken": mistaken + ([f"{more} more"] if more > 0 else [])}
-        )
-    return rows
+    names = result["class_names"]
+    return [
+        {"name": name, **result["per_class"][name], "mistaken": mistaken_for(truth, counts, names)}
+        for truth, (name, counts) in enumerate(zip(names, result["confusion"], strict=True))
+    ]
 
 
 def audit_rows(result: Mapping) -> list[dict]:
-    """The true accuracy and those of the changed videos: `name`, `accuracy`, `interval`, `change`."""
-    true = result["video_accuracy"]
-    rows = [{"name": "as they are", "accuracy": true, "interval": result["video_accuracy_ci95"], "change": None}]
-    for key, name in words.ORDERS.items():
-        if key in result["audit"]:
-            found = result["audit"][key]["video_accuracy"]
-            bounds = result["audit"][key]["video_accuracy_ci95"]
-            rows.append({"name": name, "accuracy": found, "interval": bounds, "change": found - true})
-    return rows
+    """Of the videos as they are and played otherwise: `name`, `meaning`, `accuracy`, `interval`; `lost`, `gained`."""
+    return [
+        _audit_row("as they are", None, result),
+        *(
+            _audit_row(playback.replace("_", " "), meaning, result["audit"][playback])
+            for playback, meaning in words.PLAYED.items()
+        ),
+    ]
+
+
+def _audit_row(name: str, meaning: str | None, one: Mapping) -> dict:
+    bounds, pairs = one["video_accuracy_ci95"], {key: one.get(key) for key in ("lost", "gained")}
+    return {"name": name, "meaning": meaning, "accuracy": one["video_accuracy"], "interval": bounds, **pairs}
 
 
 def audit_classes(result: Mapping) -> list[dict]:
@@ -89,7 +100,7 @@ def audit_classes(result: Mapping) -> list[dict]:
         {
             "name": name,
             "recall": result["per_class"][name]["recall"],
-            "changed": [audit[key]["per_class"][name] for key in words.ORDERS if key in audit],
+            "changed": [audit[playback]["per_class"][name] for playback in words.PLAYED],
             "still": name in still,
         }
         for name in result["class_names"]

@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 
 from stvid.cost.table import bytes_text, count_text
+from stvid.evaluation import notation
 from stvid.evaluation.charts import Point, accuracy_over_cost
-from stvid.evaluation.compare import Comparison, Difference, PairedTest
-from stvid.evaluation.judged import Judged
-from stvid.evaluation.page import words
+from stvid.evaluation.common_videos import Difference
+from stvid.evaluation.compare import Comparison, PairedTest
+from stvid.evaluation.evaluations import Evaluation
 from stvid.evaluation.page.clips import root_of
 from stvid.evaluation.page.rendering import render
+from stvid.evaluation.page.words import CLEAR
 
 SECTIONS = {"result": "Result", "tests": "Tests", "cost": "Cost", "classes": "Classes", "differing": "Differences"}
 COSTS = ("parameters", "FLOPs a video", "answer", "training step", "clips/s", "training time", "on")
 MOST_DIFFERING = 200  # videos, listed
-CLEAR = 0.05  # p, below which a difference is called unlikely to be chance
 
 
 def comparison_page(comparison: Comparison) -> bytes:
     """The page of several evaluations of the same videos."""
-    judged = comparison.judged
-    has_costs = any(one.cost or one.training for one in judged)
+    evaluations = comparison.evaluations
+    has_costs = any(one.cost or one.training for one in evaluations)
     sections = [(key, name) for key, name in SECTIONS.items() if key != "cost" or has_costs]
     root = root_of([one.path for one in comparison.differing])
     return render(
@@ -30,20 +31,21 @@ def comparison_page(comparison: Comparison) -> bytes:
         sections=sections,
         num_clips=0,
         split=comparison.split,
-        runs=judged,
-        num_classes=len(judged[0].result["class_names"]),
+        runs=evaluations,
+        num_classes=len(evaluations[0].result["class_names"]),
         num_common=comparison.num_common,
         lead=_lead(comparison),
+        common=comparison.common_accuracy if any(comparison.left_out.values()) else {},
         notes=_notes(comparison),
         tests=comparison.tests,
-        grouped=any(one.result.get("num_groups") for one in judged),
-        costs=[(one.name, _costs(one)) for one in judged] if has_costs else [],
+        grouped=any(one.result["num_groups"] for one in evaluations),
+        costs=[(one.name, _costs(one)) for one in evaluations] if has_costs else [],
         cost_names=COSTS,
-        charts=_charts(judged),
-        whole_video=any(one.cost["whole_video"] for one in judged if one.cost),
+        charts=_charts(evaluations),
+        whole_video=any(one.cost["whole_video"] for one in evaluations if one.cost),
         recalls=[
-            (name, [one.result["per_class"][name]["recall"] for one in judged])
-            for name in judged[0].result["class_names"]
+            (name, [one.result["per_class"][name]["recall"] for one in evaluations])
+            for name in evaluations[0].result["class_names"]
         ],
         differing=[_difference(one, root) for one in comparison.differing[:MOST_DIFFERING]],
         num_differing=len(comparison.differing),
@@ -51,17 +53,14 @@ def comparison_page(comparison: Comparison) -> bytes:
 
 
 def _lead(comparison: Comparison) -> str:
-    """Which run is the best, and whether that could be chance."""
-    ranked = sorted(comparison.judged, key=lambda one: -one.result["video_accuracy"])
-    best, second = ranked[:2]
-    pair = {best.name, second.name}
+    """Which run is the best on the common videos, and whether that could be chance."""
+    best, second = sorted(comparison.common_accuracy, key=lambda name: -comparison.common_accuracy[name])[:2]
+    pair = {best, second}
     test = next(one for one in comparison.tests if {one.first, one.second} == pair)
     if test.only_first == test.only_second:
-        return f"{best.name} and {second.name} are right on the same number of videos."
-    better = test.first if test.difference > 0 else test.second
-    other = (pair - {better}).pop()
-    ahead = f"{better} is ahead of {other} by {100 * abs(test.difference):.1f} points on the same videos"
-    return f"{ahead}; that {_verdict(test)} (p {words.p_value(test.p_corrected)})."
+        return f"{best} and {second} are right on the same number of videos."
+    ahead = f"{best} is ahead of {second} by {100 * abs(test.difference):.1f} points on the same videos"
+    return f"{ahead}; that {_verdict(test)} ({notation.p_equals(test.p_corrected)})."
 
 
 def _verdict(test: PairedTest) -> str:
@@ -71,39 +70,45 @@ def _verdict(test: PairedTest) -> str:
 def _notes(comparison: Comparison) -> list[str]:
     """What makes the runs less comparable than they look."""
     notes = [
-        f"{words.count(number, 'video')} of {name} {'is' if number == 1 else 'are'} not in all others."
+        f"{notation.count(number, 'video')} of {name} {'is' if number == 1 else 'are'} not in all others."
         for name, number in comparison.left_out.items()
         if number
     ]
+    stored = [one.name for one in comparison.evaluations if one.training and one.training["stored_features"]]
+    if stored:
+        names = ", ".join(stored)
+        notes.append(
+            f"Clips a second of {names}: on stored features, without decoding videos; not comparable with others."
+        )
     for key, values in comparison.protocols.items():
-        told = ", ".join(f"{one.name} {value}" for one, value in zip(comparison.judged, values, strict=True))
+        told = ", ".join(f"{one.name} {value}" for one, value in zip(comparison.evaluations, values, strict=True))
         notes.append(f"Judged differently, {key.replace('_', ' ')}: {told}.")
     return notes
 
 
-def _costs(one: Judged) -> list[str]:
+def _costs(one: Evaluation) -> list[str]:
     """In the order of `COSTS`."""
     cost, training = one.cost or {}, one.training or {}
     speed, seconds = training.get("clips_per_second"), training.get("training_seconds")
-    priced = [words.NOTHING] * 4
+    priced = [notation.NOTHING] * 4
     if cost:
-        step = f"{bytes_text(cost['training_bytes'])} ({words.count(cost['batch_size'], 'clip')})"
+        step = f"{bytes_text(cost['training_bytes'])} ({notation.count(cost['batch_size'], 'clip')})"
         counts = [count_text(cost[key]) for key in ("parameters", "flops_video")]
         priced = [*counts, bytes_text(cost["answer_bytes"]), step]
     return [
         *priced,
-        words.NOTHING if speed is None else f"{speed:.1f}",
-        words.NOTHING if seconds is None else words.duration(seconds),
-        training.get("device") or words.NOTHING,
+        notation.NOTHING if speed is None else f"{speed:.1f}",
+        notation.NOTHING if seconds is None else notation.duration(seconds),
+        training.get("device") or notation.NOTHING,
     ]
 
 
-def _charts(judged: tuple[Judged, ...]) -> list[str]:
+def _charts(evaluations: tuple[Evaluation, ...]) -> list[str]:
     """Accuracy over what is known of at least two runs."""
     known = {
-        "FLOPs a video": [(one, one.cost["flops_video"]) for one in judged if one.cost],
-        "parameters": [(one, one.cost["parameters"]) for one in judged if one.cost],
-        "seconds of training": [(one, one.training["training_seconds"]) for one in judged if one.training],
+        "FLOPs a video": [(one, one.cost["flops_video"]) for one in evaluations if one.cost],
+        "parameters": [(one, one.cost["parameters"]) for one in evaluations if one.cost],
+        "seconds of training": [(one, one.training["training_seconds"]) for one in evaluations if one.training],
     }
     drawn = []
     for number, (name, costs) in enumerate(known.items()):
@@ -119,4 +124,4 @@ def _charts(judged: tuple[Judged, ...]) -> list[str]:
 
 def _difference(one: Difference, root: str | None) -> dict:
     name = os.path.relpath(one.path, root) if root else one.path
-    return {"name": f"{name}{words.part(one.start, one.end)}", "truth": one.label, "answers": one.answers}
+    return {"name": f"{name}{notation.part(one.start, one.end)}", "truth": one.label, "answers": one.answers}

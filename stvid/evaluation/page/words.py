@@ -1,55 +1,28 @@
-"""Numbers and facts of a result as a person says them."""
+"""What a result says, in sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-NBSP = "\u00a0"  # between a number and its unit, where no line may break
-NOTHING = "–"
+from stvid.evaluation.notation import NBSP, count, interval, p_equals, percent
+from stvid.evaluation.pairing import mcnemar, paired_interval
+
 UNBALANCED = 1.5  # times what chance gets right: from here on the most common class is worth naming
-CLEAR = 0.02  # confidence minus accuracy, above which it is called too much
-ORDERS = {
-    "frozen": "one frame, repeated",
-    "shuffled": "frames in random order",
-    "reversed": "frames backwards",
-    "half_speed": "at half speed",
-    "double_speed": "at double speed",
+TOO_SURE = 0.02  # confidence minus accuracy, above which it is called too much
+CLEAR = 0.05  # p, below which a difference is called unlikely to be chance
+HARDLY = 0.05  # a difference of accuracies that hardly matters
+PLAYED = {  # in the ways of `playback.PLAYBACKS`: what is shown of a video then
+    "frozen": "the clip's middle frame, repeated",
+    "shuffled": "the clip's frames in random order",
+    "reversed": "the clip's frames backwards",
+    "half_speed": "every frame of the video twice",
+    "double_speed": "every other frame of the video",
 }
-
-
-def percent(share: float | None) -> str:
-    """`86.5 %` of a fraction."""
-    return NOTHING if share is None else f"{100 * share:.1f}{NBSP}%"
-
-
-def interval(bounds: tuple[float, float] | list[float]) -> str:
-    """`81.1 to 90.5 %`."""
-    low, high = bounds
-    return f"{100 * low:.1f} to {100 * high:.1f}{NBSP}%"
-
-
-def decimal(number: float | None) -> str:
-    """Three decimals."""
-    return NOTHING if number is None else f"{number:.3f}"
-
-
-def count(number: int, what: str) -> str:
-    """`1 video`, `1,200 videos`."""
-    plural = what if number == 1 else f"{what}{'es' if what.endswith('s') else 's'}"
-    return f"{number:,} {plural}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
-    seconds = round(seconds) if seconds >= 10 else round(seconds, 1)
-    if seconds < 60:
-        return f"{seconds:g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+USES = {  # of time, what a loss proves and what no loss does
+    "shuffled": ("it uses the order of frames", "the order of frames hardly matters to it"),
+    "frozen": ("it uses motion", "a still picture is as good to it as the video"),
+}
 
 
 def number_right(result: Mapping) -> int:
@@ -60,19 +33,29 @@ def number_right(result: Mapping) -> int:
 def first_sentence(result: Mapping) -> str:
     """How often it was right, on what, and how often a guess would be: what a reader wants to know first."""
     total, sizes = result["num_videos"], {name: one["num_videos"] for name, one in result["per_class"].items()}
-    whose = {
-        "test": "it had never seen",
-        "val": "it was not trained on",
-        "train": "it was trained on",
-    }[result["split"]]
-    if result.get("folds"):
-        whose = f"in {len(result['folds'])} folds, each judged by a model that was not trained on it"
     chance = total / len(result["class_names"])
-    sentence = f"Right on {number_right(result):,} of {count(total, 'video')} {whose}; chance would be {_rough(chance)}"
+    right = f"Right on {number_right(result):,} of {count(total, 'video')}"
+    sentence = f"{right}{_whose(result)}; chance would be {_rough(chance)}"
     common = max(sizes, key=sizes.get)
     if sizes[common] > UNBALANCED * chance:
         sentence += f", and always answering {common} {sizes[common]:,}"
     return f"{sentence}."
+
+
+def _whose(result: Mapping) -> str:
+    """Whether the model knew the videos, to stand behind their number."""
+    split, seen = result["split"], result["num_seen"]
+    all_of_own = seen == result["num_videos"] and result["manifest"] is None
+    if "folds" in result:
+        folds = f" in {len(result['folds'])} folds"
+        if seen:
+            return f"{folds}, {seen:,} of them judged by a model that was trained on them or chosen by them"
+        return f"{folds}, each judged by a model that was not trained on it"
+    if all_of_own and split in ("train", "val"):
+        return {"train": " it was trained on", "val": " it was chosen by, but not trained on"}[split]
+    if seen:
+        return f", {seen:,} of which it was trained on or chosen by"
+    return " it had never seen"
 
 
 def _rough(number: float) -> str:
@@ -97,30 +80,20 @@ def protocol(result: Mapping) -> str:
 
 
 def interval_basis(result: Mapping) -> str:
-    """What the 95 % intervals were drawn over."""
-    basis = result.get("interval")
-    if basis is None:
-        return f"95{NBSP}% interval"
+    """How the 95 % intervals were drawn."""
+    basis = result["interval"]
     if basis["over"] == "groups":
-        return f"95{NBSP}% interval, bootstrapped over {count(basis['num'], 'group')}"
-    return f"95{NBSP}% interval over {count(basis['num'], 'video')}"
+        return f"95{NBSP}% interval, bootstrap over {count(basis['num'], 'group')}"
+    return f"95{NBSP}% interval (Wilson's) of {count(basis['num'], 'video')}"
 
 
-def change(difference: float) -> str:
-    """Percentage points with their sign."""
-    points = f"{abs(100 * difference):.1f}"
-    return f"{'±' if points == '0.0' else '+' if difference > 0 else '−'}{points}"
-
-
-def calibration(result: Mapping) -> str | None:
-    """Whether it is as often right as it says, in a sentence; None without a reliability table."""
-    bins = [one for one in result.get("reliability", ()) if one["num_videos"]]
+def calibration(result: Mapping) -> str:
+    """Whether it is as often right as it says, in a sentence."""
+    bins = [one for one in result["reliability"] if one["num_videos"]]
     total = sum(one["num_videos"] for one in bins)
-    if not total:
-        return None
     sure, right = (sum(one[key] * one["num_videos"] for one in bins) / total for key in ("confidence", "accuracy"))
     gap = 100 * abs(sure - right)
-    if abs(sure - right) <= CLEAR:
+    if abs(sure - right) <= TOO_SURE:
         verdict = "on the whole as sure as it should be"
     else:
         verdict = f"too {'sure' if sure > right else 'cautious'} by {gap:.1f} points"
@@ -129,7 +102,7 @@ def calibration(result: Mapping) -> str | None:
 
 def temperature(result: Mapping) -> str:
     """What was done to the probabilities."""
-    found = result["protocol"].get("temperature", 1.0)
+    found = result["protocol"]["temperature"]
     if found is None:
         return "Each fold's probabilities are calibrated by a temperature of its own, fitted on its val."
     if found == 1.0:
@@ -138,40 +111,30 @@ def temperature(result: Mapping) -> str:
 
 
 def time_verdict(result: Mapping) -> list[str]:
-    """What the audit says of order and motion, carefully: an interval decides what counts as a loss."""
+    """What the audit says of order and motion: a paired test tells a loss, a narrow paired interval that there is none.
+
+    Of a model that is not better than chance, nothing can be lost.
+    """
+    right, chance = result["video_accuracy"], 1 / len(result["class_names"])
+    if result["video_accuracy_ci95"][0] <= chance:
+        bounds = interval(result["video_accuracy_ci95"])
+        whole = f"Right on {percent(right)} ({bounds}), it is not clearly above chance ({percent(chance)})"
+        return [f"{whole}: whether it uses time cannot be told."]
     sentences = []
-    texts = {
-        "shuffled": ("its frames in random order", "it uses their order", "the order of frames hardly matters to it"),
-        "frozen": ("one frame standing still", "it needs motion", "a still picture is as good to it as the video"),
-    }
-    for key, (shown, used, unused) in texts.items():
-        if key in result["audit"]:
-            other = result["audit"][key]
-            lost = other["video_accuracy_ci95"][1] < result["video_accuracy_ci95"][0]
-            sentences.append(
-                f"With {shown} it is right on {percent(other['video_accuracy'])} instead of "
-                f"{percent(result['video_accuracy'])}: {used if lost else unused}."
-            )
+    for playback, (used, unused) in USES.items():
+        one = result["audit"][playback]
+        lost, gained = one["lost"], one["gained"]
+        p, (low, high) = mcnemar(lost, gained), paired_interval(lost, gained, result["num_videos"])
+        if p < CLEAR:
+            verdict = used if lost > gained else "so it is even better"
+        else:
+            verdict = unused if low >= -HARDLY and high <= HARDLY else "too few videos to tell"
+        change = f"{lost:,} lost and {gained:,} gained, {p_equals(p)}"
+        told = f"is right on {percent(one['video_accuracy'])} instead of {percent(right)} ({change})"
+        sentences.append(f"With the videos {playback} it {told}: {verdict}.")
     return sentences
 
 
 def chance_loss(result: Mapping) -> float:
     """The log loss of who gives every class the same probability: `log K`."""
     return math.log(len(result["class_names"]))
-
-
-def p_value(value: float) -> str:
-    """Of a test, as `= 0.0123` or `< 0.0001`."""
-    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}" if value < 0.1 else f"= {value:.2f}"
-
-
-def part(start: float | None, end: float | None) -> str:
-    """Which part of a file a video is, to stand behind its name; nothing for a whole one."""
-    if start is None and end is None:
-        return ""
-    return f", {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
-
-
-def printable(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of a file name that are none stay to be seen, as `\\udc..`."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.checkpoint import CHECKPOINTS, find_checkpoint, load
+from stvid.checkpoint import CHECKPOINTS, Trained, find_checkpoint, load
 from stvid.errors import InputError
 from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, read_predictions
 from stvid.evaluation.price import price
@@ -15,7 +15,7 @@ from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Evaluation:
     """One evaluation.
 
     Attributes:
@@ -27,7 +27,8 @@ class Judged:
             `answer_bytes` for one clip, `training_bytes` for a step on `batch_size` clips with AdamW, both in
             `precision` on `device`, the run's own; `num_frames` that were priced, `whole_video` whether that stands
             for videos of any length. None: the checkpoint is not there, or the model cannot be simulated.
-        training: `training_seconds`, `clips_per_second`, `peak_memory_gib` and `device`; None: not known.
+        training: `training_seconds`, `clips_per_second`, `peak_memory_gib`, `device`, and whether it was on
+            `stored_features` of a frozen encoder, so that no video was decoded; None: not known.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Judged:
     training: dict | None
 
 
-def read_judged(run: str | Path, split: str) -> Judged:
+def read_evaluation(run: str | Path, split: str) -> Evaluation:
     """The evaluation of a run, or of a sweep as a cross-validation, on a split; `val` may be the run's own.
 
     What the model costs is told of a sweep's first run.
@@ -57,27 +58,50 @@ def read_judged(run: str | Path, split: str) -> Judged:
             find_checkpoint(_model_of(path))
             command = f"stvid evaluate {run} --split {split}"
             raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
-    result = _read(folder / RESULT_NAME)
-    run = _read(_model_of(home) / RESULT_NAME)
-    return Judged(
+    result = read_result(folder)
+    run = read_json(_model_of(home) / RESULT_NAME)
+    trained = _loaded(_model_of(path))
+    return Evaluation(
         name=home.absolute().name,
         folder=folder,
         result=result,
         predictions=read_predictions(folder / PREDICTIONS_NAME, result["class_names"]),
-        cost=_cost(_model_of(path), run, result["protocol"]),
-        training=_training(run),
+        cost=None if trained is None else _cost(trained, run, result["protocol"]),
+        training=_training(run, trained),
     )
+
+
+def read_result(folder: Path) -> dict:
+    """`result.json` of an evaluation.
+
+    Raises:
+        InputError: there is none, or one of an older version.
+    """
+    result = read_json(folder / RESULT_NAME)
+    if not result:
+        raise InputError(f"{folder} holds no result.json, so there is nothing to report: stvid evaluate RUN writes one")
+    if "num_seen" not in result:
+        raise InputError(f"{folder / RESULT_NAME} is of an older version of stvid; stvid evaluate RUN writes a new one")
+    return result
+
+
+def read_json(file: Path) -> dict:
+    """What a file holds; nothing where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _model_of(path: Path) -> Path:
     return runs_in(path)[0] if is_sweep(path) else path
 
 
-def _cost(model: Path, run: Mapping, protocol: Mapping) -> dict | None:
+def _loaded(model: Path) -> Trained | None:
     try:
-        trained = load(model)
+        return load(model)
     except InputError:  # evaluations are comparable without it
         return None
+
+
+def _cost(trained: Trained, run: Mapping, protocol: Mapping) -> dict | None:
     report = price(trained, run)
     if report is None:
         return None
@@ -95,15 +119,16 @@ def _cost(model: Path, run: Mapping, protocol: Mapping) -> dict | None:
     }
 
 
-def _read(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _training(run: Mapping) -> dict | None:
+def _training(run: Mapping, trained: Trained | None) -> dict | None:
     if "training_seconds" not in run:
         return None
     memory, machine = run["peak_memory_gib"], run["hardware"]
     on_gpu = memory["gpu"] is not None and machine["gpus"]
     device = machine["gpus"][0]["name"] if on_gpu else machine["cpu"]
     facts = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
-    return {**facts, "device": device}
+    return {**facts, "device": device, "stored_features": trained is not None and _on_stored_features(trained)}
+
+
+def _on_stored_features(trained: Trained) -> bool:
+    features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
+    return features != "off" and getattr(trained.model, "encoder_is_frozen", False)
