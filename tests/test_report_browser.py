@@ -215,7 +215,7 @@ def test_what_the_model_looked_at_is_shown_with_the_frame_s_evidence(opened):
     bars = card.find_elements(By.CSS_SELECTOR, ".evidence span")
     assert [bar.get_attribute("class") for bar in bars] == ["now", "against", "", ""]
     assert card.find_element(By.CSS_SELECTOR, ".evidence").get_attribute("aria-label") == (
-        "Evidence for the answer: most in frame 3 (1.00), least in frame 2 (-0.25)"
+        "Evidence for the answer, 1.25 in all: most in frame 3 (1.00), least in frame 2 (-0.25)"
     )
     browser.execute_script("arguments[0].focus()", clip)
     press(browser, Keys.ARROW_RIGHT)

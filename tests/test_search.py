@@ -331,7 +331,7 @@ def test_the_picture_shows_numbers_names_and_orders_of_magnitude(tmp_path):
         Trial(number=1, values=values, status="stopped early at epoch 1", metrics={"video_accuracy": 0.2}),
         Trial(number=2, values=values, status="failed: x"),
     ]
-    assert picture.draw(trials, space.varied, tmp_path / "p.png")
+    picture.draw(trials, space.varied, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert ranked(trials)[-1].number == 2
 

@@ -59,7 +59,7 @@ def page_data(
     totals: Mapping[str, int],
     previews: Mapping[int, Preview],
 ) -> dict:
-    """For the script: `classes`, `videos` (the cards), `cells`, their `totals`, and `clips`.
+    """For the script: `classes`, `videos` (the cards), `cells`, their `totals`, `clips`, and the range of `evidence`.
 
     `cells`: `TRUTH-ANSWER` -> videos, those with clips first; of the cells in `totals`, which can be opened.
     """
@@ -69,12 +69,14 @@ def page_data(
         cell = f"{place[predictions[video].label]}-{place[predictions[video].predicted]}"
         if cell in totals:
             cells[cell].append(video)
+    numbers = [0.0, *(number for preview in previews.values() for number in preview.evidence or ())]
     return {
         "classes": [printable(name) for name in class_names],
         "videos": shown,
         "cells": cells,
         "totals": totals,
         "clips": {video: clip_data(preview) for video, preview in previews.items()},
+        "evidence": [min(numbers), max(numbers)],
     }
 
 

@@ -46,7 +46,7 @@
       const numbers = this.clip.evidence;
       this.evidence.hidden = !numbers;
       if (!numbers) return;
-      const high = Math.max(0, ...numbers), low = Math.min(0, ...numbers), span = high - low || 1;
+      const [low, high] = data.evidence, span = high - low || 1;  // of all clips: what is small looks small
       for (const number of numbers) {
         const bar = document.createElement("i"), cell = document.createElement("span");
         bar.style.top = `${(100 * (high - Math.max(number, 0))) / span}%`;
@@ -57,7 +57,7 @@
       }
       const most = numbers.indexOf(Math.max(...numbers)), least = numbers.indexOf(Math.min(...numbers));
       const said = (place) => `frame ${place + 1} (${numbers[place].toFixed(2)})`;
-      this.evidence.setAttribute("aria-label", `Evidence for the answer: most in ${said(most)}, least in ${said(least)}`);
+      this.evidence.setAttribute("aria-label", `Evidence for the answer, ${numbers.reduce((a, b) => a + b, 0).toFixed(2)} in all: most in ${said(most)}, least in ${said(least)}`);
     }
 
     key(event) {
