@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_two_processes_train_the_model_that_one_trains_on_the_same_batches(video
 
 JUDGE = """
 import sys
+from pathlib import Path
 from stvid.cli import main
 for number, line in enumerate(sys.stdin.read().splitlines()):
     code = 0
@@ -80,6 +82,7 @@ def test_any_number_of_processes_judges_each_video_once_and_finds_the_same_numbe
     assert "Traceback" not in done.stderr
     folders = [run_folder / "evaluate" / f"test_seven{n}" for n in (1, 2, 3)]
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    assert [Path(result.pop("manifest")).name for result in results] == [f"seven{n}.csv" for n in (1, 2, 3)]
     predictions = [rows_of(folder / "predictions.csv") for folder in folders]
     assert (results[0]["num_videos"], results[0]["num_failed"], len(predictions[0])) == (7, 1, 7)
     assert results[1:] == results[:1] * 2
