@@ -213,8 +213,12 @@ def test_a_still_picture_gives_a_class_away_only_where_it_is_recognised():
             },
         }
 
-    plain = scores(known=(0.9, 0.9), mirrored=(1.0, 1.0), missed=(0.1, 0.1), constant=(1.0, 0.25))
-    frozen = scores(known=(0.85, 0.8), mirrored=(1.0, 0.5), missed=(0.0, None), constant=(1.0, 0.25))
+    plain = scores(
+        known=(0.9, 0.9), mirrored=(1.0, 1.0), missed=(0.1, 0.1), constant=(1.0, 0.25), only_still=(0.0, None)
+    )
+    frozen = scores(
+        known=(0.85, 0.8), mirrored=(1.0, 0.5), missed=(0.0, None), constant=(1.0, 0.25), only_still=(0.9, 0.9)
+    )
     assert still_classes(plain, frozen) == ["known"]
 
 

@@ -116,6 +116,6 @@ def still_classes(plain: Mapping, frozen: Mapping) -> list[str]:
     for name, one in plain["per_class"].items():
         chance = one["num_videos"] / plain["num_videos"]
         numbers = [(one[key] or 0.0, frozen["per_class"][name][key] or 0.0) for key in ("recall", "precision")]
-        if all(still >= before - STILL and still > chance + STILL for before, still in numbers):
+        if all(still >= before - STILL and min(before, still) > chance + STILL for before, still in numbers):
             found.append(name)
     return found
