@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from stvid.evaluation.price import price
 from stvid.evaluation.runs import RESULT_NAME
 from stvid.files import replacing
 from stvid.training.bad_videos import read_bad_videos
+
+log = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 MOST_BYTES = 8_000_000  # of a page
@@ -159,6 +163,14 @@ def _previews(
     trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
     """As many as a page has room for, in the order of `choose`; `explain`: this model gave the answers."""
+    gone = [one.path for one in predictions if not os.path.exists(one.path)]
+    if gone:
+        log.warning(
+            "%d of %d videos are no longer there, so the page has no clips of them: %s",
+            len(gone),
+            len(predictions),
+            gone[0],
+        )
     choice = choose(predictions)
     items = [
         Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
