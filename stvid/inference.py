@@ -5,7 +5,7 @@ V views   N videos   K classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,28 +80,14 @@ def classify(
         InputError: impossible numbers of clips or crops; more clips asked for than a video has frames; a video too
             short for a clip where `clip.short=error`.
     """
-    asked = num_clips is not None
-    num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
-    num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
-    check_views(num_clips, num_crops, trained.clip)
-    batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
     num_workers = resolve_workers(num_workers)
-    dataset = Views(
-        items=items,
-        infos=probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all),
-        class_names=trained.class_names,
-        clip=trained.clip,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        playback=playback,
-    )
+    batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
+    probing = {"num_workers": num_workers, "cache": cache, "decode_all": decode_all}
+    dataset = _views(trained, items, probing, num_clips=num_clips, num_crops=num_crops, playback=playback)
     rank, world_size = my_rank(), num_processes()
     loader = views_loader(
         dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
     )
-    check_short(dataset)
-    if asked and playback == "normal":
-        check_enough_frames(dataset)
     forward = Forward(trained, device=device)
     with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _judge(loader, forward, len(trained.class_names), bar)
@@ -112,6 +98,35 @@ def classify(
     return Answers(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
+
+
+def _views(
+    trained: Trained,
+    items: Sequence[Item],
+    probing: Mapping,
+    *,
+    num_clips: int | None,
+    num_crops: int | None,
+    playback: str,
+) -> Views:
+    """The items as views, once it is certain that there can be such views of them; for the rest see `classify`."""
+    asked = num_clips is not None
+    num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
+    num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
+    check_views(num_clips, num_crops, trained.clip)
+    dataset = Views(
+        items=items,
+        infos=probe_items(items, **probing),
+        class_names=trained.class_names,
+        clip=trained.clip,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        playback=playback,
+    )
+    check_short(dataset)
+    if asked and playback == "normal":
+        check_enough_frames(dataset)
+    return dataset
 
 
 def _together(parts: Sequence[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[Tensor, Tensor, dict[int, str]]:

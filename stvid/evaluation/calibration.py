@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from stvid.checkpoint import CALIBRATION_NAME, Trained
+from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import answers_of, protocol
+from stvid.evaluation.evaluate import protocol
 from stvid.files import write_json
+from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
 
 log = logging.getLogger(__name__)
@@ -80,8 +82,8 @@ def calibrate(
         InputError: not one val video could be read; see `inference.classify`.
     """
     how = {"num_clips": num_clips, "num_crops": num_crops}
-    plain = replace(trained, temperature=1.0)
-    items, answers = answers_of(plain, data, split="val", num_workers=num_workers, **how)
+    plain, items = replace(trained, temperature=1.0), data.select("val")
+    answers = classify(plain, items, num_workers=num_workers, cache=probe_cache(data), decode_all=True, **how)
     if not len(answers.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
     labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in answers.videos_N.tolist()])

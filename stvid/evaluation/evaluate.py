@@ -35,15 +35,17 @@ def evaluate(
     Returns:
         The result, as `result.json` documents it (plain data), and the predictions, in the order of the items.
     """
-    items, answers = answers_of(
+    items = data.select(split)
+    answers = classify(
         trained,
-        data,
-        split=split,
+        items,
         num_clips=num_clips,
         num_crops=num_crops,
         playback=playback,
         device=device,
         num_workers=num_workers,
+        cache=probe_cache(data),
+        decode_all=True,
     )
     for video, reason in sorted(answers.failed.items()) if playback == "normal" else ():
         log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
@@ -60,33 +62,6 @@ def evaluate(
         "step": trained.step,
     }
     return result, predictions
-
-
-def answers_of(
-    trained: Trained,
-    data: Manifest,
-    *,
-    split: str,
-    num_clips: int | None = None,
-    num_crops: int | None = None,
-    playback: str = "normal",
-    device: torch.device | None = None,
-    num_workers: int | str = "auto",
-) -> tuple[Sequence[Item], Answers]:
-    """The items of a split, and what the model says of them."""
-    items = data.select(split)
-    answers = classify(
-        trained,
-        items,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        playback=playback,
-        device=device,
-        num_workers=num_workers,
-        cache=probe_cache(data),
-        decode_all=True,
-    )
-    return items, answers
 
 
 def protocol(trained: Trained, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
