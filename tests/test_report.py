@@ -499,10 +499,7 @@ def untrained(tmp_path):
 
 def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untrained, video_folder, tmp_path):
     names = untrained.class_names
-    predictions = [
-        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
-        for place, one in enumerate(make_predictions(names))
-    ]
+    predictions = of_real_videos(names, video_folder)
     gone = dataclasses.replace(predictions[0], path=str(tmp_path / "gone.mp4"))
     predictions[0] = gone
     evaluation = untrained.folder / "evaluate" / "test"
@@ -527,12 +524,17 @@ def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untra
     assert "train: from 2 to 1.5" in page.text
 
 
-def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_training(untrained, video_folder, tmp_path):
-    names = untrained.class_names
-    predictions = [
+def of_real_videos(names, video_folder):
+    """Predictions as ever, of files that are there."""
+    return [
         dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
         for place, one in enumerate(make_predictions(names))
     ]
+
+
+def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_training(untrained, video_folder, tmp_path):
+    names = untrained.class_names
+    predictions = of_real_videos(names, video_folder)
     fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions, {}, untrained.clip)
     pool, predictions = pooled([fold])
     write_judgement(tmp_path / "evaluate", pool, predictions)
@@ -554,10 +556,7 @@ def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_trainin
 
 def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, video_folder, tmp_path):
     names = untrained.class_names
-    predictions = [
-        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
-        for place, one in enumerate(make_predictions(names))
-    ]
+    predictions = of_real_videos(names, video_folder)
     evaluation = untrained.folder / "evaluate" / "test"
     result = make_result(predictions, names)
     del result["audit"]
