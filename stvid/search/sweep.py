@@ -133,7 +133,7 @@ class Sweep:
         """The table, the picture, and an error where there is less than was asked for."""
         is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
         print(closing_words(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
-        if self.space.varied and any(trial.metrics for trial in self.trials):
+        if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
             draw(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
             print(f"drawn to      {shown(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
