@@ -88,7 +88,7 @@ def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pret
 
     Raises:
         InputError: a target outside `stvid.models`, arguments that its constructor does not take, or weights that
-            cannot be had.
+            cannot be had. Any other error of the constructor is raised as it is.
     """
     arguments = dict(config)
     target = str(arguments.pop("_target_", None))
@@ -96,9 +96,14 @@ def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pret
     if not match:
         raise InputError(f"model._target_ (={target}) must be stvid.models.FILE.CLASS; nothing else is ever called")
     try:
-        model_class = getattr(importlib.import_module(match[1]), match[2])
-    except (ModuleNotFoundError, AttributeError) as error:
+        module = importlib.import_module(match[1])
+    except ModuleNotFoundError as error:
+        if error.name != match[1]:  # a module that this one imports
+            raise
         raise InputError(f"model._target_ (={target}) does not exist: {error}") from error
+    model_class = getattr(module, match[2], None)
+    if model_class is None:
+        raise InputError(f"model._target_ (={target}) does not exist: {match[1]} has no {match[2]}")
     if not (inspect.isclass(model_class) and issubclass(model_class, nn.Module) and model_class.__module__ == match[1]):
         raise InputError(f"model._target_ (={target}) is no model defined in {match[1]}")
     parameters = set(inspect.signature(model_class).parameters)
@@ -112,10 +117,7 @@ def build_model(config: Mapping, *, num_classes: int, in_channels: int = 3, pret
     facts = {"num_classes": num_classes, **({"in_channels": in_channels} if "in_channels" in parameters else {})}
     if in_channels != 3 and "in_channels" not in facts:
         raise InputError(f"clip.input=rgb_diff has {in_channels} channels, and {match[2]} takes no in_channels")
-    try:
-        return model_class(**facts, **arguments)
-    except ValueError as error:  # what models raise for arguments that make no sense
-        raise InputError(str(error)) from error
+    return model_class(**facts, **arguments)
 
 
 def _file_of_run(weights: str) -> str:
@@ -164,36 +166,51 @@ def load(run: str | Path, *, calibrated: bool = True) -> Trained:
     if content["stvid"].get("format") != FORMAT:
         raise InputError(f"{path} has format {content['stvid'].get('format')}, this version of stvid reads {FORMAT}")
     try:
-        trained = _rebuild(path, content, content["stvid"])
+        facts = _facts(content, content["stvid"])
+        config = dict(facts["config"]["model"])
+        state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is incomplete or was changed: {type(error).__name__} {error}") from error
+    model = build_model(
+        config, num_classes=len(facts["class_names"]), in_channels=facts["clip"].channels, pretrained=False
+    )
+    _check_state(model, state, path)
+    model.load_state_dict(state)
+    folder = path.absolute().parent
+    folder = folder.parent if folder.name == CHECKPOINTS else folder
+    trained = Trained(path=path, folder=folder, model=model.eval(), **facts)
     return replace(trained, temperature=_temperature(trained)) if calibrated else trained
 
 
-def _rebuild(path: Path, content: Mapping, kept: Mapping) -> Trained:
-    clip, class_names = ClipSpec(**kept["clip"]), tuple(kept["class_names"])
-    model = build_model(
-        kept["config"]["model"], num_classes=len(class_names), in_channels=clip.channels, pretrained=False
-    )
-    state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"the weights in {path} belong to another model than its config says: {error}") from error
-    folder = path.absolute().parent
-    folder = folder.parent if folder.name == CHECKPOINTS else folder
-    return Trained(
-        path=path,
-        folder=folder,
-        model=model.eval(),
-        clip=clip,
-        class_names=class_names,
-        protocol=kept["protocol"],
-        config=kept["config"],
-        epoch=content["epoch"] + 1,
-        position=_position(content["loops"]["fit_loop"]),
-        step=content["global_step"],
-    )
+def _facts(content: Mapping, kept: Mapping) -> dict:
+    """What a checkpoint tells of a `Trained`, beside its model."""
+    return {
+        "clip": ClipSpec(**kept["clip"]),
+        "class_names": tuple(kept["class_names"]),
+        "protocol": kept["protocol"],
+        "config": kept["config"],
+        "epoch": content["epoch"] + 1,
+        "position": _position(content["loops"]["fit_loop"]),
+        "step": content["global_step"],
+    }
+
+
+def _check_state(model: nn.Module, state: Mapping, path: Path) -> None:
+    """Raises InputError where names or shapes of the weights are not those of the model."""
+    own = model.state_dict()
+    others = {
+        "missing": own.keys() - state.keys(),
+        "not known to the model": state.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & state.keys() if _shape(own[name]) != _shape(state[name])},
+    }
+    told = [f"{len(names)} {what} ({', '.join(sorted(names)[:3])})" for what, names in others.items() if names]
+    if told:
+        raise InputError(f"the weights in {path} belong to another model than its config says: {', '.join(told)}")
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    """None of what is no tensor, such as a module's extra state."""
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def _temperature(trained: Trained) -> float:

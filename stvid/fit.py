@@ -1,4 +1,4 @@
-"""Whether a model can take clips of a size, and what it can take instead."""
+"""Whether a model can take the clips of a run."""
 
 from __future__ import annotations
 
@@ -8,37 +8,30 @@ import torch
 from torch import nn
 
 from stvid.clip import ClipSpec
-from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
 
-CANNOT = (RuntimeError, AssertionError, ValueError)  # what networks raise for clips of a wrong size
-LARGEST = 384  # pixels, the longest side that is tried where a model cannot take a clip
-LONGEST = 64  # frames, likewise
+WHOLE_VIDEO = 16  # frames that are tried where a model sees whole videos
 
 
 @torch.no_grad()
 def check_fit(model: nn.Module, clip: ClipSpec) -> None:
-    """Runs one grey clip through the model, which stays as it is. Whole videos are tried with 16 frames.
+    """Runs one grey clip through the model, which stays as it is, so that an error comes before any video is read.
 
     Warns where the clip's pixels are not those that the model's weights were trained with.
 
     Raises:
-        InputError: the model cannot take clips of this size: in its own words, with the smallest that it can.
+        InputError: what the model itself says of clips that it does not take.
+        Exception: any other error of the model, as it is, with a note that tells the shape of the clip.
     """
     _check_pixels(getattr(model, "pixels", None), clip)
-    num_frames = clip.num_frames or 16
+    shape = (1, clip.channels, clip.num_frames or WHOLE_VIDEO, *clip.size)
     training = model.training
     try:
-        model.eval()(torch.zeros(1, clip.channels, num_frames, *clip.size))
-    except CANNOT as error:
-        smallest = _smallest(model, clip)
-        hint = "" if smallest is None else f". The smallest that it takes: {smallest}"
-        raise InputError(
-            f"{type(model).__name__} cannot take clips of {num_frames} frames of {clip.size[0]} x {clip.size[1]} "
-            f"pixels and {clip.channels} channels ({str(error).splitlines()[0]}){hint}. Change clip.size or "
-            "clip.num_frames; a vision transformer takes one size only, model.image_size"
-        ) from error
+        model.eval()(torch.zeros(shape))
+    except Exception as error:
+        error.add_note(f"{type(model).__name__} was given one clip, B x C x T x H x W = {' x '.join(map(str, shape))}")
+        raise
     finally:
         model.train(training)
 
@@ -54,26 +47,3 @@ def _check_pixels(pixels: tuple | None, clip: ClipSpec) -> None:
             "others. clip=imagenet, clip=kinetics and clip=lite0 are what weights of these names know",
             *(mean, std, clip.normalize),
         )
-
-
-def _smallest(model: nn.Module, clip: ClipSpec) -> str | None:
-    """The smallest square, and the fewest frames of it, that a model in evaluation mode takes; None: none was found.
-
-    Found by trying, from the smallest on: what is too small fails early, so that takes seconds at most.
-    """
-
-    def works(num_frames: int, height: int, width: int) -> bool:
-        try:
-            model(torch.zeros(1, clip.channels, num_frames, height, width))
-        except CANNOT:
-            return False
-        return True
-
-    def square(num_frames: int) -> int | None:
-        return next((size for size in range(1, LARGEST + 1) if works(num_frames, size, size)), None)
-
-    num_frames, size = 1, square(1)
-    if size is None:  # not the pixels are too few, then
-        num_frames = next((n for n in range(2, LONGEST + 1) if works(n, *clip.size)), None)
-        size = None if num_frames is None else square(num_frames)
-    return None if size is None else f"{num_frames} frame{'s' * (num_frames > 1)} of {size} x {size} pixels"

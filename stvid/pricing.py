@@ -200,7 +200,8 @@ def plan_batch(
 
     Whole videos are priced as if every one were as long as the longest, and clips as if no features of theirs were
     stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it, and so is one
-    whose frames are encoded in more than 200 chunks, which takes long to simulate.
+    whose frames are encoded in more than 200 chunks, which takes long to simulate. An error in a simulation is logged
+    with its traceback: a mistake in the model comes again when it is trained.
 
     Args:
         task: with the model, and how it learns.
@@ -244,6 +245,9 @@ def plan_batch(
         report = planned.price(size)
     except InputError as error:
         log.info("cost not known: %s", error)
+        return size
+    except Exception:  # a model that computes with NumPy, for example, can be trained and not simulated
+        log.warning("cost not known: the simulation of a training step failed, training goes on", exc_info=True)
         return size
     log.info("%s", brief(report))
     _warn_of_memory(planned, report)

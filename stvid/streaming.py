@@ -39,10 +39,7 @@ class Stream:
                 "the model was trained on clips normalised as wholes (clip.normalize=clip), and the end of a stream is "
                 "not known; train it with clip.normalize=frame or fixed"
             )
-        try:
-            trained.model.check_stream()
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        trained.model.check_stream()
         self.clip, self.fps = trained.clip, fps
         self.forward = Forward(trained, device=device)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)

@@ -44,6 +44,28 @@ def test_an_unknown_key_is_named_with_the_nearest():
         build_model({**CONV3D, "width": 3}, num_classes=3)
 
 
+@pytest.mark.parametrize("mistake", [ValueError, KeyError, TypeError, RuntimeError])
+def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, monkeypatch):
+    """In a new model, and in one that is loaded."""
+
+    def broken(*arguments):
+        raise mistake("inside")
+
+    monkeypatch.setattr("stvid.models.conv3d._layer", broken)
+    with pytest.raises(mistake) as new:
+        build_model(CONV3D, num_classes=3)
+    with pytest.raises(mistake) as loaded:
+        load(run_folder)
+    assert new.type is loaded.type is mistake
+
+
+def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "stvid.models.conv", None)
+    monkeypatch.delitem(__import__("sys").modules, "stvid.models.conv3d")
+    with pytest.raises(ModuleNotFoundError, match=r"stvid\.models\.conv"):
+        build_model(CONV3D, num_classes=3)
+
+
 def test_a_run_and_its_checkpoint_rebuild_the_same_model(run_folder):
     run, checkpoint = load(run_folder), load(run_folder / "checkpoints" / "best.ckpt")
     assert run.class_names == ("to_left", "to_right")
@@ -97,8 +119,17 @@ def test_weights_of_another_model_are_told(run_folder, tmp_path):
     def change(content):
         content["stvid"]["config"]["model"]["widths"] = [16, 32, 64, 64]
 
-    with pytest.raises(InputError, match="belong to another model than its config says"):
+    words = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
+    with pytest.raises(InputError, match=words):
         load(spoilt(run_folder, tmp_path, change))
+
+    def renamed(content):
+        state = content["state_dict"]
+        state["model.tail.weight"] = state.pop("model.head.weight")
+
+    words = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
+    with pytest.raises(InputError, match=words):
+        load(spoilt(run_folder, tmp_path, renamed))
 
 
 def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
@@ -115,26 +146,46 @@ def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
 
 
 class Picky(torch.nn.Module):
-    """Takes clips of 8 frames of 24 x 24 pixels and more."""
+    """A user's own: takes clips of 8 frames of 24 x 24 pixels and more."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
 
     def forward(self, clips):
+        self.calls += 1
         return torch.nn.functional.avg_pool3d(clips, (8, 24, 24)).mean(dim=(2, 3, 4))
+
+
+@pytest.mark.parametrize(("num_frames", "tried"), [(4, 4), (None, 16)])
+def test_an_error_of_the_model_stays_what_it_is_with_the_clip_that_it_got(num_frames, tried):
+    model = Picky().train()
+    with pytest.raises(RuntimeError) as error:
+        check_fit(model, ClipSpec(num_frames=num_frames, size=(10, 64)))
+    assert "forward" in [entry.name for entry in error.traceback]
+    assert error.value.__notes__ == [f"Picky was given one clip, B x C x T x H x W = 1 x 3 x {tried} x 10 x 64"]
+    assert model.calls == 1
+    assert model.training
 
 
 @pytest.mark.parametrize(
     ("model", "clip", "words"),
     [
-        (Picky(), {"num_frames": 4, "size": 64}, r"4 frames of 64 x 64 .* The smallest .*: 8 frames of 24 x 24 pixels"),
-        (Picky(), {"num_frames": None, "size": (10, 64)}, "16 frames of 10 x 64 pixels and 3 channels"),
-        ("vgg11", {"size": 24}, "The smallest that it takes: 1 frame of 32 x 32 pixels. Change clip.size"),
-        ("inception_v3", {"num_frames": 2, "size": 64}, "1 frame of 75 x 75 pixels"),
-        (Conv3D(num_classes=2), {"input": "rgb_diff"}, r"and 6 channels \(clips must be B x 3 .*\)\. Change"),
+        (
+            {"encoder": "vgg11"},
+            {"size": (24, 64)},
+            r"model.encoder \(=vgg11\) takes pictures of at least 32 x 32 pixels, not 24 x 64: set clip.size=32",
+        ),
+        (
+            {"encoder": "vit_b_32"},
+            {"size": 64, "num_frames": 1},
+            r"\(=vit_b_32\) takes pictures of 224 x 224 pixels only, not 64 x 64: set clip.size=224, or .*image_size",
+        ),
+        ({}, {"input": "rgb_diff"}, r"clips must be B x 3 x T x H x W, got \(1, 6, 16, 64, 64\)"),
     ],
 )
-def test_a_model_that_cannot_take_the_clip_names_the_smallest_that_it_can(model, clip, words):
-    if isinstance(model, str):
-        model = CNNLSTM(num_classes=2, encoder=model, hidden_size=4)
-    model.train()
+def test_a_clip_that_a_model_of_ours_does_not_take_is_one_message(model, clip, words):
+    model = CNNLSTM(num_classes=2, hidden_size=4, **model).train()
     with pytest.raises(InputError, match=words):
         check_fit(model, ClipSpec(**clip))
     assert model.training

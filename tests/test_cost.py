@@ -206,7 +206,6 @@ def test_the_report_is_plain_data():
 @pytest.mark.parametrize(
     ("shape", "options", "words"),
     [
-        ((3, 2, 2, 2), {}, "Conv3d cannot take a batch of 1 x 3 x 2 x 2 x 2"),
         ((3, 0, 8, 8), {}, "input_shape"),
         ((3, 8, 8, 8), {"batch_size": 0}, "batch_size (=0) must be at least 1"),
         ((3, 8, 8, 8), {"precision": "8-bit"}, "precision (=8-bit) must be one of"),
@@ -217,6 +216,42 @@ def test_what_cannot_be_priced_is_told_in_one_message(shape, options, words):
     with pytest.raises(InputError) as error:
         estimate(nn.Conv3d(3, 16, 3), shape, **options)
     assert words in str(error.value)
+
+
+class Applied(nn.Module):
+    """A user's own: a function, then a linear layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(self.function(x))
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x * x.sum().item(), lambda x: x[x > 0].view(-1, 3), lambda x: x if x.sum() > 0 else -x]
+)
+def test_a_computation_that_depends_on_values_is_told(function):
+    with pytest.raises(InputError, match=r"Applied cannot be priced: aten\..* needs the values in a tensor"):
+        estimate(Applied(function), (3,))
+
+
+@pytest.mark.parametrize("mistake", [RuntimeError, ValueError, TypeError, IndexError, AssertionError])
+def test_an_error_of_the_model_stays_what_it_is(mistake):
+    def broken(x):
+        raise mistake("inside")
+
+    with pytest.raises(mistake, match="inside") as error:
+        estimate(Applied(broken), (3,))
+    assert error.type is mistake
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        estimate(nn.Conv3d(3, 16, 3), (3, 2, 2, 2))
+
+
+def test_a_clip_that_a_model_of_ours_does_not_take_is_one_message():
+    with pytest.raises(InputError, match="takes pictures of at least 32 x 32 pixels, not 24 x 24"):
+        estimate(CNNLSTM(num_classes=2, encoder="vgg11", hidden_size=4), (3, 2, 24, 24))
 
 
 def test_tables_fit_120_columns_and_use_units():

@@ -7,6 +7,7 @@ from torch import nn
 
 from stvid.checkpoint import build_model
 from stvid.clip import ClipSpec, Preprocess, answer
+from stvid.errors import InputError
 from stvid.fit import check_fit
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
@@ -92,12 +93,28 @@ def test_lite0_features_are_those_of_the_published_network():
         ("small", {"weights": "DEFAULT"}, "the small encoder has none"),
         ("resnet18", {"image_size": 384}, "model.image_size .=384.: resnet18 cannot be built for it"),
         ("vit_b_32", {"image_size": 33}, "model.image_size .=33.: vit_b_32 cannot be built for it"),
+        ("vit_b_32", {"image_size": -32}, "must be a multiple of 32 pixels, the side of a patch"),
+        ("timm/resnet10t", {"image_size": 64}, "model.image_size .=64.: timm/resnet10t cannot be built for it"),
+        (
+            "timm/vit_tiny_patch16_224",
+            {"image_size": 0},
+            "model.image_size .=0.: timm/vit_tiny.* cannot be built for it",
+        ),
         ("efficientnet_lite0", {"image_size": 33}, "efficientnet_lite0 takes any"),
     ],
 )
 def test_mistakes_are_told(name, options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(InputError, match=words):
         build_encoder(name, **options)
+
+
+def test_a_mistake_inside_a_network_of_a_library_stays_what_it_is(monkeypatch):
+    def broken(name, **options):
+        raise TypeError("inside")
+
+    monkeypatch.setattr(torchvision.models, "get_model", broken)
+    with pytest.raises(TypeError, match="inside"):
+        build_encoder("vit_b_32", image_size=64)
 
 
 @pytest.mark.parametrize("package", ["timm", "efficientnet_lite_pytorch"])

@@ -21,7 +21,7 @@ ONLY_IN = {
     "optuna": {"search/"},
 }
 FORBIDDEN = {
-    "models": {"errors", "files", "machine", "video", "data", "metrics"},
+    "models": {"files", "machine", "video", "data", "metrics"},
     "training": {"video", "data", "models"},
     "evaluation": {"deploy"},
     "deploy": {"evaluation"},

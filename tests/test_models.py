@@ -6,6 +6,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from stvid.checkpoint import build_model
+from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
 from stvid.shapes import conv_output_size
 
@@ -53,6 +54,18 @@ def test_logits_and_features_have_their_shapes(model):
 @pytest.mark.parametrize("shape", [(1, 3, 1, 32, 32), (2, 3, 7, 48, 80)])
 def test_any_number_of_frames_and_any_size_will_do(model, shape):
     assert model.eval()(torch.randn(shape)).shape == (shape[0], NUM_CLASSES)
+
+
+def test_another_number_of_channels_is_told(model):
+    with pytest.raises(InputError, match=r"clips must be B x 3 x T x H x W, got \(1, 4, 2, 8, 8\)"):
+        model(torch.zeros(1, 4, 2, 8, 8))
+
+
+def test_a_dropout_that_is_no_probability_is_told(config):
+    if "dropout" not in config:
+        pytest.skip("a model without dropout")
+    with pytest.raises(InputError, match=r"model\.dropout \(=1\.5\) must lie in \[0, 1\)"):
+        build_model({**config, "dropout": 1.5}, num_classes=NUM_CLASSES, pretrained=False)
 
 
 def test_padding_and_batch_composition_change_no_logit(model):

@@ -96,9 +96,9 @@ def run(monkeypatch, caplog):
     """`plan_batch` for a small model on a device with so many free bytes."""
     caplog.set_level(logging.INFO, logger="stvid")
 
-    def planned(batch_size, free, *, num_videos=1000, num_processes=1):
+    def planned(batch_size, free, *, num_videos=1000, num_processes=1, model=None):
         monkeypatch.setattr(pricing, "free_bytes", lambda device: free)
-        model = Conv3D(num_classes=2)
+        model = Conv3D(num_classes=2) if model is None else model
         optimization = Optimization(optimizer=torch.optim.AdamW, lr=1e-3)
         data = SimpleNamespace(
             batch_size=batch_size,
@@ -124,6 +124,35 @@ def test_a_run_that_will_not_fit_is_warned_with_the_batch_that_does(run):
     assert size == 64
     fits = int(text.split("data.batch_size=")[1])
     assert 2 <= fits < 64
+
+
+class Foreign(Conv3D):
+    """A user's own, which can be trained and not be simulated."""
+
+    def __init__(self, step):
+        super().__init__(num_classes=2)
+        self.step = step
+
+    def forward(self, clips, lengths=None):
+        return super().forward(clips, lengths) + self.step(clips)
+
+
+def test_a_model_that_cannot_be_simulated_is_trained_unpriced(run):
+    size, text = run(16, 100 * GB, model=Foreign(lambda clips: clips.sum().item()))
+    assert size == 16
+    assert "cost not known: Foreign cannot be priced" in text
+    assert "Traceback" not in text
+    with pytest.raises(InputError, match="cannot be priced"):
+        run("auto", 100 * GB, model=Foreign(lambda clips: clips.sum().item()))
+
+
+def test_an_error_in_a_simulation_is_shown_with_its_traceback(run):
+    size, text = run(16, 100 * GB, model=Foreign(lambda clips: float(clips.detach().numpy().sum())))
+    assert size == 16
+    assert "cost not known" in text
+    assert "Traceback" in text
+    with pytest.raises(RuntimeError, match="numpy"):
+        run("auto", 100 * GB, model=Foreign(lambda clips: float(clips.detach().numpy().sum())))
 
 
 def test_auto_takes_what_fits_at_most_256_and_at_most_the_videos(run):

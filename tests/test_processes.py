@@ -12,7 +12,11 @@ import torch
 from conftest import ROOT, TINY, make_folder, stvid, train_py
 from test_train import paths_of_test, rows_of
 from torch import nn
+from two_processes import CASES
 
+from stvid.checkpoint import build_model
+from stvid.errors import InputError
+from stvid.models.inflated import InflatedNetwork
 from stvid.training.processes import CPUSyncBatchNorm, SyncedBatchNorm
 
 EXACT = ("trainer.precision=32", "optimizer=sgd", "model.dropout=0", "trainer.max_epochs=4", "data.max_bad=0.5")
@@ -87,6 +91,59 @@ def test_any_number_of_processes_judges_each_video_once_and_finds_the_same_numbe
     assert (results[0]["num_videos"], results[0]["num_failed"], len(predictions[0])) == (7, 1, 7)
     assert results[1:] == results[:1] * 2
     assert predictions[1:] == predictions[:1] * 2
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory):
+    """Of every model, after a step of two processes and a step of one; the two are started once for all models."""
+    file = tmp_path_factory.mktemp("two") / "differences.json"
+    words = [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_step_of_one_with_every_model(name, differences):
+    """Weights and statistics; one process sees three clips of the batch, the other one clip."""
+    found = differences[name]
+    assert found["same_names"]
+    assert found["moved"] > 1e-4
+    assert found["farthest"][1] < 1e-5, found["farthest"]
+
+
+def test_a_frozen_batch_norm_stays_frozen_when_it_is_replaced(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    model = SyncedBatchNorm().apply(InflatedNetwork(num_classes=2, freeze="bn1")).train()
+    assert isinstance(model.network.bn1, CPUSyncBatchNorm)
+    assert not model.network.bn1.training
+    assert model.network.layer1[0].bn1.training
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_what_a_norm_of_timms_does_beside_normalising_is_kept(backend, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    config = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "timm/mobilenetv3_small_050"}
+    torch.manual_seed(0)
+    model, clips = build_model(config, num_classes=2).eval(), torch.randn(1, 3, 2, 32, 32)
+    with torch.no_grad():
+        before = model(clips)
+        torch.testing.assert_close(SyncedBatchNorm().apply(model).eval()(clips), before)
+
+
+class Doubled(nn.BatchNorm2d):
+    """A batch norm that does something else than torch's."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_batch_norm_of_another_kind_is_not_replaced_by_torchs(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    with pytest.raises(InputError, match=r"0 is a Doubled.*Set trainer\.sync_batchnorm=false"):
+        SyncedBatchNorm().apply(nn.Sequential(Doubled(3)))
 
 
 def test_a_synchronised_batch_norm_keeps_weights_names_and_modes(monkeypatch):

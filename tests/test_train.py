@@ -219,7 +219,7 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
         (["trainer.precision=64-true"], ["trainer.precision (=64-true)", "bf16-mixed"]),
         (
             ["model=cnn_lstm", "model.encoder=vit_b_16"],
-            ["CNNLSTM cannot take clips of 4 frames of 32 x 32", "clip.size"],
+            ["model.encoder (=vit_b_16) takes pictures of 224 x 224 pixels only, not 32 x 32", "clip.size=224"],
         ),
         (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
         (["sweep=optuna"], ["sweep=optuna is for several runs: python train.py -m"]),

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from stvid.cost.ledger import INPUT
 from stvid.cost.report import CostReport, LayerCost
-from stvid.cost.simulation import Passed, Simulation, Step
+from stvid.cost.simulation import NEEDS_VALUES, Passed, Simulation, Step
 from stvid.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -54,8 +54,8 @@ def estimate(
         ema: a moving average of the model is kept in training.
 
     Raises:
-        InputError: the model cannot take such input; a value out of its range; a computation that depends on the
-            values in a tensor, which there are none of here.
+        InputError: a value out of its range; input that a model of ours does not take; a computation that depends on
+            the values in a tensor, which there are none of here. Any other error of the model is raised as it is.
     """
     input_shape = tuple(input_shape)
     _check(input_shape, batch_size, precision, device)
@@ -67,11 +67,9 @@ def estimate(
     try:
         step = simulation.train(batch, optimizer)
         answers = simulation.answer(one), simulation.answer(batch)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        shape = " x ".join(map(str, input_shape))
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except NEEDS_VALUES as error:
         raise InputError(
-            f"{type(model).__name__} cannot take a batch of {batch_size} x {shape} ({lines[0]})"
+            f"{type(model).__name__} cannot be priced: {error} needs the values in a tensor, and a simulation has none"
         ) from error
     return _report(simulation, input_shape, batch_size, step, answers, ema)
 

@@ -13,13 +13,20 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.optim import Optimizer
 
 from stvid.clip import answer
 from stvid.cost.ledger import INPUT, STATE, Ledger
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # as `stvid.clip.channels_last` has it
+# what operators raise that need values: `item`, `nonzero`, those of other libraries that know no fake tensors
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 

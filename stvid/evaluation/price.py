@@ -46,7 +46,9 @@ def price(trained: Trained, run: Mapping) -> CostReport | None:
         )
     except InputError as error:
         log.info("cost not known: %s", error)
-        return None
+    except Exception:  # a model that computes with NumPy, for example, answers and cannot be simulated
+        log.warning("cost not known: the simulation of a training step failed", exc_info=True)
+    return None
 
 
 def _batch_size(trained: Trained, num_frames: int) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import PartlyFrozen, freeze_stages
+from stvid.models.freezing import PartlyFrozen, StagedLayers, freeze_stages
 from stvid.models.lengths import each_length
+from stvid.models.limits import check_clips, check_probability
 from stvid.models.weights import load_weights, read_weights
 
 # (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)
@@ -40,7 +41,7 @@ class C3D(PartlyFrozen):
             up to a pooling; `wide`), or `all` but the head.
 
     Raises:
-        ValueError: no such stage, weights of another network.
+        InputError: a value out of its range, no such stage, weights of another network.
     """
 
     def __init__(
@@ -53,16 +54,17 @@ class C3D(PartlyFrozen):
         freeze: int | str = 0,
     ):
         super().__init__()
-        layers, stages, channels = [], {}, in_channels
+        check_probability("dropout", dropout)
+        stages, channels = [], in_channels
         for number, (widths, pool) in enumerate(STAGES, start=1):
-            first = len(layers)
+            layers = []
             for width in widths:
                 layers += [Conv3d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
             padding = (0, 1, 1) if number == len(STAGES) else 0
-            layers.append(nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True))
-            stages[f"stage{number}"] = nn.Sequential(*layers[first:])
-        self.layers = nn.Sequential(*layers)
+            stages.append([*layers, nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True)])
+        self.layers = StagedLayers(*stages)
+        self.in_channels = in_channels
         self.pool = nn.AdaptiveAvgPool3d(GRID)
         self.num_features = 4096
         self.wide = nn.Sequential(
@@ -81,21 +83,20 @@ class C3D(PartlyFrozen):
                 nn.init.zeros_(layer.bias)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
-        self.stages = {**stages, "wide": self.wide}
-        self.frozen = freeze_stages(nn.ModuleList([self.layers, self.wide]), self.stages, freeze)
+        self.frozen = freeze_stages(*self.backbone(), freeze)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
         """All but the head, see `PartlyFrozen`."""
-        return nn.ModuleList([self.layers, self.wide]), self.stages
+        stages = {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
+        return nn.ModuleList([self.layers, self.wide]), {**stages, "wide": self.wide}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""
+        check_clips(clips_BCTHW, self.in_channels)
         return each_length(self._features, clips_BCTHW, lengths_B)
 
-    def _features(self, x: Tensor) -> Tensor:
-        for stage in self.stages.values():
-            x = stage(self.pool(x) if stage is self.wide else x)
-        return x
+    def _features(self, clips_BCTHW: Tensor) -> Tensor:
+        return self.wide(self.pool(self.layers(clips_BCTHW)))
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
 from stvid.models.encoders import build_encoder, encode_frames
 from stvid.models.freezing import PartlyFrozen, freeze_stages
+from stvid.models.limits import check_clips, check_probability
 from stvid.models.pooling import Pooled, Pooling
 from stvid.models.recurrent import RECURRENT, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
@@ -50,7 +52,7 @@ class CNNLSTM(PartlyFrozen):
             or `attention` (a learned weighting) over all valid frames.
 
     Raises:
-        ValueError: an unknown name, a value out of its range, a bidirectional model without anything recurrent.
+        InputError: an unknown name, a value out of its range, a bidirectional model without anything recurrent.
     """
 
     def __init__(
@@ -73,17 +75,18 @@ class CNNLSTM(PartlyFrozen):
     ):
         super().__init__()
         if recurrent not in (*RECURRENT, "none"):
-            raise ValueError(f"model.recurrent (={recurrent}) must be one of {', '.join(RECURRENT)}, none")
+            raise InputError(f"model.recurrent (={recurrent}) must be one of {', '.join(RECURRENT)}, none")
         if recurrent == "none" and bidirectional:
-            raise ValueError("model.bidirectional (=True) needs something recurrent: model.recurrent is none")
+            raise InputError("model.bidirectional (=True) needs something recurrent: model.recurrent is none")
         if encoder_chunk is not None and encoder_chunk < 1:
-            raise ValueError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
+            raise InputError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
         if in_channels not in (3, 6):
-            raise ValueError(f"in_channels (={in_channels}) must be 3 or 6")
+            raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 for two pictures a frame")
+        check_probability("dropout", dropout)
         self.in_channels, self.encoder_chunk = in_channels, encoder_chunk
         file = weights if weights is not None and names_file(weights) else None
         self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
-        self.frozen = freeze_stages(self.encoder, self.encoder.stages, freeze)
+        self.frozen = freeze_stages(*self.backbone(), freeze)
         size = self.encoder.num_features * in_channels // 3
         self.recurrent = None
         if recurrent != "none":
@@ -112,7 +115,7 @@ class CNNLSTM(PartlyFrozen):
     @property
     def encoder_is_frozen(self) -> bool:
         """Whether a frame's features never change, so that they can be computed once."""
-        return self.encoder in self.frozen
+        return len(self.frozen) == len(self.encoder.stages)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
         """The encoder, see `PartlyFrozen`."""
@@ -123,7 +126,7 @@ class CNNLSTM(PartlyFrozen):
         if any(name.startswith("encoder.") and name in state for name in self.state_dict()):
             load_weights(self, state, source=source)
         elif encoder == "small":
-            raise ValueError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
+            raise InputError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
         else:
             self.encoder.load(state, source=source)
 
@@ -135,9 +138,7 @@ class CNNLSTM(PartlyFrozen):
         prepare: where given, the clips are `B x T x C x H x W` as they were read, and this makes model input of them,
         chunk by chunk.
         """
-        channels = clips_BCTHW.shape[1 if prepare is None else 2] if clips_BCTHW.ndim == 5 else None
-        if channels != self.in_channels:
-            raise ValueError(f"clips must be B x {self.in_channels} x T x H x W, got {tuple(clips_BCTHW.shape)}")
+        check_clips(clips_BCTHW if prepare is None else clips_BCTHW.transpose(1, 2), self.in_channels)
         how = {"chunk": self.encoder_chunk, "prepare": prepare}
         return encode_frames(self.encoder, clips_BCTHW, lengths_B, **how).float()
 
@@ -166,9 +167,9 @@ class CNNLSTM(PartlyFrozen):
         return self.classify(self.encode(clips_BCTHW, lengths_B, prepare=prepare), lengths_B)
 
     def check_stream(self) -> None:
-        """Raises ValueError where sequences are read from their end, too, which a stream does not have."""
+        """Raises InputError where sequences are read from their end, too, which a stream does not have."""
         if self.pooling.both_ways:
-            raise ValueError(
+            raise InputError(
                 "a bidirectional model reads from the end, which a stream does not have; train another "
                 "with model.bidirectional=false"
             )
@@ -184,7 +185,7 @@ class CNNLSTM(PartlyFrozen):
             state: what the frame before returned; None in the beginning.
 
         Raises:
-            ValueError: what `check_stream` finds.
+            InputError: what `check_stream` finds.
         """
         self.check_stream()
         before, pooled = (None, None) if state is None else state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stvid.errors import InputError
 from stvid.models.weights import reshaped
 
 
@@ -46,10 +47,10 @@ def with_in_channels(network: nn.Module, in_channels: int) -> nn.Module:
     as one.
 
     Raises:
-        ValueError: another number of channels.
+        InputError: another number of channels.
     """
     if in_channels not in (3, 6):
-        raise ValueError(f"model.in_channels (={in_channels}) must be 3, or 6 for two pictures a frame")
+        raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 for two pictures a frame")
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     shape = (first.out_channels, in_channels, *first.kernel_size)
     first.weight = nn.Parameter(reshaped(first.weight.detach(), shape))

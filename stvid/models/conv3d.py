@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import PartlyFrozen, freeze_stages
+from stvid.models.freezing import PartlyFrozen, StagedLayers, freeze_stages
+from stvid.models.limits import check_clips, check_probability
 from stvid.models.weights import load_weights, read_weights
 from stvid.shapes import conv_output_size
 
@@ -35,7 +37,8 @@ class Conv3D(PartlyFrozen):
             one's name (`stage1`, ...), or `all` but the head.
 
     Raises:
-        ValueError: widths, depths and strides that do not belong together, no such stage, weights of another network.
+        InputError: widths, depths and strides that do not belong together, a value out of its range, no such stage,
+            weights of another network.
     """
 
     def __init__(
@@ -53,34 +56,33 @@ class Conv3D(PartlyFrozen):
         super().__init__()
         depths = [depths] * len(widths) if isinstance(depths, int) else list(depths)
         if not len(widths) == len(depths) == len(strides) or not widths:
-            raise ValueError(
+            raise InputError(
                 f"model.widths ({len(widths)}), model.depths ({len(depths)}) and model.strides ({len(strides)}) must "
                 "have one entry for each stage"
             )
         if min(*widths, *depths) < 1 or any(len(stride) != 3 or min(stride) < 1 for stride in strides):
-            raise ValueError(
+            raise InputError(
                 f"model.widths (={list(widths)}) and model.depths (={depths}) must be at least 1, model.strides "
                 f"(={[list(stride) for stride in strides]}) three numbers of at least 1 for each stage"
             )
-        self.layers, stages = nn.ModuleList(), {}
-        channels = in_channels
-        for number, (width, depth, stride) in enumerate(zip(widths, depths, strides, strict=True), start=1):
-            for i in range(depth):
-                self.layers.append(_layer(channels, width, tuple(stride) if i == 0 else (1, 1, 1)))
-                channels = width
-            stages[f"stage{number}"] = self.layers[-depth:]
+        check_probability("dropout", dropout)
+        stages, channels = [], in_channels
+        for width, depth, stride in zip(widths, depths, strides, strict=True):
+            first = _layer(channels, width, tuple(stride))
+            stages.append([first, *(_layer(width, width, (1, 1, 1)) for _ in range(depth - 1))])
+            channels = width
+        self.layers = StagedLayers(*stages)
         self.in_channels = in_channels
         self.num_features = channels
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
-        self.stages = stages
-        self.frozen = freeze_stages(self.layers, stages, freeze)
+        self.frozen = freeze_stages(*self.backbone(), freeze)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
         """All but the head, see `PartlyFrozen`."""
-        return self.layers, self.stages
+        return self.layers, {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.
@@ -88,8 +90,7 @@ class Conv3D(PartlyFrozen):
         Frames past a clip's length are zeroed before every convolution, which is what its own zero padding does at
         the end of a clip: so the features are those of the clip alone (exactly so with batch norm in eval mode).
         """
-        if clips_BCTHW.ndim != 5 or clips_BCTHW.shape[1] != self.in_channels:
-            raise ValueError(f"clips must be B x {self.in_channels} x T x H x W, got {tuple(clips_BCTHW.shape)}")
+        check_clips(clips_BCTHW, self.in_channels)
         x = clips_BCTHW
         for layer in self.layers:
             x = layer(_mask(x, lengths_B))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
+from stvid.models.freezing import StagedLayers
 from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
 from stvid.models.recompute import recomputed
 
@@ -37,26 +39,24 @@ class SmallEncoder(nn.Module):
         grid: int = 4,
     ):
         super().__init__()
-        layers, channels = [], 3
+        steps, channels = [], 3
         for width in widths:
             conv = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            steps.append([conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
             channels = width
-        self.layers = nn.Sequential(*layers)
-        self.steps = tuple(self.layers[i : i + 3] for i in range(0, len(layers), 3))  # a tuple adds no parameters
+        self.layers = StagedLayers(*steps)
         self.pool = nn.AdaptiveAvgPool2d(grid)
         self.project = nn.Sequential(nn.Flatten(), nn.Linear(channels * grid**2, num_features))
         self.num_features = num_features
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        return {**{f"layers.{i}": step for i, step in enumerate(self.steps)}, "project": self.project}
+        """By name, from the input on: each convolution with its batch norm and ReLU, then the linear layer."""
+        return {**{f"layers.{i}": step for i, step in enumerate(self.layers.stages)}, "project": self.project}
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """`N x C x H x W` -> `N x F`."""
-        for step in self.steps:
-            images_NCHW = step(images_NCHW)
-        return self.project(self.pool(images_NCHW))
+        return self.project(self.pool(self.layers(images_NCHW)))
 
 
 def build_encoder(name: str, *, weights: str | None = None, image_size: int | None = None) -> nn.Module:
@@ -72,25 +72,20 @@ def build_encoder(name: str, *, weights: str | None = None, image_size: int | No
         and `pixels` (mean and deviation that the weights were trained with; None without weights).
 
     Raises:
-        ValueError: unknown name or weights, a missing package, a size for a network that takes any.
+        InputError: unknown name or weights, a missing package, a size that the network cannot be built for.
     """
     if name == "small":
         if weights is not None or image_size is not None:
             what = f"weights (={weights})" if weights is not None else f"image_size (={image_size})"
-            raise ValueError(f"model.{what}: the small encoder has none; name an image network, or give a run's")
+            raise InputError(f"model.{what}: the small encoder has none; name an image network, or give a run's")
         return SmallEncoder()
     if name == "efficientnet_lite0":
         if image_size is not None:
-            raise ValueError(f"model.image_size (={image_size}): efficientnet_lite0 takes any; leave it out")
+            raise InputError(f"model.image_size (={image_size}): efficientnet_lite0 takes any; leave it out")
         return efficientnet_lite0(weights)
-    try:
-        if name.startswith("timm/"):
-            return timm_network(name.removeprefix("timm/"), weights, {"img_size": image_size} if image_size else {})
-        return torchvision_network(name, weights, {"image_size": image_size} if image_size else {})
-    except (TypeError, AssertionError) as error:  # what constructors say of arguments
-        if image_size is None:
-            raise
-        raise ValueError(f"model.image_size (={image_size}): {name} cannot be built for it ({error})") from error
+    if name.startswith("timm/"):
+        return timm_network(name.removeprefix("timm/"), weights, image_size)
+    return torchvision_network(name, weights, image_size)
 
 
 def encode_frames(
@@ -117,7 +112,7 @@ def encode_frames(
             chunk by chunk: so a long video need not be held in float32 as a whole.
 
     Raises:
-        ValueError: the encoder gives something else than `N x F`.
+        InputError: the encoder gives something else than `N x F`.
     """
     clips_BTCHW = clips_BCTHW.transpose(1, 2) if prepare is None else clips_BCTHW
     batch, num_frames = clips_BTCHW.shape[:2]
@@ -154,5 +149,5 @@ def _encode(
     found = encoder(images.unflatten(1, (-1, 3)).flatten(0, 1))
     if found.ndim != 2 or found.shape[1] != encoder.num_features:
         shape = " x ".join(map(str, found.shape[1:]))
-        raise ValueError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
+        raise InputError(f"the encoder gives {shape} for an image, where {encoder.num_features} features are due")
     return found.unflatten(0, (len(images), -1)).flatten(1)

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
+
+from stvid.errors import InputError
 
 # whose own parts are a network's stages
 CONTAINERS = ("features", "trunk_output", "layers", "blocks", "_blocks", "stages", "encoder")
 
 
 class PartlyFrozen(nn.Module):
-    """A model of a backbone in stages and what decides; the parts in `frozen` stay in evaluation mode for good.
+    """A model of a backbone in stages and what decides; its frozen stages stay in evaluation mode for good.
 
-    With its stages frozen, statistics of batch norm stay as they are, too.
+    So the statistics of their batch norms stay as they are, too.
+
+    Attributes:
+        frozen: names of the frozen stages, see `freeze_stages`. Names, because a module can be replaced later, as
+            a batch norm is by a synchronised one.
     """
 
-    frozen: Sequence[nn.Module] = ()
+    frozen: Sequence[str] = ()
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
         """All but what decides, and its stages by name, those that `freeze` counts, from the input on."""
         raise NotImplementedError(f"{type(self).__name__} does not tell its backbone")
 
     def blocks(self) -> list[nn.Module]:
-        """What the stages consist of, where one is a row of modules with parts of their own, else the stages."""
-        found = []
+        """What the stages consist of, where one is a row of modules with parts of their own, else the stages.
+
+        Only modules of this model are blocks; a stage of `StagedLayers` is none, because it is cut out when asked for.
+        """
+        own, found = set(self.modules()), []
         for stage in self.backbone()[1].values():
             parts = list(stage.children())
             row = isinstance(stage, nn.Sequential | nn.ModuleList) and all(list(part.children()) for part in parts)
             found += parts if row else [stage]
-        return found
+        return [block for block in found if block in own]
 
     def backbone_stages(self) -> list[list[nn.Parameter]]:
         """The parameters of the backbone, frozen ones too, by its stages; see `stage_parameters`."""
@@ -42,9 +52,34 @@ class PartlyFrozen(nn.Module):
     def train(self, mode: bool = True) -> PartlyFrozen:
         """As ever, but for the frozen parts."""
         super().train(mode)
-        for part in self.frozen:
-            part.eval()
+        if self.frozen:
+            network, stages = self.backbone()
+            whole = len(self.frozen) == len(stages)
+            for part in [network] if whole else [stages[name] for name in self.frozen]:
+                part.eval()
         return self
+
+
+class StagedLayers(nn.Sequential):
+    """The layers of all stages in one row, named by their number in it.
+
+    Args:
+        stages: the layers of each stage.
+    """
+
+    def __init__(self, *stages: Sequence[nn.Module]):
+        super().__init__(*itertools.chain(*stages))
+        self.sizes = [len(stage) for stage in stages]
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """Made anew by every call, of the layers that are there now: a layer may have been replaced by another."""
+        ends = list(itertools.accumulate(self.sizes))
+        return [self[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """A layer; of a slice, a plain row."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
 def stages_of(network: nn.Module) -> dict[str, nn.Module]:
@@ -77,7 +112,7 @@ def stage_parameters(network: nn.Module, stages: Mapping[str, nn.Module]) -> lis
     return [stage[::-1] for stage in found]
 
 
-def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> list[nn.Module]:
+def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> tuple[str, ...]:
     """Takes the first stages of a network, and what belongs to none and stands before their end, out of training.
 
     A `PartlyFrozen` model keeps what is returned as its `frozen`.
@@ -88,18 +123,19 @@ def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: i
         freeze: how many stages, counted from the input; the name of the last one; or `all`, which is the whole network.
 
     Returns:
-        The frozen modules, in evaluation mode.
+        The names of the frozen stages, which are in evaluation mode; all names: the whole network is.
 
     Raises:
-        ValueError: no such stage, or more than there are.
+        InputError: no such stage, or more than there are.
     """
     names = list(stages)
     if freeze in names:
         freeze = names.index(freeze) + 1
     if freeze == "all" or freeze == len(names):
-        return [network.requires_grad_(False).eval()]
+        network.requires_grad_(False).eval()
+        return tuple(names)
     if not isinstance(freeze, int) or not 0 <= freeze <= len(names):
-        raise ValueError(
+        raise InputError(
             f"model.freeze (={freeze}) must be all, a number from 0 to {len(names)}, or the last stage to freeze: "
             + ", ".join(names)
         )
@@ -109,4 +145,4 @@ def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: i
     end = max((i for i, parameter in enumerate(parameters) if id(parameter) in owned), default=-1) + 1
     for parameter in parameters[:end]:
         parameter.requires_grad_(False)
-    return frozen
+    return tuple(names[:freeze])

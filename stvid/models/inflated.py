@@ -12,8 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stvid.errors import InputError
 from stvid.models.conv import Conv3d, with_in_channels
-from stvid.models.freezing import freeze_stages, stages_of
+from stvid.models.freezing import freeze_stages
+from stvid.models.limits import check_probability, torchvision_family, torchvision_size
 from stvid.models.pretrained import nearest_name, pixels_of
 from stvid.models.trunk import TrunkAndHead
 from stvid.models.weights import load_weights, read_weights
@@ -50,7 +52,7 @@ class InflatedNetwork(TrunkAndHead):
             one's name (of resnet18: `conv1`, `bn1`, `layer1`, ...; of others `features.0`, ...), or `all` but the head.
 
     Raises:
-        ValueError: no such network, or one that cannot be inflated; an even depth; unknown weights or stages; weights
+        InputError: no such network, or one that cannot be inflated; an even depth; unknown weights or stages; weights
             of another network; 6 channels for googlenet, which scales three.
     """
 
@@ -67,11 +69,13 @@ class InflatedNetwork(TrunkAndHead):
     ):
         super().__init__()
         if kernel_depth < 1 or kernel_depth % 2 == 0:
-            raise ValueError(f"model.kernel_depth (={kernel_depth}) must be odd and at least 1")
+            raise InputError(f"model.kernel_depth (={kernel_depth}) must be odd and at least 1")
+        check_probability("dropout", dropout)
         if in_channels != 3 and network == "googlenet":
-            raise ValueError(f"model.network (=googlenet) scales its 3 input channels and cannot take {in_channels}")
+            raise InputError(f"model.network (=googlenet) scales its 3 input channels and cannot take {in_channels}")
         flat = with_in_channels(_image_network(network), in_channels)
         self.network = _inflated(flat, kernel_depth)
+        self.in_channels, self.size = in_channels, torchvision_size(network, key="model.network")
         self.num_features = _num_features(self.network, in_channels)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.num_features, num_classes)
@@ -82,7 +86,16 @@ class InflatedNetwork(TrunkAndHead):
                 state = {f"network.{name}": value for name, value in state.items()}
             head = ("head.", *(f"network.{name}." for name in DECISIONS))
             load_weights(self, state, source=f"{weights} for {network}", head=head)
-        self.frozen = freeze_stages(self.network, stages_of(self.network), freeze)
+        self.frozen = freeze_stages(*self.backbone(), freeze)
+
+    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames.
+
+        Raises:
+            InputError: fewer pixels than the network takes.
+        """
+        self.size.check(*clips_BCTHW.shape[-2:])
+        return super().forward_features(clips_BCTHW, lengths_B)
 
 
 class RepeatingConv3d(Conv3d):
@@ -100,10 +113,10 @@ def _image_network(name: str) -> nn.Module:
     """torchvision's network `name` up to its global pooling, which pools time too already."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ValueError(f"model.network (={name}) is no torchvision classification network{nearest_name(name, known)}")
-    family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+        raise InputError(f"model.network (={name}) is no torchvision classification network{nearest_name(name, known)}")
+    family = torchvision_family(name)
     if family not in FAMILIES:
-        raise ValueError(
+        raise InputError(
             f"model.network (={name}) cannot be inflated: {family} has layers, or steps between them, that are meant "
             f"for pictures only; networks of these families can: {', '.join(FAMILIES)}"
         )

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
+
 POOLING = ("last", "mean", "max", "attention")
 
 
@@ -36,7 +38,7 @@ class Pooling(nn.Module):
     def __init__(self, kind: str, *, num_features: int, both_ways: bool = False):
         super().__init__()
         if kind not in POOLING:
-            raise ValueError(f"model.pooling (={kind}) must be one of {', '.join(POOLING)}")
+            raise InputError(f"model.pooling (={kind}) must be one of {', '.join(POOLING)}")
         self.kind, self.both_ways = kind, both_ways
         self.score = nn.Linear(num_features, 1, bias=False) if kind == "attention" else None
 

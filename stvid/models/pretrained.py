@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torchvision
 from torchvision.models import WeightsEnum
 
+from stvid.errors import InputError
+
 
 def find_weights(name: str, weights: str | None, *, key: str = "weights") -> WeightsEnum | None:
     """What torchvision knows as `weights` (`DEFAULT`, or a name) of its network `name`; None for None.
@@ -16,14 +18,14 @@ def find_weights(name: str, weights: str | None, *, key: str = "weights") -> Wei
     `key` is the config key below `model` that an error names.
 
     Raises:
-        ValueError: the network has no weights of that name; those it has are told.
+        InputError: the network has no weights of that name; those it has are told.
     """
     if weights is None:
         return None
     choices = torchvision.models.get_model_weights(name)
     names = ["DEFAULT", *choices.__members__]
     if weights not in names:
-        raise ValueError(f"model.{key} (={weights}) is not among the weights of {name}: {', '.join(names)}")
+        raise InputError(f"model.{key} (={weights}) is not among the weights of {name}: {', '.join(names)}")
     return choices[weights]
 
 

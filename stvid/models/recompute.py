@@ -6,10 +6,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stvid.models.freezing import PartlyFrozen
+from stvid.models.freezing import PartlyFrozen, StagedLayers
 
 
 def recomputed(function: Callable, module: nn.Module, *arguments):
@@ -22,17 +22,27 @@ def recomputed(function: Callable, module: nn.Module, *arguments):
 
 
 def recompute_stages(model: PartlyFrozen) -> None:
-    """From now on, what the blocks of a model's backbone compute in training is not kept, only what goes in.
+    """From now on, of what a model's blocks (or stages) compute in training only the input is kept.
 
     Results stay what they are, for about a third more computation.
     """
     for block in model.blocks():
         if any(parameter.requires_grad for parameter in block.parameters()):
             block.forward = functools.partial(_forward, block, block.forward)
+    for row in model.modules():
+        if isinstance(row, StagedLayers):
+            row.forward = functools.partial(_stage_by_stage, row)
 
 
 def _forward(part: nn.Module, forward: Callable, *arguments):
     return recomputed(forward, part, *arguments) if part.training else forward(*arguments)
+
+
+def _stage_by_stage(row: StagedLayers, x: Tensor) -> Tensor:
+    for stage in row.stages:
+        learns = row.training and any(parameter.requires_grad for parameter in stage.parameters())
+        x = recomputed(stage, stage, x) if learns else stage(x)
+    return x
 
 
 @contextlib.contextmanager

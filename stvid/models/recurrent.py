@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from stvid.errors import InputError
+from stvid.models.limits import check_probability
+
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -26,7 +29,7 @@ class Recurrent(nn.Module):
             all steps, in [0, 1) (DropConnect of AWD-LSTM, Merity et al. 2018, arXiv:1708.02182).
 
     Raises:
-        ValueError: a value out of its range.
+        InputError: a value out of its range.
     """
 
     def __init__(
@@ -42,9 +45,8 @@ class Recurrent(nn.Module):
     ):
         super().__init__()
         if min(hidden_size, num_layers) < 1:
-            raise ValueError(f"model.hidden_size (={hidden_size}) and num_layers (={num_layers}) must be at least 1")
-        if not 0 <= recurrent_dropout < 1:
-            raise ValueError(f"model.recurrent_dropout (={recurrent_dropout}) must lie in [0, 1)")
+            raise InputError(f"model.hidden_size (={hidden_size}) and num_layers (={num_layers}) must be at least 1")
+        check_probability("recurrent_dropout", recurrent_dropout)
         self.layers = RECURRENT[kind](
             input_size,
             hidden_size,

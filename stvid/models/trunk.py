@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stvid.models.freezing import PartlyFrozen, stages_of
 from stvid.models.lengths import each_length
+from stvid.models.limits import check_clips
 
 
 class TrunkAndHead(PartlyFrozen):
@@ -20,8 +21,10 @@ class TrunkAndHead(PartlyFrozen):
         network: `B x C x T x H x W` -> `B x F`, knows nothing of lengths.
         dropout: before the head.
         head: `B x F` -> `B x K`.
+        in_channels: C.
     """
 
+    in_channels: int
     network: nn.Module
     dropout: nn.Module
     head: nn.Module
@@ -32,6 +35,7 @@ class TrunkAndHead(PartlyFrozen):
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""
+        check_clips(clips_BCTHW, self.in_channels)
         return each_length(self.network, clips_BCTHW, lengths_B)
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:

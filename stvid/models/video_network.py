@@ -12,8 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stvid.errors import InputError
 from stvid.models.conv import with_in_channels, with_safe_convolutions
-from stvid.models.freezing import freeze_stages, stages_of
+from stvid.models.freezing import freeze_stages
+from stvid.models.limits import check_probability
 from stvid.models.pretrained import pixels_of
 from stvid.models.trunk import TrunkAndHead
 from stvid.models.weights import load_weights, read_weights
@@ -51,7 +53,8 @@ class VideoNetwork(TrunkAndHead):
             one's name (`stem`, `layer1`, ...; of s3d `features.0`, ...), or `all` but the head.
 
     Raises:
-        ValueError: unknown network, weights or stage; weights of another architecture; `inflate` where it cannot be.
+        InputError: unknown network, weights or stage; a value out of its range; weights of another architecture;
+            `inflate` where it cannot be.
     """
 
     def __init__(
@@ -67,27 +70,29 @@ class VideoNetwork(TrunkAndHead):
     ):
         super().__init__()
         if name not in NAMES:
-            raise ValueError(f"model.name (={name}) must be one of {', '.join(NAMES)}")
+            raise InputError(f"model.name (={name}) must be one of {', '.join(NAMES)}")
+        check_probability("dropout", dropout)
         network = torchvision.models.get_model(name)
         self.network = with_in_channels(with_safe_convolutions(network), in_channels)
+        self.in_channels = in_channels
         self.num_features = _cut_s3d(network) if name == "s3d" else _cut_resnet(network)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.num_features, num_classes)
         if weights is not None and inflate is not None:
-            raise ValueError(f"model.weights (={weights}) and model.inflate (={inflate}): give one of them")
+            raise InputError(f"model.weights (={weights}) and model.inflate (={inflate}): give one of them")
         self.pixels = pixels_of(name, weights) or pixels_of("resnet18", inflate)
         if weights is not None:
             state = read_weights(weights, network=name)
             load_weights(self, _named_here(state), source=f"{weights} for {name}")
         if inflate is not None:
             if name not in INFLATABLE:
-                raise ValueError(
+                raise InputError(
                     f"model.inflate (={inflate}): the kernels of {name} have not the shapes of any image network's; "
                     f"take model.name={' or '.join(INFLATABLE)}, or model=i3d"
                 )
             state = read_weights(inflate, network="resnet18", key="inflate")
             load_weights(self, _from_resnet(state), source=f"{inflate} for {name}", head=("head.", "network.fc."))
-        self.frozen = freeze_stages(network, stages_of(network), freeze)
+        self.frozen = freeze_stages(*self.backbone(), freeze)
 
 
 class ShortMaxPool3d(nn.MaxPool3d):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stvid.errors import InputError
 from stvid.models.pretrained import find_weights
 
 log = logging.getLogger(__name__)
@@ -60,22 +61,22 @@ def read_weights(weights: str, *, network: str | None = None, key: str = "weight
         key: the config key below `model` that holds the word.
 
     Raises:
-        ValueError: neither a file nor a name; a file that cannot be read, weights that cannot be downloaded.
+        InputError: neither a file nor a name; a file that cannot be read, weights that cannot be downloaded.
     """
     weights = str(weights)  # yaml knows words that are no text, such as true
     if names_file(weights, key=key):
         try:
             return read_file(weights)
-        except ValueError as error:
-            raise ValueError(f"model.{key} (={weights}): {error}") from error
+        except InputError as error:
+            raise InputError(f"model.{key} (={weights}): {error}") from error
     if network is None:
         hint = "this model has none to download, give a file (.pth, .ckpt, .safetensors) or a run"
-        raise ValueError(f"model.{key} (={weights}): there is no such file; {hint}")
+        raise InputError(f"model.{key} (={weights}): there is no such file; {hint}")
     found = find_weights(network, weights, key=key)
     try:
         return _plain(found.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:  # no way out of this machine; a download that was cut off
-        raise ValueError(
+        raise InputError(
             f"model.{key} (={weights}): {found.url} could not be downloaded ({error}). Fetch it elsewhere and give the "
             f"file: model.{key}=FILE"
         ) from error
@@ -85,11 +86,11 @@ def names_file(weights: str, *, key: str = "weights") -> bool:
     """Whether a word of the user's names a file that is there.
 
     Raises:
-        ValueError: it looks like a file, and there is none.
+        InputError: it looks like a file, and there is none.
     """
     path = Path(str(weights)).expanduser()
     if not path.exists() and (os.sep in str(weights) or "/" in str(weights) or path.suffix):
-        raise ValueError(f"model.{key} (={weights}): there is no such file")
+        raise InputError(f"model.{key} (={weights}): there is no such file")
     return path.exists()
 
 
@@ -101,18 +102,18 @@ def read_file(path: str | Path) -> dict[str, Tensor]:
             `.safetensors`.
 
     Raises:
-        ValueError: no such file, unreadable, or no tensors by name in it.
+        InputError: no such file, unreadable, or no tensors by name in it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise InputError(f"{path} is no file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(
+        raise InputError(
             f"{path} holds no state dict, alone or under {', '.join(WRAPPERS)}; it holds {found[:200] or 'nothing'}"
         )
     return _plain(content)
@@ -133,7 +134,7 @@ def load_weights(
         head: beginnings of names, in the module or the state dict, that belong to a decision.
 
     Raises:
-        ValueError: the state dict belongs to another architecture.
+        InputError: the state dict belongs to another architecture.
     """
     own, head = module.state_dict(), tuple(head)
     fitting = {
@@ -178,7 +179,7 @@ def reshaped(value: Tensor, shape: Sequence[int]) -> Tensor | None:
 
 
 def _check_trunk(own: Mapping, state: Mapping, fitting: Mapping, *, source: str, head: tuple) -> None:
-    """Raises ValueError where parameters or statistics before the head have no partner, on either side."""
+    """Raises InputError where parameters or statistics before the head have no partner, on either side."""
 
     def trunk(names):  # old files do not count the batches of batch norm
         return [name for name in names if not name.startswith(head) and not name.endswith("num_batches_tracked")]
@@ -196,7 +197,7 @@ def _check_trunk(own: Mapping, state: Mapping, fitting: Mapping, *, source: str,
         )
         if names
     ]
-    raise ValueError(
+    raise InputError(
         f"the weights {source} belong to another architecture: of the model's {len(trunk(own))} tensors "
         f"{len(trunk(own)) - len(lacking)} were found, {', '.join(told)}"
     )
@@ -216,7 +217,7 @@ def _read_torch(path: Path) -> object:
             warnings.simplefilter("ignore")  # of pickle protocols, for files that are no pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no file of weights, is cut off, or holds more than tensors, which is never loaded "
             f"({type(error).__name__})"
         ) from error
@@ -227,11 +228,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ValueError(f"{path} needs safetensors: pip install safetensors") from error
+        raise InputError(f"{path} needs safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _counted(names: Sequence[str], what: str) -> str:

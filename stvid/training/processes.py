@@ -5,10 +5,15 @@ B samples of this process   C channels
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 from pytorch_lightning.plugins import LayerSync
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stvid.errors import InputError
 
 
 def num_processes() -> int:
@@ -51,8 +56,12 @@ class Sum(torch.autograd.Function):
         return over_all(gradients)
 
 
-class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm with the statistics of all processes' samples, each counting the same; torch's own needs a GPU."""
+class CPUSyncBatchNorm(_BatchNorm):
+    """Batch norm with the statistics of all processes' samples, each counting the same.
+
+    Torch's own needs a GPU; this one is kept for the tests that hold several processes against one on a CPU.
+    Its children, which timm's norms have (dropout and an activation), are applied to the result one by one.
+    """
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim < 2:
@@ -60,11 +69,15 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """`B x C x ...` -> the same shape."""
-        if not self.training or not dist.is_initialized():
-            return super().forward(x)
+        y = super().forward(x) if not self.training or not dist.is_initialized() else self._of_all(x)
+        for child in self.children():
+            y = child(y)
+        return y
+
+    def _of_all(self, x: Tensor) -> Tensor:
         along = [i for i in range(x.ndim) if i != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        x_float = x.float()
+        x_float = x.to(torch.promote_types(x.dtype, torch.float32))
         sums = Sum.apply(torch.cat([x_float.sum(along), x_float.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean_C = sums[:-1] / count
@@ -89,12 +102,28 @@ class SyncedBatchNorm(LayerSync):
     """For Lightning: every batch norm of a model becomes one over all processes; weights and their names stay."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        if dist.get_backend() != "gloo":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        for module in model.modules():
-            for name, child in module.named_children():
-                if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                    setattr(module, name, _on_cpu(child))
+        """Replaces the batch norms; returns the model.
+
+        Raises:
+            InputError: a batch norm that computes something else than torch's and timm's do.
+        """
+        norms = [
+            (module, name, child)
+            for module in model.modules()
+            for name, child in module.named_children()
+            if isinstance(child, _BatchNorm) and not isinstance(child, CPUSyncBatchNorm | nn.SyncBatchNorm)
+        ]
+        timm = sys.modules.get("timm.layers")  # loaded where a network of timm's is
+        for _, name, norm in norms:
+            if type(norm).forward is not _BatchNorm.forward and not (timm and type(norm) is timm.BatchNormAct2d):
+                raise InputError(
+                    f"trainer.sync_batchnorm: {name} is a {type(norm).__name__}, a batch norm of another kind than "
+                    "torch's, which cannot be computed over several processes. Set trainer.sync_batchnorm=false"
+                )
+        if dist.get_backend() != "gloo":  # timm's function does what torch's does, and knows timm's norms
+            return (timm or nn.SyncBatchNorm).convert_sync_batchnorm(model)
+        for module, name, norm in norms:
+            setattr(module, name, _on_cpu(norm))
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -102,9 +131,11 @@ class SyncedBatchNorm(LayerSync):
         return model
 
 
-def _on_cpu(norm: nn.modules.batchnorm._BatchNorm) -> CPUSyncBatchNorm:
+def _on_cpu(norm: _BatchNorm) -> CPUSyncBatchNorm:
     how = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
     synced = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, **how)
     synced._parameters, synced._buffers = norm._parameters, norm._buffers  # the very same: optimizers know them
+    for name, child in norm.named_children():
+        synced.add_module(name, child)
     synced.training = norm.training
     return synced

@@ -30,8 +30,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Spreads a model's parameters over the processes of a mesh; one block at a time is whole while it computes."""
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # it takes no other order
-    inside = set(model.modules())
     for block in model.blocks():
-        if block in inside:
-            fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

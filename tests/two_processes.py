@@ -1,0 +1,91 @@
+"""One optimizer step of every model, by two processes and by one: how far apart are the weights?
+
+    python two_processes.py FILE        writes what it finds as json
+
+One step only: in a deep network with random weights, the next one enlarges rounding errors too much to compare.
+"""
+
+import copy
+import functools
+import json
+import sys
+from pathlib import Path
+
+import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from stvid.checkpoint import build_model
+from stvid.launch import joined, spread
+from stvid.models import c3d
+from stvid.models.recompute import recompute_stages
+from stvid.training.processes import SyncedBatchNorm
+
+CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "model").glob("*.yaml"))}
+# name: (file in configs/model, changes to it, whether activations are recomputed)
+CASES = {
+    **{name: (name, {}, False) for name in CONFIGS},
+    "cnn_lstm, recomputed": ("cnn_lstm", {}, True),
+    "conv3d, recomputed": ("conv3d", {"depths": 2}, True),
+    "cnn_lstm, a frozen batch norm": ("cnn_lstm", {"encoder": "resnet18", "freeze": "bn1"}, False),
+    "cnn_lstm, norms of timm": ("cnn_lstm", {"encoder": "timm/mobilenetv3_small_050"}, False),
+}
+EXACT = ("r2plus1d_18", "s3d")  # in float64: in float32 rounding alone changes their gradients by several per cent
+CLIPS, CLASSES = 4, 3
+SHARES = (slice(0, 3), slice(3, 4))  # of the clips: what each of the two processes sees
+
+
+def step(model: nn.Module, share: slice, *, processes: int) -> None:
+    """One step on a share of the clips; gradients are means over the clips of all processes."""
+    torch.manual_seed(1)
+    clips, labels = torch.randn(CLIPS, 3, 4, 24, 24), torch.arange(CLIPS) % CLASSES
+    clips = clips.to(next(model.parameters()).dtype)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-3)
+    loss = cross_entropy(model(clips[share]), labels[share], reduction="sum") / CLIPS
+    (loss * processes).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def farthest(model: nn.Module, other: nn.Module) -> tuple[str, float]:
+    """Of the weights and statistics of two models, the one that differs most, and by how much."""
+    found = other.state_dict()
+    apart = {name: (value - found[name]).abs().max().item() for name, value in model.state_dict().items()}
+    return max(apart.items(), key=lambda item: item[1])
+
+
+def compare(name: str, is_first: bool) -> dict:
+    """Trains as one process and as two."""
+    file, changes, recomputes = CASES[name]
+    config = {**OmegaConf.to_container(OmegaConf.load(CONFIGS[file])), "dropout": 0.0, **changes}
+    torch.manual_seed(0)
+    model, found = build_model(config, num_classes=CLASSES, pretrained=False), {}
+    model.to(torch.float64 if name in EXACT else torch.float32)
+    names = list(model.state_dict())
+    if is_first:
+        step(one := copy.deepcopy(model), slice(None), processes=1)
+        moved = [(p - q).abs().max().item() for p, q in zip(model.parameters(), one.parameters(), strict=True)]
+        found["moved"] = max(moved)
+    if recomputes:
+        recompute_stages(model)
+    together = DistributedDataParallel(SyncedBatchNorm().apply(model), gradient_as_bucket_view=True)
+    step(together, SHARES[0 if is_first else 1], processes=2)
+    if is_first:
+        found["farthest"], found["same_names"] = farthest(one, model), names == list(model.state_dict())
+    return found
+
+
+def main(file: Path) -> None:
+    c3d.GRID = (1, 1, 1)  # 46 million parameters rather than 78
+    torch.set_num_threads(1)
+    with joined() as is_first:
+        found = {name: compare(name, is_first) for name in CASES}
+        if is_first:
+            file.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    raise SystemExit(spread(functools.partial(main, Path(sys.argv[1])), 2))
