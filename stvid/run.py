@@ -21,7 +21,7 @@ from stvid.checkpoint import Trained
 from stvid.config import check, home
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
-from stvid.errors import InputError
+from stvid.errors import InputError, train_command
 from stvid.evaluation.describe import headline
 from stvid.evaluation.held_out import MANIFEST_NAME
 from stvid.evaluation.judge import draw_report, write_judgement
@@ -54,7 +54,8 @@ def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
     if not run.exists():
         raise InputError(f"resume={resume} does not exist; give a run folder")
     if (run / "sweep.yaml").is_file():
-        raise InputError(f"resume={resume} holds a sweep, which goes on with -m: python train.py -m resume={resume}")
+        again = train_command("-m", f"resume={resume}")
+        raise InputError(f"resume={resume} holds a sweep, which goes on with -m: {again}")
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"resume={resume}: no {CONFIG_NAME} there, so it holds no run")
     return str(run)
@@ -117,7 +118,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
 def _check_no_sweep(overrides: Sequence[str]) -> None:
     useless = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
     if useless:
-        raise InputError(f"{' '.join(useless)} is for several runs: python train.py -m {' '.join(overrides)}")
+        raise InputError(f"{' '.join(useless)} is for several runs: {train_command('-m', *overrides)}")
 
 
 def finished(config: DictConfig) -> float | None:

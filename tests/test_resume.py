@@ -195,7 +195,7 @@ def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_
     with monkeypatch.context() as patch:
         signalled(patch, signal.SIGTERM, epoch=1)
         done = train(video_folder, tmp_path / "run")
-    assert "python train.py resume=" in done.stdout
+    assert f"python {ROOT / 'train.py'} resume={tmp_path / 'run'}" in done.stdout
     done = train_py(f"resume={tmp_path / 'run'}", "data.batch_size=2", "allow_changes=true")
     assert done.returncode == 2
     assert "at the end of an epoch only" in done.stderr

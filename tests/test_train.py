@@ -222,7 +222,7 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
             ["CNNLSTM cannot take clips of 4 frames of 32 x 32", "clip.size"],
         ),
         (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
-        (["sweep=optuna"], ["sweep=optuna is for several runs: python train.py -m"]),
+        (["sweep=optuna"], ["sweep=optuna is for several runs: python", "train.py -m "]),
         (["seed=0,1"], ["seed=0,1: several values need -m"]),
         (["optimizer.groups={haed: {lr: 1e-2}}"], ["'haed' is found in no parameter's name"]),
         (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
@@ -237,6 +237,16 @@ def test_a_mistake_is_one_message_and_exit_code_2(overrides, words, tmp_path, vi
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "run").exists(), "an empty run folder was left behind"
+
+
+def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):
+    videos = make_folder(tmp_path / "videos", videos=4, classes=("waving",))
+    for many in ((), ("-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")):
+        done = train_py(*many, "data=folder", f"data.root={videos}", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "one class, 'waving'" in done.stderr
+        assert str(videos) in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_never_written_over(run_folder, video_folder):

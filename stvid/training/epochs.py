@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.errors import train_command
 from stvid.files import replacing
 from stvid.machine import num_cores
 from stvid.progress import Bar
@@ -152,8 +153,8 @@ class EpochTable(Callback):
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            kept, run = len(self.rows), self.path.parent
-            log.info("\ninterrupted; %d epochs are kept. Go on with: python train.py resume=%s", kept, run)
+            again = train_command(f"resume={self.path.parent}")
+            log.info("\ninterrupted; %d epochs are kept. Go on with: %s", len(self.rows), again)
 
     def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="") as file:

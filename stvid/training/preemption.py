@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from stvid.errors import InputError
+from stvid.errors import InputError, train_command
 from stvid.training.processes import over_all
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm is told to send: --signal=USR1@90
+# SIGUSR1 is what Slurm is told to send (--signal=USR1@90); Windows has no such signal
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
 class Preemption(Callback):
@@ -67,7 +68,7 @@ class Preemption(Callback):
             if self.requeue:
                 _requeue()
             else:
-                log.info("go on with   python train.py resume=%s", run)
+                log.info("go on with   %s", train_command(f"resume={run}"))
         raise SystemExit(128 + self.agreed)
 
     def _note(self, number: int, frame: object) -> None:
