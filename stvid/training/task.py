@@ -28,8 +28,7 @@ class ClassificationTask(pl.LightningModule):
     """Trains a model to tell classes apart.
 
     Logs `train_loss`, `train_clip_accuracy` (on augmented clips; of mixed ones, the greater share counts), `val_loss`,
-    `val_clip_accuracy`, `val_video_accuracy`, and `val_criterion`, by which the best checkpoint is chosen: the video
-    accuracy, ties broken by the loss (`accuracy - 1e-4 * loss`; less would be lost in float32).
+    `val_clip_accuracy` and `val_video_accuracy`.
 
     All that chance decides in a step is a function of the seed, the epoch, the step in it and the process; so a run
     that goes on from any step is the same run. Gradients are means over samples, however they lie on the processes; a
@@ -178,7 +177,6 @@ class ClassificationTask(pl.LightningModule):
             "val_loss": found.loss,
             "val_clip_accuracy": found.clip_accuracy,
             "val_video_accuracy": found.video_accuracy,
-            "val_criterion": found.video_accuracy - 1e-4 * found.loss,
         }
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
         for schedule in self.trainer.lr_scheduler_configs:  # Lightning's turn comes after the epoch's checkpoint
