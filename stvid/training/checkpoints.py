@@ -86,8 +86,8 @@ class LastCheckpoint(Checkpoint):
     Args:
         folder: where it lies.
         every: optimizer steps between checkpoints within an epoch, at least 1; None: none there.
-        preemption: knows whether somebody wants the run to stop. It stops after the step it is at, or, where that is
-            the epoch's last, after the epoch.
+        preemption: knows whether somebody wants the run to stop. It stops after the step it is at (several processes:
+            after the next one), or, where that is the epoch's last, after the epoch.
 
     Raises:
         InputError: `every` below 1.
@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # validation comes next, or gradients are still being gathered: nothing to go on from
-        stop = self.preemption.wanted(trainer)
+        stop = self.preemption.wanted(task)
         due = self.every is not None and trainer.global_step >= self.saved + self.every
         if stop or due:
             self._save(trainer)
@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._save(trainer)
-        if self.preemption.wanted(trainer):
+        if self.preemption.wanted_by_any(task):
             self.preemption.leave(trainer, self.path.parents[1])
 
     def _save(self, trainer: pl.Trainer) -> None:
