@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import logging
@@ -141,6 +142,22 @@ def _settings(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in OURS}, sort_keys=True)
 
 
+def as_used(config: Mapping, *, precision: str, batch_size: int) -> dict:
+    """A run's config with what was really used where it may say `auto`; the given one stays as it is.
+
+    This is what the run records everywhere, so that it goes on with the same values, on another machine too.
+
+    Args:
+        config: the run's, resolved.
+        precision: as `resolve_precision` gives it.
+        batch_size: as `plan_batch` gives it.
+    """
+    config = copy.deepcopy(dict(config))
+    config["trainer"]["precision"] = precision
+    config["data"]["batch_size"] = config["data"]["datamodule"]["batch_size"] = batch_size
+    return config
+
+
 def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
     """Writes down what a run is, for whoever goes on with it or judges it."""
     if not (run / MANIFEST_NAME).exists():
@@ -165,7 +182,7 @@ def conclude(
         trained: the model; the files go into its run folder.
         result: of the evaluation on val; the file also holds how training went, and all that it came from.
         predictions: likewise.
-        config: the run's, resolved.
+        config: the run's, see `as_used`.
         data: the `VideoDataModule`.
         training: how it went, see `EpochTable.summary`.
         epochs: that were trained.

@@ -35,6 +35,21 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
     return "bf16-mixed" if cpu_has_fast_bf16() else "32-true"
 
 
+def inference_precision(precision: str | int, device: str) -> str:
+    """The precision in which a model answers: its training's, or `32-true` where the device is slow in that.
+
+    Args:
+        precision: as the run's config keeps it.
+        device: type of the device, such as `cuda`.
+
+    Raises:
+        InputError: an unknown precision.
+    """
+    name = resolve_precision(precision, device)
+    is_fast = {"bf16-mixed": resolve_precision("auto", device) == "bf16-mixed", "16-mixed": device == "cuda"}
+    return name if is_fast.get(name, True) else "32-true"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass in a precision that `resolve_precision` gave."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
