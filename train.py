@@ -21,7 +21,7 @@ from stvid.config import report_errors
 from stvid.evaluation.evaluate import evaluate
 from stvid.evaluation.held_out import held_out
 from stvid.pricing import plan_batch
-from stvid.run import conclude, finished, is_sweep, keep, leaving_no_empty_run, open_run, shown
+from stvid.run import as_used, conclude, finished, is_sweep, keep, leaving_no_empty_run, open_run, shown
 from stvid.search.pruning import report_of
 from stvid.start import last_checkpoint, starting_model
 from stvid.training.callbacks import callbacks, plugins
@@ -44,16 +44,8 @@ def train(config: DictConfig, run: Path) -> float:
     plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
     last = last_checkpoint(run, resume=bool(config.resume))
     model, data.position = starting_model(last, plain, data.clip, num_classes=len(classes))
-    task = ClassificationTask(
-        model=model,
-        preprocess=Preprocess(clip=data.clip),
-        optimization=instantiate(config.optimizer, _convert_="all"),
-        loss=instantiate(config.loss),
-        mixing=instantiate(config.mixing),
-        class_weights=data.class_weights,
-        seed=config.seed,
-        record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
-    )
+    optimization = instantiate(config.optimizer, _convert_="all")
+
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     options = {key: config[key] for key in ("save_every", "requeue", "ema", "early_stopping")}
     parts = {"precision": precision, "plugins": plugins(config.trainer.sync_batchnorm), "sync_batchnorm": False}
@@ -63,8 +55,19 @@ def train(config: DictConfig, run: Path) -> float:
     trainer = make_trainer(logger=logger, callbacks=[*watching, table := EpochTable(path=run / "metrics.csv")])
     leave_cores_to_readers((device := trainer.strategy.root_device).type)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
-    data.batch_size = plan_batch(task, data, device, precision, trainer.world_size, config.ema is not None)
-    plain["data"]["datamodule"]["batch_size"] = data.batch_size
+    data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
+    plain = as_used(plain, precision=precision, batch_size=data.batch_size)
+
+    task = ClassificationTask(
+        model=model,
+        preprocess=Preprocess(clip=data.clip),
+        optimization=optimization,
+        loss=instantiate(config.loss),
+        mixing=instantiate(config.mixing),
+        class_weights=data.class_weights,
+        seed=config.seed,
+        record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
+    )
     store_features(data, task, precision=precision, device=device, config=plain["model"])
     if config.find_lr:
         return find_lr(make_trainer, task, data, run) or float("nan")

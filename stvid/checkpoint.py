@@ -32,7 +32,7 @@ def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], pro
     """Plain data that goes into every checkpoint, and all that `load` needs beside the weights.
 
     Args:
-        config: the run's resolved config.
+        config: the run's, resolved, with the values that were really used (`stvid.run.as_used`).
         clip: the clip's geometry.
         class_names: in the order of the model's outputs.
         protocol: how held-out videos are judged: `num_clips`, `num_crops`.

@@ -18,7 +18,7 @@ from stvid.errors import InputError
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
-  stvid train    [overrides]                       same as python train.py [overrides]
+  stvid train    [overrides]                       train a model (in a checkout also: python train.py)
   stvid cost     [overrides] [--json F]            what the model will need: parameters, memory, compute
   stvid check    [overrides] [--json F]            decode every video of the data set, say what is wrong with it
   stvid prepare  [overrides] --out DIR             transcode it to small files that are read several times faster

@@ -1,9 +1,12 @@
-"""The one exception that means: the user's input is wrong, and here is what to do about it."""
+"""What a user is told: the exception for wrong input, and the commands that messages suggest."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 SHOWN = 30  # names in a message
 
@@ -28,3 +31,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"; did you mean {close[0]!r}?"
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
     return f"; there is: {shown}" if known else ""
+
+
+def train_command(*arguments: str) -> str:
+    """The command line that trains with these arguments, quoted for a shell.
+
+    It begins with `python train.py` (with the path that was typed) where this process was started like that. Any other
+    process suggests `stvid train`: an installed package has no script to name.
+    """
+    # not sys.argv, which `stvid train` changes
+    script = next((word for word in sys.orig_argv[1:] if Path(word).name == "train.py" and "=" not in word), None)
+    return shlex.join([*(("stvid", "train") if script is None else ("python", script)), *arguments])

@@ -21,7 +21,7 @@ from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.metrics import average_views
 from stvid.progress import Bar
-from stvid.training.hardware import autocast, leave_cores_to_readers, resolve_precision
+from stvid.training.hardware import autocast, inference_precision, leave_cores_to_readers
 from stvid.training.processes import gathered, my_rank, num_processes
 
 
@@ -150,12 +150,15 @@ def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: Bar) -> 
 
 
 class Forward:
-    """uint8 clips to logits, on the best device there is, in the run's precision, at its temperature."""
+    """uint8 clips to logits, on the best device there is, at the run's temperature.
+
+    The precision is the run's, or `32-true` where the device is slow in that (see `inference_precision`).
+    """
 
     def __init__(self, trained: Trained, *, device: torch.device | None = None):
         self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         leave_cores_to_readers(self.device.type)
-        precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
+        precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
         self.precision = autocast(self.device, precision)
         self.temperature = trained.temperature
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from stvid.errors import InputError
 from stvid.models.recompute import recompute_stages
 from stvid.training.hardware import resolve_precision
 from stvid.training.optim import Optimization
-from stvid.training.task import ClassificationTask
+from stvid.training.trial import halved_until_it_fits, try_training
 
 log = logging.getLogger("stvid")
 
@@ -185,18 +185,23 @@ def compare(overrides: Sequence[str], *, classes: int | None, device: str | None
 
 
 def plan_batch(
-    task: ClassificationTask,
+    model: nn.Module,
+    optimization: Optimization,
     data: VideoDataModule,
     device: torch.device,
     precision: str,
     num_processes: int,
-    ema: bool = False,
+    ema: float | None = None,
+    *,
+    try_step: Callable[[int], None] | None = None,
 ) -> int:
     """Says what a run will need before it starts, and returns its batch size.
 
     `auto` is the largest batch that fits into 80 % of the memory that is free now, at most 256 clips and at most the
-    number of training videos; 16 where the free memory is not known. A number stays as it is; where its step needs
-    more than is free, a warning names the largest batch that fits.
+    number of training videos; 16 where the free memory is not known. That is a prediction, without the workspaces that
+    cuDNN allocates. So on a CUDA device two training steps are tried, and the batch is halved while they run out of
+    memory. A number stays as it is; where its step needs more than is free, a warning names the largest batch that
+    fits.
 
     Whole videos are priced as if every one were as long as the longest, and clips as if no features of theirs were
     stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it, and so is one
@@ -204,19 +209,21 @@ def plan_batch(
     with its traceback: a mistake in the model comes again when it is trained.
 
     Args:
-        task: with the model, and how it learns.
+        model: on the CPU; it stays as it is.
+        optimization: how it learns.
         data: set up.
         device: where training will be; the model need not be there yet.
         precision: as `resolve_precision` gives it.
         num_processes: that train together.
-        ema: an average of the weights is kept.
+        ema: decay of an average of the weights; None: there is none.
+        try_step: trains on so many clips, or raises torch.OutOfMemoryError; None: `try_training`.
 
     Raises:
         InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
     """
-    task.optimization.configure(task.model, 1)  # a mistake in it is not one of the model's
+    optimization.configure(model, 1)  # a mistake in it is not one of the model's
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
-    log.info("%s for %d classes on %s, precision %s", type(task.model).__name__, classes, device, precision)
+    log.info("%s for %d classes on %s, precision %s", type(model).__name__, classes, device, precision)
     if clip.num_frames is None:
         clip = replace(clip, num_frames=max(clip_lengths(data.train)))
     if size == "auto" and num_processes > 1:
@@ -224,22 +231,24 @@ def plan_batch(
             f"data.batch_size=auto: {num_processes} processes must have the same batch size; `stvid cost` says "
             "what fits, give the number"
         )
-    chunk = getattr(task.model, "encoder_chunk", None)
+    chunk = getattr(model, "encoder_chunk", None)
     if size != "auto" and chunk is not None and size * clip.num_frames > MANY_CHUNKS * chunk:
         log.info("cost not known: so many chunks of frames take long to simulate; `stvid cost` does")
         return size
     planned = Plan(
-        model=task.model,
+        model=model,
         num_classes=classes,
         clip=clip,
-        optimization=task.optimization,
+        optimization=optimization,
         precision=precision,
         device=device,
         batch_size=size,
-        ema=ema,
+        ema=ema is not None,
     )
     if size == "auto":
         size = planned.chosen_batch(most=max(len(data.train), 2))
+        if device.type == "cuda":
+            size = _confirmed(planned, size, try_step)
         log.info("data.batch_size=auto takes %d clips, of %d training videos", size, len(data.train))
     try:
         report = planned.price(size)
@@ -252,6 +261,27 @@ def plan_batch(
     log.info("%s", brief(report))
     _warn_of_memory(planned, report)
     return size
+
+
+def _confirmed(planned: Plan, size: int, try_step: Callable[[int], None] | None) -> int:
+    def really(batch_size: int) -> None:
+        try_training(
+            planned.model,
+            planned.optimization,
+            planned.clip,
+            batch_size=batch_size,
+            device=planned.device,
+            precision=planned.precision,
+            ema=planned.ema,
+        )
+
+    found = halved_until_it_fits(size, try_step or really)
+    if not found:
+        raise InputError(
+            f"data.batch_size=auto: a training step on 2 clips runs out of the memory of {planned.device}. "
+            "Choose a smaller clip.size or clip.num_frames, or another model"
+        )
+    return found
 
 
 def _warn_of_memory(planned: Plan, report: CostReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import logging
@@ -21,7 +22,7 @@ from stvid.checkpoint import Trained
 from stvid.config import check, home
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
-from stvid.errors import InputError
+from stvid.errors import InputError, train_command
 from stvid.evaluation.describe import headline
 from stvid.evaluation.held_out import MANIFEST_NAME
 from stvid.evaluation.judge import draw_report, write_judgement
@@ -54,7 +55,8 @@ def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
     if not run.exists():
         raise InputError(f"resume={resume} does not exist; give a run folder")
     if (run / "sweep.yaml").is_file():
-        raise InputError(f"resume={resume} holds a sweep, which goes on with -m: python train.py -m resume={resume}")
+        again = train_command("-m", f"resume={resume}")
+        raise InputError(f"resume={resume} holds a sweep, which goes on with -m: {again}")
     if not (run / CONFIG_NAME).is_file():
         raise InputError(f"resume={resume}: no {CONFIG_NAME} there, so it holds no run")
     return str(run)
@@ -117,7 +119,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
 def _check_no_sweep(overrides: Sequence[str]) -> None:
     useless = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
     if useless:
-        raise InputError(f"{' '.join(useless)} is for several runs: python train.py -m {' '.join(overrides)}")
+        raise InputError(f"{' '.join(useless)} is for several runs: {train_command('-m', *overrides)}")
 
 
 def finished(config: DictConfig) -> float | None:
@@ -138,6 +140,22 @@ def finished(config: DictConfig) -> float | None:
 
 def _settings(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in OURS}, sort_keys=True)
+
+
+def as_used(config: Mapping, *, precision: str, batch_size: int) -> dict:
+    """A run's config with what was really used where it may say `auto`; the given one stays as it is.
+
+    This is what the run records everywhere, so that it goes on with the same values, on another machine too.
+
+    Args:
+        config: the run's, resolved.
+        precision: as `resolve_precision` gives it.
+        batch_size: as `plan_batch` gives it.
+    """
+    config = copy.deepcopy(dict(config))
+    config["trainer"]["precision"] = precision
+    config["data"]["batch_size"] = config["data"]["datamodule"]["batch_size"] = batch_size
+    return config
 
 
 def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
@@ -164,7 +182,7 @@ def conclude(
         trained: the model; the files go into its run folder.
         result: of the evaluation on val; the file also holds how training went, and all that it came from.
         predictions: likewise.
-        config: the run's, resolved.
+        config: the run's, see `as_used`.
         data: the `VideoDataModule`.
         training: how it went, see `EpochTable.summary`.
         epochs: that were trained.

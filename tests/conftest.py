@@ -68,9 +68,10 @@ def stvid(*arguments: str, cwd: Path = ROOT, program: tuple[str, ...] = ()) -> s
 
 def in_process(arguments: Sequence[str], run: Callable[[], object]) -> subprocess.CompletedProcess:
     """What a program would print and exit with, without the seconds that a new process needs for its imports."""
-    out, err, code, argv = io.StringIO(), io.StringIO(), 0, sys.argv
+    out, err, code, argv, orig_argv = io.StringIO(), io.StringIO(), 0, sys.argv, sys.orig_argv
     try:
         sys.argv = list(map(str, arguments))
+        sys.orig_argv = [sys.executable, *sys.argv]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             run()
     except SystemExit as stop:
@@ -79,7 +80,7 @@ def in_process(arguments: Sequence[str], run: Callable[[], object]) -> subproces
         err.write(traceback.format_exc())
         code = 1
     finally:
-        sys.argv = argv
+        sys.argv, sys.orig_argv = argv, orig_argv
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 

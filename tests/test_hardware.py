@@ -42,6 +42,23 @@ def test_a_given_precision_is_kept_and_a_strange_one_told():
         hardware.resolve_precision("bf16-true", "gpu")
 
 
+@pytest.mark.parametrize(
+    ("found", "device", "trained", "expected"),
+    [
+        ({"fast_cpu": True}, "cpu", "bf16-mixed", "bf16-mixed"),
+        ({"fast_cpu": False}, "cpu", "bf16-mixed", "32-true"),  # trained on a GPU, used on a laptop
+        ({"fast_cpu": True}, "cpu", "16-mixed", "32-true"),
+        ({"cuda": (7, 5)}, "cuda", "bf16-mixed", "32-true"),
+        ({"cuda": (7, 5)}, "cuda", "16-mixed", "16-mixed"),
+        ({"cuda": (9, 0)}, "cuda", "32-true", "32-true"),
+        ({"cuda": (9, 0)}, "cuda", "auto", "bf16-mixed"),  # a run of an older version
+    ],
+)
+def test_a_model_answers_in_its_training_s_precision_where_that_is_fast(machine, found, device, trained, expected):
+    machine(**found)
+    assert hardware.inference_precision(trained, device) == expected
+
+
 def test_a_cpu_is_fast_at_bf16_where_the_kernel_says_so():
     flags = Path("/proc/cpuinfo")
     if not flags.exists():

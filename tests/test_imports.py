@@ -1,6 +1,8 @@
 """Decisions about the architecture, held by walking the imports."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -70,3 +72,40 @@ def test_big_libraries_stay_in_their_rooms(library):
 def test_every_name_in_the_order_is_or_will_be_a_part():
     planned = set()
     assert {part_of(path) for path in FILES} - {"__init__"} == set(ORDER) - planned
+
+
+WITHOUT_UNIX = """
+import builtins, importlib, os, signal, sys
+import hydra, pytorch_lightning, torch, torchvision  # on Linux these may need what is hidden from here on
+
+usual = builtins.__import__
+
+def windows_import(name, globals=None, *rest, **more):
+    if (globals or {}).get("__name__", "").startswith("stvid") and name.split(".")[0] in UNIX_MODULES:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return usual(name, globals, *rest, **more)
+
+UNIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
+builtins.__import__ = windows_import
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGKILL", "SIGCHLD", "pthread_sigmask"):
+    delattr(signal, name)
+for name in ("fork", "getpgid", "killpg", "sched_getaffinity", "setsid", "sysconf", "statvfs", "uname"):
+    delattr(os, name)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+
+from stvid.machine import num_cores
+from stvid.provenance import hardware, peak_host_gib
+from stvid.training.preemption import SIGNALS
+assert num_cores() == os.cpu_count()
+assert peak_host_gib() is None and hardware()["memory_gib"] is None
+assert SIGNALS == (signal.SIGTERM, signal.SIGINT)
+"""
+
+
+def test_every_module_is_imported_where_there_are_no_unix_modules_and_signals():
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in FILES]
+    names = [".".join(part).removesuffix(".__init__") for part in parts]
+    command = [sys.executable, "-c", WITHOUT_UNIX, *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -103,6 +103,12 @@ def test_the_same_file_in_two_splits_is_a_leak_even_through_a_link(tmp_path):
     assert validate(data, allow_leaks=True) is data
 
 
+def test_one_class_is_refused_and_named(tmp_path):
+    data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "run", "val", None)])
+    with pytest.raises(InputError, match=rf"one class, 'run', .* at least two.* 2 videos .*{tmp_path / 'a'}"):
+        validate(data)
+
+
 def test_a_missing_file_is_a_bad_video_and_missing_all_is_a_mistake(tmp_path):
     data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "sit", "train", None)])
     (tmp_path / "b").unlink()

@@ -96,7 +96,9 @@ def run(monkeypatch, caplog):
     """`plan_batch` for a small model on a device with so many free bytes."""
     caplog.set_level(logging.INFO, logger="stvid")
 
-    def planned(batch_size, free, *, num_videos=1000, num_processes=1, model=None):
+    def planned(
+        batch_size, free, *, num_videos=1000, num_processes=1, model=None, device="cpu", try_step=None
+    ):
         monkeypatch.setattr(pricing, "free_bytes", lambda device: free)
         model = Conv3D(num_classes=2) if model is None else model
         optimization = Optimization(optimizer=torch.optim.AdamW, lr=1e-3)
@@ -106,8 +108,9 @@ def run(monkeypatch, caplog):
             manifest=SimpleNamespace(class_names=("a", "b")),
             train=range(num_videos),
         )
-        task = SimpleNamespace(model=model, optimization=optimization)
-        return plan_batch(task, data, torch.device("cpu"), "32-true", num_processes), caplog.text
+        device = torch.device(device)
+        size = plan_batch(model, optimization, data, device, "32-true", num_processes, try_step=try_step)
+        return size, caplog.text
 
     return planned
 
@@ -164,3 +167,35 @@ def test_auto_takes_what_fits_at_most_256_and_at_most_the_videos(run):
         run("auto", 100 * GB, num_processes=2)
     with pytest.raises(InputError, match="data.batch_size=auto: a training step on 2 clips needs"):
         run("auto", 2**20)
+
+
+def memory_for(most):
+    """A training step that runs out of memory above so many clips, and the sizes it was tried with."""
+    tried = []
+
+    def step(batch_size):
+        tried.append(batch_size)
+        if batch_size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return step, tried
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(256, [256]), (100, [256, 128, 64]), (2, [256, 128, 64, 32, 16, 8, 4, 2])])
+def test_auto_is_tried_on_a_gpu_and_halved_until_it_fits(run, most, sizes):
+    step, tried = memory_for(most)
+    size, text = run("auto", 100 * GB, device="cuda", try_step=step)
+    assert (size, tried) == (sizes[-1], sizes)
+    assert f"data.batch_size=auto takes {size} clips" in text
+
+
+def test_where_nothing_fits_on_a_gpu_it_is_said(run):
+    with pytest.raises(InputError, match="on 2 clips runs out of the memory of cuda"):
+        run("auto", 100 * GB, device="cuda", try_step=memory_for(1)[0])
+
+
+@pytest.mark.parametrize(("batch_size", "device"), [(16, "cuda"), ("auto", "cpu")])
+def test_what_is_not_a_guess_about_a_gpu_is_not_tried(run, batch_size, device):
+    step, tried = memory_for(0)
+    run(batch_size, 100 * GB, device=device, try_step=step)
+    assert not tried

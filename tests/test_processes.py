@@ -49,6 +49,21 @@ def test_two_processes_train_the_model_that_one_trains_on_the_same_batches(video
         assert mine == pytest.approx(its, abs=1e-5)
 
 
+def test_a_loss_that_is_not_finite_ends_all_processes_with_one_message(video_folder, tmp_path):
+    """A step is looked at when the next one begins, by all processes at once."""
+    wild = ("optimizer=sgd", "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "trainer.precision=32")
+    overrides = ("data=folder", f"data.root={video_folder}", *TINY, *wild, "trainer=ddp_cpu", "trainer.max_epochs=3")
+    run = f"hydra.run.dir={tmp_path / 'run'}"
+    done = stvid(*overrides, run, program=(sys.executable, str(ROOT / "train.py")), cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "not finite after" in done.stderr
+    assert ".mp4" in done.stderr
+    assert "Traceback" not in done.stderr
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"].values()
+        assert all(torch.isfinite(w).all() for w in weights if w.is_floating_point())
+
+
 JUDGE = """
 import sys
 from pathlib import Path

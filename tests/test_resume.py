@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, make_folder, train_py
 from omegaconf import OmegaConf
+from test_task import Means, new_task
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
@@ -195,25 +196,35 @@ def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_
     with monkeypatch.context() as patch:
         signalled(patch, signal.SIGTERM, epoch=1)
         done = train(video_folder, tmp_path / "run")
-    assert "python train.py resume=" in done.stdout
+    assert f"python {ROOT / 'train.py'} resume={tmp_path / 'run'}" in done.stdout
     done = train_py(f"resume={tmp_path / 'run'}", "data.batch_size=2", "allow_changes=true")
     assert done.returncode == 2
     assert "at the end of an epoch only" in done.stderr
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
 
 
-def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch):
-    def all_reduce(number, take):
-        preemption._note(signal.SIGTERM, None)  # right now
-        return number
+@pytest.mark.parametrize("where", ["preemption", "task"])
+def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch, where):
+    """At an epoch's end, and in a step, in whose one exchange it takes part."""
+    preemption, task = Preemption(), new_task(Means())
+    task.stop_signal = lambda: preemption.received
+    for module in ("preemption", "task"):
+        monkeypatch.setattr(f"stvid.training.{module}.num_processes", lambda: 2)
 
-    preemption = Preemption()
-    monkeypatch.setattr("stvid.training.preemption.over_all", all_reduce)
-    strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
-    trainer = type("Trainer", (), {"world_size": 2, "strategy": strategy})
-    assert not preemption.wanted(trainer)
-    monkeypatch.setattr("stvid.training.preemption.over_all", lambda number, take: number)
-    assert preemption.wanted(trainer)
+    def told(all_reduce):
+        monkeypatch.setattr(f"stvid.training.{where}.over_all", all_reduce)
+        if where == "preemption":
+            return preemption.wanted_by_any(task)
+        task._agree_on_step(4)
+        return preemption.wanted(task)
+
+    def all_reduce(values, take):
+        preemption._note(signal.SIGTERM, None)  # right now
+        return values
+
+    assert not told(all_reduce)
+    assert told(lambda values, take: values)
+    assert preemption.agreed == signal.SIGTERM
 
 
 def test_a_run_of_an_older_version_says_what_it_lacks():

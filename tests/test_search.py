@@ -293,8 +293,7 @@ def test_trials_in_processes_of_their_own(search, tmp_path):
 
 
 def test_the_leaderboard_is_in_order_and_the_best_can_be_retrained(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py"])
     fixed = ["data.root='my videos'", "model.dims=[1,2]", "+note='its $HOME'"]
     trials = [
         Trial(number=0, values={"lr": "0.1", "tag": "'a b'"}, status="done", metrics={"video_accuracy": 0.4}),
@@ -388,9 +387,7 @@ def test_a_folder_holds_one_sweep(overrides, words, search, tmp_path):
 
 def test_two_processes_do_not_run_the_same_sweep(search, tmp_path):
     search("kind=a,b")
-    holds = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    )
+    holds = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); input()"
     words = [sys.executable, "-c", holds, str(tmp_path / "sweep" / ".lock")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()

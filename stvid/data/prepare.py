@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -23,6 +22,7 @@ from stvid.data.dataset import part_of
 from stvid.data.manifest import Item, Manifest
 from stvid.data.prepare_page import clips_per_second
 from stvid.data.prepare_plan import Job, Key, check_folder, common_folder, key_of, plan_files, remove_partials, shown
+from stvid.errors import train_command
 from stvid.files import replacing, write_json
 from stvid.progress import Bar
 from stvid.video.errors import VideoError
@@ -171,11 +171,11 @@ def _make_one(
 
 def _command(manifest: Manifest, path: Path) -> str:
     """The line that trains on the new manifest; it names the classes where their order is not what reading gives."""
-    words = ["stvid", "train", "data=manifest", f"data.path={_hydra(shown(str(path)))}"]
+    words = ["data=manifest", f"data.path={_hydra(shown(str(path)))}"]
     names = manifest.class_names
     if names != tuple(sorted({item.label for item in manifest.items})) or all(name.isdigit() for name in names):
         words.append(f"data.class_names=[{','.join(map(_hydra, names))}]")
-    return shlex.join(words)
+    return train_command(*words)
 
 
 def _hydra(text: str) -> str:

@@ -16,8 +16,16 @@ class TimedLoader(DataLoader):
 
     @property
     def waited(self) -> float:
-        """Seconds, of all batches so far: the first of an epoch too, but not the start of the processes."""
+        """Seconds, of all batches so far: the first of an epoch too, but not the start of the processes.
+
+        A GPU is waited for until it has come to the last batch.
+        """
         return self._clock.read()
+
+    @property
+    def waited_so_far(self) -> float:
+        """The same without what a GPU has not come to yet; it is not waited for."""
+        return self._clock.seconds
 
     @cached_property
     def _clock(self) -> IdleClock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import signal
 import threading
@@ -12,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
 
 from stvid.errors import InputError
@@ -59,19 +59,24 @@ def begin(folder: Path, given: Sequence[Override], asked: Settings) -> tuple[lis
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second process from running the same trials; a kill of the first gives the folder free.
+    """Keeps a second process from running the same trials.
+
+    A kill of the first process frees the folder as soon as the processes that it forked have ended too.
 
     Raises:
         InputError: another process has it.
     """
-    with (folder / LOCK_NAME).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another process is running this sweep") from None
-        except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked (%s): see to it that no second process runs this sweep", folder, error)
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: another process is running this sweep") from None
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s): see to it that no second process runs this sweep", folder, error)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

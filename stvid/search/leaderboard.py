@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from stvid.errors import train_command
 from stvid.files import replacing
 from stvid.run import shown
 from stvid.search.trials import RESULT_KEYS, Trial, ranked
@@ -43,9 +42,7 @@ def table(trials: Sequence[Trial]) -> str:
 
 def retrain_command(fixed: Sequence[str], trial: Trial) -> str:
     """What to type, in a shell, to train with a trial's overrides once more."""
-    script = Path(sys.argv[0])
-    here = script.name == "train.py" and script.absolute().parent == Path.cwd()
-    return shlex.join([*(["python", "train.py"] if here else ["stvid", "train"]), *fixed, *trial.overrides])
+    return train_command(*fixed, *trial.overrides)
 
 
 def closing_words(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *, with_best: bool) -> str:

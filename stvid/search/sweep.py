@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from stvid.data.manifest import Manifest
-from stvid.errors import InputError
+from stvid.errors import InputError, train_command
 from stvid.evaluation.describe import describe
 from stvid.evaluation.folds import describe_folds
 from stvid.evaluation.held_out import MANIFEST_NAME
@@ -63,7 +63,7 @@ class Sweep:
             try:
                 self._search(self._unfinished())
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nstopped. Go on with it: python train.py -m resume={shown(self.folder)}")
+                print(f"\nstopped. Go on with it: {train_command('-m', f'resume={shown(self.folder)}')}")
                 raise
             self._close()
 

@@ -8,14 +8,15 @@ same run, to the last bit on a CPU.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from stvid.errors import InputError
 from stvid.files import replacing
@@ -35,22 +36,48 @@ class AtomicCheckpoints(TorchCheckpointIO):
             os.fsync(file.fileno())
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, by `val_criterion`, in a run folder that may be moved between a run's beginning and its end.
+class ValScore(NamedTuple):
+    """How good a model is on val: the video accuracy, and the loss, which only decides between equal accuracies."""
 
-    Lightning's own forgets what its best so far was when the folder has another name than at the last save.
+    accuracy: float
+    loss: float
+
+    def is_better_than(self, other: ValScore | None) -> bool:
+        """Whether it beats the best score so far (None: there is none); a score with a NaN beats no other."""
+        if other is None:
+            return True
+        if math.isnan(self.accuracy) or math.isnan(self.loss):
+            return False
+        return math.isnan(other.accuracy + other.loss) or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+def val_score(trainer: pl.Trainer) -> ValScore:
+    """Of the validation that has just ended; in all processes the first one's, so that they decide alike."""
+    metrics = trainer.callback_metrics
+    score = [float(metrics[name]) for name in ("val_video_accuracy", "val_loss")]
+    return ValScore(*trainer.strategy.broadcast(score))
+
+
+class BestCheckpoint(Checkpoint):
+    """`best.ckpt`: the model with the best score on val (see `ValScore`), written after its validation.
+
+    Args:
+        folder: where it lies. The folder may have moved since the run was interrupted.
     """
 
     def __init__(self, folder: Path):
-        super().__init__(folder, "best", "val_criterion", mode="max", enable_version_counter=False)
+        self.path, self.best = Path(folder) / "best.ckpt", None
+
+    def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and (score := val_score(trainer)).is_better_than(self.best):
+            self.best = score
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict:
+        return {"best": self.best and list(self.best)}  # plain data, which `torch.load(weights_only=True)` reads
 
     def load_state_dict(self, state_dict: dict) -> None:
-        def here(path: str) -> str:
-            return os.path.join(self.dirpath, os.path.basename(path)) if path else path
-
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {here(path): value for path, value in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+        self.best = state_dict["best"] and ValScore(*state_dict["best"])
 
 
 class LastCheckpoint(Checkpoint):
@@ -59,8 +86,8 @@ class LastCheckpoint(Checkpoint):
     Args:
         folder: where it lies.
         every: optimizer steps between checkpoints within an epoch, at least 1; None: none there.
-        preemption: knows whether somebody wants the run to stop. It stops after the step it is at, or, where that is
-            the epoch's last, after the epoch.
+        preemption: knows whether somebody wants the run to stop. It stops after the step it is at (several processes:
+            after the next one), or, where that is the epoch's last, after the epoch.
 
     Raises:
         InputError: `every` below 1.
@@ -82,7 +109,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # validation comes next, or gradients are still being gathered: nothing to go on from
-        stop = self.preemption.wanted(trainer)
+        stop = self.preemption.wanted(task)
         due = self.every is not None and trainer.global_step >= self.saved + self.every
         if stop or due:
             self._save(trainer)
@@ -91,7 +118,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._save(trainer)
-        if self.preemption.wanted(trainer):
+        if self.preemption.wanted_by_any(task):
             self.preemption.leave(trainer, self.path.parents[1])
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -99,10 +126,8 @@ class LastCheckpoint(Checkpoint):
         self.saved = trainer.global_step
 
 
-class EarlyStop(EarlyStopping):
-    """Stops when `val_criterion` has not grown for so many validations.
-
-    Lightning's own would train another epoch where a run was killed after its last and goes on.
+class EarlyStop(Callback):
+    """Stops after so many validations in a row without a better score (see `ValScore`).
 
     Args:
         patience: validations, at least 1.
@@ -114,16 +139,25 @@ class EarlyStop(EarlyStopping):
     def __init__(self, *, patience: int):
         if patience < 1:
             raise InputError(f"early_stopping (={patience}) must be at least 1 epoch, or null")
-        super().__init__("val_criterion", mode="max", patience=patience, check_on_train_epoch_end=False)
+        self.patience, self.wait_count, self.best = patience, 0, None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        super().on_validation_end(trainer, task)
-        if self.wait_count >= self.patience:
-            log.info("stopped early: %d validations without a better result (early_stopping)", self.wait_count)
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # it may have been changed
-
-    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if (score := val_score(trainer)).is_better_than(self.best):
+            self.best, self.wait_count = score, 0
+            return
+        self.wait_count += 1
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+            log.info("stopped early: %d validations without a better result (early_stopping)", self.wait_count)
+
+    def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        if self.wait_count >= self.patience:  # the run was killed after its last epoch
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict:
+        return {"best": self.best and list(self.best), "wait_count": self.wait_count}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best, self.wait_count = state_dict["best"] and ValScore(*state_dict["best"]), state_dict["wait_count"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from itertools import chain
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.training.sharding import ShardedStrategy
@@ -25,7 +28,7 @@ class WeightEMA(WeightAveraging):
     def __init__(self, *, decay: float):
         if not 0 <= decay < 1:
             raise InputError(f"ema (={decay}) must lie in [0, 1), or be null for no average")
-        super().__init__(multi_avg_fn=self._average)
+        super().__init__()
         self.decay = decay
 
     def decay_at(self, step: int) -> float:
@@ -40,9 +43,26 @@ class WeightEMA(WeightAveraging):
         self._device = trainer.strategy.root_device  # the model is not there yet
         super().setup(trainer, task, stage)
 
+    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
+        if trainer.global_step > self._latest_update_step:
+            self._update(task)
+            self._latest_update_step = trainer.global_step
+
     @torch.no_grad()
-    def _average(self, averages: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        if torch.is_floating_point(averages[0]):
-            torch._foreach_lerp_(averages, current, 1 - self.decay_at(self._latest_update_step))
-        else:  # counters
-            torch._foreach_copy_(averages, current)
+    def _update(self, task: nn.Module) -> None:
+        """What torch's `AveragedModel.update_parameters` does, which makes a GPU wait to see how often it has been."""
+        average = self._average_model
+        groups: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for mean, current in zip(_tensors(average.module), _tensors(task), strict=True):
+            groups[mean.dtype].append((mean, current))
+        for dtype, pairs in groups.items():
+            means, current = map(list, zip(*pairs, strict=True))
+            if dtype.is_floating_point and self._latest_update_step > 0:
+                torch._foreach_lerp_(means, current, 1 - self.decay_at(self._latest_update_step))
+            else:  # counters, and everything in the first step
+                torch._foreach_copy_(means, current)
+        average.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> chain[Tensor]:
+    return chain(module.parameters(), module.buffers())

@@ -12,10 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.errors import train_command
 from stvid.files import replacing
 from stvid.machine import num_cores
 from stvid.progress import Bar
 from stvid.provenance import GIB, peak_host_gib
+from stvid.training.hardware import HostCopy
 from stvid.training.meter import Meter
 from stvid.training.waiting import advice
 
@@ -152,8 +154,8 @@ class EpochTable(Callback):
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            kept, run = len(self.rows), self.path.parent
-            log.info("\ninterrupted; %d epochs are kept. Go on with: python train.py resume=%s", kept, run)
+            again = train_command(f"resume={self.path.parent}")
+            log.info("\ninterrupted; %d epochs are kept. Go on with: %s", len(self.rows), again)
 
     def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
@@ -199,6 +201,7 @@ class ProgressBar(Callback):
     """One bar an epoch, gone when it is over, with loss, clips/s and waiting; see `Bar` for when there is one."""
 
     bar: Bar | None = None
+    loss: HostCopy | None = None  # to be shown, of this step or one before
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if trainer.fit_loop.restarted_mid_epoch:
@@ -210,11 +213,14 @@ class ProgressBar(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
         self.meter.add(batch)
         note = None
-        if self.bar.due and outputs:  # reading the loss makes a GPU wait
+        if self.bar.due and outputs:
             loss = trainer.callback_metrics.get("train_loss_step", outputs["loss"])  # the latter is scaled for a sum
-            waiting = self.meter.waiting
-            note = f"loss {float(loss):.3f}, {self.meter.speed:.0f} clips/s"
-            note += "" if waiting is None else f", waiting {waiting:.0%}"
+            self.loss = self.loss or HostCopy(loss)
+            if self.loss.is_ready:
+                waiting = self.meter.waiting_so_far
+                note = f"loss {self.loss.read():.3f}, {self.meter.speed:.0f} clips/s"
+                note += "" if waiting is None else f", waiting {waiting:.0%}"
+                self.loss = None
         self.bar.advance(note=note)
 
     def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:

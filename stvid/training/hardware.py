@@ -1,4 +1,4 @@
-"""What is best for the machine at hand: precision, and how many CPU threads compute."""
+"""What depends on the machine at hand: precision, CPU threads, and how values are read without stopping a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 
 import torch
+from torch import Tensor
 
 from stvid.errors import InputError
 from stvid.machine import num_cores
@@ -34,6 +35,21 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
     return "bf16-mixed" if cpu_has_fast_bf16() else "32-true"
 
 
+def inference_precision(precision: str | int, device: str) -> str:
+    """The precision in which a model answers: its training's, or `32-true` where the device is slow in that.
+
+    Args:
+        precision: as the run's config keeps it.
+        device: type of the device, such as `cuda`.
+
+    Raises:
+        InputError: an unknown precision.
+    """
+    name = resolve_precision(precision, device)
+    is_fast = {"bf16-mixed": resolve_precision("auto", device) == "bf16-mixed", "16-mixed": device == "cuda"}
+    return name if is_fast.get(name, True) else "32-true"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass in a precision that `resolve_precision` gave."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
@@ -49,6 +65,34 @@ def leave_cores_to_readers(device: str) -> None:
     """
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(num_cores() // 2, 1))
+
+
+class HostCopy:
+    """A tensor's values on their way to the CPU.
+
+    A GPU computes behind the process that feeds it. `tensor.item()` waits until it has caught up, and then the GPU
+    waits for new work. A copy is made whenever the GPU gets there, and `is_ready` tells whether it did.
+
+    Args:
+        values: any tensor; it may be changed or freed afterwards.
+    """
+
+    def __init__(self, values: Tensor):
+        on_gpu = values.is_cuda
+        self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_gpu)
+        self.host.copy_(values.detach(), non_blocking=on_gpu)
+        self.event = torch.cuda.current_stream(values.device).record_event() if on_gpu else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `read` would return at once; always True where the tensor was not on a GPU."""
+        return self.event is None or self.event.query()
+
+    def read(self) -> float | int | bool | list:
+        """The values as plain numbers; waits for the GPU where they are not ready."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.tolist()
 
 
 def cpu_has_fast_bf16() -> bool:

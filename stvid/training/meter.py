@@ -39,10 +39,21 @@ class Meter:
 
     @property
     def waiting(self) -> float | None:
-        """Share of the time, in [0, 1], in which this process had nothing to compute; None where it is not known."""
-        if self.waited_before is None:
+        """Share of the time, in [0, 1], in which this process had nothing to compute; None where it is not known.
+
+        A GPU is waited for until it has computed all batches.
+        """
+        return self._share(self._waited())
+
+    @property
+    def waiting_so_far(self) -> float | None:
+        """The same of what a GPU has computed by now, without waiting for it."""
+        return self._share(getattr(self.trainer.train_dataloader, "waited_so_far", None))
+
+    def _share(self, waited: float | None) -> float | None:
+        if waited is None or self.waited_before is None:
             return None
-        return min((self._waited() - self.waited_before) / max(self.seconds, 1e-9), 1.0)
+        return min((waited - self.waited_before) / max(self.seconds, 1e-9), 1.0)
 
     def _waited(self) -> float | None:
         return getattr(self.trainer.train_dataloader, "waited", None)

@@ -79,7 +79,7 @@ class Mixing:
         for i, partner in enumerate(partners):
             other = _stretched(inputs[partner], lengths[partner], lengths[i])
             _mix_in(mixed[i, : lengths[i]], other, share, box)
-        return mixed, lengths_B, share * targets_BK + (1 - share) * targets_BK[partners]
+        return mixed, lengths_B, share * targets_BK + (1 - share) * targets_BK.roll(-shift, 0)
 
 
 def _box(height: int, width: int, share: float, rng: np.random.Generator) -> Box:

@@ -1,42 +1,120 @@
-"""A loss or a gradient that is no number stops a run before it can spoil the weights."""
+"""A NaN or infinite loss or gradient stops a run before anything that comes of it is saved."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stvid.errors import SHOWN, InputError
-from stvid.training.processes import gathered, over_all
+from stvid.training.hardware import HostCopy
+from stvid.training.processes import gathered, num_processes, over_all
 
 
-def check_finite(batches: Sequence[tuple[Sequence[str], Tensor]], norm: Tensor | None, *, step: int) -> None:
-    """Looks at all that one optimizer step would be made of.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one optimizer step is made of.
 
-    Args:
+    Attributes:
+        number: of the optimizer steps before it.
         batches: the files, and the loss, of each batch that takes part.
-        norm: of the gradients, over all processes; None: not to be looked at.
-        step: how many there have been.
-
-    Raises:
-        InputError: something is infinite or not a number; names the files of the batches whose loss is, or of all
-            where only a gradient is. In every process alike.
+        is_bad: bool, no dimensions; whether a loss or a gradient of this process is NaN or infinite.
+        copy: of `is_bad`.
     """
-    if not batches:  # nothing in them could be read
-        return
-    values = torch.stack([loss for _, loss in batches] + ([] if norm is None else [norm.to(batches[0][1])]))
-    if not over_all((~torch.isfinite(values).all()).float(), take="max"):
-        return
-    bad = [paths for paths, loss in batches if not torch.isfinite(loss)]
-    everybody = gathered((bad, [paths for paths, _ in batches]))
+
+    number: int
+    batches: Sequence[tuple[Sequence[str], Tensor]]
+    is_bad: Tensor
+    copy: HostCopy
+
+
+class FiniteCheck:
+    """Looks at the losses and gradients of every step without making a GPU wait.
+
+    On a CPU, one process knows before the weights change. A GPU tells later, when it has computed the step; its
+    weights in memory may be spoiled by then. So `settle` comes before weights are saved or judged: checkpoints are
+    sound. Several processes look together, when the next step begins (`is_bad` and `resolve`).
+    """
+
+    def __init__(self):
+        self.batches: list[tuple[Sequence[str], Tensor]] = []  # since the last step
+        self.steps: deque[Step] = deque()  # that have not been looked at
+
+    def add_batch(self, paths: Sequence[str], loss: Tensor) -> None:
+        """A batch that will take part in the next step: its files, and its loss (no dimensions, detached)."""
+        self.batches.append((paths, loss))
+
+    def add_step(self, norm: Tensor | None, *, number: int) -> None:
+        """The batches until here make a step.
+
+        Args:
+            norm: of the gradients, over all processes; None: it is not to be looked at.
+            number: of the optimizer steps before it.
+
+        Raises:
+            InputError: see `look`.
+        """
+        losses = [loss for _, loss in self.batches]
+        values = torch.stack(losses if norm is None else [*losses, norm.to(losses[0])])
+        is_bad = ~torch.isfinite(values).all()
+        self.steps.append(Step(number=number, batches=self.batches, is_bad=is_bad, copy=HostCopy(is_bad)))
+        self.batches = []
+        self.look()
+
+    def look(self) -> None:
+        """Looks at the steps that are computed; does nothing where there are several processes.
+
+        Raises:
+            InputError: a step is bad; names the files of the batches whose loss is, or of all where only a gradient is.
+        """
+        while num_processes() == 1 and self.steps and self.steps[0].copy.is_ready:
+            self._resolve_first(self.steps[0].copy.read())
+
+    def is_bad(self, device: torch.device) -> Tensor:
+        """Whether any step of this process is bad, as 0 or 1; float32, no dimensions."""
+        flags = [step.is_bad for step in self.steps]
+        return torch.stack(flags).any().float() if flags else torch.zeros((), device=device)
+
+    def resolve(self, is_bad: bool) -> None:
+        """Ends with what all processes have found of the steps so far; every process must call it alike.
+
+        Raises:
+            InputError: see `look`; in every process alike.
+        """
+        while self.steps:
+            self._resolve_first(is_bad)
+
+    def settle(self, device: torch.device) -> None:
+        """Waits for all steps and looks at them; every process must call it alike.
+
+        Raises:
+            InputError: see `look`; in every process alike.
+        """
+        if num_processes() > 1:
+            self.resolve(bool(over_all(self.is_bad(device), take="max")))
+        while self.steps:
+            self._resolve_first(self.steps[0].copy.read())
+
+    def _resolve_first(self, is_bad: bool) -> None:
+        step = self.steps.popleft()
+        if is_bad:
+            raise InputError(_message(step))
+
+
+def _message(step: Step) -> str:
+    """Of several processes, all must ask for it."""
+    bad = [paths for paths, loss in step.batches if not torch.isfinite(loss)]
+    everybody = gathered((bad, [paths for paths, _ in step.batches]))
     losses = [path for bad, _ in everybody for paths in bad for path in paths]
     files = sorted(set(losses or [path for _, paths in everybody for batch in paths for path in batch]))
     what = "the loss" if losses else "a gradient"
     more = f"\n  and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     shown = "\n".join(f"  {path}" for path in files[:SHOWN])
-    raise InputError(
-        f"{what} is not finite after {step} steps. Stopped before the next one, so the weights and the checkpoints are "
-        f"sound. The clips were of:\n{shown}{more}\n"
+    return (
+        f"{what} is not finite after {step.number} steps. Nothing has been saved since, so the checkpoints are sound. "
+        f"The clips were of:\n{shown}{more}\n"
         "What often helps: a smaller optimizer.lr, trainer.gradient_clip_val=1, trainer.precision=32-true"
     )

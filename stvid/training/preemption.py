@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from stvid.errors import InputError
-from stvid.training.processes import over_all
+from stvid.errors import InputError, train_command
+from stvid.training.processes import num_processes, over_all
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what Slurm is told to send: --signal=USR1@90
+# SIGUSR1 is what Slurm is told to send (--signal=USR1@90); Windows has no such signal
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
 class Preemption(Callback):
@@ -34,11 +35,12 @@ class Preemption(Callback):
         if requeue and "SLURM_JOB_ID" not in os.environ:
             raise InputError("requeue=true (trainer=slurm) is for jobs of Slurm; here SLURM_JOB_ID is not set")
         self.requeue = requeue
-        self.received: int | None = None  # by this process
-        self.agreed: int | None = None  # by all of them
+        self.received = 0  # signal, by this process; 0: none
+        self.agreed = 0  # by all of them
         self._before: dict[int, object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        task.stop_signal = lambda: self.received
         try:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         except ValueError:  # not in the main thread, where signals are no business of ours
@@ -50,13 +52,15 @@ class Preemption(Callback):
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def wanted(self, trainer: pl.Trainer) -> bool:
-        """Whether any process was told to stop; all of them ask at the same step."""
-        self.agreed = self.received
-        if trainer.world_size > 1:
-            number = torch.tensor([float(self.received or 0)], device=trainer.strategy.root_device)
-            self.agreed = int(over_all(number, take="max").item()) or None
-        return self.agreed is not None
+    def wanted(self, task: pl.LightningModule) -> bool:
+        """Whether this process has been told to stop; of several, whether any had been when the step began."""
+        self.agreed = self.received if num_processes() == 1 else task.agreed_signal
+        return self.agreed != 0
+
+    def wanted_by_any(self, task: pl.LightningModule) -> bool:
+        """Whether any process has been told to stop by now; all of them must ask."""
+        self.agreed = int(over_all(torch.tensor(float(self.received), device=task.device), take="max"))
+        return self.agreed != 0
 
     def leave(self, trainer: pl.Trainer, run: Path) -> None:
         """Ends the program as the signal asked, once the checkpoint is written into the run folder."""
@@ -67,11 +71,11 @@ class Preemption(Callback):
             if self.requeue:
                 _requeue()
             else:
-                log.info("go on with   python train.py resume=%s", run)
+                log.info("go on with   %s", train_command(f"resume={run}"))
         raise SystemExit(128 + self.agreed)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.received is not None:
+        if self.received:
             self._restore()
             signal.raise_signal(number)
         self.received = number

@@ -18,7 +18,7 @@ from stvid.clip import Preprocess, answer, channels_last
 from stvid.errors import InputError
 from stvid.metrics import ViewMetric
 from stvid.training.mixing import Mixing
-from stvid.training.nonfinite import check_finite
+from stvid.training.nonfinite import FiniteCheck
 from stvid.training.optim import Optimization
 from stvid.training.processes import SyncedBatchNorm, num_processes, over_all
 from stvid.training.sharding import shard
@@ -28,8 +28,7 @@ class ClassificationTask(pl.LightningModule):
     """Trains a model to tell classes apart.
 
     Logs `train_loss`, `train_clip_accuracy` (on augmented clips; of mixed ones, the greater share counts), `val_loss`,
-    `val_clip_accuracy`, `val_video_accuracy`, and `val_criterion`, by which the best checkpoint is chosen: the video
-    accuracy, ties broken by the loss (`accuracy - 1e-4 * loss`; less would be lost in float32).
+    `val_clip_accuracy` and `val_video_accuracy`.
 
     All that chance decides in a step is a function of the seed, the epoch, the step in it and the process; so a run
     that goes on from any step is the same run. Gradients are means over samples, however they lie on the processes; a
@@ -67,7 +66,9 @@ class ClassificationTask(pl.LightningModule):
         self.seed, self.record = seed, record
         self.num_classes = len(record["class_names"])
         self.totals = torch.zeros(4)  # of the epoch until here: loss, weights, clips judged right, clips
-        self.gathering: list[tuple[list[str], Tensor]] = []  # files and loss of each batch since the last step
+        self.finite = FiniteCheck()
+        self.stop_signal = lambda: 0  # that has told this process to stop (`Preemption` knows); 0: none
+        self.agreed_signal = 0  # that had told any process to stop when the current step began
         self.val_metric = ViewMetric()
 
     def configure_model(self) -> None:
@@ -104,12 +105,12 @@ class ClassificationTask(pl.LightningModule):
         torch.manual_seed(int(self.rng.integers(2**63)))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
-        num_clips = torch.tensor(float(len(batch["labels"])), device=self.device)
-        if over_all(num_clips, take="min") == 0:  # a process without clips would leave the others waiting
+        if not self._agree_on_step(len(batch["labels"])):
             alone = num_processes() == 1
             return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
         inputs = batch["features"] if "features" in batch else batch["clips"]
-        targets_BK = nn.functional.one_hot(batch["labels"], self.num_classes).float()
+        targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
+        targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
         if self.mixing is not None:
             inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
         logits_BK = self._answer(inputs, batch).float()
@@ -117,6 +118,27 @@ class ClassificationTask(pl.LightningModule):
         loss = loss_B.sum() / over_all(weight_B.sum()) * num_processes() * self._window(batch_idx)
         self._take_note(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
         return loss
+
+    def _agree_on_step(self, num_clips: int) -> bool:
+        """Whether every process has clips of this batch: one without would leave the others waiting.
+
+        The only exchange of a step whose result a GPU is waited for, and none of one process. With it, all processes
+        learn whether one was told to stop, and whether the step before was bad.
+
+        Raises:
+            InputError: it was, see `FiniteCheck`; in every process alike.
+        """
+        if num_processes() == 1:
+            self.finite.look()
+            return num_clips > 0
+        has_none, signal = (
+            torch.full((), float(value), device=self.device) for value in (num_clips == 0, self.stop_signal())
+        )
+        together = torch.stack([has_none, signal, self.finite.is_bad(self.device)])
+        any_has_none, signal, is_bad = over_all(together, take="max").tolist()
+        self.agreed_signal = int(signal)
+        self.finite.resolve(bool(is_bad))
+        return not any_has_none
 
     def _window(self, batch_idx: int) -> float:
         """Makes the mean over the batches of an optimizer step of Lightning's sum, also where an epoch ends early."""
@@ -126,10 +148,11 @@ class ClassificationTask(pl.LightningModule):
 
     def _take_note(self, batch: dict, logits_BK: Tensor, targets_BK: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
         right = (logits_BK.argmax(1) == targets_BK.argmax(1)).sum()
-        sums = torch.stack([loss_B.sum(), weight_B.sum(), right.to(loss_B), num := loss_B.new_tensor(len(loss_B))])
+        num_clips = len(loss_B)
+        sums = torch.stack([loss_B.sum(), weight_B.sum(), right.to(loss_B), loss_B.new_full((), num_clips)])
         self.totals = self.totals.to(sums.device) + sums.to(self.totals.dtype)
-        self.gathering.append((batch["paths"], sums[0]))
-        self.log("train_loss_step", sums[0] / sums[1], batch_size=int(num))
+        self.finite.add_batch(batch["paths"], sums[0])
+        self.log("train_loss_step", sums[0] / sums[1], batch_size=num_clips)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
@@ -137,17 +160,16 @@ class ClassificationTask(pl.LightningModule):
         """Clips the gradients' norm as told, after a look whether it is a number at all.
 
         Raises:
-            InputError: the loss or a gradient is not finite; the weights are still what they were.
+            InputError: the loss or a gradient of this step or one before is not finite, see `FiniteCheck`.
         """
-        if not self.gathering:  # nothing was read: no step, not even by momentum
+        if not self.finite.batches:  # nothing was read: no step, not even by momentum
             optimizer.zero_grad(set_to_none=True)
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         scaled = self.trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
-        check_finite(self.gathering, None if scaled else self.gradient_norm, step=self.global_step)
-        self.gathering.clear()
+        self.finite.add_step(None if scaled else self.gradient_norm, number=self.global_step)
         if gradient_clip_val is None or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
@@ -157,11 +179,13 @@ class ClassificationTask(pl.LightningModule):
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
         steps = self.trainer.max_steps
         if self.trainer.is_last_batch or 0 < steps <= self.global_step:
+            self.finite.settle(self.device)
             loss, weight, right, num_clips = over_all(self.totals).tolist()
             logged = {"train_loss": loss / weight, "train_clip_accuracy": right / num_clips} if num_clips else {}
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
+        self.finite.settle(self.device)
         nothing = torch.empty(0, dtype=torch.int64, device=self.device)  # of what a process may have none
         self.val_metric.update(torch.empty(0, self.num_classes, device=self.device), nothing, nothing)
 
@@ -178,7 +202,6 @@ class ClassificationTask(pl.LightningModule):
             "val_loss": found.loss,
             "val_clip_accuracy": found.clip_accuracy,
             "val_video_accuracy": found.video_accuracy,
-            "val_criterion": found.video_accuracy - 1e-4 * found.loss,
         }
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
         for schedule in self.trainer.lr_scheduler_configs:  # Lightning's turn comes after the epoch's checkpoint
@@ -191,6 +214,7 @@ class ClassificationTask(pl.LightningModule):
         return [optimizer], schedules
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self.finite.settle(self.device)  # or bad weights would be saved
         checkpoint["stvid"] = dict(self.record)
         checkpoint["totals"] = over_all(self.totals)
 

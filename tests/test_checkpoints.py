@@ -1,0 +1,90 @@
+"""Which validation counts as the best one, for best.ckpt, early stopping and a run that goes on."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from stvid.training.checkpoints import BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
+from stvid.training.preemption import Preemption
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ((0.5 + 1 / 30_000, 3.0), (0.5, 1.0)),  # one video more out of 30,000, whatever the loss
+        ((0.5, 1.0), (0.5, 1.0001)),
+        ((0.5, 9.0), (0.5, math.inf)),
+        ((0.0, 9.0), (0.9, NAN)),
+        ((0.1, 1.0), (NAN, 1.0)),
+    ],
+)
+def test_accuracy_comes_first_then_the_loss_and_nan_loses(better, worse):
+    assert ValScore(*better).is_better_than(ValScore(*worse))
+    assert not ValScore(*worse).is_better_than(ValScore(*better))
+    assert not ValScore(*better).is_better_than(ValScore(*better))
+    assert ValScore(*worse).is_better_than(None)
+
+
+class Scripted(pl.LightningModule):
+    """A weight that counts the epochs, and validations that go as written: accuracy and loss of each epoch."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.weight, self.scores = torch.nn.Parameter(torch.zeros(())), scores
+
+    def training_step(self, batch, batch_idx):
+        return -self.weight
+
+    def validation_step(self, batch, batch_idx):
+        accuracy, loss = self.scores[self.current_epoch]
+        self.log_dict({"val_video_accuracy": accuracy, "val_loss": loss}, batch_size=1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(folder, scores, *, epochs=None, patience=9, resume=False):
+    """Trains; returns the number of epochs trained, and the epoch (from 0) and weight of best.ckpt."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    last = LastCheckpoint(folder, every=None, preemption=Preemption())
+    callbacks = [EarlyStop(patience=patience), BestCheckpoint(folder), last]
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs or len(scores), callbacks=callbacks, **quiet)
+    loader = DataLoader([0.0])
+    path = folder / "last.ckpt" if resume else None
+    trainer.fit(Scripted(scores), loader, loader, ckpt_path=path, weights_only=True)
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    return trainer.current_epoch, best["epoch"], best["state_dict"]["weight"].item()
+
+
+TIES = [(0.5, NAN), (0.5, 1.0), (0.75, 3.0), (0.75, 2.0), (0.75, 2.0), (0.74, 0.1), (0.9, NAN)]
+
+
+def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path):
+    assert fit(tmp_path, TIES) == (7, 3, 4.0)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 4, 6])
+def test_a_run_that_goes_on_elsewhere_remembers_its_best(tmp_path, epochs):
+    fit(tmp_path / "run", TIES, epochs=epochs)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert fit(moved, TIES, resume=True) == (7, 3, 4.0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resume_after", [None, 4, 5])
+def test_a_run_stops_after_so_many_validations_without_a_better_score(tmp_path, resume_after):
+    """A lower loss at the same accuracy is better; the epochs before an interruption count."""
+    scores = [*TIES, (1.0, 0.0)]
+    if resume_after:
+        fit(tmp_path, scores, epochs=resume_after, patience=3)
+    assert fit(tmp_path, scores, patience=3, resume=bool(resume_after)) == (7, 3, 4.0)
+
+
+def test_a_run_that_had_stopped_early_trains_no_further_epoch(tmp_path):
+    fit(tmp_path, TIES, patience=1)
+    assert fit(tmp_path, TIES, patience=1, resume=True)[0] == 5
