@@ -38,8 +38,8 @@ class ClipSpec:
         diff_seconds: above 0; at least one frame of the video.
         diff_gain: how many grey levels of the difference image a grey level of change makes, above 0.
         short: what a video with fewer frames than a clip's span gives. `repeat_last`: its last frame stands still.
-            `wrap`: it begins again. `pad`: a shorter clip, padded in the batch, with its length told to the model.
-            `error`: the run stops.
+            `wrap`: the frames that the stride takes from it are repeated in order: 0 2 4 0 2 4. `pad`: a shorter clip,
+            padded in the batch, with its length told to the model. `error`: the run stops.
     """
 
     num_frames: int | None = 16

@@ -108,6 +108,17 @@ def _check_data_keys(data: DictConfig) -> None:
             raise InputError(f"unknown config key data.{key}{nearest(str(key), map(str, known))}")
 
 
+def literal(node: object) -> object:
+    """Plain data such that OmegaConf takes no text in it for a reference to another key, as `${x}` would be."""
+    if isinstance(node, dict):
+        return {key: literal(below) for key, below in node.items()}
+    if isinstance(node, list | tuple):
+        return [literal(below) for below in node]
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\${", node)
+    return node
+
+
 def home() -> Path:
     """The folder with train.py and configs/: the package's own in an installed wheel, else the checkout's root."""
     package = Path(__file__).resolve().parent

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 
 from stvid.checkpoint import Trained
-from stvid.config import check, home
+from stvid.config import check, home, literal
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
@@ -37,7 +37,6 @@ from stvid.training.bad_videos import read_bad_videos
 log = logging.getLogger("stvid")
 
 CONFIG_NAME = "config.yaml"
-MANIFEST = "stvid.data.layouts.table.manifest"
 
 
 def _run_dir(resume: str | None, requeue: bool, fresh: str) -> str:
@@ -111,9 +110,22 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         own = resumed(own, overrides, config)
     own.resume = str(run)
     if (run / MANIFEST_NAME).is_file():
-        path, class_names = str(run / MANIFEST_NAME), own.class_names
-        own.data.datamodule.manifest = {"_target_": MANIFEST, "path": path, "class_names": class_names}
+        own.data.datamodule.manifest = {"_target_": "stvid.run.kept_manifest", "run": str(run)}
     return own, run
+
+
+def kept_manifest(*, run: str) -> Manifest:
+    """The videos, splits and classes of a run, as `keep` wrote them down.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        InputError: the table is missing or damaged.
+    """
+    # read here, since Hydra would take a class called ${x} for a reference and ??? for a value that is missing
+    config = OmegaConf.to_container(OmegaConf.load(Path(run) / CONFIG_NAME), resolve=True)
+    return Manifest.read_csv(Path(run) / MANIFEST_NAME, class_names=config["class_names"])
 
 
 def _check_no_sweep(overrides: Sequence[str]) -> None:
@@ -130,7 +142,9 @@ def finished(config: DictConfig) -> float | None:
     if config.resume:
         resumed(OmegaConf.load(run / CONFIG_NAME), list(HydraConfig.get().overrides.task), config)
     result = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
-    if _settings(result["config"]) != _settings(OmegaConf.to_container(OmegaConf.load(run / CONFIG_NAME))):
+    if _settings(result["config"]) != _settings(
+        OmegaConf.to_container(OmegaConf.load(run / CONFIG_NAME), resolve=True)
+    ):
         return None  # it was told to train longer since
     reached = result["video_accuracy"]
     more = "" if is_sweep() else f"; to train longer: resume={shown(run)} trainer.max_epochs=N allow_changes=true"
@@ -163,7 +177,7 @@ def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
     if not (run / MANIFEST_NAME).exists():
         manifest.write_csv(run / MANIFEST_NAME)
     with replacing(run / CONFIG_NAME) as partial:
-        OmegaConf.save(OmegaConf.create(dict(config)), partial)
+        OmegaConf.save(OmegaConf.create(literal(dict(config))), partial)
 
 
 def conclude(

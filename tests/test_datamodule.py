@@ -1,6 +1,10 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,8 +82,10 @@ def test_a_file_that_breaks_half_way_is_known_beforehand_or_met_when_read(video_
 
 def test_a_backend_that_is_not_there_is_told(video_folder, monkeypatch):
     monkeypatch.setattr("stvid.data.datamodule.is_installed", lambda backend: False)
-    with pytest.raises(InputError, match=r"pip install 'stvid\[decord\]'"):
+    with pytest.raises(InputError, match=r"data.backend=decord is not installed: pip install decord2"):
         module(video_folder, backend="decord")
+    with pytest.raises(InputError, match=r"pip install 'stvid\[torchcodec\]'"):
+        module(video_folder, backend="torchcodec")
 
 
 @pytest.mark.parametrize("backend", ["decord", "torchcodec"])
@@ -149,8 +155,51 @@ def test_impossible_settings_are_told(video_folder, options, words):
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (6, 3), (64, 8)])
 def test_auto_takes_one_worker_for_two_cores(monkeypatch, cores, workers):
-    monkeypatch.setattr("stvid.data.loading.num_cores", lambda: cores)
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("stvid.machine.num_cores", lambda: cores)
     assert resolve_workers("auto") == workers
+
+
+def test_devices_share_the_workers_and_a_number_is_for_each(video_folder, monkeypatch):
+    monkeypatch.setattr("stvid.machine.num_cores", lambda: 16)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
+    data = module(video_folder, num_workers="auto")
+    data.setup()
+    data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
+    assert data.train_dataloader().num_workers == data.val_dataloader().num_workers == data.num_workers == 2
+    assert data.num_workers_alone == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    data.trainer = None
+    assert data.num_workers == 4
+    data.asked_workers = 3
+    data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
+    assert data.train_dataloader().num_workers == data.num_workers_alone == 3
+
+
+def test_readers_of_validation_do_not_stay_beside_those_of_training(video_folder):
+    data = module(video_folder, num_workers=2)
+    data.setup()
+    train, val, before = data.train_dataloader(), data.val_dataloader(), set(multiprocessing.active_children())
+    readers = []
+    for _ in range(2):  # epochs
+        for loader in (train, val):
+            assert len(list(loader)) == len(loader)
+            readers.append(set(multiprocessing.active_children()) - before)
+    assert len(readers[0]) == 2
+    assert readers == [readers[0]] * 4
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_process_ends_although_readers_leave_signals_to_it_and_still_wait_for_work(persistent):
+    """As where an error keeps a loader alive; the bound is only for a process that never ends."""
+    code = (
+        "import torch; from torch.utils.data import DataLoader; from stvid.data.loading import worker_options\n"
+        f"loader = DataLoader(torch.arange(9), **worker_options(1, persistent={persistent}))\n"
+        "batches = iter(loader); print(next(batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tensor([0])\n", "")
 
 
 class Signalled(torch.utils.data.Dataset):

@@ -233,6 +233,24 @@ def test_a_video_drawn_again_gives_another_clip(numbered):
     assert torch.equal(clips[Draw(0, 0)]["clips"], clips[0, 0]["clips"])
 
 
+@pytest.mark.parametrize("kind", [Views, TrainingClips])
+def test_an_index_alone_is_the_draw_of_epoch_0(numbered, kind):
+    options = {"augment": Augment()} if kind is TrainingClips else {}
+    data = dataset(kind, numbered, **options)
+    for index in (0, 1, np.int64(1), -1, -2):
+        assert data[index]["video"] == index % 2
+        assert torch.equal(data[index]["clips"], data[Draw(0, int(index) % 2)]["clips"])
+        assert data[Draw(0, int(index))]["video"] == index % 2
+    for key in (2, -3, Draw(0, 2), (0, -3)):
+        with pytest.raises(IndexError, match="there are 2"):
+            data[key]
+    with pytest.raises(TypeError):
+        data["0"]
+    assert [sample["video"] for sample in data] == [0, 1]
+    (batch,) = DataLoader(data, 2, collate_fn=collate)  # torch's own sampler
+    assert batch["videos"].tolist() == [0, 1]
+
+
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
     """40 frames that carry their numbers: the first 20 are 50 ms apart, the others 200 ms (5 s together)."""

@@ -5,6 +5,11 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +24,7 @@ from stvid.data.stored import StoredClips
 from stvid.data.transforms import Augment
 from stvid.feature_store import FeatureStore
 from stvid.training.epochs import EpochTable
-from stvid.training.features import fingerprint
+from stvid.training.features import _fill, fingerprint
 from stvid.video.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe
 
@@ -167,8 +172,61 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     for draw in draws[1:]:
         wanted = clips[draw]["clips"].float().mean(dim=(2, 3, 4))
         torch.testing.assert_close(stored[draw]["features"][..., 0], wanted)
+        if draw == Draw(0, draw.index):
+            torch.testing.assert_close(stored[draw.index]["features"], stored[draw]["features"])
+    assert stored[-1]["video"] == 2
+    assert [sample["video"] for sample in stored] == [0, 1, 2]
+    with pytest.raises(IndexError):
+        stored[3]
     again = StoredClips(clips, FeatureStore(tmp_path, {}))
     assert again.missing(draws) == [bad]
+
+
+def encode_until(folder: Path, number: int | None) -> int:
+    """Encodes the clips in a folder, as if the encoder gave mean grey levels.
+
+    Args:
+        folder: with `videos/`; the store lies beside it.
+        number: of batches after which this process is killed; None: it goes on to the end.
+
+    Returns:
+        How many batches were encoded.
+    """
+    items = [Item(path=str(path), label="a", split="train") for path in sorted(folder.glob("videos/a/*.mp4"))]
+    clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
+    infos = [probe(item.path) for item in items]
+    clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
+    stored = StoredClips(clips, FeatureStore(folder, {}))
+    draws = [Draw(epoch, index) for epoch in range(2) for index in range(len(items))]
+    data = SimpleNamespace(draws=lambda name: draws, batch_size=1, num_workers_alone=0)
+    encoded = 0
+
+    def encode(clips_BTCHW, lengths):
+        nonlocal encoded
+        if encoded == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        encoded += 1
+        return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
+
+    _fill("train", stored, data, encode)
+    for draw in draws:
+        torch.testing.assert_close(stored[draw]["features"][..., 0], clips[draw]["clips"].float().mean(dim=(2, 3, 4)))
+    return encoded
+
+
+def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
+    """Items are written twice a minute; here at once, so that it is known what has been written."""
+    make_folder(tmp_path / "videos", videos=4, classes=("a",))
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
+        "from stvid import feature_store; feature_store._SAVE_EVERY = 0\n"
+        f"from test_features import encode_until; encode_until(Path({str(tmp_path)!r}), 5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert encode_until(tmp_path, None) == 8 - 5
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".lock"] == [".h5"]
+    assert encode_until(tmp_path, None) == 0
 
 
 def test_a_trainable_encoder_stores_nothing(videos, tmp_path):

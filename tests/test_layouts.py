@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections import Counter
 
 import pytest
@@ -10,6 +11,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from stvid.data.layouts.folder import folder
+from stvid.data.layouts.frames import frames
+from stvid.data.layouts.kinetics import kinetics
 from stvid.data.layouts.table import manifest
 from stvid.errors import InputError
 
@@ -55,6 +58,36 @@ def test_a_missing_val_folder_is_made_from_train_and_test_is_left_alone(tmp_path
     assert all("/test/" in item.path for item in data.select("test"))
 
 
+@pytest.mark.parametrize(
+    ("layout", "video"),
+    [(folder, "a.avi"), (frames, "a/1.jpg"), (kinetics, "a.avi")],
+    ids=["folder", "frames", "kinetics"],
+)
+@pytest.mark.parametrize(
+    ("names", "others"),
+    [
+        (("val", "validation"), ("train",)),
+        (("valid", "VAL"), ("train", "test")),
+        (("Train", "train"), ("val",)),
+        (("test", "Test"), ("train", "val")),
+    ],
+)
+def test_two_folders_of_one_split_are_refused(tmp_path, layout, video, names, others):
+    touch(tmp_path, *(f"{split}/{label}/{video}" for split in (*names, *others) for label in ("run", "sit")))
+    if len(set(map(str.lower, names))) == 1 and (tmp_path / names[0]).samefile(tmp_path / names[1]):
+        pytest.skip("this file system takes capitals for the same name")
+    with pytest.raises(InputError, match="two folders for the split") as error:
+        layout(root=str(tmp_path))
+    assert f": {' and '.join(str(tmp_path / name) for name in sorted(names))}. " in str(error.value)
+
+
+def test_a_second_name_of_a_split_folder_is_no_second_folder(tmp_path):
+    touch(tmp_path, *(f"{split}/{label}/{split}.avi" for split in ("train", "val") for label in ("run", "sit")))
+    touch(tmp_path, "test/notes.txt", "Validation/notes.txt")  # without classes it is not taken for a split
+    (tmp_path / "valid").symlink_to(tmp_path / "val")
+    assert Counter(item.split for item in folder(root=str(tmp_path)).items) == {"train": 2, "val": 2}
+
+
 def test_links_are_followed_but_never_in_a_circle(tmp_path):
     root = touch(tmp_path / "d", *(f"run/{i}.avi" for i in range(5)), *(f"sit/{i}.avi" for i in range(5)))
     touch(tmp_path / "elsewhere", "6.avi")
@@ -89,6 +122,8 @@ def test_groups_come_from_a_pattern_or_a_table(tmp_path):
         (["run/a.txt"], {}, ["no videos found"]),
         (["run/a.mp4"], {"group_pattern": "("}, ["not a regular expression"]),
         (["run/a.mp4"], {"group_pattern": r"g(\d)"}, ["matches nothing in 'a.mp4'"]),
+        (["run/a.mp4"], {"group_pattern": r"a(\d*)"}, ["matches nothing in 'a.mp4'"]),
+        (["run/a.mp4"], {"group_pattern": r"(b)?a"}, ["matches nothing in 'a.mp4'"]),
         (["run/a.mp4"], {"group_pattern": "a", "group_csv": "b"}, ["give one of them"]),
         (["run/a.mp4"], {"group_csv": "none.csv"}, ["none.csv does not exist"]),
     ],
@@ -97,6 +132,19 @@ def test_a_wrong_folder_is_told(tmp_path, names, options, words):
     with pytest.raises(InputError) as error:
         folder(root=str(touch(tmp_path, *names)), **options)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_table_of_groups_may_say_each_thing_only_once_and_in_any_bytes(tmp_path):
+    odd = "run/b\udce9.avi"
+    root = touch(tmp_path / "d", odd, *(f"{label}/{i}.avi" for label in ("run", "sit") for i in range(8)))
+    rows = [f"{path.relative_to(root)},{path.stem}" for path in root.rglob("*.avi")]
+    table = tmp_path / "groups.csv"
+    table.write_bytes(os.fsencode("path,group\n" + "\n".join([*rows, rows[0]])))
+    groups = {item.path: item.group for item in folder(root=str(root), group_csv=str(table)).items}
+    assert groups[str(root / odd)] == "b\udce9"
+    table.write_bytes(os.fsencode("path,group\n" + "\n".join([*rows, f"{odd},other"])))
+    with pytest.raises(InputError, match="names two groups for run/b.*'other'"):
+        folder(root=str(root), group_csv=str(table))
 
 
 def test_every_layout_has_its_file_and_its_yaml():

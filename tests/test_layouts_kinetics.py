@@ -84,6 +84,21 @@ def test_missing_videos_are_counted_and_told(tmp_path, caplog):
     assert "-3B32lodO2M_000059_000069" in caplog.text
 
 
+def test_two_different_tables_of_one_split_are_refused_unless_one_is_nearer(tmp_path, caplog):
+    root = tree(tmp_path)
+    (root / "copies").mkdir()
+    (root / "copies" / "validate.csv").write_bytes((root / "val.csv").read_bytes())
+    expected = kinetics(root=str(root))
+    assert "is not used" not in caplog.text
+    table(root / "copies" / "train.csv", VAL)
+    assert kinetics(root=str(root)) == expected
+    assert f"{root / 'copies/train.csv'} is not used, since {root / 'train.csv'} is nearer" in caplog.text
+    table(root / "kinetics_validation.csv", TRAIN)
+    with pytest.raises(InputError, match="two files for 'val'") as error:
+        kinetics(root=str(root))
+    assert f"{root / 'kinetics_validation.csv'} and {root / 'val.csv'}" in str(error.value)
+
+
 def test_rows_without_a_label_are_no_test(tmp_path, caplog):
     root = tree(tmp_path)
     table(root / "test.csv", [row[1:] for row in TEST], header="youtube_id,time_start,time_end,split\n")

@@ -86,6 +86,14 @@ def write(root, name, content):
         (lambda r: write(r, "validation.json", entries({"74225": "Moving [something] upp"})), ["did you mean 'Moving"]),
         (lambda r: write(r, "labels.json", []), ["labels.json must hold a JSON object"]),
         (lambda r: write(r, "labels.json", {"Moving something up": "x"}), ["labels.json: every class must have its"]),
+        (
+            lambda r: write(r, "labels.json", {"Moving something up": "1", "Moving [something] up": "2"}),
+            ["labels.json: the class 'Moving something up' stands there twice"],
+        ),
+        (
+            lambda r: write(r, "something-something-v2-train.json", entries(VAL)),
+            ["two files for 'train'", "labels/something-something-v2-train.json and ", "labels/train.json"],
+        ),
         (lambda r: write(r, "test-answers.csv", "1420,x\n"), ["test-answers.csv, line 1", "is not ID;CLASS"]),
         (lambda r: write(r, "test-answers.csv", "1420;x\n"), ["test-answers.csv, video 1420: unknown class 'x'"]),
     ],

@@ -140,6 +140,10 @@ def remove(root, name):
             lambda r: (r / "ucfTrainTestlist/classInd.txt").write_text("ApplyEyeMakeup\n"),
             ["classInd.txt, line 1", "is not NUMBER CLASS"],
         ),
+        (
+            lambda r: (r / "ucfTrainTestlist/classInd.txt").write_text("1 ApplyEyeMakeup\n01 Archery\n"),
+            ["classInd.txt, line 2", "'01 Archery', but class 01 is 'ApplyEyeMakeup' already"],
+        ),
     ],
 )
 def test_a_wrong_tree_is_told(tmp_path, spoil, words):

@@ -52,6 +52,7 @@ def test_numeric_labels_take_their_names_in_order(tmp_path):
         ("path,label,split,start,end\na.mp4,run,train,3,2\n", None, ["line 2", "end (=2.0 s)", "start (=3.0 s)"]),
         ("path,label,split,start\na.mp4,run,train,soon\n", None, ["start is 'soon'", "seconds"]),
         ("path,label,split\n,run,train\n", None, ["line 2", "empty"]),
+        ("path,label,split,label\na.mp4,run,train,sit\n", None, ["two columns label", "only one can count"]),
     ],
 )
 def test_a_wrong_table_is_told_with_the_line_and_what_would_be_right(tmp_path, text, class_names, words):
@@ -124,6 +125,19 @@ def test_odd_names_survive(tmp_path):
     Manifest(items=(item,), class_names=("run ",)).write_csv(tmp_path / "m.csv")
     (back,) = Manifest.read_csv(tmp_path / "m.csv", class_names=("run ",)).items
     assert (back.path, back.group) == (item.path, "g ")
+
+
+def test_blanks_around_the_cells_of_a_table_made_by_hand_do_not_count(tmp_path):
+    path = csv_file(tmp_path, 'path, label, split, group\na.mp4, run, train, g\nb.mp4,  sit,val," h"\n')
+    items = Manifest.read_csv(path).items
+    assert [(item.label, item.split, item.group) for item in items] == [("run", "train", "g"), ("sit", "val", " h")]
+
+
+def test_a_raised_two_is_a_name(tmp_path):
+    path = csv_file(tmp_path, "path,label,split\na.mp4,²,train\nb.mp4,³,train\n")
+    assert Manifest.read_csv(path).class_names == ("²", "³")
+    with pytest.raises(InputError, match="line 3: unknown class '³'"):
+        Manifest.read_csv(path, class_names=["²", "a"])
 
 
 def test_a_class_without_held_out_videos_is_told_and_borne(tmp_path, caplog):

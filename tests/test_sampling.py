@@ -21,10 +21,25 @@ def test_fps_takes_the_same_moments_whatever_the_video_rate(video_fps, expected)
 
 @pytest.mark.parametrize(
     ("short", "expected"),
-    [("repeat_last", [1, 3, 4, 4, 4]), ("wrap", [1, 3, 0, 2, 4]), ("pad", [1, 3])],
+    [("repeat_last", [1, 3, 4, 4, 4]), ("wrap", [1, 3, 1, 3, 1]), ("pad", [1, 3])],
 )
 def test_a_short_video_follows_the_named_policy(short, expected):
     assert clip_indices(5, 1, ClipSpec(num_frames=5, frame_stride=2, short=short), 25.0) == expected
+
+
+def test_wrap_repeats_the_frames_that_the_stride_takes():
+    wrap = ClipSpec(num_frames=6, frame_stride=2, short="wrap")
+    assert clip_indices(5, 0, wrap, 25.0) == [0, 2, 4, 0, 2, 4]
+    assert clip_indices(1, 0, wrap, 25.0) == [0] * 6
+    assert clip_indices(11, 0, wrap, 25.0) == [0, 2, 4, 6, 8, 10]
+    per_second = ClipSpec(num_frames=6, frame_stride=None, fps=10, short="wrap")
+    assert clip_indices(7, 0, per_second, 25.0) == [0, 2, 5, 0, 2, 5]
+
+
+def test_a_frame_that_is_repeated_keeps_its_difference():
+    clip = ClipSpec(num_frames=6, frame_stride=2, short="wrap", input="diff", diff_seconds=0.05)
+    frames = clip_indices(5, 0, clip, 20.0)
+    assert earlier_frames(frames, range(5), clip, video()) == [0, 1, 3, 0, 1, 3]
 
 
 def test_a_short_video_is_an_error_where_asked():

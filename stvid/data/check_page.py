@@ -16,7 +16,7 @@ MOST_CLASSES = 30  # rows of the table; of more classes, only both ends are show
 UNBALANCED = 2  # times as many training videos in the largest class as in the smallest
 _SHORT = {
     "repeat_last": "their last frame stands still (clip.short=repeat_last)",
-    "wrap": "they begin again (clip.short=wrap)",
+    "wrap": "their frames are repeated in order (clip.short=wrap)",
     "pad": "their clips are shorter (clip.short=pad)",
     "error": "training will refuse them (clip.short=error)",
 }

@@ -33,7 +33,7 @@ from stvid.data.timed_loader import TimedLoader
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
 from stvid.feature_store import FeatureStore
-from stvid.video.backends import BACKENDS, is_installed
+from stvid.video.backends import BACKENDS, INSTALL, is_installed
 from stvid.video.errors import VideoError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class VideoDataModule(pl.LightningDataModule):
         clip: the clip's geometry.
         augment: random changes to training clips.
         batch_size: clips in a batch, for each process; with `auto`, who trains sets it once the model is known.
-        num_workers: processes that read videos; `auto`: one for two cores, at most 8; 0 reads in the training process.
+        num_workers: processes that read videos, for each process that trains; `auto`: one for two cores of its share,
+            at most 8; 0 reads in the training process.
         num_clips: clips a validation video is judged by.
         num_crops: crops of each of them.
         seed: with epoch and item, all that a random choice depends on.
@@ -114,7 +115,7 @@ class VideoDataModule(pl.LightningDataModule):
         _check_choice("data.features", features, FEATURES)
         _check_choice("data.backend", backend, BACKENDS)
         if not is_installed(backend):
-            raise InputError(f"data.backend={backend} is not installed: pip install 'stvid[{backend}]'")
+            raise InputError(f"data.backend={backend} is not installed: {INSTALL[backend]}")
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
@@ -126,8 +127,19 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)
         self.clip, self.augment, self.seed, self.max_bad = clip, augment, seed, max_bad
-        self.batch_size, self.num_workers = batch_size, resolve_workers(num_workers)
+        resolve_workers(num_workers)
+        self.batch_size, self.asked_workers = batch_size, num_workers
         self.protocol = {"num_clips": num_clips, "num_crops": num_crops}
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that read videos for this process, while all that train on this machine read at once."""
+        return resolve_workers(self.asked_workers, num_processes=self.trainer.num_devices if self.trainer else None)
+
+    @property
+    def num_workers_alone(self) -> int:
+        """The same, while the others wait for this process."""
+        return resolve_workers(self.asked_workers, num_processes=1)
 
     @property
     def class_weights(self) -> list[float] | None:
@@ -204,7 +216,7 @@ class VideoDataModule(pl.LightningDataModule):
             sampler=sampler,
             drop_last=len(sampler) >= self.batch_size,  # a last batch of one clip would upset batch norm
             collate_fn=collate_stored if self.stored else collate,
-            **worker_options(0 if self.stored else self.num_workers),
+            **worker_options(0 if self.stored else self.num_workers, persistent=True),
         )
 
     def val_dataloader(self) -> DataLoader:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from stvid.clip import ClipSpec, as_input
 from stvid.data import sampling
-from stvid.data.drawing import Draw
+from stvid.data.drawing import Draw, as_draw
 from stvid.data.manifest import Item
 from stvid.data.playback import at_speed, check_playback, rearranged
 from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
@@ -69,6 +69,9 @@ def part_of(item: Item, info: VideoInfo | VideoError) -> range:
 @dataclass(frozen=True, kw_only=True)
 class VideoDataset(Dataset):
     """What both data sets below share: items, facts about their files, and how frames are read.
+
+    An item is asked for by a `Draw`, as `EpochSampler` gives them, or by its index alone, which is its draw of epoch 0;
+    negative ones count from the end, and past it there is an IndexError.
 
     Attributes:
         items: of one split, in a fixed order.
@@ -128,8 +131,8 @@ class TrainingClips(VideoDataset):
 
     augment: Augment
 
-    def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
-        draw = Draw(*key)
+    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> Sample | Failure:
+        draw = as_draw(key, len(self))
         index = draw.index
         rng = np.random.default_rng((self.seed, draw.epoch, self.chance(index), draw.repeat))
         try:
@@ -169,8 +172,8 @@ class Views(VideoDataset):
         frames, fps = super().timeline(index)
         return at_speed(frames, self.playback), fps
 
-    def __getitem__(self, key: Draw | tuple[int, int]) -> Sample | Failure:
-        index = Draw(*key).index
+    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> Sample | Failure:
+        index = as_draw(key, len(self)).index
         try:
             frames, fps = self.timeline(index)
             clip = sampling.fitted(self.clip, len(frames), fps)

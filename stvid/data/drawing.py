@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -18,6 +19,22 @@ class Draw(NamedTuple):
     epoch: int
     index: int
     repeat: int = 0  # how often the item was drawn in this epoch before
+
+
+def as_draw(key: Draw | tuple[int, ...] | int, num_items: int) -> Draw:
+    """What a data set is asked for, as a `Draw`.
+
+    Args:
+        key: a `Draw` or what makes one; a plain index is that item's draw of epoch 0, and -1 is the last item's.
+        num_items: of the data set.
+
+    Raises:
+        IndexError: there is no such item.
+    """
+    draw = Draw(*key) if isinstance(key, tuple) else Draw(0, operator.index(key))
+    if not -num_items <= draw.index < num_items:
+        raise IndexError(f"item {draw.index} was asked for; there are {num_items}")
+    return draw._replace(index=draw.index % num_items)
 
 
 class EpochSampler(Sampler):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -21,7 +23,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.transforms import CROPS
 from stvid.errors import InputError
 from stvid.files import one_at_a_time
-from stvid.machine import num_cores
+from stvid.machine import cores_per_process
 from stvid.video.errors import VideoError
 from stvid.video.info import VideoInfo
 from stvid.video.probe import probe_all
@@ -40,6 +42,8 @@ def views_loader(
     world_size: int = 1,
 ) -> DataLoader:
     """Batches of about `batch_size` views, each video's views together, each video once over all processes.
+
+    Its worker processes end with each pass, so that they do not take memory while training goes on.
 
     stored: where the same items come from instead, with `collate_fn` for what it gives.
     """
@@ -75,10 +79,11 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
     return lengths
 
 
-def worker_options(num_workers: int) -> dict:
+def worker_options(num_workers: int, *, persistent: bool = False) -> dict:
+    """Arguments of a DataLoader. `persistent`: its processes wait for the next epoch instead of ending."""
     return {
         "num_workers": num_workers,
-        "persistent_workers": num_workers > 0,
+        "persistent_workers": persistent and num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         # a loader draws a seed for its workers; from the global state, dropout would depend on the number of loaders
         "generator": torch.Generator(),
@@ -92,10 +97,28 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def resolve_workers(num_workers: int | str) -> int:
-    """`auto` to one process for every two cores that this one may use, 1 to 8."""
+@atexit.register
+def _end_readers() -> None:
+    """Python waits for its daemonic processes when it ends, after a SIGTERM that those above do not heed."""
+    readers = [child for child in multiprocessing.active_children() if child.daemon]
+    if readers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call each of them a crash
+    for reader in readers:
+        reader.kill()
+
+
+def resolve_workers(num_workers: int | str, *, num_processes: int | None = None) -> int:
+    """Worker processes for each process that reads.
+
+    Args:
+        num_workers: a number, which stays as it is; `auto`: one for every two cores of this process's share, 1 to 8.
+        num_processes: that share the machine's cores, see `cores_per_process`.
+
+    Raises:
+        InputError: neither `auto` nor a number of 0 or more.
+    """
     if num_workers == "auto":
-        return min(max(num_cores() // 2, 1), 8)
+        return min(max(cores_per_process(num_processes) // 2, 1), 8)
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError(f"num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
     return num_workers

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes; odd ones come back as they were
+_NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +56,27 @@ class Manifest:
         return tuple(item for item in self.items if item.split == split)
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Writes `path,label,split,start,end,group`; videos below the file's folder get relative paths. Atomic."""
+        """Writes `path,label,split,start,end,group`; videos below the file's folder get relative paths. Atomic.
+
+        `read_csv` gives the same items, whatever bytes their names are made of, and the same classes where
+        `class_names` tells it their order.
+        """
         path = Path(path).absolute()
         with replacing(path) as partial, partial.open("w", newline="", **_TEXT) as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            file.write(_csv_line(COLUMNS))
             for item in self.items:
                 video = Path(item.path)
                 shown = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
                 cells = (shown, item.label, item.split, item.start, item.end, item.group)
-                writer.writerow(["" if cell is None else cell for cell in cells])
+                file.write(_csv_line(["" if cell is None else str(cell) for cell in cells]))
 
     @classmethod
     def read_csv(
         cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None, only_these: bool = True
     ) -> Manifest:
         """Reads a table with a header line; `path`, `label` and `split` are required, `start,end,group` optional.
+
+        Blanks between a comma and a cell do not count, blanks within quotes do.
 
         Args:
             path: the CSV file; relative video paths in it start from its folder.
@@ -78,7 +85,8 @@ class Manifest:
             only_these: whether a label that is not among `class_names` is an error, or one more class behind them.
 
         Raises:
-            InputError: file or column missing, unknown split or class, numeric labels without names, bad times.
+            InputError: file or column missing, a column twice, unknown split or class, numeric labels without names,
+                bad times.
         """
         path = Path(path).absolute()
         rows = _read_rows(path)
@@ -91,6 +99,12 @@ class Manifest:
         return cls(items=items, class_names=known + tuple(sorted(set(labels) - set(known))))
 
 
+def _csv_line(cells: Sequence[str]) -> str:
+    """A row of a table. Cells with blanks at an end are quoted too, which `csv.writer` does not do."""
+    quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
+    return ",".join(quoted) + "\r\n"
+
+
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise InputError(f"manifest {path} does not exist")
@@ -101,6 +115,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error
+    twice = [column for column in COLUMNS if header.count(column) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns {twice[0]}: only one can count. Remove or rename the other")
     missing = [column for column in COLUMNS[:3] if column not in header]
     if missing:
         raise InputError(
@@ -112,9 +129,14 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Whether a table with these labels is taken to hold positions among `class_names`, unless those are the names."""
+    return all(label.isdecimal() for label in labels)  # what `int` reads; "²" is a digit that it does not
+
+
 def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where: str, only_these: bool) -> list[str]:
     """Labels as class names, checked against `class_names` where given."""
-    numeric = all(label.isdigit() for label in labels)
+    numeric = are_numbers(labels)
     if class_names is None:
         if numeric:
             raise InputError(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import part_of
-from stvid.data.manifest import Item, Manifest
+from stvid.data.manifest import Item, Manifest, are_numbers
 from stvid.data.prepare_page import clips_per_second
 from stvid.data.prepare_plan import Job, Key, check_folder, common_folder, key_of, plan_files, remove_partials, shown
 from stvid.errors import train_command
@@ -173,7 +173,7 @@ def _command(manifest: Manifest, path: Path) -> str:
     """The line that trains on the new manifest; it names the classes where their order is not what reading gives."""
     words = ["data=manifest", f"data.path={_hydra(shown(str(path)))}"]
     names = manifest.class_names
-    if names != tuple(sorted({item.label for item in manifest.items})) or all(name.isdigit() for name in names):
+    if names != tuple(sorted({item.label for item in manifest.items})) or are_numbers(names):
         words.append(f"data.class_names=[{','.join(map(_hydra, names))}]")
     return train_command(*words)
 

@@ -73,6 +73,8 @@ def spread_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
 def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) -> list[int]:
     """The frames of one clip: `start + floor(i * stride)`, with `clip.short` deciding what lies past the end.
 
+    With a stride of 2, six frames of a video of five: `repeat_last` 0 2 4 4 4 4, `wrap` 0 2 4 0 2 4, `pad` 0 2 4.
+
     Args:
         num_frames: frames the video has, at least 1.
         start: first frame, 0 to num_frames - 1.
@@ -92,7 +94,8 @@ def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) 
     if clip.short == "repeat_last":
         return [min(index, num_frames - 1) for index in indices]
     if clip.short == "wrap":
-        return [index % num_frames for index in indices]
+        inside = [index for index in indices if index < num_frames]
+        return [inside[i % len(inside)] for i in range(clip.num_frames)]
     if clip.short == "pad":
         return [index for index in indices if index < num_frames]
     raise IndexError(f"the clip ends at frame {indices[-1]}, the video has {num_frames}, and clip.short is 'error'")
@@ -110,7 +113,8 @@ def earlier_frames(
 
     The earlier one was shown `clip.diff_seconds` before, at least one frame before, or is the part's first. In a video
     that runs backwards it lies behind, or is the last; in a frozen one it is the frame itself. A shuffled video's
-    frames each keep the earlier picture that belongs to them.
+    frames each keep the earlier picture that belongs to them; so do those that `clip.short=wrap` repeats, and no image
+    shows the jump from the last frame back to the first.
 
     Args:
         frames: of the clip, as numbers within the file.

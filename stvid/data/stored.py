@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 import stvid
 from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
-from stvid.data.drawing import Draw
+from stvid.data.drawing import Draw, as_draw
 from stvid.data.loading import worker_options
 from stvid.feature_store import FeatureStore, Stored, digest
 from stvid.video.cache import AV_VERSION as av_version
 from stvid.video.cache import identity
 from stvid.video.errors import VideoError
+
+FRAMES = 2  # another number where the same settings take other frames than before; 2: clip.short=wrap
 
 
 class StoredSample(TypedDict):
@@ -47,6 +49,7 @@ def facts(dataset: VideoDataset) -> dict:
     """What the pixels of a data set's items depend on beside the files, as plain data."""
     common = {
         "kind": type(dataset).__name__,
+        "frames": FRAMES,
         "clip": dataset.clip.to_dict(),
         "backend": dataset.backend,
         "av": av_version,
@@ -60,7 +63,7 @@ def facts(dataset: VideoDataset) -> dict:
 
 
 class StoredClips(Dataset):
-    """A `VideoDataset` seen through a feature store that holds all of its draws.
+    """A `VideoDataset` seen through a feature store that holds all of its draws. It is indexed likewise.
 
     Args:
         clips: the data set itself.
@@ -76,8 +79,8 @@ class StoredClips(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, key: Draw | tuple[int, int]) -> StoredSample | Failure:
-        draw = Draw(*key)
+    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> StoredSample | Failure:
+        draw = as_draw(key, len(self))
         if isinstance(info := self.clips.infos[draw.index], VideoError):
             return self.clips.failure(draw.index, info)
         if draw in self.failed:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.evaluation.describe import describe
 from stvid.evaluation.folds import describe_folds
-from stvid.evaluation.held_out import MANIFEST_NAME
 from stvid.evaluation.judge import Question, judge_folds
-from stvid.run import CONFIG_NAME, shown
+from stvid.run import CONFIG_NAME, kept_manifest, shown
 from stvid.search.beginning import alone_in, begin, ending_on_sigterm
 from stvid.search.jobs import Jobs
 from stvid.search.leaderboard import closing_words, write_summary
@@ -147,8 +145,7 @@ class Sweep:
     def _cross_validate(self) -> None:
         """Only the fold varies, so nothing is chosen here by what comes out, and test may be looked at."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        table = Manifest.read_csv(runs[0] / MANIFEST_NAME)
-        if not table.select("test"):
+        if not kept_manifest(run=str(runs[0])).select("test"):
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)

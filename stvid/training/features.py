@@ -87,7 +87,7 @@ def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Ten
 def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
     bar = Bar(f"encoding {name}", total=len(draws), unit="videos")
     with stored.store.adding() as add, bar:
-        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers):
+        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers_alone):
             if part:
                 features_BTF = encode(batch["clips"], batch["lengths"])
                 for key, content in stored.encoded(part, batch, features_BTF):

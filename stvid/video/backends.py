@@ -1,4 +1,4 @@
-"""Other decoders than PyAV, for who has reasons to prefer one: decord (`pip install decord2`) and torchcodec.
+"""Optional decoders beside PyAV: decord, which comes with stvid on most platforms, and torchcodec, an extra.
 
 Both number frames by index or time stamp, which is wrong for some files (MPEG-4 with B-frames, many AVI files). So
 they are asked only where `probe` trusts random access; elsewhere, and where they fail, PyAV reads.
@@ -15,6 +15,11 @@ import torch
 from stvid.video.info import VideoInfo
 
 BACKENDS = ("pyav", "decord", "torchcodec")
+INSTALL = {
+    "pyav": "pip install av",
+    "decord": "pip install decord2 (x86-64 and ARM Linux, x86-64 Windows, Apple silicon)",
+    "torchcodec": "pip install 'stvid[torchcodec]'",
+}
 
 
 def is_installed(backend: str) -> bool:

@@ -73,12 +73,23 @@ def from_class_folders(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder, for the `train`, `val`, `test` below the root that hold folders themselves."""
-    return {
-        split: entry
-        for entry in subfolders(root)
-        if (split := SPLIT_FOLDERS.get(entry.name.lower())) and subfolders(entry)
-    }
+    """Split -> its folder, for the `train`, `val`, `test` below the root that hold folders themselves.
+
+    Raises:
+        InputError: two folders of one split, such as `val/` and `validation/`, or `train/` and `Train/`.
+    """
+    found: dict[str, Path] = {}
+    for entry in subfolders(root):
+        split = SPLIT_FOLDERS.get(entry.name.lower())
+        if split is None or not subfolders(entry):
+            continue
+        if split in found and not entry.samefile(found[split]):  # one may be a link to the other
+            raise InputError(
+                f"two folders for the split {split!r}: {found[split]} and {entry}. Only one can be used: move the "
+                "videos of one into the other, or rename the folder that is not wanted"
+            )
+        found.setdefault(split, entry)
+    return found
 
 
 def labelled(folder: Path, split: str, sought: Sought, group_of: GroupOf) -> list[Item]:

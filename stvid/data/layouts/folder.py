@@ -31,8 +31,8 @@ def folder(
         seed: of the split.
 
     Raises:
-        InputError: no such folder, no videos, a pattern or table that leaves a video without a group, too few videos
-            for a split.
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), no videos, a pattern or table
+            that leaves a video without a group, too few videos for a split.
     """
     return from_class_folders(
         root,

@@ -37,8 +37,8 @@ def frames(
         seed: of the split.
 
     Raises:
-        InputError: no such folder, no folder of images below a class, a pattern or table that leaves a video without
-            a group, too few videos for a split.
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), no folder of images below a
+            class, a pattern or table that leaves a video without a group, too few videos for a split.
     """
     return from_class_folders(
         root,

@@ -43,9 +43,10 @@ def _by_pattern(pattern: str) -> GroupOf:
     def group_of(video: Path, class_folder: Path) -> str:
         below = video.relative_to(class_folder).as_posix()
         match = regex.search(below)
-        if not match:
+        group = match and match.group(1 if regex.groups else 0)
+        if not group:
             raise InputError(f"data.group_pattern {pattern!r} matches nothing in {below!r} ({video})")
-        return match.group(1) if regex.groups else match.group(0)
+        return group
 
     return group_of
 
@@ -53,11 +54,15 @@ def _by_pattern(pattern: str) -> GroupOf:
 def _by_table(root: Path, table: Path) -> GroupOf:
     if not table.is_file():
         raise InputError(f"data.group_csv {table} does not exist")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    groups: dict[str, str] = {}
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, restval="")
         if not {"path", "group"} <= set(reader.fieldnames or []):
             raise InputError(f"{table} must have the columns path,group; it has {', '.join(reader.fieldnames or [])}")
-        groups = {os.path.normpath(root / row["path"]): row["group"] for row in reader}
+        for row in reader:
+            known = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
+            if known != row["group"]:
+                raise InputError(f"{table} names two groups for {row['path']}: {known!r} and {row['group']!r}")
 
     def group_of(video: Path, class_folder: Path) -> str:
         if not groups.get(os.path.normpath(video)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from stvid.data.layouts.assembling import assemble
 from stvid.data.layouts.class_folders import VIDEO_FILES, labelled, split_folders
 from stvid.data.layouts.finding import existing_folder, find_files, find_videos
-from stvid.data.layouts.listed import index, tell_absent
+from stvid.data.layouts.listed import index, nearest_files, tell_absent
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 
@@ -28,15 +28,16 @@ def kinetics(*, root: str) -> Manifest:
     A table is known by the end of its name (`kinetics-400_train.csv`, `validate.csv`) and its columns `label,
     youtube_id,time_start,time_end`. `ID_000010_000020.mp4` is a trimmed clip, `ID.mp4` a whole video of which the
     item takes the seconds that the table says. Rows without a file or a label are left out and told, for some videos
-    are always gone. A clip below a folder `replacement...` is taken before its namesake elsewhere. Without tables,
-    the class folders below `train/`, `val/` and `test/` count. Groups are the YouTube ids; classes are sorted.
+    are always gone. A clip below a folder `replacement...` is taken before its namesake elsewhere. Of several tables of
+    one split the one nearest to the root counts. Without tables, the class folders below `train/`, `val/` and `test/`
+    count. Groups are the YouTube ids; classes are sorted.
 
     Args:
         root: the folder.
 
     Raises:
-        InputError: no such folder, neither form, no train or val in it, a row without times, none of the videos of
-            train or val.
+        InputError: no such folder, neither form, no train or val in it, two tables or two folders of one split, a row
+            without times, none of the videos of train or val.
     """
     root = existing_folder(root)
     tables, others = _tables(root)
@@ -61,17 +62,17 @@ def _id_of(video: Path, class_folder: Path) -> str | None:
 
 def _tables(root: Path) -> tuple[dict[str, Path], list[Path]]:
     """Split -> its table, the one nearest to the root, and what has only the name of a table."""
-    tables, others = {}, []
-    for path in sorted(find_files(root, lambda name: bool(TABLE.fullmatch(name))), key=lambda path: len(path.parts)):
+    tables, others = [], []
+    for path in find_files(root, lambda name: bool(TABLE.fullmatch(name))):
         split = TABLE.fullmatch(path.name)[1].lower()
         split = split if split in ("train", "test") else "val"
         with path.open(newline="", **TEXT) as file:
             header = next(csv.reader(file), [])
         if set(COLUMNS) <= set(header):
-            tables.setdefault(split, path)
+            tables.append((split, path))
         else:
             others.append(path)
-    return tables, others
+    return nearest_files(tables, root=root), others
 
 
 def _from_tables(root: Path, tables: dict[str, Path]) -> Manifest:

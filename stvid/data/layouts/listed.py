@@ -50,6 +50,30 @@ def find_lists(root: Path, splits: str | None, *, folders: Sequence[str], files:
     )
 
 
+def nearest_files(found: Iterable[tuple[str, Path]], *, root: Path) -> dict[str, Path]:
+    """Role -> its file: of several the one with the fewest folders between it and the root.
+
+    Args:
+        found: (role, file) of all candidates. The log names the files that are not used.
+        root: the data set's folder, for messages.
+
+    Raises:
+        InputError: two files of one role lie equally near and differ.
+    """
+    files: dict[str, Path] = {}
+    for role, path in sorted(found, key=lambda pair: (len(pair[1].parts), pair[1])):
+        used = files.setdefault(role, path)
+        if used == path or used.read_bytes() == path.read_bytes():
+            continue
+        if len(used.parts) == len(path.parts):
+            raise InputError(
+                f"two files for {role!r} below data.root {root}, which differ: {used} and {path}. Remove or rename "
+                "the one that is not meant, or let data.root be a folder with one of them"
+            )
+        log.warning("%s is not used, since %s is nearer to the root", path, used)
+    return files
+
+
 def read_lines(path: Path) -> list[tuple[str, str]]:
     """(place for a message, text) of each line that is not empty; odd bytes in file names come back as they were."""
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()

@@ -6,11 +6,12 @@ Goyal et al.: The "something something" video database for learning and evaluati
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from stvid.data.layouts.assembling import assemble
 from stvid.data.layouts.finding import existing_folder, find_files, find_videos
-from stvid.data.layouts.listed import index, read_lines, tell_absent
+from stvid.data.layouts.listed import index, nearest_files, read_lines, tell_absent
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError, nearest
 
@@ -30,8 +31,8 @@ def ssv2(*, root: str) -> Manifest:
         root: the folder.
 
     Raises:
-        InputError: no such folder, a label file that is missing or has another form, a class that is not in
-            `labels.json`, none of the videos of train or val.
+        InputError: no such folder, a label file that is missing, stands there twice or has another form, a class that
+            is not in `labels.json`, none of the videos of train or val.
     """
     root = existing_folder(root)
     files = _label_files(root)
@@ -56,9 +57,7 @@ def ssv2(*, root: str) -> Manifest:
 def _label_files(root: Path) -> dict[str, Path]:
     """What a file says -> the file, the one nearest to the root."""
     role_of = {prefix + name: role for role, name in FILES.items() for prefix in ("", PREFIX)}
-    files: dict[str, Path] = {}
-    for path in sorted(find_files(root, role_of.__contains__), key=lambda path: len(path.parts)):
-        files.setdefault(role_of[path.name], path)
+    files = nearest_files([(role_of[path.name], path) for path in find_files(root, role_of.__contains__)], root=root)
     missing = [FILES[role] for role in ("train", "val", "labels") if role not in files]
     if missing:
         there = ", ".join(str(path.relative_to(root)) for path in files.values()) or "none of the label files"
@@ -86,9 +85,13 @@ def _without_brackets(template: str) -> str:
 def _class_names(path: Path) -> list[str]:
     indices = _read_json(path, dict)
     try:
-        return [_without_brackets(name) for name in sorted(indices, key=lambda name: int(indices[name]))]
+        names = [_without_brackets(name) for name in sorted(indices, key=lambda name: int(indices[name]))]
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: every class must have its index, a whole number: {error}") from error
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise InputError(f"{path}: the class {twice[0]!r} stands there twice")
+    return names
 
 
 def _entries(path: Path) -> list[tuple[str, str]]:

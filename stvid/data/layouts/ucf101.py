@@ -66,8 +66,10 @@ def _class_names(path: Path) -> list[str]:
     names = {}
     for where, line in read_lines(path):
         number, _, name = line.partition(" ")
-        if not number.isdigit() or not name.strip():
+        if not number.isdecimal() or not name.strip():
             raise InputError(f"{where}: {line!r} is not NUMBER CLASS")
+        if int(number) in names:
+            raise InputError(f"{where}: {line!r}, but class {number} is {names[int(number)]!r} already")
         names[int(number)] = name.strip()
     return [names[number] for number in sorted(names)]
 
