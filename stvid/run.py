@@ -166,7 +166,7 @@ def conclude(
         predictions: likewise.
         config: the run's, resolved.
         data: the `VideoDataModule`.
-        training: how it went, see `EpochTable.summary`.
+        training: on which kind of device, in which precision, and how it went, see `EpochTable.summary`.
         epochs: that were trained.
     """
     run = trained.folder

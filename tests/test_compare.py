@@ -247,6 +247,8 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     assert judged.cost["training_bytes"] > judged.cost["answer_bytes"]
     assert judged.cost["batch_size"] == 4
     result = json.loads((run / "result.json").read_text())
+    assert (judged.cost["device"], judged.cost["precision"]) == (result["device"], result["precision"])
+    assert result["device"] == "cpu"
     assert judged.training["training_seconds"] == result["training_seconds"]
     assert judged.training["clips_per_second"] == result["clips_per_second"]
     assert not judged.training["stored_features"]
