@@ -79,7 +79,8 @@ def train(config: DictConfig, run: Path) -> float:
     held = held_out(trained := load(run, calibrated=False), split="val")
     result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
-        facts = {"config": plain, "data": data, "training": table.summary(), "epochs": trainer.current_epoch}
+        training = {"device": device.type, "precision": precision, **table.summary()}
+        facts = {"config": plain, "data": data, "training": training, "epochs": trainer.current_epoch}
         conclude(trained, result, predictions, **facts)
     return result["video_accuracy"]
 

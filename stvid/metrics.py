@@ -103,8 +103,11 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
         class; None where there is nothing to divide by).
     """
     num_classes = probabilities_NK.shape[1]
-    confusion = multiclass_confusion_matrix(probabilities_NK.argmax(1), labels_N, num_classes=num_classes)
-    counts = confusion.sum(1) + torch.bincount(failed_labels, minlength=num_classes)
+    # torchmetrics has no answer for a failed video, so it gets a class of its own: column K of the table. Ratios are
+    # formed here, in float64: torchmetrics' recall, F1 and calibration error are float32, off by 1e-8 in result.json.
+    answers = torch.cat([probabilities_NK.argmax(1), torch.full_like(failed_labels, num_classes)])
+    table = multiclass_confusion_matrix(answers, torch.cat([labels_N, failed_labels]), num_classes=num_classes + 1)
+    confusion, counts = table[:-1, :-1], table[:-1].sum(1)
     hits, answered = confusion.diag().double(), confusion.sum(0)
     ranked_NK = probabilities_NK.argsort(dim=1, descending=True, stable=True)  # equal ones as `argmax` takes them
     top_NK = ranked_NK[:, :5] == labels_N[:, None]

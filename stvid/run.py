@@ -198,7 +198,7 @@ def conclude(
         predictions: likewise.
         config: the run's, see `as_used`.
         data: the `VideoDataModule`.
-        training: how it went, see `EpochTable.summary`.
+        training: on which kind of device, in which precision, and how it went, see `EpochTable.summary`.
         epochs: that were trained.
     """
     run = trained.folder

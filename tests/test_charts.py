@@ -1,10 +1,13 @@
+import itertools
 import re
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import pytest
 
 from stvid.data.playback import PLAYBACKS
 from stvid.evaluation import charts
+from stvid.evaluation.scales import width
 
 EPOCHS = [
     {
@@ -97,6 +100,109 @@ def test_the_same_numbers_give_the_same_chart(drawn):
 def test_names_of_runs_are_text(drawn):
     texts = [element.text for element in ET.fromstring(drawn[-1]).iter("text")]
     assert "<run> $a_1$ & \\udcff" in texts
+
+
+def boxes(svg):
+    """Left, top, right and bottom of every text, with letters as wide as they may be, and the text."""
+    found = []
+    for one in svg.iter("text"):
+        font = float(one.get("font-size", svg.get("font-size")))
+        wide, middle = width(one.text, font), one.get("dy") is not None
+        left = float(one.get("x")) - {"middle": wide / 2, "end": wide}.get(one.get("text-anchor"), 0)
+        base = float(one.get("y")) + 0.35 * font * middle
+        found.append((left, base - 0.7 * font, left + wide, base, one.text))
+    return found
+
+
+def curves_of(num_epochs, size=1.0):
+    rows = [{key: f"{size * float(value)}" for key, value in EPOCHS[i % 4].items()} for i in range(num_epochs)]
+    return charts.learning_curves([row | {"epoch": str(i + 1)} for i, row in enumerate(rows)], best=1)
+
+
+def reliability_of(number):
+    bins = [{"low": i / 15, "high": (i + 1) / 15, "num_videos": number, "accuracy": 0.9} for i in range(15)]
+    return [charts.reliability({"reliability": bins})]
+
+
+def audit_of(num_classes):
+    return [charts.audit_bars({**AUDITED, "class_names": [str(i) for i in range(num_classes)]})]
+
+
+def costs_of(*costs):
+    points = [charts.Point("a run with a long name " * 5, cost, 0.8, (0.7, 0.9)) for cost in costs]
+    return [charts.accuracy_over_cost(points, cost="FLOPs a video", identity="cost-0")]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(partial(curves_of, number) for number in (1, 2, 7, 48, 300, 1000)),
+        *(partial(curves_of, 9, size) for size in (1e-7, 1e-4, 1e5)),
+        *(partial(reliability_of, number) for number in (1, 2, 5, 870, 9949, 9950, 123456)),
+        *(partial(audit_of, number) for number in (2, 3, 400)),
+        *(partial(costs_of, *costs) for costs in ((1e6, 2e8), (3.601e9, 3.604e9), (5, 5, 5, 5, 5), (1, 1e9, 1e18))),
+    ],
+    ids=lambda make: f"{make.func.__name__} {make.args}",
+)
+def test_no_text_covers_another_or_leaves_the_picture(make):
+    for chart in make():
+        svg = ET.fromstring(chart)
+        _, _, wide, high = (float(number) for number in svg.get("viewBox").split())
+        found = boxes(svg)
+        for left, top, right, bottom, text in found:
+            assert -1 <= left < right <= wide + 1, text
+            assert 0 <= top < bottom <= high, text
+        for a, b in itertools.combinations(found, 2):
+            apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+            assert apart, f"{a[4]!r} and {b[4]!r}"
+
+
+def test_only_whole_videos_and_epochs_are_counted():
+    for chart in (*reliability_of(1), *reliability_of(2), *curves_of(1), *curves_of(3)):
+        texts = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "middle"]
+        assert all("." not in text for text in texts)
+    (chart,) = reliability_of(5)
+    numbers = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "end"]
+    assert numbers[-2:] == ["0", "5"]
+
+
+def test_runs_are_numbered_in_their_order_and_named_below():
+    svg = ET.fromstring(costs_of(5, 3, 4)[0])
+    dots = [float(one.get("cx")) for one in svg.iter("circle")]
+    assert dots[1] < dots[2] < dots[0]
+    bold = [one for one in svg.iter("text") if one.get("font-weight") == "bold"]
+    assert [one.text for one in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
+    for number, dot in zip(bold[1:4], dots, strict=True):
+        assert 0 < abs(float(number.get("x")) - dot) < 15
+    names = [one.text for one in svg.iter("text") if "long name" in one.text]
+    assert len(names) == 3
+    assert all(name.startswith("…") and name.endswith("long name ") for name in names)
+
+
+def test_a_line_goes_through_its_points():
+    """The numbers at the axes say where 2, 1, 2/3 and 1/2 in epochs 1 to 4 have to stand."""
+    svg = ET.fromstring(charts.learning_curves(EPOCHS, best=3)[0])
+
+    def place_of(anchor, coordinate, number):
+        (a, at_a), (b, at_b), *_ = (
+            (float(one.text), float(one.get(coordinate)))
+            for one in svg.iter("text")
+            if one.get("text-anchor") == anchor and one.text != "epoch"
+        )
+        return at_a + (number - a) / (b - a) * (at_b - at_a)
+
+    line = next(svg.iter("polyline")).get("points").split()
+    for epoch, point in enumerate(line, start=1):
+        expected = place_of("middle", "x", epoch), place_of("end", "y", 2 / epoch)
+        assert tuple(map(float, point.split(","))) == pytest.approx(expected, abs=0.5)
+
+
+def test_values_that_are_no_numbers_are_left_out():
+    rows = [{**row, "val_loss": "nan", "val_clip_accuracy": "inf"} for row in EPOCHS]
+    loss, accuracy, _ = charts.learning_curves(rows, best=3)
+    assert "val" not in ET.fromstring(loss).find("desc").text
+    assert "val, clips" not in ET.fromstring(accuracy).find("desc").text
+    assert "nan" not in loss + accuracy
 
 
 def test_rows_of_an_interrupted_epoch_are_left_out():

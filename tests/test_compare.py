@@ -186,6 +186,17 @@ def test_another_protocol_is_told(tmp_path):
     found = compare(read_all(one, two))
     assert found.protocols == {"num_clips": [3, 10], "num_crops": [1, 3], "frame_stride": [2, None], "fps": [None, 8.0]}
     assert "judged differently, num_clips: one 3, two 10" in describe(found)
+    assert "judged differently, fps: one –, two 8" in describe(found)
+
+
+def test_whole_videos_have_all_their_frames(tmp_path):
+    protocol = {"num_clips": 1, "num_crops": 1, "num_frames": None, "frame_stride": 2, "size": [64, 48]}
+    one = judge(tmp_path / "one", many(".."))
+    two = judge(tmp_path / "two", many(".x"), result={"protocol": protocol})
+    text = describe(compare(read_all(one, two)))
+    assert "judged differently, num_frames: one 16, two all" in text
+    assert "judged differently, size: one 64 × 64, two 64 × 48" in text
+    assert "None" not in text
 
 
 def test_groups_are_warned_of(tmp_path):
@@ -247,6 +258,8 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     assert judged.cost["training_bytes"] > judged.cost["answer_bytes"]
     assert judged.cost["batch_size"] == 4
     result = json.loads((run / "result.json").read_text())
+    assert (judged.cost["device"], judged.cost["precision"]) == (result["device"], result["precision"])
+    assert result["device"] == "cpu"
     assert judged.training["training_seconds"] == result["training_seconds"]
     assert judged.training["clips_per_second"] == result["clips_per_second"]
     assert not judged.training["stored_features"]

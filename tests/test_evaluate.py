@@ -276,6 +276,28 @@ def test_another_checkpoints_temperature_is_not_used(run, caplog):
     (run / "calibration.json").unlink()
 
 
+def test_a_table_of_one_of_two_classes_is_judged_audited_and_drawn(run, tmp_path, caplog):
+    rows = [row for row in csv.DictReader((run / "manifest.csv").open()) if row["split"] == "test"]
+    own = [row for row in rows if row["label"] == "to_right"]
+    table = tmp_path / "one_class.csv"
+    table.write_text("path,label,split\n" + "\n".join(f"{(run / r['path']).resolve()},{r['label']},test" for r in own))
+    options = ["--audit", "--calibrate", "--json", tmp_path / "r.json", "--workers", 0]
+    done = command("evaluate", run, "--manifest", table, *options)
+    (run / "calibration.json").unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no videos of 1 of the model's 2 classes" in caplog.text
+    assert "no videos of: to_left" in done.stdout
+    result = json.loads((tmp_path / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert result["class_names"] == ["to_left", "to_right"]
+    assert np.shape(result["confusion"]) == (2, 2)
+    assert sum(result["confusion"][1]) == result["num_videos"] == len(own)
+    assert result["per_class"]["to_left"]["recall"] is None
+    assert result["mean_class_accuracy"] == result["per_class"]["to_right"]["recall"] == result["video_accuracy"]
+    assert result["audit"]["frozen"]["per_class"]["to_left"] is None
+    page = (run / "evaluate" / "test_one_class" / "report.html").read_text()
+    assert "No videos of: to_left." in page
+
+
 def test_a_table_without_videos_of_the_split(run, tmp_path):
     table = tmp_path / "only_train.csv"
     rows = [row for row in csv.DictReader((run / "manifest.csv").open()) if row["split"] == "train"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from captum.attr import LayerAttribution, LayerGradCam
 from conftest import ROOT
 from omegaconf import OmegaConf
 from torch import nn
@@ -111,6 +112,30 @@ def test_a_long_clip_in_chunks_has_the_heat_of_the_whole():
     chunked = explain(trained_with(model, clip), frames, 0)
     torch.testing.assert_close(chunked.heat_THW, plain.heat_THW, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(chunked.evidence_T, plain.evidence_T, atol=1e-5, rtol=1e-4)
+
+
+CAPTUM = {
+    "conv3d": (Conv3D, {"widths": [4, 6], "strides": [[1, 2, 2], [2, 2, 2]]}, lambda model: model.layers[-1]),
+    "cnn_lstm": (CNNLSTM, {}, lambda model: model.encoder.layers[-1]),
+}
+
+
+@pytest.mark.parametrize("name", CAPTUM)
+def test_heat_is_that_of_captum(name):
+    torch.manual_seed(0)
+    clip = ClipSpec(num_frames=6, size=(32, 48))
+    model_class, options, layer_of = CAPTUM[name]
+    model, frames = model_class(num_classes=3, **options).eval(), noise(clip, num_frames=6)
+    heated = 0
+    for index in range(3):
+        found = explain(trained_with(model, clip), frames, index).heat_THW
+        inputs = Preprocess(clip=clip)(frames[None])
+        each = LayerGradCam(model, layer_of(model)).attribute(inputs, target=index, relu_attributions=True).detach()
+        size, mode = ((6, 32, 48), "trilinear") if each.ndim == 5 else ((32, 48), "bilinear")
+        expected = LayerAttribution.interpolate(each, size, mode).reshape(6, 32, 48)
+        heated += int(expected.max() > 0)
+        torch.testing.assert_close(found, expected / expected.max().clamp_min(1e-12), atol=1e-5, rtol=0)
+    assert heated
 
 
 class BrightVolume(nn.Module):

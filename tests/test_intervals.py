@@ -1,6 +1,8 @@
+import math
+
 import numpy as np
 import pytest
-from scipy.stats import t as student
+from scipy.stats import binomtest
 
 from stvid.evaluation import intervals
 from stvid.evaluation.intervals import accuracy_interval
@@ -66,6 +68,17 @@ def test_the_same_answers_give_the_same_interval():
     assert accuracy_interval(scores, groups_N=groups) == accuracy_interval(scores, groups_N=groups)
 
 
-def test_students_quantile():
-    for freedom in (1, 2, 3, 5, 9, 40):
-        assert intervals._student(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=0.01)
+@pytest.mark.parametrize(("right", "videos"), [(0, 7), (31, 40), (1, 3), (950, 1000), (20, 20)])
+def test_without_groups_it_is_scipys_wilson_interval(right, videos):
+    expected = binomtest(right, videos).proportion_ci(0.95, method="wilson")
+    found = accuracy_interval([1.0] * right + [0.0] * (videos - right))
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_few_groups_have_students_exact_quantile(monkeypatch):
+    """Four groups whose means have a variance of 0.01: Wilson's interval of 0.5 * 0.5 / 0.01 = 25 videos, t of 3."""
+    monkeypatch.setattr(intervals, "_bootstrap_variance", lambda *_: 0.01)
+    found = accuracy_interval([1.0, 0.0] * 16, groups_N=[i // 8 for i in range(32)])
+    t = 3.182446305284263  # quantile 0.975 of Student's distribution, from a table
+    half = t * math.sqrt(0.25 / 25 + t**2 / 25**2 / 4) / (1 + t**2 / 25)
+    assert found == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)

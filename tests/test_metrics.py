@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torchmetrics.functional import classification as tm
 
 from stvid.metrics import ViewMetric, average_views, video_metrics
 
@@ -63,6 +64,24 @@ def test_failed_videos_count_as_wrong():
     assert scores["mean_class_accuracy"] == 0.75
     assert scores["top5_accuracy"] == pytest.approx(2 / 3)
     assert scores["num_videos"] == [2, 1]
+
+
+@pytest.mark.parametrize("num_failed", [0, 25])
+def test_scores_equal_those_of_torchmetrics(num_failed):
+    """A failed video is one whose answer is a seventh class; torchmetrics computes in float32."""
+    p, y = some_predictions(videos=300)
+    failed = y[:num_failed].flip(0)
+    scores = video_metrics(p, y, failed)
+    answers, truth = torch.cat([p.argmax(1), torch.full((num_failed,), 6)]), torch.cat([y, failed])
+    for name, function in {"precision": tm.multiclass_precision, "recall": tm.multiclass_recall}.items():
+        assert scores[name] == pytest.approx(function(answers, truth, num_classes=7, average=None)[:6].tolist())
+    f1 = tm.multiclass_f1_score(answers, truth, num_classes=7, average=None)[:6]
+    assert scores["f1"] == pytest.approx(f1.tolist())
+    assert scores["macro_f1"] == pytest.approx(f1.mean().item())
+    assert scores["ece"] == pytest.approx(tm.multiclass_calibration_error(p, y, num_classes=6, n_bins=15).item())
+    for k, share in scores["top_k_accuracy"].items():
+        hits = 300 * tm.multiclass_accuracy(p, y, num_classes=6, average="micro", top_k=int(k)).item()
+        assert share == pytest.approx(hits / (300 + num_failed))
 
 
 def test_a_class_without_videos_is_left_out_of_the_mean():

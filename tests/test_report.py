@@ -14,6 +14,7 @@ from stvid.checkpoint import Trained
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare
+from stvid.evaluation.describe import describe
 from stvid.evaluation.evaluations import Evaluation
 from stvid.evaluation.folds import Fold, pooled
 from stvid.evaluation.judge import write_judgement
@@ -466,6 +467,32 @@ def test_of_a_model_at_chance_nothing_is_said_of_time():
     (sentence,) = time_verdict(audited(right=0.3, low=0.22, lost=15, gained=0))
     assert "not clearly above chance (25.0" in sentence
     assert "cannot be told" in sentence
+
+
+def test_classes_without_videos_are_named_and_nothing_is_said_of_them(tmp_path):
+    """Of five classes two have no videos, and one of these is answered; one run and a cross-validation."""
+    names = ("a", "b", "c", "d", "e")
+    some = [one for one in make_predictions(names) if one.label in ("a", "b", "c")]
+    others = [one for one in make_predictions(names, seed=1) if one.label == "c"]
+    audit = {"per_class": dict.fromkeys("abc", 0.25) | dict.fromkeys("de"), "lost": 9, "gained": 0}
+    audit |= {"video_accuracy": 0.25, "video_accuracy_ci95": [0.1, 0.4], "confusion": [[0] * 5] * 5}
+    played = dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), audit)
+    result = make_result(some, names, audit=played)
+    folds = [
+        Fold(name, tmp_path / name, make_result(found, names), found, {}, CLIP)
+        for name, found in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
+    ]
+    pool, predictions = pooled(folds)
+    for one, found in ((result, some), (pool, predictions)):
+        assert np.shape(one["confusion"]) == (5, 5)
+        assert one["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
+        assert one["per_class"]["d"]["precision"] == 0
+        json.dumps(one, allow_nan=False)
+        assert "no videos of: d, e" in describe(one)
+        report = make_report(names, result=one, predictions=found, clips=False, run={}, epochs=(), config="")
+        page = Page(written(report, tmp_path))
+        assert "No videos of: d, e." in page.text
+        assert not re.search(r"\b(nan|inf|None)\b", page.text)
 
 
 def test_intervals_say_how_they_were_drawn():

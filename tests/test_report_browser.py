@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
-from test_report import NASTY, NUM_FRAMES, make_report
+from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
-from stvid.evaluation.report import MOST_BYTES, write_report
+from stvid.evaluation.compare import compare
+from stvid.evaluation.report import MOST_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -245,11 +246,38 @@ def test_text_can_be_read_in_light_and_dark(opened, mode):
         assert browser.execute_script(CONTRAST, cell) >= 4.5, cell.get_attribute("outerHTML")
 
 
+@pytest.mark.parametrize("page", ["report", "comparison"])
+def test_texts_of_charts_are_apart_and_within_them(opened, tmp_path, page):
+    """As the browser's own font has them; models of nearly the same cost and accuracy."""
+    browser = opened(1280)
+    if page == "comparison":
+        runs = [make_evaluation(f"2024-05-01_12-00-00_conv3d_{i}", i % 2)(tmp_path) for i in range(5)]
+        write_comparison(compare(runs), tmp_path / "comparison.html")
+        browser.get((tmp_path / "comparison.html").as_uri())
+    overlaps = browser.execute_script("""
+        const found = [];
+        for (const svg of document.querySelectorAll("svg.chart")) {
+          const whole = svg.getBoundingClientRect();
+          const texts = [...svg.querySelectorAll("text")].map((one) => [one.getBoundingClientRect(), one.textContent]);
+          for (const [a, text] of texts) {
+            if (a.left < whole.left - 1 || a.right > whole.right + 1 || a.bottom > whole.bottom) found.push(text);
+            for (const [b, other] of texts) {
+              const aside = a.right <= b.left || b.right <= a.left;
+              const above = a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+              if (a !== b && !aside && !above) found.push(`${text} and ${other}`);
+            }
+          }
+        }
+        return found;
+    """)
+    assert overlaps == []
+
+
 def test_dark_mode_turns_page_and_charts_dark(opened):
     colours = []
     for mode in (LIGHT, DARK):
         browser = opened(1280, mode)
-        bar = browser.find_element(By.CSS_SELECTOR, "#audit-patch_2 path, #audit-patch_3 path")
+        bar = browser.find_element(By.CSS_SELECTOR, "svg[aria-labelledby^=audit] rect")
         colours.append((browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"),
                         bar.value_of_css_property("fill")))  # fmt: skip
     assert colours[0][0] != colours[1][0]

@@ -11,7 +11,7 @@ from stvid.checkpoint import Trained
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.playback import PLAYBACKS
-from stvid.evaluation.evaluate import evaluate
+from stvid.evaluation.evaluate import predict_split
 from stvid.evaluation.predictions import Prediction
 from stvid.evaluation.scores import scores_of
 
@@ -44,7 +44,7 @@ def play(
         trained: the model.
         data: the data set.
         split: the split.
-        num_clips, num_crops, num_workers: see `evaluate`.
+        num_clips, num_crops, num_workers: see `inference.classify`.
         speak: say what is going on.
     """
     if trained.clip.short == "error":  # at double speed videos are shorter than those that were let through
@@ -54,7 +54,7 @@ def play(
     for playback in PLAYBACKS[1:]:
         if speak:
             log.info("audit: %s", playback.replace("_", " "))
-        _, played[playback] = evaluate(trained, data, split=split, playback=playback, **how)
+        played[playback] = predict_split(trained, data, split=split, playback=playback, **how)
     return played
 
 

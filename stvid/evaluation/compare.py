@@ -191,7 +191,8 @@ def describe(comparison: Comparison) -> str:
         if number:
             lines.append(f"{number} videos of {name} are not in all others: they count in video acc., but in no test")
     for key, values in comparison.protocols.items():
-        told = ", ".join(f"{one.name} {value}" for one, value in zip(evaluations, values, strict=True))
+        shown = (notation.protocol_value(key, value) for value in values)
+        told = ", ".join(f"{one.name} {value}" for one, value in zip(evaluations, shown, strict=True))
         lines.append(f"judged differently, {key}: {told}")
     lines += ["", *_tests(comparison)]
     if comparison.differing:

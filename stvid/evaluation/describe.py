@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stvid.errors import listing
+
 
 def headline(result: dict) -> str:
     """The video accuracy with its interval, in one line."""
@@ -26,11 +28,13 @@ def describe(result: dict) -> str:
     over = result["interval"]
     basis = f"bootstrap over {over['num']} groups" if over["over"] == "groups" else f"over {over['num']} videos"
     width = max(len(name) for name in result["class_names"])
+    absent = [name for name, one in result["per_class"].items() if not one["num_videos"]]
     lines = [
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
         f"protocol: {rule['num_clips']} clips x {rule['num_crops']} crops of {rule['num_frames'] or 'all'} frames, "
         f"{rate}, {rule['size'][0]} x {rule['size'][1]} pixels" + _temperature(rule),
         f"95 % intervals: {basis}",
+        *([f"no videos of: {listing(absent)}"] if absent else []),
         "",
         *(
             f"{name.replace('_', ' '):<20} {result[name]:.3f}   ({low:.3f} to {high:.3f})"

@@ -26,7 +26,6 @@ def evaluate(
     split: str,
     num_clips: int | None = None,
     num_crops: int | None = None,
-    playback: str = "normal",
     device: torch.device | None = None,
     num_workers: int | str = "auto",
 ) -> tuple[dict, list[Prediction]]:
@@ -35,6 +34,34 @@ def evaluate(
     Returns:
         The result, as `result.json` documents it (plain data), and the predictions, in the order of the items.
     """
+    views = {"num_clips": num_clips, "num_crops": num_crops}
+    predictions = predict_split(trained, data, split=split, device=device, num_workers=num_workers, **views)
+    result = {
+        "split": split,
+        "class_names": list(trained.class_names),
+        "protocol": protocol(trained, **views),
+        **scores_of(predictions, trained.class_names),
+        "num_seen": len(seen_of(trained, data.select(split))),
+        "manifest": None,
+        "checkpoint": str(trained.path),
+        "epoch": trained.epoch,
+        "step": trained.step,
+    }
+    return result, predictions
+
+
+def predict_split(
+    trained: Trained,
+    data: Manifest,
+    *,
+    split: str,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    playback: str = "normal",
+    device: torch.device | None = None,
+    num_workers: int | str = "auto",
+) -> list[Prediction]:
+    """What the model says of every video of a split, in the order of the items. See `inference.classify`."""
     items = data.select(split)
     answers = classify(
         trained,
@@ -49,19 +76,7 @@ def evaluate(
     )
     for video, reason in sorted(answers.failed.items()) if playback == "normal" else ():
         log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
-    predictions = _predictions(trained, items, answers)
-    result = {
-        "split": split,
-        "class_names": list(trained.class_names),
-        "protocol": protocol(trained, num_clips=num_clips, num_crops=num_crops),
-        **scores_of(predictions, trained.class_names),
-        "num_seen": len(seen_of(trained, items)),
-        "manifest": None,
-        "checkpoint": str(trained.path),
-        "epoch": trained.epoch,
-        "step": trained.step,
-    }
-    return result, predictions
+    return _predictions(trained, items, answers)
 
 
 def protocol(trained: Trained, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from stvid.checkpoint import CHECKPOINTS, Trained, find_checkpoint, load
 from stvid.errors import InputError
 from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, read_predictions
-from stvid.evaluation.price import price
+from stvid.evaluation.price import on_gpu, price
 from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
 
 
@@ -122,9 +122,8 @@ def _cost(trained: Trained, run: Mapping, protocol: Mapping) -> dict | None:
 def _training(run: Mapping, trained: Trained | None) -> dict | None:
     if "training_seconds" not in run:
         return None
-    memory, machine = run["peak_memory_gib"], run["hardware"]
-    on_gpu = memory["gpu"] is not None and machine["gpus"]
-    device = machine["gpus"][0]["name"] if on_gpu else machine["cpu"]
+    machine = run["hardware"]
+    device = machine["gpus"][0]["name"] if on_gpu(run) and machine["gpus"] else machine["cpu"]
     facts = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
     return {**facts, "device": device, "stored_features": trained is not None and _on_stored_features(trained)}
 

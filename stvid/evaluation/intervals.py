@@ -10,8 +10,9 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
-Z = 1.959964  # standard normal quantile of 0.975
+Z = float(stats.norm.ppf(0.975))
 RESAMPLES = 2000
 
 
@@ -55,7 +56,7 @@ def accuracy_interval(
     if mean in (0.0, 1.0):  # resampling is blind, and each group counts as one video
         return _wilson(mean, num_groups, Z)
     effective = min(max(mean * (1 - mean) / max(variance, 1e-12), 1.0), num_videos)
-    return _wilson(mean, effective, _student(num_groups - 1))
+    return _wilson(mean, effective, float(stats.t.ppf(0.975, num_groups - 1)))
 
 
 def _bootstrap_variance(
@@ -72,20 +73,8 @@ def _bootstrap_variance(
 
 
 def _wilson(share: float, num_videos: float, z: float) -> Interval:
+    """`scipy.stats.binomtest(...).proportion_ci` takes whole numbers and the normal quantile only."""
     weight = z**2 / num_videos
     centre = (share + weight / 2) / (1 + weight)
     half = z * math.sqrt(share * (1 - share) / num_videos + weight / num_videos / 4) / (1 + weight)
     return Interval(round(max(centre - half, 0.0), 6), round(min(centre + half, 1.0), 6))
-
-
-def _student(freedom: int) -> float:
-    """Quantile 0.975 of Student's distribution: Abramowitz and Stegun 26.7.5, from 3 degrees of freedom on to 1 %."""
-    if freedom <= 2:
-        return (12.7062, 4.30265)[freedom - 1]
-    z, n = Z, freedom
-    terms = (
-        (z**3 + z) / 4 / n,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96 / n**2,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / n**3,
-    )
-    return z + sum(terms)

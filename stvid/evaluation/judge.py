@@ -9,11 +9,12 @@ from pathlib import Path
 
 from stvid.checkpoint import Trained, load
 from stvid.data.loading import probe_cache
+from stvid.errors import listing
 from stvid.evaluation.audit import audit, play
 from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.evaluate import evaluate
 from stvid.evaluation.folds import Fold, fold_name, pooled
-from stvid.evaluation.held_out import held_out
+from stvid.evaluation.held_out import absent_classes, held_out
 from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, write_predictions
 from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
 from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
@@ -70,10 +71,16 @@ def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgeme
     """Judges one run; of several processes that do it together, the one that speaks writes.
 
     Raises:
-        InputError: no such run or split, other classes, impossible views, videos the run was trained on.
+        InputError: no such run or split, unknown classes, impossible views, videos the run was trained on.
     """
     trained = load(run)
     data = held_out(trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks)
+    absent = absent_classes(data, question.split)
+    if speak and absent:
+        log.warning(
+            "split %r has no videos of %d of the model's %d classes, and nothing is said about these: %s",
+            *(question.split, len(absent), len(trained.class_names), listing(absent)),
+        )
     how = {"num_clips": question.num_clips, "num_crops": question.num_crops, "num_workers": question.num_workers}
     if question.calibrate:
         trained = calibrate(trained, held_out(trained, split="val"), speak=speak, **how)

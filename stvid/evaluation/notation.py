@@ -64,6 +64,15 @@ def part(start: float | None, end: float | None) -> str:
     return f", {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
 
 
+def protocol_value(key: str, value: object) -> str:
+    """A value of a result's `protocol`: `16`, `64 × 64`, `all` frames of a video; a dash where it has none."""
+    if value is None:
+        return {"num_frames": "all", "temperature": "one for each fold"}.get(key, NOTHING)
+    if isinstance(value, list):
+        return " × ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def printable(text: str) -> str:
     """Text that can be written as UTF-8: bytes of a file name that are none stay to be seen, as `\\udc..`."""
     return text.encode("utf-8", "backslashreplace").decode()

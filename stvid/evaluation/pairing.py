@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scipy.stats import binomtest
+
 from stvid.evaluation.intervals import Z
 
 
@@ -12,11 +14,9 @@ def mcnemar(b: int, c: int) -> float:
     """How often a difference at least so large comes about by chance, two-sided (McNemar 1947, exact).
 
     Of the `b + c` videos that one model has right and the other wrong, each is then won by a toss of a coin:
-    `p = min(1, 2 * sum_(i <= min(b, c)) C(b + c, i) / 2^(b + c))`.
+    `p = min(1, 2 * sum_(i <= min(b, c)) C(b + c, i) / 2^(b + c))`. No such video: 1.
     """
-    n = b + c
-    tail = sum(math.comb(n, i) for i in range(min(b, c) + 1))
-    return min(2 * tail, 2**n) / 2**n
+    return float(binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,17 +18,38 @@ log = logging.getLogger(__name__)
 
 WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
 MANY_CHUNKS = 200  # of frames in a step; more take long to price
+AUTO = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
+
+
+def trained_on(trained: Trained, run: Mapping) -> tuple[str, str]:
+    """The kind of device (`cpu` or `cuda`) and the precision of a training, whatever machine asks.
+
+    Args:
+        trained: the model.
+        run: the run's own `result.json`, or nothing. Where it does not say (a run that was not finished, or one of an
+            older version), a GPU's memory tells the device, and the config the precision.
+    """
+    device = "cuda" if on_gpu(run) else "cpu"
+    precision = run.get("precision") or trained.config["trainer"]["precision"]
+    return device, AUTO[device] if precision == "auto" else resolve_precision(precision, device)
+
+
+def on_gpu(run: Mapping) -> bool:
+    """Whether a run was trained on CUDA devices, by its own `result.json`."""
+    if "device" in run:
+        return run["device"] == "cuda"
+    return run.get("peak_memory_gib", {}).get("gpu") is not None
 
 
 def price(trained: Trained, run: Mapping) -> CostReport | None:
-    """What the model needs on the kind of device it was trained on, with AdamW; None where it cannot be simulated.
+    """What the model needs as it was trained (`trained_on`), with AdamW; None where it cannot be simulated.
 
     Args:
         trained: the model.
         run: the run's own `result.json`, or nothing.
     """
     config, clip = trained.config, trained.clip
-    device = "cpu" if run.get("peak_memory_gib", {}).get("gpu") is None else "cuda"
+    device, precision = trained_on(trained, run)
     model = trained.model
     if config.get("gradient_checkpointing"):
         model = copy.deepcopy(model)
@@ -39,7 +60,7 @@ def price(trained: Trained, run: Mapping) -> CostReport | None:
             model,
             (clip.channels, num_frames, *clip.size),
             batch_size=_batch_size(trained, num_frames),
-            precision=resolve_precision(config["trainer"]["precision"], device),
+            precision=precision,
             device=device,
             preprocess=Preprocess(clip=clip),
             ema=config.get("ema") is not None,

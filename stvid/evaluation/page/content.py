@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from stvid.errors import listing
 from stvid.evaluation import charts
 from stvid.evaluation.page import facts, tables, words
 from stvid.evaluation.page.choosing import choose, fitting
@@ -70,6 +71,7 @@ def _content(report: Report) -> dict:
         "rows": tables.confusion_rows(result),
         "totals": tables.cell_totals(result),
         "class_rows": tables.class_rows(result),
+        "absent": listing([name for name in result["class_names"] if not result["per_class"][name]["num_videos"]]),
         "costs": facts.cost_groups(report.cost, result, report.run),
         "record": facts.record_facts(result, report.run),
         "config": report.config,

@@ -8,6 +8,7 @@ from stvid.cost.report import CostReport
 from stvid.cost.table import bytes_text, count_text
 from stvid.evaluation import notation
 from stvid.evaluation.page import words
+from stvid.evaluation.price import on_gpu
 
 TOPS = ("2", "3", "5")
 MANY = 20  # classes, above which top 5 says more than top 2
@@ -83,7 +84,7 @@ def _measured(run: Mapping) -> Facts:
 
 def _device(run: Mapping) -> str:
     hardware = run["hardware"]
-    if run["peak_memory_gib"]["gpu"] is not None and hardware["gpus"]:
+    if on_gpu(run) and hardware["gpus"]:
         return hardware["gpus"][0]["name"]
     return f"{hardware['cpu'] or 'a CPU'}, {notation.count(hardware['cores'], 'core')}"
 

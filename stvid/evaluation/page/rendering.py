@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -40,6 +41,20 @@ FILTERS = {
 }
 
 
+@functools.cache
+def environment() -> jinja2.Environment:
+    """This folder's templates. What is put into them is text, never markup."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= FILTERS
+    return found
+
+
 def render(template: str, data: Mapping, **content: object) -> bytes:
     """A page of this folder's templates, as UTF-8. Names in it are text, whatever they hold.
 
@@ -51,23 +66,19 @@ def render(template: str, data: Mapping, **content: object) -> bytes:
         data: plain data for the script.
         content: what the template asks for.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= FILTERS
     script = (HERE / "player.js").read_text(encoding="utf-8")
     hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template(template).render(
-        **content,
-        data=data,
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=f"sha256-{hashed}",
-        icon=base64.b64encode(ICON.encode()).decode(),
-        version=__version__,
+    text = (
+        environment()
+        .get_template(template)
+        .render(
+            **content,
+            data=data,
+            style=(HERE / "style.css").read_text(encoding="utf-8"),
+            script=script,
+            script_hash=f"sha256-{hashed}",
+            icon=base64.b64encode(ICON.encode()).decode(),
+            version=__version__,
+        )
     )
     return text.encode("utf-8", "backslashreplace")

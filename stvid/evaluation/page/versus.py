@@ -17,6 +17,7 @@ from stvid.evaluation.page.words import CLEAR
 SECTIONS = {"result": "Result", "tests": "Tests", "cost": "Cost", "classes": "Classes", "differing": "Differences"}
 COSTS = ("parameters", "FLOPs a video", "answer", "training step", "clips/s", "training time", "on")
 MOST_DIFFERING = 200  # videos, listed
+UNITS = (("hours", 3600), ("minutes", 60))
 
 
 def comparison_page(comparison: Comparison) -> bytes:
@@ -81,7 +82,8 @@ def _notes(comparison: Comparison) -> list[str]:
             f"Clips a second of {names}: on stored features, without decoding videos; not comparable with others."
         )
     for key, values in comparison.protocols.items():
-        told = ", ".join(f"{one.name} {value}" for one, value in zip(comparison.evaluations, values, strict=True))
+        shown = (notation.protocol_value(key, value) for value in values)
+        told = ", ".join(f"{one.name} {value}" for one, value in zip(comparison.evaluations, shown, strict=True))
         notes.append(f"Judged differently, {key.replace('_', ' ')}: {told}.")
     return notes
 
@@ -108,7 +110,7 @@ def _charts(evaluations: tuple[Evaluation, ...]) -> list[str]:
     known = {
         "FLOPs a video": [(one, one.cost["flops_video"]) for one in evaluations if one.cost],
         "parameters": [(one, one.cost["parameters"]) for one in evaluations if one.cost],
-        "seconds of training": [(one, one.training["training_seconds"]) for one in evaluations if one.training],
+        **_training_times(evaluations),
     }
     drawn = []
     for number, (name, costs) in enumerate(known.items()):
@@ -120,6 +122,14 @@ def _charts(evaluations: tuple[Evaluation, ...]) -> list[str]:
         if len(points) > 1:
             drawn.append(accuracy_over_cost(points, cost=name, identity=f"cost-{number}"))
     return drawn
+
+
+def _training_times(evaluations: tuple[Evaluation, ...]) -> dict[str, list[tuple[Evaluation, float]]]:
+    """In the largest unit of which all have at least two; else in seconds."""
+    times = [(one, one.training["training_seconds"]) for one in evaluations if one.training]
+    shortest = min((seconds for _, seconds in times), default=0)
+    name, size = next(((name, size) for name, size in UNITS if shortest >= 2 * size), ("seconds", 1))
+    return {f"{name} of training": [(one, seconds / size) for one, seconds in times]}
 
 
 def _difference(one: Difference, root: str | None) -> dict:
