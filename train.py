@@ -15,19 +15,28 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checkpoint import load, record
+from stvid.checkpoint import load_checkpoint, record
 from stvid.clip import Preprocess
 from stvid.config import report_errors
 from stvid.evaluation.evaluate import evaluate
-from stvid.evaluation.held_out import held_out
+from stvid.evaluation.held_out import select_test_split
 from stvid.pricing import plan_batch
-from stvid.run import as_used, conclude, finished, is_sweep, keep, leaving_no_empty_run, open_run, shown
+from stvid.run import (
+    as_used,
+    display_path,
+    finished,
+    is_multirun,
+    leaving_no_empty_run,
+    open_run,
+    save_run,
+    write_results,
+)
 from stvid.search.pruning import report_of
 from stvid.start import last_checkpoint, starting_model
 from stvid.training.callbacks import callbacks, plugins
 from stvid.training.epochs import EpochTable
 from stvid.training.features import store_features
-from stvid.training.hardware import leave_cores_to_readers, resolve_precision
+from stvid.training.hardware import limit_cpu_threads, resolve_precision
 from stvid.training.loggers import close_logger, logger_arguments
 from stvid.training.lr_finder import find_lr
 from stvid.training.task import ClassificationTask
@@ -53,8 +62,8 @@ def train(config: DictConfig, run: Path) -> float:
     logger = instantiate(config.logger, **logger_arguments(config.logger, run)) if config.logger else False
     watching = callbacks(run, data, has_logger=bool(logger), report=report_of(run), **options)
     trainer = make_trainer(logger=logger, callbacks=[*watching, table := EpochTable(path=run / "metrics.csv")])
-    leave_cores_to_readers((device := trainer.strategy.root_device).type)
-    log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), shown(run))
+    limit_cpu_threads((device := trainer.strategy.root_device).type)
+    log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), display_path(run))
     data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
     plain = as_used(plain, precision=precision, batch_size=data.batch_size)
 
@@ -72,16 +81,16 @@ def train(config: DictConfig, run: Path) -> float:
     if config.find_lr:
         return find_lr(make_trainer, task, data, run) or float("nan")
     if trainer.is_global_zero:
-        keep(run, plain, data.manifest)
+        save_run(run, plain, data.manifest)
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
     close_logger(logger)
 
-    held = held_out(trained := load(run, calibrated=False), split="val")
+    held = select_test_split(trained := load_checkpoint(run, calibrated=False), split="val")
     result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **table.summary()}
         facts = {"config": plain, "data": data, "training": training, "epochs": trainer.current_epoch}
-        conclude(trained, result, predictions, **facts)
+        write_results(trained, result, predictions, **facts)
     return result["video_accuracy"]
 
 
@@ -93,7 +102,7 @@ def train_or_tell(config: DictConfig) -> float:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
-    if is_sweep():  # Hydra takes note of a run that failed and goes on with the next
+    if is_multirun():  # Hydra takes note of a run that failed and goes on with the next
         return train_or_tell(config)
     with report_errors(), leaving_no_empty_run():
         return train_or_tell(config)

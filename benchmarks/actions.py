@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stvid.data.actions import CLASSES, RENDITIONS
 from stvid.data.playback import PLAYBACKS
-from stvid.evaluation.judge import Question, judge
+from stvid.evaluation.judge import EvaluationOptions, evaluate_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ def measure(model: str, seed: int, folder: Path, overrides: list[str]) -> list[s
     command = [sys.executable, ROOT / "train.py", f"model={model}", f"seed={seed}", f"hydra.run.dir={run}", *overrides]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     trained = json.loads((run / "result.json").read_text())
-    result = judge(run, Question(audit=True)).result
+    result = evaluate_run(run, EvaluationOptions(audit=True)).result
     played = result["audit"]
     return [
         *(model, str(seed), f"{trained['training_seconds']:.0f}", f"{trained['video_accuracy']:.3f}"),

@@ -5,7 +5,7 @@
     python benchmarks/memory.py --models r3d_18 --precisions 32-true
 
 For each model, precision and clip: the predicted peak of a training step, and the measured one of a real step: uint8
-batch, `stvid.clip.answer` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
+batch, `stvid.clip.run_model` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
 second step, when the optimizer has its state and, as with Lightning, the gradients of the step before are freed after
 the forward pass. Measured are all of torch's allocations: on a CPU the profiler's memory events, on a GPU
 `max_memory_allocated`. The last model is that for long videos: 128 frames and 1,024, encoded 64 at a time.
@@ -22,9 +22,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, answer, channels_last
+from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
 from stvid.cost import estimate
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 
 CLASSES = 400
 ENCODED = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "resnet18"}
@@ -40,7 +40,7 @@ MODELS = {
 CLIPS = ((8, 64, 8), (16, 112, 4), (32, 112, 2))  # frames, pixels a side, clips in a batch
 LONG = {"cnn_lstm, encoder_chunk=64": ((128, 112, 1), (1024, 112, 1))}
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
-OPTIMIZATION = Optimization(optimizer=torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
+OPTIMIZATION = OptimizerFactory(optimizer=torch.optim.AdamW, lr=1e-3, weight_decay=0.05)
 LIMIT = 0.10  # what the prediction may be off
 
 
@@ -58,7 +58,7 @@ class Training:
         clips_BTCHW = torch.randint(0, 256, self.shape, dtype=torch.uint8, device=self.device)
         labels_B = torch.zeros(self.shape[0], dtype=torch.long, device=self.device)
         with torch.autocast(self.device, dtype=self.kind or torch.bfloat16, enabled=self.kind is not None):
-            logits_BK = answer(self.model, self.preprocess, clips_BTCHW)
+            logits_BK = run_model(self.model, self.preprocess, clips_BTCHW)
             loss = nn.functional.cross_entropy(logits_BK.float(), labels_B)
         self.optimizer.zero_grad()
         loss.backward()

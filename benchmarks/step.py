@@ -37,7 +37,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, answer, channels_last
+from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
 from stvid.config import compose_config
 from stvid.cost import estimate
 from stvid.machine import num_cores
@@ -120,7 +120,7 @@ class Case:
 
     def bare(self) -> Callable[[int], float]:
         model, preprocess = channels_last(self.model()), Preprocess(clip=self.clip).to(self.device)
-        return self.loop(model, lambda: answer(model, preprocess, self.batch["clips"]), self.precision)
+        return self.loop(model, lambda: run_model(model, preprocess, self.batch["clips"]), self.precision)
 
     def plain(self) -> Callable[[int], float]:
         model = self.model()

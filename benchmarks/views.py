@@ -21,13 +21,13 @@ from statistics import median
 import torch
 from omegaconf import OmegaConf
 
-from stvid.checkpoint import Trained, build_model
+from stvid.checkpoint import TrainedModel, build_model
 from stvid.clip import ClipSpec
 from stvid.config import compose_config
 from stvid.data.actions import actions
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
-from stvid.inference import Forward, classify
+from stvid.inference import ModelRunner, classify
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 
@@ -35,9 +35,9 @@ CLIPS, CROPS = 10, 3
 MOST = 1.3  # times as long as one decode and thirty forwards
 
 
-def untrained(name: str, clip: ClipSpec, class_names: tuple[str, ...]) -> Trained:
+def untrained(name: str, clip: ClipSpec, class_names: tuple[str, ...]) -> TrainedModel:
     config = OmegaConf.to_container(compose_config([f"model={name}"]), resolve=True)
-    return Trained(
+    return TrainedModel(
         path=Path("none.ckpt"),
         folder=Path(),
         model=build_model(config["model"], num_classes=len(class_names)).eval(),
@@ -60,10 +60,10 @@ def decode(items: Sequence[Item], infos: Sequence, size: int) -> None:
         read_frames(item.path, range(info.num_frames), info=info, short_side=size)
 
 
-def measure(trained: Trained, items: Sequence[Item], cache: Path, rounds: int) -> list[float]:
+def measure(trained: TrainedModel, items: Sequence[Item], cache: Path, rounds: int) -> list[float]:
     """Seconds a video: of `classify`, of decoding, of the forward passes."""
     infos = [probe(item.path) for item in items]
-    forward, size = Forward(trained), trained.clip.size[0]
+    forward, size = ModelRunner(trained), trained.clip.size[0]
     views = torch.randint(0, 256, (CLIPS * CROPS, trained.clip.num_frames, size, size, 3), dtype=torch.uint8)
     views = views.permute(0, 1, 4, 2, 3)
     how = {"num_workers": 0, "cache": cache, "decode_all": True, "progress": False}

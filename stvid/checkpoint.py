@@ -29,7 +29,7 @@ FORMAT = 1  # of the record below; raise it when older checkpoints can no longer
 
 
 def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
-    """Plain data that goes into every checkpoint, and all that `load` needs beside the weights.
+    """Plain data that goes into every checkpoint, and all that `load_checkpoint` needs beside the weights.
 
     Args:
         config: the run's, resolved, with the values that were really used (`stvid.run.as_used`).
@@ -47,7 +47,7 @@ def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], pro
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedModel:
     """A model as a run left it.
 
     Attributes:
@@ -144,7 +144,7 @@ def find_checkpoint(run: str | Path) -> Path:
     raise InputError(f"{run} holds no {CHECKPOINTS}/best.ckpt; {hint}")
 
 
-def load(run: str | Path, *, calibrated: bool = True) -> Trained:
+def load_checkpoint(run: str | Path, *, calibrated: bool = True) -> TrainedModel:
     """Rebuilds the model of a run folder or checkpoint; reads data only (`weights_only=True`).
 
     Args:
@@ -178,12 +178,12 @@ def load(run: str | Path, *, calibrated: bool = True) -> Trained:
     model.load_state_dict(state)
     folder = path.absolute().parent
     folder = folder.parent if folder.name == CHECKPOINTS else folder
-    trained = Trained(path=path, folder=folder, model=model.eval(), **facts)
+    trained = TrainedModel(path=path, folder=folder, model=model.eval(), **facts)
     return replace(trained, temperature=_temperature(trained)) if calibrated else trained
 
 
 def _facts(content: Mapping, kept: Mapping) -> dict:
-    """What a checkpoint tells of a `Trained`, beside its model."""
+    """What a checkpoint tells of a `TrainedModel`, beside its model."""
     return {
         "clip": ClipSpec(**kept["clip"]),
         "class_names": tuple(kept["class_names"]),
@@ -213,7 +213,7 @@ def _shape(value: object) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
-def _temperature(trained: Trained) -> float:
+def _temperature(trained: TrainedModel) -> float:
     """The one that was fitted for this very checkpoint; 1 where there is none."""
     file = trained.folder / CALIBRATION_NAME
     if not file.is_file():

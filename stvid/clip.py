@@ -16,7 +16,7 @@ from stvid.errors import InputError
 NORMALIZE = ("fixed", "clip", "frame")
 SHORT = ("repeat_last", "wrap", "pad", "error")
 INPUT = {"rgb": 3, "diff": 3, "rgb_diff": 6}  # channels of each
-STILL = 127  # grey level of a difference image where nothing moves
+NO_CHANGE = 127  # grey level of a difference image where nothing moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class ClipSpec:
 def difference_image(earlier_TCHW: Tensor, later_TCHW: Tensor, *, gain: float) -> Tensor:
     """What moved: `clip(127 + gain * (later - earlier), 0, 255)`, uint8 as both; 127 where nothing did."""
     change = later_TCHW.float() - earlier_TCHW.float()
-    return (STILL + gain * change).round().clamp(0, 255).to(torch.uint8)
+    return (NO_CHANGE + gain * change).round().clamp(0, 255).to(torch.uint8)
 
 
 def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
@@ -157,7 +157,7 @@ class Preprocess(nn.Module):
             x.div_(255).sub_(self.mean).div_(self.std)
         else:
             pictures = x[:, :, :3] if self.input != "diff" else x[:, :, :0]
-            x[:, :, pictures.shape[2] :].sub_(STILL).div_(32)
+            x[:, :, pictures.shape[2] :].sub_(NO_CHANGE).div_(32)
             if self.normalize == "frame":
                 _standardise(pictures, dims=(-1, -2))
             else:
@@ -168,7 +168,7 @@ class Preprocess(nn.Module):
         return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
-def answer(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
     """What a model says of uint8 `B x T x C x H x W`: its logits `B x K`.
 
     A model that works in chunks of frames (`encoder_chunk`) gets pixels and prepares them chunk by chunk, so that a

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stvid.checkpoint import Trained
-from stvid.clip import Preprocess, answer, channels_last
+from stvid.checkpoint import TrainedModel
+from stvid.clip import Preprocess, channels_last, run_model
 from stvid.data.dataset import Views
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.metrics import average_views
 from stvid.progress import Bar
-from stvid.training.hardware import autocast, inference_precision, leave_cores_to_readers
-from stvid.training.processes import gathered, my_rank, num_processes
+from stvid.training.hardware import autocast, inference_precision, limit_cpu_threads
+from stvid.training.processes import all_gather_object, get_rank, get_world_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class ViewPredictions:
     """What a model says of videos.
 
     Attributes:
@@ -45,7 +45,7 @@ class Answers:
 
 
 def classify(
-    trained: Trained,
+    trained: TrainedModel,
     items: Sequence[Item],
     *,
     num_clips: int | None = None,
@@ -57,7 +57,7 @@ def classify(
     cache: Path | None = None,
     decode_all: bool = False,
     progress: bool = True,
-) -> Answers:
+) -> ViewPredictions:
     """Answers for every item, in the precision the run was trained in.
 
     Where several processes have joined (`stvid.training.processes`), each judges some of the batches, every item once,
@@ -84,24 +84,24 @@ def classify(
     batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
     probing = {"num_workers": num_workers, "cache": cache, "decode_all": decode_all}
     dataset = _views(trained, items, probing, num_clips=num_clips, num_crops=num_crops, playback=playback)
-    rank, world_size = my_rank(), num_processes()
+    rank, world_size = get_rank(), get_world_size()
     loader = views_loader(
         dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
     )
-    forward = Forward(trained, device=device)
+    forward = ModelRunner(trained, device=device)
     with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _judge(loader, forward, len(trained.class_names), bar)
-    logits_VK, videos_V, failed = _together(gathered(part))
+    logits_VK, videos_V, failed = _together(all_gather_object(part))
     if not logits_VK.isfinite().all():
         raise InputError(f"{trained.path} answers with numbers that are not finite: its weights are damaged")
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
-    return Answers(
+    return ViewPredictions(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
 
 
 def _views(
-    trained: Trained,
+    trained: TrainedModel,
     items: Sequence[Item],
     probing: Mapping,
     *,
@@ -137,7 +137,9 @@ def _together(parts: Sequence[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[T
     return logits_VK, videos_V[order], {video: why for _, _, failed in parts for video, why in failed.items()}
 
 
-def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: Bar) -> tuple[Tensor, Tensor, dict[int, str]]:
+def _judge(
+    loader: DataLoader, forward: ModelRunner, num_classes: int, bar: Bar
+) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Logits of every view, the video that each is of, and why others could not be read."""
     logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
     for batch in loader:
@@ -149,15 +151,15 @@ def _judge(loader: DataLoader, forward: Forward, num_classes: int, bar: Bar) -> 
     return torch.cat(logits), torch.cat(videos), failed
 
 
-class Forward:
+class ModelRunner:
     """uint8 clips to logits, on the best device there is, at the run's temperature.
 
     The precision is the run's, or `32-true` where the device is slow in that (see `inference_precision`).
     """
 
-    def __init__(self, trained: Trained, *, device: torch.device | None = None):
+    def __init__(self, trained: TrainedModel, *, device: torch.device | None = None):
         self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        leave_cores_to_readers(self.device.type)
+        limit_cpu_threads(self.device.type)
         precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
         self.precision = autocast(self.device, precision)
         self.temperature = trained.temperature
@@ -170,4 +172,4 @@ class Forward:
         clips = clips_VTCHW.to(self.device, non_blocking=True)
         lengths = None if lengths_V is None else lengths_V.to(self.device)
         with self.precision:
-            return answer(self.model, self.preprocess, clips, lengths).float() / self.temperature
+            return run_model(self.model, self.preprocess, clips, lengths).float() / self.temperature

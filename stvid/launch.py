@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[bool]:
-    """Joins the processes that `spread` or torchrun has started, if any; each has its own GPU where there are GPUs.
+def init_distributed() -> Iterator[bool]:
+    """Joins the processes that `launch_processes` or torchrun has started, if any; each has its own GPU where there are GPUs.
 
     Yields whether this one is the first, who alone speaks and writes.
     """
@@ -37,13 +37,13 @@ def joined() -> Iterator[bool]:
         dist.destroy_process_group()
 
 
-def is_spread() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def spread(run: Callable[[], None], num_processes: int) -> int:
-    """Calls a function in so many processes at once, each of which `joined` will join; only the first one speaks.
+def launch_processes(run: Callable[[], None], num_processes: int) -> int:
+    """Calls a function in so many processes at once, each of which `init_distributed` will join; only the first one speaks.
 
     Args:
         run: may be pickled; may raise SystemExit.

@@ -21,10 +21,10 @@ from stvid.cost.table import brief, bytes_text, layer_table, paragraph, totals
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import clip_lengths
 from stvid.errors import InputError
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 from stvid.training.hardware import resolve_precision
-from stvid.training.optim import Optimization
-from stvid.training.trial import halved_until_it_fits, try_training
+from stvid.training.optim import OptimizerFactory
+from stvid.training.trial import halve_until_it_fits, try_training
 
 log = logging.getLogger("stvid")
 
@@ -54,7 +54,7 @@ class Plan:
     model: nn.Module
     num_classes: int
     clip: ClipSpec
-    optimization: Optimization
+    optimization: OptimizerFactory
     precision: str
     device: torch.device
     batch_size: int | str
@@ -118,7 +118,7 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     accelerator = config.trainer.accelerator
     model = _without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels)
     if config.gradient_checkpointing:
-        recompute_stages(model)
+        checkpoint_stages(model)
     if device is None:
         device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
     return Plan(
@@ -141,7 +141,7 @@ def _without_memory(config: Mapping, **sizes: int) -> nn.Module:
         return build_model(config, **sizes, pretrained=False)
 
 
-def describe(planned: Plan, report: CostReport) -> str:
+def cost_text(planned: Plan, report: CostReport) -> str:
     """The layers, the totals, and what fits here, for a person."""
     clip = " x ".join(map(str, report.input_shape))
     device = {"cpu": "a CPU", "cuda": "a CUDA device"}[report.device]
@@ -158,7 +158,7 @@ def describe(planned: Plan, report: CostReport) -> str:
     return "\n".join(lines)
 
 
-def compare(overrides: Sequence[str], *, classes: int | None, device: str | None) -> dict[str, list[CostReport]]:
+def compare_costs(overrides: Sequence[str], *, classes: int | None, device: str | None) -> dict[str, list[CostReport]]:
     """Prices both families of model on clips of 1 to 1,000 frames.
 
     Args:
@@ -186,7 +186,7 @@ def compare(overrides: Sequence[str], *, classes: int | None, device: str | None
 
 def plan_batch(
     model: nn.Module,
-    optimization: Optimization,
+    optimization: OptimizerFactory,
     data: VideoDataModule,
     device: torch.device,
     precision: str,
@@ -275,7 +275,7 @@ def _confirmed(planned: Plan, size: int, try_step: Callable[[int], None] | None)
             ema=planned.ema,
         )
 
-    found = halved_until_it_fits(size, try_step or really)
+    found = halve_until_it_fits(size, try_step or really)
     if not found:
         raise InputError(
             f"data.batch_size=auto: a training step on 2 clips runs out of the memory of {planned.device}. "

@@ -51,7 +51,7 @@ def data_record(manifest: Manifest, *, num_bad: int) -> dict:
     """Fingerprint and size of a data set: videos of each class in each split (of a split without videos: none)."""
     counts = {split: Counter(item.label for item in manifest.select(split)) for split in SPLITS}
     return {
-        "manifest_sha256": fingerprint(manifest),
+        "manifest_sha256": manifest_fingerprint(manifest),
         "num_videos": {
             split: {name: found[name] for name in manifest.class_names} for split, found in counts.items() if found
         },
@@ -59,7 +59,7 @@ def data_record(manifest: Manifest, *, num_bad: int) -> dict:
     }
 
 
-def fingerprint(manifest: Manifest) -> str:
+def manifest_fingerprint(manifest: Manifest) -> str:
     """64 hexadecimal digits: others as soon as an item, its label, split, times or group is another.
 
     The SHA-256 of one line of JSON for each item, `[path, label, split, start, end, group]`, sorted. Paths start from

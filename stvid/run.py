@@ -18,15 +18,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed import TCPStore
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.config import check, home, literal
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.evaluation.describe import headline
 from stvid.evaluation.held_out import MANIFEST_NAME
-from stvid.evaluation.judge import draw_report, write_judgement
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.judge import draw_report, write_result
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.report import REPORT_NAME
 from stvid.evaluation.runs import RESULT_NAME
 from stvid.files import replacing
@@ -91,7 +91,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
     """
     run = Path(HydraConfig.get().runtime.output_dir)
     kept = run / CONFIG_NAME
-    sweep, overrides = is_sweep(), list(HydraConfig.get().overrides.task)
+    sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
     _let_other_processes_join(run)
     again = kept.exists() and (sweep or (config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"))
     if not config.resume and not again:
@@ -115,7 +115,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
 
 
 def kept_manifest(*, run: str) -> Manifest:
-    """The videos, splits and classes of a run, as `keep` wrote them down.
+    """The videos, splits and classes of a run, as `save_run` wrote them down.
 
     Args:
         run: the run folder.
@@ -137,7 +137,7 @@ def _check_no_sweep(overrides: Sequence[str]) -> None:
 def finished(config: DictConfig) -> float | None:
     """What a run has reached that is asked for again and has nothing left to do; None: there is something."""
     run = Path(HydraConfig.get().runtime.output_dir)
-    if not (config.resume or is_sweep()) or not (run / RESULT_NAME).is_file() or config.allow_changes:
+    if not (config.resume or is_multirun()) or not (run / RESULT_NAME).is_file() or config.allow_changes:
         return None
     if config.resume:
         resumed(OmegaConf.load(run / CONFIG_NAME), list(HydraConfig.get().overrides.task), config)
@@ -147,8 +147,12 @@ def finished(config: DictConfig) -> float | None:
     ):
         return None  # it was told to train longer since
     reached = result["video_accuracy"]
-    more = "" if is_sweep() else f"; to train longer: resume={shown(run)} trainer.max_epochs=N allow_changes=true"
-    log.info("%s is finished, val video accuracy %.3f%s", shown(run), reached, more)
+    more = (
+        ""
+        if is_multirun()
+        else f"; to train longer: resume={display_path(run)} trainer.max_epochs=N allow_changes=true"
+    )
+    log.info("%s is finished, val video accuracy %.3f%s", display_path(run), reached, more)
     return reached
 
 
@@ -172,7 +176,7 @@ def as_used(config: Mapping, *, precision: str, batch_size: int) -> dict:
     return config
 
 
-def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
+def save_run(run: Path, config: Mapping, manifest: Manifest) -> None:
     """Writes down what a run is, for whoever goes on with it or judges it."""
     if not (run / MANIFEST_NAME).exists():
         manifest.write_csv(run / MANIFEST_NAME)
@@ -180,10 +184,10 @@ def keep(run: Path, config: Mapping, manifest: Manifest) -> None:
         OmegaConf.save(OmegaConf.create(literal(dict(config))), partial)
 
 
-def conclude(
-    trained: Trained,
+def write_results(
+    trained: TrainedModel,
     result: Mapping,
-    predictions: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
     *,
     config: Mapping,
     data,
@@ -204,14 +208,16 @@ def conclude(
     run = trained.folder
     facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
     result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
-    write_judgement(run, result, predictions)
+    write_result(run, result, predictions)
     log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
-    log.info("run folder   %s", shown(run))
-    log.info("test it      stvid evaluate %s%s", shown(run), "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", shown(run))
-    if config["report"] and not is_sweep():  # of forty trials nobody looks at forty pages
+    log.info("run folder   %s", display_path(run))
+    log.info(
+        "test it      stvid evaluate %s%s", display_path(run), "" if data.manifest.select("test") else " --split val"
+    )
+    log.info("use it       stvid predict %s VIDEO...", display_path(run))
+    if config["report"] and not is_multirun():  # of forty trials nobody looks at forty pages
         draw_report(trained, run, cache=probe_cache(data.manifest))
-        log.info("look at it   %s", shown(run / REPORT_NAME))
+        log.info("look at it   %s", display_path(run / REPORT_NAME))
 
 
 @contextlib.contextmanager
@@ -254,11 +260,11 @@ def _on_one_device(config: DictConfig) -> DictConfig:
     return config
 
 
-def is_sweep() -> bool:
+def is_multirun() -> bool:
     """Whether this run is one of several (`-m`); a single run that has begun no longer has Hydra's config."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def shown(path: Path) -> Path:
+def display_path(path: Path) -> Path:
     """A path as a person would type it here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

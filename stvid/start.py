@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
-from stvid.checkpoint import CHECKPOINTS, build_model, load
+from stvid.checkpoint import CHECKPOINTS, build_model, load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.fit import check_fit
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 
 COMPILE = ("default", "reduce-overhead", "max-autotune")
 
@@ -40,12 +40,12 @@ def starting_model(
         model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels)
         position = (0, 0)
     else:
-        before = load(last)
+        before = load_checkpoint(last)
         model, position = before.model.train(), before.position
         _check_same_batches(before.config, config, position)
     check_fit(model, clip)
     if config["gradient_checkpointing"]:
-        recompute_stages(model)
+        checkpoint_stages(model)
     if config["compile"] is not None:
         if config["compile"] not in COMPILE:
             raise InputError(f"compile (={config['compile']}) must be null or one of {', '.join(COMPILE)}")

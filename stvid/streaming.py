@@ -10,12 +10,12 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import as_input
 from stvid.data.sampling import diff_frames, stride_of
 from stvid.data.transforms import crop_and_resize, crop_box
 from stvid.errors import InputError
-from stvid.inference import Forward
+from stvid.inference import ModelRunner
 
 
 class Stream:
@@ -30,7 +30,7 @@ class Stream:
         InputError: the model cannot go frame by frame, or its clips were normalised as wholes.
     """
 
-    def __init__(self, trained: Trained, *, fps: float, device: torch.device | None = None):
+    def __init__(self, trained: TrainedModel, *, fps: float, device: torch.device | None = None):
         name = type(trained.model).__name__
         if not hasattr(trained.model, "step"):
             raise InputError(f"{name} sees a clip at once and cannot go frame by frame; cnn_lstm can")
@@ -41,7 +41,7 @@ class Stream:
             )
         trained.model.check_stream()
         self.clip, self.fps = trained.clip, fps
-        self.forward = Forward(trained, device=device)
+        self.forward = ModelRunner(trained, device=device)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
         self.num_frames, self.num_taken, self.state = 0, 0, None
         self.probabilities_K: Tensor | None = None

@@ -18,7 +18,7 @@ from PIL import Image
 
 from stvid.clip import ClipSpec
 from stvid.data.check import check_videos, is_bad
-from stvid.data.check_page import describe
+from stvid.data.check_page import check_text
 from stvid.data.manifest import Item, Manifest
 from stvid.video import probe as probe_module
 from stvid.video.errors import EMPTY, MISSING, UNREADABLE
@@ -71,7 +71,7 @@ def test_a_sound_data_set_has_nothing_to_tell(squares):
     assert not any(report[key] for key in ("bad", "duplicates", "leaks", "conflicts"))
     assert not is_bad(report)
     assert report["class_counts"] == {name: {"train": 3, "val": 1, "test": 0} for name in CLASSES}
-    page = describe(report)
+    page = check_text(report)
     assert page.startswith("8 videos: every frame decodes\nnot found   leaks, contradicting labels, copies, shortcuts")
     assert len(page.splitlines()) <= 12
 
@@ -106,7 +106,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(squares):
     assert is_bad(report)
     assert [file["ok"] for file in report["files"]] == [False] * 4 + [True] * 4
     assert report["files"][0]["num_frames"] is None
-    page = describe(report)
+    page = check_text(report)
     assert page.startswith("8 videos: 4 cannot be used")
     assert all(f"to_left/{stem}.mp4" in page for stem in reasons)
 
@@ -156,7 +156,7 @@ def test_a_copy_in_another_split_is_a_leak_and_under_another_label_a_conflict(sq
     assert [(one["labels"], one["paths"]) for one in report["conflicts"]] == [(list(CLASSES), paths)]
     assert report["duplicates"] == [paths]
     assert is_bad(report)
-    page = describe(report)
+    page = check_text(report)
     assert "train, val: to_left/00.mp4, to_right/03.mp4" in page
     assert "to_left / to_right: to_left/00.mp4, to_right/03.mp4" in page
 
@@ -218,7 +218,7 @@ def test_videos_shorter_than_a_clip_are_counted_by_their_part(squares):
     assert check(data, clip=ClipSpec(num_frames=3, frame_stride=2))["odd"]["short"] == []
     report = check(data, clip=ClipSpec(num_frames=4, frame_stride=2))
     assert report["odd"]["short"] == [{"path": str(path), "start": None, "end": 0.5, "num_frames": 6, "span": 7}]
-    assert "to_left/00.mp4   6 frames of 7" in describe(report)
+    assert "to_left/00.mp4   6 frames of 7" in check_text(report)
     assert not is_bad(report)
 
 
@@ -240,7 +240,7 @@ def test_a_size_that_tells_the_class_is_told_in_words(tmp_path):
             items.append(Item(path=str(path), label=label, split="train"))
     report = check(Manifest(items=tuple(items), class_names=CLASSES))
     assert [one["features"] for one in report["shortcuts"] if one["suspicious"]] == [["size"], ["size", "length"]]
-    page = describe(report)
+    page = check_text(report)
     assert re.search(r"size alone +100 % of the videos", page)
     assert re.search(r"chance +50 %", page)
     assert not is_bad(report)
@@ -283,4 +283,4 @@ def test_ut_interaction_decodes_and_is_seen_through():
     true_counts = {str(root / one["path"]): one["n"] for one in json.loads((root / "probe.json").read_text())}
     assert {file["path"]: file["num_frames"] for file in report["files"]} == true_counts
     assert (report["num_bad"], report["duplicates"], is_bad(report)) == (0, [], False)
-    assert "aspect ratio alone" in describe(report)
+    assert "aspect ratio alone" in check_text(report)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from stvid.data.check_page import describe
+from stvid.data.check_page import check_text
 
 
 def file(name: str, **facts) -> dict:
@@ -46,7 +46,7 @@ def bad(*names: str, reason="missing", detail="") -> dict:
 
 
 def test_a_sound_data_set_takes_a_few_lines():
-    assert describe(report()) == (
+    assert check_text(report()) == (
         "2 videos: every frame decodes\n"
         "not found   leaks, contradicting labels, copies, shortcuts\n"
         "folder      /videos\n"
@@ -63,19 +63,19 @@ def test_a_sound_data_set_takes_a_few_lines():
 
 def test_problems_are_counted_by_reason_and_named_with_what_was_seen():
     one, two = bad("run/a.mp4", "run/b.mp4"), bad("sit/c.mp4", reason="truncated", detail="30 of 75 frames")
-    page = describe(report(num_bad=3, bad=one["bad"] + two["bad"]))
+    page = check_text(report(num_bad=3, bad=one["bad"] + two["bad"]))
     assert page.startswith("2 videos: 3 cannot be used")
     assert re.search(r"^missing +2\ntruncated +1$", page, re.M)
     assert "truncated:\n  sit/c.mp4   (30 of 75 frames)\n" in page
 
 
 def test_a_decoders_words_are_shown_without_number_and_path():
-    page = describe(report(**bad("a b.mp4", reason="unreadable", detail="[Errno 7] Invalid data: '/videos/a b.mp4'")))
+    page = check_text(report(**bad("a b.mp4", reason="unreadable", detail="[Errno 7] Invalid data: '/videos/a b.mp4'")))
     assert "  a b.mp4   (Invalid data)\n" in page
 
 
 def test_long_lists_are_cut():
-    page = describe(report(**bad(*(f"{i:02d}.mp4" for i in range(30)))))
+    page = check_text(report(**bad(*(f"{i:02d}.mp4" for i in range(30)))))
     assert "19.mp4" in page
     assert "20.mp4" not in page
     assert "  and 10 more: see --json" in page
@@ -90,7 +90,7 @@ def test_leaks_and_conflicts_name_splits_labels_and_files():
         "paths": ["/videos/run/a.mp4"],
     }
     conflict = {"labels": ["run", "sit"], "paths": ["/videos/run/a.mp4"], "start": 1.0, "end": 2.5}
-    page = describe(report(leaks=[leak], conflicts=[conflict]))
+    page = check_text(report(leaks=[leak], conflicts=[conflict]))
     assert "  anna in test, train: run/a.mp4 and 8 more\n" in page
     assert "  run / sit: run/a.mp4 from 1 s to 2.5 s\n" in page
     assert "not found   copies, shortcuts\n" in page
@@ -103,7 +103,7 @@ def test_leaks_and_conflicts_name_splits_labels_and_files():
 def test_what_becomes_of_short_videos_is_told(short, words):
     found = [{"path": "/videos/run/a.mp4", "start": None, "end": None, "num_frames": 20, "span": 31}]
     clip = {"num_frames": 16, "frame_stride": 2, "fps": None, "short": short}
-    page = describe(report(clip=clip, odd=report()["odd"] | {"short": found}))
+    page = check_text(report(clip=clip, odd=report()["odd"] | {"short": found}))
     assert "shorter than one clip (16 frames, stride 2): 1 of 2 videos" in page
     assert words in page
     assert "  run/a.mp4   20 frames of 31\n" in page
@@ -119,27 +119,27 @@ def test_shortcuts_are_told_in_words_the_strongest_first_and_only_suspicious_one
         shortcut("codec", accuracy=0.2, suspicious=False),
         shortcut("size", "length", accuracy=0.53, suspicious=True),
     ]
-    page = describe(report(shortcuts=found))
+    page = check_text(report(shortcuts=found))
     pattern = (
         r"size and length together +53 % of the videos\n +aspect ratio alone +39 % of the videos\n +chance +17 %\n"
     )
     assert re.search(pattern, page)
     assert "codec" not in page
-    assert "shortcuts" in describe(report(shortcuts=found[1:2])).splitlines()[1]
+    assert "shortcuts" in check_text(report(shortcuts=found[1:2])).splitlines()[1]
 
 
 def test_uneven_and_absent_classes_are_told():
     counts = {"run": {"train": 30, "val": 2, "test": 0}, "sit": {"train": 10, "val": 0, "test": 0}}
-    page = describe(report(class_counts=counts))
+    page = check_text(report(class_counts=counts))
     assert "No videos in val: 'sit'." in page
     assert "'run' has 3.0 times as many videos as 'sit': data.balance=classes" in page
     counts["sit"]["train"] = 15
-    assert "times" not in describe(report(class_counts=counts))
+    assert "times" not in check_text(report(class_counts=counts))
 
 
 def test_many_classes_are_shown_by_both_ends():
     counts = {f"class{i}": {"train": 100 - i, "val": 1, "test": 0} for i in range(80)}
-    page = describe(report(class_counts=counts))
+    page = check_text(report(class_counts=counts))
     assert "class0 " in page
     assert "class79 " in page
     assert "... 70 more" in page
@@ -147,12 +147,12 @@ def test_many_classes_are_shown_by_both_ends():
 
 
 def test_a_name_that_is_not_utf8_can_be_printed():
-    page = describe(report(**bad("b\udce9.mp4")))
+    page = check_text(report(**bad("b\udce9.mp4")))
     assert r"b\udce9.mp4" in page.encode("utf-8").decode()
 
 
 def test_files_with_concealed_damage_are_named():
     odd = report()["odd"] | {"damaged": [{"path": "/d/a.mp4", "num_damaged": 3, "num_frames": 60}]}
-    page = describe(report(odd=odd))
+    page = check_text(report(odd=odd))
     assert "1 file with damage that the decoder conceals" in page
     assert "3 frames of 60" in page

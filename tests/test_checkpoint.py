@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from stvid.checkpoint import build_model, load
+from stvid.checkpoint import build_model, load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.fit import check_fit
@@ -55,7 +55,7 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
     with pytest.raises(mistake) as new:
         build_model(CONV3D, num_classes=3)
     with pytest.raises(mistake) as loaded:
-        load(run_folder)
+        load_checkpoint(run_folder)
     assert new.type is loaded.type is mistake
 
 
@@ -67,7 +67,7 @@ def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeyp
 
 
 def test_a_run_and_its_checkpoint_rebuild_the_same_model(run_folder):
-    run, checkpoint = load(run_folder), load(run_folder / "checkpoints" / "best.ckpt")
+    run, checkpoint = load_checkpoint(run_folder), load_checkpoint(run_folder / "checkpoints" / "best.ckpt")
     assert run.class_names == ("to_left", "to_right")
     assert run.clip == checkpoint.clip
     assert run.clip.size == (32, 32)
@@ -84,7 +84,7 @@ def test_checkpoints_hold_data_only(run_folder, name):
 
 def test_a_checkpoint_alone_is_enough(run_folder, tmp_path):
     shutil.copy(run_folder / "checkpoints" / "best.ckpt", tmp_path / "model.ckpt")
-    assert load(tmp_path / "model.ckpt").folder == tmp_path
+    assert load_checkpoint(tmp_path / "model.ckpt").folder == tmp_path
 
 
 def spoilt(run_folder, tmp_path, change):
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run_folder, tmp_path):
         content["stvid"]["config"]["model"]["_target_"] = "os.system"
 
     with pytest.raises(InputError, match="nothing else is ever called"):
-        load(spoilt(run_folder, tmp_path, change))
+        load_checkpoint(spoilt(run_folder, tmp_path, change))
 
 
 def test_a_checkpoint_of_another_format_or_with_holes_is_told(run_folder, tmp_path):
@@ -110,9 +110,9 @@ def test_a_checkpoint_of_another_format_or_with_holes_is_told(run_folder, tmp_pa
         del content["stvid"]["clip"]
 
     with pytest.raises(InputError, match="has format 99"):
-        load(spoilt(run_folder, tmp_path, newer))
+        load_checkpoint(spoilt(run_folder, tmp_path, newer))
     with pytest.raises(InputError, match="incomplete or was changed: KeyError 'clip'"):
-        load(spoilt(run_folder, tmp_path, holed))
+        load_checkpoint(spoilt(run_folder, tmp_path, holed))
 
 
 def test_weights_of_another_model_are_told(run_folder, tmp_path):
@@ -121,7 +121,7 @@ def test_weights_of_another_model_are_told(run_folder, tmp_path):
 
     words = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
     with pytest.raises(InputError, match=words):
-        load(spoilt(run_folder, tmp_path, change))
+        load_checkpoint(spoilt(run_folder, tmp_path, change))
 
     def renamed(content):
         state = content["state_dict"]
@@ -129,7 +129,7 @@ def test_weights_of_another_model_are_told(run_folder, tmp_path):
 
     words = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
     with pytest.raises(InputError, match=words):
-        load(spoilt(run_folder, tmp_path, renamed))
+        load_checkpoint(spoilt(run_folder, tmp_path, renamed))
 
 
 def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
@@ -142,7 +142,7 @@ def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
         (tmp_path, r"holds no checkpoints/best\.ckpt"),
     ):
         with pytest.raises(InputError, match=words):
-            load(path)
+            load_checkpoint(path)
 
 
 class Picky(torch.nn.Module):

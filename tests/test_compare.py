@@ -8,14 +8,14 @@ import shutil
 
 import pytest
 
-from stvid.checkpoint import load
+from stvid.checkpoint import load_checkpoint
 from stvid.cost import estimate
 from stvid.errors import InputError
 from stvid.evaluation.common_videos import differences
-from stvid.evaluation.compare import compare, describe
+from stvid.evaluation.compare import compare_runs, comparison_text
 from stvid.evaluation.evaluations import read_evaluation
 from stvid.evaluation.pairing import mcnemar
-from stvid.evaluation.predictions import Prediction, write_predictions
+from stvid.evaluation.predictions import PredictionRow, write_predictions
 
 CLASSES = ("kick", "punch")
 
@@ -23,13 +23,13 @@ CLASSES = ("kick", "punch")
 def said(path, label, predicted, sure=0.8, **more):
     """What a model that is so sure of one of two classes says."""
     probabilities = tuple(sure if name == predicted else 1 - sure for name in CLASSES)
-    return Prediction(
+    return PredictionRow(
         path=path, label=label, predicted=predicted, views=1, views_right=0, probabilities=probabilities, **more
     )
 
 
 def unread(path, label):
-    return Prediction(path=path, label=label, failed="truncated")
+    return PredictionRow(path=path, label=label, failed="truncated")
 
 
 def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=False):
@@ -66,7 +66,7 @@ def read_all(*runs, split="test"):
 def test_videos_are_paired_and_counted(tmp_path):
     one = judge(tmp_path / "one", many("....xx....x"))
     two = judge(tmp_path / "two", many("..x.x.....x"))
-    found = compare(read_all(one, two))
+    found = compare_runs(read_all(one, two))
     (test,) = found.tests
     assert (found.split, found.num_common, found.left_out) == ("test", 11, {"one": 0, "two": 0})
     assert (test.first, test.second, test.only_first, test.only_second) == ("one", "two", 1, 1)
@@ -78,10 +78,10 @@ def test_videos_are_paired_and_counted(tmp_path):
 def test_an_unreadable_video_is_a_wrong_one(tmp_path):
     one = judge(tmp_path / "one", [unread("/v/a.mp4", "kick"), *many("..")])
     two = judge(tmp_path / "two", [said("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
-    found = compare(read_all(one, two))
+    found = compare_runs(read_all(one, two))
     assert (found.tests[0].only_first, found.tests[0].only_second) == (0, 1)
     assert found.differing[0].answers[0] == (None, None)
-    assert "(unreadable)" in describe(found)
+    assert "(unreadable)" in comparison_text(found)
 
 
 def test_parts_of_a_file_are_videos_of_their_own(tmp_path):
@@ -93,21 +93,21 @@ def test_parts_of_a_file_are_videos_of_their_own(tmp_path):
         judge(tmp_path / "one", parts("kick", "punch")),
         judge(tmp_path / "two", parts("kick", "kick")[::-1]),
     ]
-    found = compare(read_all(*runs))
+    found = compare_runs(read_all(*runs))
     assert found.num_common == 2
     assert [(one.path, one.start, one.end) for one in found.differing] == [("/v/long.mp4", 2.0, 4.5)]
-    assert "long.mp4, 2 s to 4.5 s" in describe(found)
+    assert "long.mp4, 2 s to 4.5 s" in comparison_text(found)
 
 
 def test_videos_that_only_some_have_or_know_by_another_label_are_left_out(tmp_path):
     one = judge(tmp_path / "one", [*many("..."), said("/v/extra.mp4", "kick", "punch")])
     relabelled = [said("/v/002.mp4", "punch", "punch")]
     two = judge(tmp_path / "two", [*many(".."), *relabelled])
-    found = compare(read_all(one, two))
+    found = compare_runs(read_all(one, two))
     assert (found.num_common, found.left_out) == (2, {"one": 2, "two": 1})
     assert found.common_accuracy == {"one": 1.0, "two": 1.0}
-    assert "on common" in describe(found)
-    assert "2 videos of one are not in all others" in describe(found)
+    assert "on common" in comparison_text(found)
+    assert "2 videos of one are not in all others" in comparison_text(found)
 
 
 def test_the_most_telling_difference_comes_first(tmp_path):
@@ -126,20 +126,20 @@ def test_the_most_telling_difference_comes_first(tmp_path):
 def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):
     patterns = {"a": "." * 30, "b": "." * 24 + "x" * 6, "c": "x" * 12 + "." * 18}
     runs = [judge(tmp_path / name, many(pattern)) for name, pattern in patterns.items()]
-    found = compare(read_all(*runs))
+    found = compare_runs(read_all(*runs))
     assert [(one.first, one.second) for one in found.tests] == list(itertools.combinations("abc", 2))
     assert [one.p for one in found.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
     by_hand = [2 * 2 / 2**6, 3 * 2 / 2**12, mcnemar(12, 6)]
     assert [one.p_corrected for one in found.tests] == pytest.approx(by_hand)
-    text = describe(found)
+    text = comparison_text(found)
     assert "Holm" in text
     assert "corrected for 3 tests" in text
 
 
 def test_names_are_the_shortest_ends_of_paths_that_differ(tmp_path):
     runs = [judge(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
-    assert [one.name for one in compare(read_all(*runs)).evaluations] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
-    assert [one.name for one in compare(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
+    assert [one.name for one in compare_runs(read_all(*runs)).evaluations] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
+    assert [one.name for one in compare_runs(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
 
 
 def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
@@ -147,7 +147,7 @@ def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
     two = judge(tmp_path / "two", many(".x"), split="val")
     assert read_evaluation(one, "val").folder == one
     assert read_evaluation(two, "val").folder == two / "evaluate" / "val"
-    assert [one.name for one in compare(read_all(one, two, split="val")).evaluations] == ["one", "two"]
+    assert [one.name for one in compare_runs(read_all(one, two, split="val")).evaluations] == ["one", "two"]
     (one / "checkpoints").mkdir()
     (one / "checkpoints/best.ckpt").touch()
     with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
@@ -157,43 +157,43 @@ def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
 def test_what_cannot_be_compared_is_said(tmp_path):
     one = judge(tmp_path / "one", many(".."))
     with pytest.raises(InputError, match="at least two"):
-        compare(read_all(one))
+        compare_runs(read_all(one))
     with pytest.raises(InputError, match="named twice"):
-        compare(read_all(one, one))
+        compare_runs(read_all(one, one))
     with pytest.raises(InputError, match="does not exist"):
         read_evaluation(tmp_path / "nowhere", "test")
     other = judge(tmp_path / "other", [said("/w/0.mp4", "kick", "kick")])
     with pytest.raises(InputError, match="no video is in all"):
-        compare(read_all(one, other))
+        compare_runs(read_all(one, other))
     val = judge(tmp_path / "val", many(".."), split="val")
     with pytest.raises(InputError, match="same split"):
-        compare([read_evaluation(one, "test"), read_evaluation(val, "val")])
+        compare_runs([read_evaluation(one, "test"), read_evaluation(val, "val")])
     classes = judge(tmp_path / "classes", many(".."), classes=("kick", "shove"))
     with pytest.raises(InputError, match=r"only in .*one/evaluate/test: punch; only in .*classes/evaluate/test: shove"):
-        compare(read_all(one, classes))
+        compare_runs(read_all(one, classes))
 
 
 def test_another_order_of_the_same_classes_is_no_difference(tmp_path):
     one = judge(tmp_path / "one", many(".."))
     two = judge(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
-    assert compare(read_all(one, two)).tests[0].only_first == 1
+    assert compare_runs(read_all(one, two)).tests[0].only_first == 1
 
 
 def test_another_protocol_is_told(tmp_path):
     protocol = {"num_clips": 10, "num_crops": 3, "num_frames": 16, "fps": 8.0, "size": [64, 64]}
     one = judge(tmp_path / "one", many(".."))
     two = judge(tmp_path / "two", many(".."), result={"protocol": protocol})
-    found = compare(read_all(one, two))
+    found = compare_runs(read_all(one, two))
     assert found.protocols == {"num_clips": [3, 10], "num_crops": [1, 3], "frame_stride": [2, None], "fps": [None, 8.0]}
-    assert "judged differently, num_clips: one 3, two 10" in describe(found)
-    assert "judged differently, fps: one –, two 8" in describe(found)
+    assert "judged differently, num_clips: one 3, two 10" in comparison_text(found)
+    assert "judged differently, fps: one –, two 8" in comparison_text(found)
 
 
 def test_whole_videos_have_all_their_frames(tmp_path):
     protocol = {"num_clips": 1, "num_crops": 1, "num_frames": None, "frame_stride": 2, "size": [64, 48]}
     one = judge(tmp_path / "one", many(".."))
     two = judge(tmp_path / "two", many(".x"), result={"protocol": protocol})
-    text = describe(compare(read_all(one, two)))
+    text = comparison_text(compare_runs(read_all(one, two)))
     assert "judged differently, num_frames: one 16, two all" in text
     assert "judged differently, size: one 64 × 64, two 64 × 48" in text
     assert "None" not in text
@@ -201,7 +201,7 @@ def test_whole_videos_have_all_their_frames(tmp_path):
 
 def test_groups_are_warned_of(tmp_path):
     runs = [judge(tmp_path / name, many(".."), result={"num_groups": groups}) for name, groups in (("a", 2), ("b", 2))]
-    assert "videos of one group are alike" in describe(compare(read_all(*runs)))
+    assert "videos of one group are alike" in comparison_text(compare_runs(read_all(*runs)))
 
 
 def test_speed_on_stored_features_is_told(tmp_path):
@@ -211,7 +211,7 @@ def test_speed_on_stored_features_is_told(tmp_path):
         dataclasses.replace(one, training={**facts, "stored_features": stored})
         for one, stored in zip(runs, (True, False), strict=True)
     ]
-    assert "clips/s without decoding, on stored features: a\n" in describe(compare(runs))
+    assert "clips/s without decoding, on stored features: a\n" in comparison_text(compare_runs(runs))
 
 
 def test_a_result_of_an_older_version_is_told(tmp_path):
@@ -226,7 +226,7 @@ def test_a_result_of_an_older_version_is_told(tmp_path):
 
 def test_as_plain_data_it_is_json(tmp_path):
     one, two = judge(tmp_path / "one", many("..x")), judge(tmp_path / "two", many(".xx"))
-    found = json.loads(json.dumps(compare(read_all(one, two)).to_dict()))
+    found = json.loads(json.dumps(compare_runs(read_all(one, two)).to_dict()))
     assert [run["name"] for run in found["runs"]] == ["one", "two"]
     assert found["runs"][0]["result"]["video_accuracy"] == 2 / 3
     assert found["tests"][0]["only_first"] == 1
@@ -236,7 +236,7 @@ def test_as_plain_data_it_is_json(tmp_path):
 def test_the_text_is_for_a_terminal(tmp_path):
     one = judge(tmp_path / "one", many("." * 30 + "x" * 10))
     two = judge(tmp_path / "two", many("x" * 20 + "." * 20))
-    text = describe(compare(read_all(one, two)))
+    text = comparison_text(compare_runs(read_all(one, two)))
     assert max(map(len, text.splitlines())) <= 120
     assert "30 videos are right for some and wrong for others; the 10 most telling" in text
     assert text.count(".mp4") == 10
@@ -249,7 +249,7 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     shutil.rmtree(run / "evaluate", ignore_errors=True)
     judge(run, many("..x"))
     judged = read_evaluation(run, "test")
-    trained = load(run)
+    trained = load_checkpoint(run)
     report = estimate(trained.model, (3, 4, 32, 32))
     assert judged.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
     assert judged.cost["flops_clip"] == report.flops_forward
@@ -265,7 +265,9 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     assert not judged.training["stored_features"]
     assert judged.training["device"] == result["hardware"]["cpu"]
     bare = judge(tmp_path / "bare", many(".xx"))
-    text = describe(compare([read_evaluation(run / "checkpoints/best.ckpt", "test"), read_evaluation(bare, "test")]))
+    text = comparison_text(
+        compare_runs([read_evaluation(run / "checkpoints/best.ckpt", "test"), read_evaluation(bare, "test")])
+    )
     row = next(line for line in text.splitlines() if line.startswith("first"))
     assert math.isclose(float(row.split()[6]), judged.cost["parameters"] / 1000, rel_tol=0.01)
     gflops, mebibytes = (float(cell) for cell in row.split()[8:10])

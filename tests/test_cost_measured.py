@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stvid.clip import ClipSpec, Preprocess, answer, channels_last
+from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
 from stvid.cost import estimate
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
@@ -32,7 +32,7 @@ def real_step(model: nn.Module, precision: str):
     def forward() -> torch.Tensor:
         clips = torch.randint(0, 256, (BATCH, CLIP.num_frames, 3, *CLIP.size), dtype=torch.uint8)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits = answer(model, preprocess, clips)
+            logits = run_model(model, preprocess, clips)
             return nn.functional.cross_entropy(logits.float(), torch.zeros(BATCH, dtype=torch.long))
 
     def step() -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure, TrainingClips, Views, collate, part_of
-from stvid.data.drawing import Draw, EpochSampler
+from stvid.data.drawing import EpochSampler, SampleKey
 from stvid.data.manifest import Item
 from stvid.data.transforms import Augment
 from stvid.video.errors import VideoError
@@ -228,9 +228,9 @@ def test_balanced_drawing_is_shared_out_among_processes():
 
 def test_a_video_drawn_again_gives_another_clip(numbered):
     clips = dataset(TrainingClips, numbered, augment=Augment())
-    shown_clips = [shown(clips[Draw(0, 0, repeat)]["clips"][0]) for repeat in range(8)]
+    shown_clips = [shown(clips[SampleKey(0, 0, repeat)]["clips"][0]) for repeat in range(8)]
     assert len({tuple(clip) for clip in shown_clips}) > 2
-    assert torch.equal(clips[Draw(0, 0)]["clips"], clips[0, 0]["clips"])
+    assert torch.equal(clips[SampleKey(0, 0)]["clips"], clips[0, 0]["clips"])
 
 
 @pytest.mark.parametrize("kind", [Views, TrainingClips])
@@ -239,9 +239,9 @@ def test_an_index_alone_is_the_draw_of_epoch_0(numbered, kind):
     data = dataset(kind, numbered, **options)
     for index in (0, 1, np.int64(1), -1, -2):
         assert data[index]["video"] == index % 2
-        assert torch.equal(data[index]["clips"], data[Draw(0, int(index) % 2)]["clips"])
-        assert data[Draw(0, int(index))]["video"] == index % 2
-    for key in (2, -3, Draw(0, 2), (0, -3)):
+        assert torch.equal(data[index]["clips"], data[SampleKey(0, int(index) % 2)]["clips"])
+        assert data[SampleKey(0, int(index))]["video"] == index % 2
+    for key in (2, -3, SampleKey(0, 2), (0, -3)):
         with pytest.raises(IndexError, match="there are 2"):
             data[key]
     with pytest.raises(TypeError):

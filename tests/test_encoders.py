@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, answer
+from stvid.clip import ClipSpec, Preprocess, run_model
 from stvid.errors import InputError
 from stvid.fit import check_fit
 from stvid.models.cnn_lstm import CNNLSTM
@@ -239,10 +239,10 @@ def test_pixels_can_be_prepared_chunk_by_chunk():
     seen = []
     wanted = model(preprocess(clips, lengths), lengths)
     preprocess.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    torch.testing.assert_close(answer(model, preprocess, clips, lengths), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(run_model(model, preprocess, clips, lengths), wanted, atol=1e-5, rtol=1e-5)
     assert seen == [4, 4, 4]
     preprocess.normalize = "clip"
-    answer(model, preprocess, clips, lengths)
+    run_model(model, preprocess, clips, lengths)
     assert seen[3:] == [2]
 
 

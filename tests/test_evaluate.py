@@ -11,13 +11,13 @@ import torch
 from conftest import in_process, moving_square, train_py
 from sklearn import metrics as sk
 
-from stvid.checkpoint import load
+from stvid.checkpoint import load_checkpoint
 from stvid.cli import main
 from stvid.data import dataset
 from stvid.data.layouts.ut_interaction import CLASS_NAMES
 from stvid.evaluation.audit import still_classes
-from stvid.evaluation.held_out import held_out
-from stvid.evaluation.judge import Question, judge
+from stvid.evaluation.held_out import select_test_split
+from stvid.evaluation.judge import EvaluationOptions, evaluate_run
 from stvid.evaluation.predictions import read_predictions
 from stvid.inference import classify
 from stvid.video.writer import write_video
@@ -152,15 +152,15 @@ def test_thirty_views_decode_a_video_once(run, monkeypatch):
     calls = []
     read = dataset.read_frames
     monkeypatch.setattr(dataset, "read_frames", lambda path, *a, **k: calls.append(path) or read(path, *a, **k))
-    trained = load(run)
-    data = held_out(trained, split="val")
+    trained = load_checkpoint(run)
+    data = select_test_split(trained, split="val")
     answers = classify(trained, data.select("val"), num_clips=10, num_crops=3, num_workers=0, progress=False)
     assert sorted(calls) == sorted(item.path for item in data.select("val"))
     assert torch.bincount(answers.videos_V).tolist() == [30] * len(calls)
 
 
 def test_the_table_tells_views_and_groups(run):
-    judged = judge(run, Question(num_clips=4, num_crops=5, num_workers=0))
+    judged = evaluate_run(run, EvaluationOptions(num_clips=4, num_crops=5, num_workers=0))
     assert judged.result["protocol"]["num_crops"] == 5
     for one in judged.predictions:
         assert one.views == 20
@@ -236,7 +236,7 @@ def test_a_temperature_is_kept_with_the_run_and_used_by_all_that_follows(run, vi
     before, after = kept["loss"]
     assert after <= before + 1e-6
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["temperature"] == kept["temperature"]
-    assert load(run).temperature == kept["temperature"]
+    assert load_checkpoint(run).temperature == kept["temperature"]
     video = video_folder / "to_left" / "00.mp4"
     with_it, without = [], []
     for found in (with_it, without):
@@ -271,7 +271,7 @@ def test_a_damaged_temperature_is_told(run):
 
 def test_another_checkpoints_temperature_is_not_used(run, caplog):
     (run / "calibration.json").write_text(json.dumps({"temperature": 3.0, "checkpoint": "best.ckpt", "step": 99999}))
-    assert load(run).temperature == 1.0
+    assert load_checkpoint(run).temperature == 1.0
     assert "is of another checkpoint" in caplog.text
     (run / "calibration.json").unlink()
 

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from stvid.checkpoint import Trained, build_model
-from stvid.clip import ClipSpec, Preprocess, answer
+from stvid.checkpoint import TrainedModel, build_model
+from stvid.clip import ClipSpec, Preprocess, run_model
 from stvid.evaluation.explain import explain, frame_evidence
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
@@ -30,7 +30,7 @@ MODELS = CONFIGS | {name: {**CONFIGS["cnn_lstm"], "encoder": name, **more} for n
 
 
 def trained_with(model, clip):
-    return Trained(
+    return TrainedModel(
         path=Path("best.ckpt"),
         folder=Path("run"),
         model=model.eval(),
@@ -251,7 +251,7 @@ def test_the_model_stays_as_it_was(kind):
     assert all(not part._forward_hooks and not part._backward_hooks for part in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not first.heat_THW.requires_grad
-    answer(model, Preprocess(clip=clip), noise(clip)[None]).sum().backward()  # and it can still learn
+    run_model(model, Preprocess(clip=clip), noise(clip)[None]).sum().backward()  # and it can still learn
 
 
 def test_a_network_without_places_has_no_heat():

@@ -15,16 +15,16 @@ import pytest
 import torch
 from conftest import TINY, break_half_way, make_folder, train_py
 
-from stvid.checkpoint import load
+from stvid.checkpoint import load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips
-from stvid.data.drawing import Draw, EpochSampler
+from stvid.data.drawing import EpochSampler, SampleKey
 from stvid.data.manifest import Item, Manifest
 from stvid.data.stored import StoredClips
 from stvid.data.transforms import Augment
 from stvid.feature_store import FeatureStore
 from stvid.training.epochs import EpochTable
-from stvid.training.features import _fill, fingerprint
+from stvid.training.features import _fill, weights_fingerprint
 from stvid.video.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe
 
@@ -68,7 +68,10 @@ def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, ov
     assert len(stores(videos)) == 2
     without, _ = run(videos, tmp_path / "off", *overrides, "data.features=off")
     assert with_store == without
-    one, other = load(tmp_path / "on").model.state_dict(), load(tmp_path / "off").model.state_dict()
+    one, other = (
+        load_checkpoint(tmp_path / "on").model.state_dict(),
+        load_checkpoint(tmp_path / "off").model.state_dict(),
+    )
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
 
@@ -140,7 +143,9 @@ def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_
     done = train_py(f"resume={tmp_path / 'cut'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stores(videos) == before
-    one, other = (load(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut"))
+    one, other = (
+        load_checkpoint(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -152,16 +157,16 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     items = [Item(path=str(path), label="a", split="train") for path in paths]
     clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
-    bad = Draw(0, 0, 1)
+    bad = SampleKey(0, 0, 1)
 
     class Breaking(TrainingClips):
         def __getitem__(self, key):
-            broken = Draw(*key) == bad
+            broken = SampleKey(*key) == bad
             return self.failure(0, VideoError(paths[0], TRUNCATED)) if broken else super().__getitem__(key)
 
     breaking = Breaking(**{field.name: getattr(clips, field.name) for field in dataclasses.fields(clips)})
     stored = StoredClips(breaking, FeatureStore(tmp_path, {}))
-    draws = [bad, Draw(0, 0, 0), Draw(0, 1), Draw(0, 2)]
+    draws = [bad, SampleKey(0, 0, 0), SampleKey(0, 1), SampleKey(0, 2)]
     with stored.store.adding() as add:
         for part, batch in stored.batches(draws, batch_size=4, num_workers=0):
             means = batch["clips"].float().mean(dim=(2, 3, 4))[..., None]  # as if the encoder gave mean grey levels
@@ -172,7 +177,7 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     for draw in draws[1:]:
         wanted = clips[draw]["clips"].float().mean(dim=(2, 3, 4))
         torch.testing.assert_close(stored[draw]["features"][..., 0], wanted)
-        if draw == Draw(0, draw.index):
+        if draw == SampleKey(0, draw.index):
             torch.testing.assert_close(stored[draw.index]["features"], stored[draw]["features"])
     assert stored[-1]["video"] == 2
     assert [sample["video"] for sample in stored] == [0, 1, 2]
@@ -197,7 +202,7 @@ def encode_until(folder: Path, number: int | None) -> int:
     infos = [probe(item.path) for item in items]
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
     stored = StoredClips(clips, FeatureStore(folder, {}))
-    draws = [Draw(epoch, index) for epoch in range(2) for index in range(len(items))]
+    draws = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
     data = SimpleNamespace(draws=lambda name: draws, batch_size=1, num_workers_alone=0)
     encoded = 0
 
@@ -237,10 +242,10 @@ def test_a_trainable_encoder_stores_nothing(videos, tmp_path):
 
 def test_a_fingerprint_tells_a_single_bit():
     layer = torch.nn.BatchNorm1d(3)
-    before = fingerprint(layer)
-    assert fingerprint(torch.nn.BatchNorm1d(3)) == before
+    before = weights_fingerprint(layer)
+    assert weights_fingerprint(torch.nn.BatchNorm1d(3)) == before
     layer.running_mean[1] += 1e-7
-    assert fingerprint(layer) != before
+    assert weights_fingerprint(layer) != before
 
 
 @pytest.mark.parametrize("labels", [None, ["a"] * 7 + ["b"] * 2])

@@ -7,14 +7,14 @@ from torch import nn
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 
 SETTINGS = {"optimizer": torch.optim.SGD, "lr": 0.4}
 
 
 def rate_of_each(model, **options):
     """Greatest learning rate of every trainable parameter, by name."""
-    optimizer, _ = Optimization(**SETTINGS, **options).configure(model, 10)
+    optimizer, _ = OptimizerFactory(**SETTINGS, **options).configure(model, 10)
     by_id = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(by_id)
     return {name: by_id.pop(id(p)) for name, p in model.named_parameters() if id(p) in by_id}
@@ -22,7 +22,7 @@ def rate_of_each(model, **options):
 
 def test_norms_and_biases_are_not_decayed():
     model = nn.Sequential(nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.LSTM(4, 4))
-    optimizer, _ = Optimization(**SETTINGS, weight_decay=0.01).configure(model, 100)
+    optimizer, _ = OptimizerFactory(**SETTINGS, weight_decay=0.01).configure(model, 100)
     decayed, free = optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
     assert all(p.ndim >= 2 for p in decayed["params"])
@@ -42,7 +42,7 @@ def test_the_backbone_has_a_rate_of_its_own():
         name: 1e-4 if name.startswith("encoder.") else 0.4 for name, p in model.named_parameters() if p.requires_grad
     }
     assert len(found) < len(list(model.parameters()))
-    optimizer, (each,) = Optimization(**SETTINGS, backbone_lr=1e-4, warmup=0.0).configure(model, 10)
+    optimizer, (each,) = OptimizerFactory(**SETTINGS, backbone_lr=1e-4, warmup=0.0).configure(model, 10)
     for _ in range(3):
         optimizer.step()
         each["scheduler"].step()
@@ -84,15 +84,15 @@ def test_what_an_image_transformer_adds_to_its_patches_belongs_to_a_stage():
 def test_a_rate_that_reaches_nothing_is_told(key):
     options = {**SETTINGS, key: 0.5}
     with pytest.raises(InputError, match=rf"optimizer.{key} \(=0.5\): all of the backbone is frozen"):
-        Optimization(**options).configure(CNNLSTM(num_classes=3, freeze="all"), 10)
+        OptimizerFactory(**options).configure(CNNLSTM(num_classes=3, freeze="all"), 10)
     with pytest.raises(InputError, match=rf"optimizer.{key} \(=0.5\): Linear has no backbone_stages"):
-        Optimization(**options).configure(nn.Linear(2, 2), 10)
+        OptimizerFactory(**options).configure(nn.Linear(2, 2), 10)
 
 
 def test_groups_have_their_own_rates_and_decay_and_the_first_pattern_that_is_found_wins():
     groups = {r"head\.weight": {"lr": 3.0}, "head|recurrent": {"weight_decay": 0.5}, r"layers\.0": {"lr": 2.0}}
     model = CNNLSTM(num_classes=3)
-    optimization = Optimization(**SETTINGS, backbone_lr=0.1, layer_decay=0.5, weight_decay=0.01, groups=groups)
+    optimization = OptimizerFactory(**SETTINGS, backbone_lr=0.1, layer_decay=0.5, weight_decay=0.01, groups=groups)
     optimizer, _ = optimization.configure(model, 10)
     by_id = {id(p): (g["initial_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     found = {name: by_id[id(p)] for name, p in model.named_parameters()}
@@ -108,7 +108,7 @@ def test_groups_have_their_own_rates_and_decay_and_the_first_pattern_that_is_fou
 def test_a_group_that_reaches_nothing_is_told_with_names():
     def error_of(model, **groups):
         with pytest.raises(InputError) as error:
-            Optimization(**SETTINGS, groups={key: {"lr": 1.0} for key in groups.values()}).configure(model, 10)
+            OptimizerFactory(**SETTINGS, groups={key: {"lr": 1.0} for key in groups.values()}).configure(model, 10)
         return str(error.value)
 
     model = CNNLSTM(num_classes=3, freeze="all")

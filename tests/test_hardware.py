@@ -73,13 +73,13 @@ def test_half_of_the_cores_compute_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setattr(hardware, "num_cores", lambda: 2)
     try:
         torch.set_num_threads(2)
-        hardware.leave_cores_to_readers("cuda")
+        hardware.limit_cpu_threads("cuda")
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        hardware.leave_cores_to_readers("cpu")
+        hardware.limit_cpu_threads("cpu")
         assert torch.get_num_threads() == 2
         monkeypatch.delenv("OMP_NUM_THREADS")
-        hardware.leave_cores_to_readers("cpu")
+        hardware.limit_cpu_threads("cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Item
 from stvid.errors import InputError
-from stvid.evaluation.held_out import absent_classes, held_out, seen_of
+from stvid.evaluation.held_out import absent_classes, seen_in_training, select_test_split
 
 CLASSES = ("jump", "run", "sit")
 
@@ -43,7 +43,7 @@ def trained(tmp_path, videos):
     splits = {"p1": "train", "p2": "val", "p3": "test"}
     rows = [(videos / c / f"{p}.mp4", c, split, p) for c in CLASSES for p, split in splits.items()]
     write_csv(folder / "manifest.csv", *rows)
-    return Trained(
+    return TrainedModel(
         path=folder / "checkpoints" / "best.ckpt",
         folder=folder,
         model=nn.Identity(),
@@ -58,12 +58,12 @@ def trained(tmp_path, videos):
 def seen(trained, path, *, group=None):
     """Whether the run has seen a file."""
     item = Item(path=str(Path(path).absolute()), label="jump", split="test", group=group)
-    return seen_of(trained, [item]) == [item]
+    return seen_in_training(trained, [item]) == [item]
 
 
 def test_a_table_of_some_classes_will_do(trained, videos, tmp_path):
     table = write_csv(tmp_path / "some.csv", (videos / "run/p3.mp4", "run", "test", ""))
-    data = held_out(trained, split="test", manifest=table)
+    data = select_test_split(trained, split="test", manifest=table)
     assert data.class_names == CLASSES
     assert [item.label for item in data.items] == ["run"]
     assert absent_classes(data, "test") == ["jump", "sit"]
@@ -71,31 +71,31 @@ def test_a_table_of_some_classes_will_do(trained, videos, tmp_path):
 
 def test_absent_are_the_classes_that_the_split_lacks_not_the_table(trained, videos, tmp_path):
     rows = [(videos / c / "p3.mp4", c, "test" if c == "sit" else "val", "") for c in CLASSES]
-    data = held_out(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
+    data = select_test_split(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
     assert absent_classes(data, "test") == ["jump", "run"]
 
 
 def test_labels_the_model_does_not_know_are_named(trained, videos, tmp_path):
     rows = [(videos / "run/p3.mp4", label, "test", "") for label in ("run", "runn", "swim")]
     with pytest.raises(InputError, match=r"some.csv has classes that the model does not know: runn, swim; .*'run'\?"):
-        held_out(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
+        select_test_split(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
 
 
 def test_numbers_are_labels_of_the_classes_in_order(trained, videos, tmp_path):
     table = write_csv(tmp_path / "some.csv", (videos / "run/p3.mp4", 1, "test", ""))
-    assert [item.label for item in held_out(trained, split="test", manifest=table).items] == ["run"]
+    assert [item.label for item in select_test_split(trained, split="test", manifest=table).items] == ["run"]
 
 
 def test_a_test_video_of_its_own_is_new_and_train_and_val_are_not(trained, videos):
-    data = held_out(trained, split="test")
-    assert seen_of(trained, data.items) == [item for item in data.items if item.split != "test"]
+    data = select_test_split(trained, split="test")
+    assert seen_in_training(trained, data.items) == [item for item in data.items if item.split != "test"]
 
 
 def test_groups_of_another_data_set_are_not_those_of_this_one(trained, tmp_path):
     """Both call their people p1, p2, p3."""
     other = make_files(tmp_path / "data" / "other")
     table = write_csv(other / "all.csv", *((f"{c}/{p}.mp4", c, "test", p) for c in CLASSES for p in ("p1", "p2", "p3")))
-    assert len(held_out(trained, split="test", manifest=table).items) == 9
+    assert len(select_test_split(trained, split="test", manifest=table).items) == 9
 
 
 def test_a_new_video_of_a_group_is_seen_within_the_data_set(trained, videos, tmp_path):
@@ -109,8 +109,8 @@ def test_a_new_video_of_a_group_is_seen_within_the_data_set(trained, videos, tmp
         assert not seen(trained, new)
     table = write_csv(tmp_path / "again.csv", (new, "run", "test", "p1"))
     with pytest.raises(InputError, match=r"1 of 1 videos .* same group of the same data set.*p1_again.*--allow-leaks"):
-        held_out(trained, split="test", manifest=table)
-    assert held_out(trained, split="test", manifest=table, allow_leaks=True).items
+        select_test_split(trained, split="test", manifest=table)
+    assert select_test_split(trained, split="test", manifest=table, allow_leaks=True).items
 
 
 def test_a_folder_whose_name_begins_alike_is_another_data_set(trained, videos):
@@ -129,7 +129,7 @@ def test_a_file_is_seen_by_whatever_path(trained, videos, tmp_path):
         assert seen(trained, tmp_path / path), path
     table = write_csv(tmp_path / "deep" / "er" / "t.csv", ("../../data/own/run/../run/p1.mp4", "run", "test", ""))
     with pytest.raises(InputError, match="1 of 1 videos .*same file"):
-        held_out(trained, split="test", manifest=table)
+        select_test_split(trained, split="test", manifest=table)
 
 
 def test_a_copy_is_seen_and_another_file_of_the_same_size_is_not(trained, videos, tmp_path):

@@ -1,4 +1,4 @@
-"""What all layouts promise, and the two for a user's own videos: `folder` and `manifest`."""
+"""What all layouts promise, and the two for a user's own videos: `folder` and `read_manifest`."""
 
 import inspect
 import logging
@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from stvid.data.layouts.folder import folder
 from stvid.data.layouts.frames import frames
 from stvid.data.layouts.kinetics import kinetics
-from stvid.data.layouts.table import manifest
+from stvid.data.layouts.table import read_manifest
 from stvid.errors import InputError
 
 LAYOUTS = {
@@ -188,7 +188,7 @@ def test_a_fold_that_is_none_is_told(name, fold, tmp_path):
 def test_a_manifest_is_read(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "m.csv").write_text("path,label,split\na.mp4,run,train\n")
-    assert manifest(path=str(tmp_path / "m.csv")).items[0].path == str(tmp_path / "a.mp4")
+    assert read_manifest(path=str(tmp_path / "m.csv")).items[0].path == str(tmp_path / "a.mp4")
 
 
 def test_the_log_tells_in_one_line_how_many_videos_each_split_has(tmp_path, caplog):

@@ -57,5 +57,5 @@ def test_processes_of_one_command_know_of_each_other(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     monkeypatch.setattr(machine, "num_cores", lambda: 6)
-    assert launch.spread(_write_what_is_known, 3) == 0
+    assert launch.launch_processes(_write_what_is_known, 3) == 0
     assert (tmp_path / "told").read_text() == "2 of 6\n" * 3

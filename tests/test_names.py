@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from stvid.config import literal
 from stvid.data.layouts.folder import folder
 from stvid.data.manifest import Item, Manifest
-from stvid.evaluation.predictions import Prediction, read_predictions, write_predictions
+from stvid.evaluation.predictions import PredictionRow, read_predictions, write_predictions
 from stvid.feature_store import FeatureStore, Stored
-from stvid.run import keep, kept_manifest
+from stvid.run import kept_manifest, save_run
 from stvid.training.bad_videos import BadVideos, read_bad_videos
 
 NAMES = (
@@ -86,12 +86,12 @@ def test_a_single_odd_class_is_read_too(tmp_path, name):
 def test_predictions_are_read_as_they_were_written(tmp_path):
     p = tuple(1 / len(NAMES) for _ in NAMES)
     predictions = [
-        Prediction(
+        PredictionRow(
             path=f"/{name}", group=name, label=name, predicted=NAMES[-n], views=1, views_right=0, probabilities=p
         )
         for n, name in enumerate(NAMES)
     ]
-    predictions.append(Prediction(path="/x", label=NAMES[0], failed="empty"))
+    predictions.append(PredictionRow(path="/x", label=NAMES[0], failed="empty"))
     write_predictions(tmp_path / "p.csv", predictions, NAMES)
     read = read_predictions(tmp_path / "p.csv", NAMES)
     assert [{**vars(one), "probabilities": None} for one in read] == [
@@ -115,7 +115,7 @@ def test_a_config_keeps_names_as_text(tmp_path, name):
 @pytest.mark.parametrize("names", [("1", "0"), ("${x}", "???", "2")])
 def test_a_run_finds_its_videos_again_with_its_classes_in_their_order(tmp_path, names):
     items = tuple(Item(path=f"/{name}", label=name, split="train") for name in names)
-    keep(tmp_path, {"class_names": list(names)}, Manifest(items=items, class_names=names))
+    save_run(tmp_path, {"class_names": list(names)}, Manifest(items=items, class_names=names))
     assert kept_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
 
 

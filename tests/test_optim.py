@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stvid.errors import InputError
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
 SETTINGS = {"optimizer": SGD, "lr": 0.4}
@@ -45,7 +45,7 @@ SETTINGS = {"optimizer": SGD, "lr": 0.4}
 )
 def test_impossible_settings_and_those_without_effect_are_told(arguments, words):
     with pytest.raises(InputError) as error:
-        Optimization(**{**SETTINGS, **arguments})
+        OptimizerFactory(**{**SETTINGS, **arguments})
     assert words in str(error.value)
 
 
@@ -58,7 +58,7 @@ def test_every_shipped_optimizer_takes_the_groups_and_learns(make):
     inputs = torch.randn(64, 4)
     labels = (inputs[:, 0] > 0).long()
     lr = 1.0 if "Lars" in str(make) else 0.05
-    optimizer, (each,) = Optimization(optimizer=make, lr=lr, weight_decay=1e-4).configure(model, 60)
+    optimizer, (each,) = OptimizerFactory(optimizer=make, lr=lr, weight_decay=1e-4).configure(model, 60)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()

@@ -22,7 +22,7 @@ from test_transcode import numbers, write_images
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Item, Manifest
 from stvid.data.prepare import prepare
-from stvid.data.prepare_page import describe
+from stvid.data.prepare_page import prepare_text
 from stvid.errors import InputError
 from stvid.video.probe import probe
 
@@ -345,7 +345,7 @@ def test_the_description_is_a_few_aligned_lines():
         "clips_per_second_after": 289.0,
         "command": "stvid train",
     }
-    assert describe(summary).splitlines() == [
+    assert prepare_text(summary).splitlines() == [
         "videos        120 (100 made, 19 kept, 1 bad)",
         "bad           /data/a.avi: truncated",
         "size          30.3 MB -> 9.51 MB (3.19 times smaller)",
@@ -359,7 +359,7 @@ def test_nothing_readable_is_told_too(tmp_path):
     (tmp_path / "data/bad.mp4").write_text("no video")
     summary = run(manifest_of(items_of(tmp_path / "data/bad.mp4")), tmp_path / "out")
     assert (summary["num_bad"], summary["bytes_after"], summary["clips_per_second_after"]) == (1, 0, None)
-    assert len(describe(summary).splitlines()) == 3
+    assert len(prepare_text(summary).splitlines()) == 3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes")

@@ -12,7 +12,7 @@ from conftest import break_half_way
 from numbered import number_of, write_video
 from PIL import Image
 
-from stvid.checkpoint import Trained, load
+from stvid.checkpoint import TrainedModel, load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Views
 from stvid.data.manifest import Item, Manifest
@@ -27,7 +27,7 @@ CLASSES = ("a", "b")
 
 def trained_with(clip, model=None):
     torch.manual_seed(0)
-    return Trained(
+    return TrainedModel(
         path=Path("best.ckpt"),
         folder=Path("run"),
         model=(model or CNNLSTM(num_classes=2, in_channels=clip.channels)).eval(),
@@ -93,7 +93,7 @@ def test_a_sprite_is_what_the_model_sees_but_for_its_compression(run_folder, inp
 
 
 def test_what_was_explained_has_a_focus_and_evidence(run_folder):
-    trained, items = load(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
+    trained, items = load_checkpoint(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
     found = previews_of(trained, items, videos=[2, 0], explained={2: 1})
     assert list(found) == [2, 0]
     assert found[0].focus is None

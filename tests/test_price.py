@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.evaluation.page.facts import cost_groups
 from stvid.evaluation.price import price
@@ -33,7 +33,7 @@ def reader(request, monkeypatch):
 
 
 def priced(run, precision="auto"):
-    trained = Trained(
+    trained = TrainedModel(
         path=Path("run/checkpoints/best.ckpt"),
         folder=Path("run"),
         model=Conv3D(num_classes=2, widths=(4, 8), strides=((1, 2, 2), (2, 2, 2))).eval(),

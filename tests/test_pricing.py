@@ -13,8 +13,8 @@ from stvid.cli import main
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
-from stvid.pricing import compare, plan, plan_batch
-from stvid.training.optim import Optimization
+from stvid.pricing import compare_costs, plan, plan_batch
+from stvid.training.optim import OptimizerFactory
 
 TINY = ("clip.num_frames=4", "clip.size=32", "data.batch_size=4", "trainer.accelerator=cpu", "trainer.precision=32")
 GB = 2**30
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path):
 
 def test_families_are_compared_on_the_same_clips_as_they_grow(monkeypatch, tmp_path):
     monkeypatch.setattr(pricing, "FRAMES", (1, 8, 64))
-    reports = compare([*TINY, "model=r3d_18", "model.hidden_size=32"], classes=3, device="cpu")
+    reports = compare_costs([*TINY, "model=r3d_18", "model.hidden_size=32"], classes=3, device="cpu")
     assert list(reports) == ["conv3d", "cnn_lstm"]
     for series in reports.values():
         assert [report.input_shape for report in series] == [(3, t, 32, 32) for t in (1, 8, 64)]
@@ -96,12 +96,10 @@ def run(monkeypatch, caplog):
     """`plan_batch` for a small model on a device with so many free bytes."""
     caplog.set_level(logging.INFO, logger="stvid")
 
-    def planned(
-        batch_size, free, *, num_videos=1000, num_processes=1, model=None, device="cpu", try_step=None
-    ):
+    def planned(batch_size, free, *, num_videos=1000, num_processes=1, model=None, device="cpu", try_step=None):
         monkeypatch.setattr(pricing, "free_bytes", lambda device: free)
         model = Conv3D(num_classes=2) if model is None else model
-        optimization = Optimization(optimizer=torch.optim.AdamW, lr=1e-3)
+        optimization = OptimizerFactory(optimizer=torch.optim.AdamW, lr=1e-3)
         data = SimpleNamespace(
             batch_size=batch_size,
             clip=ClipSpec(num_frames=4, size=32),

@@ -16,7 +16,7 @@ import stvid
 from stvid.data.layouts.folder import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.machine import num_cores
-from stvid.provenance import data_record, fingerprint, git_state, hardware, peak_host_gib, run_record, versions
+from stvid.provenance import data_record, git_state, hardware, manifest_fingerprint, peak_host_gib, run_record, versions
 
 ITEMS = (
     Item(path="/data/set/run/b.mp4", label="run", split="train"),
@@ -36,7 +36,7 @@ def test_the_fingerprint_is_the_hash_of_lines_that_can_be_written_by_hand():
         '["run/b.mp4", "run", "train", null, null, null]\n'
         '["walk/\\u00fc.mp4", "walk", "val", null, null, null]\n'
     )
-    assert fingerprint(DATA) == hashlib.sha256(text.encode()).hexdigest()
+    assert manifest_fingerprint(DATA) == hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def test_the_fingerprint_is_the_hash_of_lines_that_can_be_written_by_hand():
     ids=str,
 )
 def test_whatever_changes_in_an_item_changes_it(changes):
-    assert fingerprint(with_first(**changes)) != fingerprint(DATA)
+    assert manifest_fingerprint(with_first(**changes)) != manifest_fingerprint(DATA)
 
 
 def test_a_data_set_that_was_moved_or_sorted_otherwise_keeps_it(video_folder, tmp_path):
     here = folder(root=str(video_folder))
     there = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
     assert here.items != there.items
-    assert fingerprint(there) == fingerprint(here)
-    assert fingerprint(replace(here, items=here.items[::-1])) == fingerprint(here)
+    assert manifest_fingerprint(there) == manifest_fingerprint(here)
+    assert manifest_fingerprint(replace(here, items=here.items[::-1])) == manifest_fingerprint(here)
 
 
 def test_a_file_name_that_is_not_utf_8_has_one_too():
-    assert len(fingerprint(with_first(path="/data/set/run/\udcff.mp4"))) == 64
+    assert len(manifest_fingerprint(with_first(path="/data/set/run/\udcff.mp4"))) == 64
 
 
 def test_videos_are_counted_by_split_and_class():

@@ -10,7 +10,7 @@ from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.models.inflated import InflatedNetwork
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 from stvid.models.video_network import VideoNetwork
 
 MODELS = {
@@ -28,7 +28,7 @@ def test_gradients_and_statistics_stay_what_they_were(name):
     torch.manual_seed(0)
     model = MODELS[name]().train()
     other = copy.deepcopy(model)
-    recompute_stages(other)
+    checkpoint_stages(other)
     other = copy.deepcopy(other)  # as an average of the weights has it
     clips = torch.randn(2, 3, 4, 32, 32)
     for one in (model, other):
@@ -45,7 +45,7 @@ def test_gradients_and_statistics_stay_what_they_were(name):
 def test_less_memory_is_needed(name, most):
     with torch.device("meta"):
         plain, saving = MODELS[name](), MODELS[name]()
-    recompute_stages(saving)
+    checkpoint_stages(saving)
     before, after = (estimate(model, (3, 16, 112, 112), batch_size=8).peak_train_bytes for model in (plain, saving))
     assert after < most * before
 
@@ -53,6 +53,6 @@ def test_less_memory_is_needed(name, most):
 def test_the_small_encoders_steps_are_not_kept():
     with torch.device("meta"):
         plain, saving = MODELS["small"](), MODELS["small"]()
-    recompute_stages(saving)
+    checkpoint_stages(saving)
     before, after = (estimate(model, (3, 16, 112, 112), batch_size=8).activation_bytes for model in (plain, saving))
     assert after < 0.6 * before

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.evaluation.compare import compare
-from stvid.evaluation.describe import describe
+from stvid.evaluation.compare import compare_runs
+from stvid.evaluation.describe import result_text
 from stvid.evaluation.evaluations import Evaluation
 from stvid.evaluation.folds import Fold, pooled
-from stvid.evaluation.judge import write_judgement
+from stvid.evaluation.judge import write_result
 from stvid.evaluation.page.choosing import choose, fitting
 from stvid.evaluation.page.words import first_sentence, interval_basis, protocol, time_verdict
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.previews import Preview
 from stvid.evaluation.report import MOST_BYTES, Report, report_of_run, write_comparison, write_report
 from stvid.evaluation.scores import scores_of
@@ -67,7 +67,7 @@ def make_predictions(class_names, per_class=8, seed=0):
             logits = rng.normal(0, 1, len(class_names))
             logits[answer] = logits.max() + rng.uniform(0.2, 4)
             p = np.exp(logits) / np.exp(logits).sum()
-            one = Prediction(
+            one = PredictionRow(
                 path=f"/data/{name.replace('/', '')}/{number}.mp4",
                 label=name,
                 predicted=class_names[answer],
@@ -338,7 +338,7 @@ def test_a_page_that_would_be_too_large_is_cut_and_says_so(tmp_path):
     answers = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
     sure = [tuple(row) for row in np.eye(600).tolist()]
     predictions = [
-        Prediction(
+        PredictionRow(
             path=f"/data/{truth}/{number}.mp4",
             label=names[truth],
             predicted=names[answer],
@@ -488,7 +488,7 @@ def test_classes_without_videos_are_named_and_nothing_is_said_of_them(tmp_path):
         assert one["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
         assert one["per_class"]["d"]["precision"] == 0
         json.dumps(one, allow_nan=False)
-        assert "no videos of: d, e" in describe(one)
+        assert "no videos of: d, e" in result_text(one)
         report = make_report(names, result=one, predictions=found, clips=False, run={}, epochs=(), config="")
         page = Page(written(report, tmp_path))
         assert "No videos of: d, e." in page.text
@@ -511,7 +511,7 @@ def test_protocol_in_words_for_one_view_of_whole_videos():
 @pytest.fixture
 def untrained(tmp_path):
     """A model as a run would have left it, in a folder of its own."""
-    return Trained(
+    return TrainedModel(
         path=tmp_path / "run" / "checkpoints" / "best.ckpt",
         folder=tmp_path / "run",
         model=Conv3D(num_classes=2, widths=(4, 8), strides=((1, 2, 2), (2, 2, 2))).eval(),
@@ -530,7 +530,7 @@ def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untra
     gone = dataclasses.replace(predictions[0], path=str(tmp_path / "gone.mp4"))
     predictions[0] = gone
     evaluation = untrained.folder / "evaluate" / "test"
-    write_judgement(evaluation, make_result(predictions, names), predictions)
+    write_result(evaluation, make_result(predictions, names), predictions)
     write_json(untrained.folder / "result.json", make_report().run)
     (untrained.folder / "metrics.csv").write_text("epoch,lr,train_loss\n1,0.1,2.0\n2,0.05,1.5\n")
     (untrained.folder / "bad_videos.csv").write_text("path,reason\n/data/bad.avi,cut off\n")
@@ -564,7 +564,7 @@ def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_trainin
     predictions = of_real_videos(names, video_folder)
     fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions, {}, untrained.clip)
     pool, predictions = pooled([fold])
-    write_judgement(tmp_path / "evaluate", pool, predictions)
+    write_result(tmp_path / "evaluate", pool, predictions)
     untrained.folder.mkdir()
     write_json(untrained.folder / "result.json", make_report().run)
     (untrained.folder / "metrics.csv").write_text("epoch,lr,train_loss\n1,0.1,2.0\n")
@@ -588,16 +588,14 @@ def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, vide
     result = make_result(predictions, names)
     del result["audit"]
     for other in ({"checkpoint": "/runs/one/checkpoints/last.ckpt"}, {"epoch": 3}, {"step": 30}):
-        write_judgement(evaluation, result | other, predictions)
+        write_result(evaluation, result | other, predictions)
         report = report_of_run(untrained, evaluation)
         assert len(report.previews) == 15
         assert not any(one.focus for one in report.previews.values())
     text = Page(written(report, tmp_path)).text
     assert "Judged was best.ckpt (epoch 2, step 30); this page was drawn with best.ckpt (epoch 2, step 20), so" in text
     assert f"stvid evaluate {untrained.folder} --split test --clips 2 --audit" in text
-    write_judgement(
-        evaluation, result | {"checkpoint": "last.ckpt", "manifest": "/a b.csv", "num_seen": 3}, predictions
-    )
+    write_result(evaluation, result | {"checkpoint": "last.ckpt", "manifest": "/a b.csv", "num_seen": 3}, predictions)
     command = report_of_run(untrained, evaluation).audit_command
     last = untrained.path.with_name("last.ckpt")
     assert command == f"stvid evaluate {last} --split test --manifest '/a b.csv' --allow-leaks --clips 2 --audit"
@@ -641,7 +639,7 @@ def make_evaluation(name, seed):
 
 
 def test_runs_side_by_side(tmp_path):
-    comparison = compare([make_evaluation("<b>one", 0)(tmp_path), make_evaluation("two$x", 1)(tmp_path)])
+    comparison = compare_runs([make_evaluation("<b>one", 0)(tmp_path), make_evaluation("two$x", 1)(tmp_path)])
     write_comparison(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     (test,) = comparison.tests
@@ -661,7 +659,7 @@ def test_the_lead_is_of_the_common_videos(tmp_path):
 
     def run(name, rights):
         predictions = [
-            Prediction(
+            PredictionRow(
                 path=path,
                 label="a",
                 predicted="a" if right else "b",
@@ -682,7 +680,7 @@ def test_the_lead_is_of_the_common_videos(tmp_path):
         run("Y", {path: i < 10 for i, path in enumerate(shared)} | own),
         run("Z", {path: i < 15 for i, path in enumerate(shared)}),
     ]
-    comparison = compare(runs)
+    comparison = compare_runs(runs)
     assert comparison.common_accuracy == {"X": 0.55, "Y": 0.5, "Z": 0.75}
     write_comparison(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
-from stvid.evaluation.compare import compare
+from stvid.evaluation.compare import compare_runs
 from stvid.evaluation.report import MOST_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -252,7 +252,7 @@ def test_texts_of_charts_are_apart_and_within_them(opened, tmp_path, page):
     browser = opened(1280)
     if page == "comparison":
         runs = [make_evaluation(f"2024-05-01_12-00-00_conv3d_{i}", i % 2)(tmp_path) for i in range(5)]
-        write_comparison(compare(runs), tmp_path / "comparison.html")
+        write_comparison(compare_runs(runs), tmp_path / "comparison.html")
         browser.get((tmp_path / "comparison.html").as_uri())
     overlaps = browser.execute_script("""
         const found = [];

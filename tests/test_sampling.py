@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
-from stvid.data.sampling import clip_indices, earlier_frames, fitted, random_start, span, spread_starts
+from stvid.data.sampling import clip_indices, earlier_frames, random_start, resolve_num_frames, span, uniform_starts
 from stvid.video.info import VideoInfo
 
 
@@ -48,10 +48,10 @@ def test_a_short_video_is_an_error_where_asked():
 
 
 def test_views_lie_in_the_middle_of_equal_shares_of_the_video():
-    assert spread_starts(100, 20, 1) == [40]
-    assert spread_starts(100, 20, 2) == [20, 60]
-    assert spread_starts(100, 20, 5) == [8, 24, 40, 56, 72]
-    assert spread_starts(10, 20, 2) == [0, 0]
+    assert uniform_starts(100, 20, 1) == [40]
+    assert uniform_starts(100, 20, 2) == [20, 60]
+    assert uniform_starts(100, 20, 5) == [8, 24, 40, 56, 72]
+    assert uniform_starts(10, 20, 2) == [0, 0]
 
 
 def test_random_starts_reach_every_place_where_the_clip_fits_and_no_other():
@@ -62,10 +62,10 @@ def test_random_starts_reach_every_place_where_the_clip_fits_and_no_other():
 
 def test_a_whole_video_is_as_many_frames_as_the_stride_leaves():
     clip = ClipSpec(num_frames=None, frame_stride=3)
-    assert [fitted(clip, n, 25.0).num_frames for n in (1, 3, 4, 40)] == [1, 1, 2, 14]
-    assert clip_indices(40, 0, fitted(clip, 40, 25.0), 25.0) == list(range(0, 40, 3))
-    assert fitted(ClipSpec(num_frames=None, frame_stride=None, fps=10), 40, 25.0).num_frames == 16
-    assert fitted(ClipSpec(num_frames=8), 40, 25.0).num_frames == 8
+    assert [resolve_num_frames(clip, n, 25.0).num_frames for n in (1, 3, 4, 40)] == [1, 1, 2, 14]
+    assert clip_indices(40, 0, resolve_num_frames(clip, 40, 25.0), 25.0) == list(range(0, 40, 3))
+    assert resolve_num_frames(ClipSpec(num_frames=None, frame_stride=None, fps=10), 40, 25.0).num_frames == 16
+    assert resolve_num_frames(ClipSpec(num_frames=8), 40, 25.0).num_frames == 8
 
 
 def video(timestamps=None):

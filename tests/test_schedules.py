@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 from stvid.training.schedules import SCHEDULES
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
@@ -29,7 +29,7 @@ def rates(schedulers, optimizer, steps):
 
 
 def rates_of(steps=100, **options):
-    optimizer, schedulers = Optimization(**SETTINGS, **options).configure(nn.Linear(1, 1), steps)
+    optimizer, schedulers = OptimizerFactory(**SETTINGS, **options).configure(nn.Linear(1, 1), steps)
     return rates(schedulers, optimizer, steps)
 
 
@@ -91,7 +91,7 @@ def test_a_run_of_a_few_steps_has_rates_too(schedule):
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "plateau"])
 def test_a_rate_follows_from_the_step_and_the_length_of_the_run_alone(schedule):
     """A run of 10 steps is told to train for 40; from there on it is as one that always was to be 40 steps long."""
-    optimization = Optimization(**SETTINGS, schedule=schedule)
+    optimization = OptimizerFactory(**SETTINGS, schedule=schedule)
     short, schedulers = optimization.configure(nn.Linear(1, 1), 10)
     rates(schedulers, short, 10)
     longer, resumed = optimization.configure(nn.Linear(1, 1), 40)
@@ -103,7 +103,7 @@ def test_a_rate_follows_from_the_step_and_the_length_of_the_run_alone(schedule):
 
 def test_plateau_multiplies_by_gamma_after_more_than_patience_validations_without_a_better_loss():
     options = {"schedule": "plateau", "patience": 1, "gamma": 0.5, "warmup": 0.5}
-    optimizer, (rising, falling) = Optimization(**SETTINGS, **options).configure(nn.Linear(1, 1), 20)
+    optimizer, (rising, falling) = OptimizerFactory(**SETTINGS, **options).configure(nn.Linear(1, 1), 20)
     validations = [(1.0, 1), (0.9, 1), (0.95, 1), (0.91, 0.5), (0.8, 0.5), (0.8, 0.5), (0.8, 0.25), (0.7, 0.25)]
     for number, (loss, fallen) in enumerate(validations):
         rates([rising, falling], optimizer, 2)
@@ -122,7 +122,7 @@ class Plateaued(pl.LightningModule):
 
     def configure_optimizers(self):
         options = {"schedule": "plateau", "patience": 2, "gamma": 0.5, "warmup": 0.3}
-        optimizer, schedulers = Optimization(**SETTINGS, **options).configure(self.layer, 30)
+        optimizer, schedulers = OptimizerFactory(**SETTINGS, **options).configure(self.layer, 30)
         return [optimizer], schedulers
 
     def training_step(self, batch, batch_idx):

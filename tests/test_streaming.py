@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec, Preprocess, as_input
 from stvid.data.sampling import earlier_frames
 from stvid.errors import InputError
@@ -22,7 +22,7 @@ INFO = VideoInfo(num_frames=9, fps=20.0, duration=0.45, height=32, width=32, cod
 
 def trained(tmp_path, clip=CLIP, **options):
     torch.manual_seed(0)
-    return Trained(
+    return TrainedModel(
         path=tmp_path / "x.ckpt",
         folder=tmp_path,
         model=CNNLSTM(num_classes=3, in_channels=clip.channels, **options).eval(),

@@ -21,7 +21,7 @@ from stvid.training.epochs import EpochTable
 from stvid.training.hardware import HostCopy
 from stvid.training.losses import CrossEntropy
 from stvid.training.mixing import Mixing
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 from stvid.training.task import ClassificationTask
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 1.0]])
@@ -55,7 +55,7 @@ class Means(nn.Module):
 
 def new_task(model, **options):
     preprocess = Preprocess(clip=ClipSpec(num_frames=2, size=4, normalize="fixed"))
-    sgd = Optimization(optimizer=torch.optim.SGD, lr=0.5, schedule="constant", warmup=0)
+    sgd = OptimizerFactory(optimizer=torch.optim.SGD, lr=0.5, schedule="constant", warmup=0)
     options = {"optimization": sgd, "loss": CrossEntropy(), **options}
     return ClassificationTask(model=model, preprocess=preprocess, record=RECORD, **options)
 
@@ -277,7 +277,7 @@ def ordinary_steps(tmp_path, monkeypatch, entered, **options):
     data = type("Data", (), {"most_bad": 9, "bad": {}})
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
     watching = [Window(), *callbacks(tmp_path, data, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
-    momentum = Optimization(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
+    momentum = OptimizerFactory(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
     mixing = Mixing(mixup=0.8, cutmix=1.0)
     task = new_task(Normed(), optimization=momentum, mixing=mixing, class_weights=[1.0, 2.0, 3.0])
     options = {"gradient_clip_val": 1.0, "enable_checkpointing": True, **options}

@@ -9,10 +9,10 @@ from torch import nn
 from stvid.clip import ClipSpec, channels_last
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 from stvid.training import trial
-from stvid.training.optim import Optimization
-from stvid.training.trial import halved_until_it_fits, try_training
+from stvid.training.optim import OptimizerFactory
+from stvid.training.trial import halve_until_it_fits, try_training
 
 CPU = torch.device("cpu")
 CLIP = ClipSpec(num_frames=4, size=32)
@@ -42,7 +42,7 @@ def state_of(model):
 
 def try_on(model, **changes):
     options = {"batch_size": 3, "device": CPU, "precision": "32-true", "ema": True, **changes}
-    optimization = Optimization(optimizer=partial(Spy, betas=(0.9, 0.99)), lr=1e-2)
+    optimization = OptimizerFactory(optimizer=partial(Spy, betas=(0.9, 0.99)), lr=1e-2)
     try_training(model, optimization, CLIP, **options)
 
 
@@ -52,7 +52,7 @@ def test_weights_buffers_modes_and_random_state_stay_what_they_were(monkeypatch,
     monkeypatch.setattr(Spy, "fails", fails)
     model = channels_last(CNNLSTM(num_classes=2) if kind == "cnn_lstm" else Conv3D(num_classes=2))
     if kind == "recomputed":
-        recompute_stages(model)
+        checkpoint_stages(model)
     before, modes, random = state_of(model), [m.training for m in model.modules()], torch.get_rng_state()
     parameters = list(model.parameters())
     try:
@@ -92,7 +92,7 @@ def test_libraries_say_in_their_own_words_that_memory_is_short(message):
         if batch_size > 10:
             raise RuntimeError(message)
 
-    assert halved_until_it_fits(40, step) == 10
+    assert halve_until_it_fits(40, step) == 10
 
 
 def test_another_error_is_no_lack_of_memory():
@@ -100,7 +100,7 @@ def test_another_error_is_no_lack_of_memory():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        halved_until_it_fits(8, step)
+        halve_until_it_fits(8, step)
 
 
 def test_what_a_failed_step_held_is_free_before_the_next_is_tried():
@@ -117,4 +117,4 @@ def test_what_a_failed_step_held_is_free_before_the_next_is_tried():
         if batch_size > 2:
             raise torch.OutOfMemoryError
 
-    assert halved_until_it_fits(8, step) == 2
+    assert halve_until_it_fits(8, step) == 2

@@ -8,7 +8,7 @@ import torchvision
 
 from stvid.models.c3d import C3D
 from stvid.models.conv3d import Conv3D
-from stvid.models.lengths import each_length
+from stvid.models.lengths import forward_by_length
 from stvid.models.video_network import NAMES, VideoNetwork
 
 PUBLISHED = {"r3d_18": 33_371_472, "mc3_18": 11_695_440, "r2plus1d_18": 31_505_325, "s3d": 8_320_048}  # 400 classes
@@ -216,6 +216,6 @@ def test_clips_of_each_length_go_through_together_and_without_their_padding():
     lengths = torch.tensor([9, 4, 9, 2])
     for i, n in enumerate(lengths):
         clips[i, :, n:] = float("nan")
-    out = each_length(network, clips, lengths)
+    out = forward_by_length(network, clips, lengths)
     assert sorted(seen) == [(1, 3, 2, 2, 2), (1, 3, 4, 2, 2), (2, 3, 9, 2, 2)]
     torch.testing.assert_close(out, torch.stack([clips[i, :, :n].mean(dim=(1, 2, 3)) for i, n in enumerate(lengths)]))

@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from stvid.checkpoint import build_model
-from stvid.launch import joined, spread
+from stvid.launch import init_distributed, launch_processes
 from stvid.models import c3d
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 from stvid.training.processes import SyncedBatchNorm
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "model").glob("*.yaml"))}
@@ -70,7 +70,7 @@ def compare(name: str, is_first: bool) -> dict:
         moved = [(p - q).abs().max().item() for p, q in zip(model.parameters(), one.parameters(), strict=True)]
         found["moved"] = max(moved)
     if recomputes:
-        recompute_stages(model)
+        checkpoint_stages(model)
     together = DistributedDataParallel(SyncedBatchNorm().apply(model), gradient_as_bucket_view=True)
     step(together, SHARES[0 if is_first else 1], processes=2)
     if is_first:
@@ -81,11 +81,11 @@ def compare(name: str, is_first: bool) -> dict:
 def main(file: Path) -> None:
     c3d.GRID = (1, 1, 1)  # 46 million parameters rather than 78
     torch.set_num_threads(1)
-    with joined() as is_first:
+    with init_distributed() as is_first:
         found = {name: compare(name, is_first) for name in CASES}
         if is_first:
             file.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    raise SystemExit(spread(functools.partial(main, Path(sys.argv[1])), 2))
+    raise SystemExit(launch_processes(functools.partial(main, Path(sys.argv[1])), 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 from stvid.errors import InputError
 
 
-def _data_set(options: argparse.Namespace):
+def compose_data_set(options: argparse.Namespace):
     """The manifest, clip and number of processes that the overrides name; all cores where it is left to us."""
     from hydra.utils import instantiate
 
@@ -26,10 +26,10 @@ def _data_set(options: argparse.Namespace):
     return manifest, clip, workers, config.data.probe_timeout
 
 
-def cost(options: argparse.Namespace) -> None:
+def run_cost(options: argparse.Namespace) -> None:
     from stvid.cost.growth import check_picture, draw_growth, growth_table
     from stvid.files import write_json
-    from stvid.pricing import compare, describe, plan
+    from stvid.pricing import compare_costs, cost_text, plan
 
     if options.out and not options.compare:
         raise InputError(f"--out {options.out}: a picture is drawn of a comparison only; add --compare")
@@ -38,13 +38,13 @@ def cost(options: argparse.Namespace) -> None:
         report = planned.price(planned.chosen_batch())
         if options.json:
             write_json(options.json, report.to_dict())
-        print(describe(planned, report))
+        print(cost_text(planned, report))
         return
     if options.frames is not None:
         raise InputError(f"--frames {options.frames}: --compare prices clips of 1 to 1,000 frames; leave it out")
     if options.out:
         check_picture(options.out)
-    reports = compare(options.overrides, classes=options.classes, device=options.device)
+    reports = compare_costs(options.overrides, classes=options.classes, device=options.device)
     if options.json:
         write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
     print(growth_table(reports))
@@ -53,13 +53,13 @@ def cost(options: argparse.Namespace) -> None:
         print(f"\ndrawn to {options.out}")
 
 
-def check(options: argparse.Namespace) -> None:
+def run_check(options: argparse.Namespace) -> None:
     from stvid.data.check import check_videos, is_bad
-    from stvid.data.check_page import describe
+    from stvid.data.check_page import check_text
     from stvid.data.loading import probe_cache
     from stvid.files import write_json
 
-    manifest, clip, workers, timeout = _data_set(options)
+    manifest, clip, workers, timeout = compose_data_set(options)
     report = check_videos(
         manifest,
         clip=clip,
@@ -70,22 +70,22 @@ def check(options: argparse.Namespace) -> None:
     )
     if options.json:
         write_json(options.json, report)
-    print(describe(report))
+    print(check_text(report))
     if is_bad(report):
         raise SystemExit(1)
 
 
-def prepare(options: argparse.Namespace) -> None:
+def run_prepare(options: argparse.Namespace) -> None:
     from stvid.data.prepare import prepare
-    from stvid.data.prepare_page import describe
+    from stvid.data.prepare_page import prepare_text
     from stvid.files import write_json
 
-    manifest, clip, workers, _ = _data_set(options)
+    manifest, clip, workers, _ = compose_data_set(options)
     sizes = {"short_side": options.short_side, "gop": options.gop, "crf": options.crf}
     progress = sys.stderr.isatty()
     summary = prepare(manifest, out=Path(options.out), clip=clip, num_workers=workers, progress=progress, **sizes)
     if options.json:
         write_json(options.json, summary)
-    print(describe(summary))
+    print(prepare_text(summary))
     if summary["num_bad"]:
         raise SystemExit(1)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from stvid.cost.ledger import INPUT
 from stvid.cost.report import CostReport, LayerCost
-from stvid.cost.simulation import NEEDS_VALUES, Passed, Simulation, Step
+from stvid.cost.simulation import NEEDS_VALUES, LayerOutput, Simulation, Step
 from stvid.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -134,14 +134,14 @@ def _layers(model: nn.Module, step: Step, batch_size: int) -> Iterator[LayerCost
             yield LayerCost(
                 name=name,
                 type=type(module).__name__,
-                output_shape=_shape(step.passed.get(name, Passed()), batch_size),
+                output_shape=_shape(step.passed.get(name, LayerOutput()), batch_size),
                 parameters=sum(parameter.numel() for parameter in own),
                 activation_bytes=held // batch_size,
                 macs=macs // batch_size,
             )
 
 
-def _shape(passed: Passed, batch_size: int) -> tuple[int, ...]:
+def _shape(passed: LayerOutput, batch_size: int) -> tuple[int, ...]:
     """Without the batch; images of one clip are counted in front, where a clip is several."""
     images = passed.seen // batch_size
     return (images, *passed.shape) if images > 1 else passed.shape

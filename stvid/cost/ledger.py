@@ -28,7 +28,7 @@ class Holding:
     reference: weakref.ref
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """While entered, sees every operator that runs, after autograd and autocast have had their say.
 
     A storage counts from the operator that made it until the last tensor (or saved tensor of autograd's) that uses it

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
-from stvid.clip import answer
-from stvid.cost.ledger import INPUT, STATE, Ledger
+from stvid.clip import run_model
+from stvid.cost.ledger import INPUT, STATE, MemoryTracker
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # as `stvid.clip.channels_last` has it
 # what operators raise that need values: `item`, `nonzero`, those of other libraries that know no fake tensors
@@ -31,7 +31,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass
-class Passed:
+class LayerOutput:
     """What a layer gave in a forward pass: how many images (or clips), and the shape of one."""
 
     seen: int = 0
@@ -49,7 +49,7 @@ class Step:
     macs: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
-    passed: dict[str, Passed] = field(default_factory=dict)  # in the order in which layers are done
+    passed: dict[str, LayerOutput] = field(default_factory=dict)  # in the order in which layers are done
 
 
 class Simulation:
@@ -60,7 +60,7 @@ class Simulation:
         preprocess: turns uint8 batches `B x T x C x H x W` into the model's input, see `stvid.clip.Preprocess`.
             None: the model is fed with float32 as it is.
         precision: `32-true`, `bf16-mixed`, `16-mixed` or `bf16-true`.
-        device: `cpu` or `cuda`, see `Ledger`.
+        device: `cpu` or `cuda`, see `MemoryTracker`.
     """
 
     def __init__(self, *, model: nn.Module, preprocess: nn.Module | None, precision: str, device: str):
@@ -113,7 +113,7 @@ class Simulation:
             self.model.zero_grad()
         return step
 
-    def _loss(self, ledger: Ledger, batch: Tensor, step: Step) -> Tensor:
+    def _loss(self, ledger: MemoryTracker, batch: Tensor, step: Step) -> Tensor:
         """Forward pass and loss, as the task has them; fills in what is known of layers between the two."""
         with self._autocast():
             output = self._forward(ledger, batch, step.passed)
@@ -125,14 +125,14 @@ class Simulation:
             tensors = [output] if isinstance(output, Tensor) else _tensors(output)
             return sum(tensor.float().sum() for tensor in tensors)
 
-    def _batch(self, shape: tuple[int, ...], ledger: Ledger) -> Tensor:
+    def _batch(self, shape: tuple[int, ...], ledger: MemoryTracker) -> Tensor:
         ledger.owner = INPUT
         batch = torch.empty(shape, dtype=self.batch_type)
         if self.batch_type != torch.uint8 and batch.ndim in MEMORY_FORMATS:
             batch = batch.contiguous(memory_format=MEMORY_FORMATS[batch.ndim])
         return batch.to(torch.bfloat16) if self.precision == "bf16-true" and batch.is_floating_point() else batch
 
-    def _forward(self, ledger: Ledger, batch: Tensor, passed: dict[str, Passed] | None = None) -> Tensor:
+    def _forward(self, ledger: MemoryTracker, batch: Tensor, passed: dict[str, LayerOutput] | None = None) -> Tensor:
         passed = {} if passed is None else passed
         calls, around = itertools.count(), [(INPUT, -1)]  # modules that are being called, with the number of the call
 
@@ -144,7 +144,7 @@ class Simulation:
             name, _ = around.pop()
             ledger.owner, caller = around[-1]
             for tensor in _tensors(result)[:1]:
-                note = passed.setdefault(name, Passed())
+                note = passed.setdefault(name, LayerOutput())
                 if note.caller != caller or not note.shape:
                     note.seen += tensor.shape[0] if tensor.ndim else 1
                 note.shape, note.caller = tuple(tensor.shape[1:]), caller
@@ -154,14 +154,14 @@ class Simulation:
         try:
             if self.preprocess is None:
                 return self.model(batch)
-            return answer(self.model, self.preprocess, batch)
+            return run_model(self.model, self.preprocess, batch)
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _books(self) -> Ledger:
+    def _books(self) -> MemoryTracker:
         """A ledger in which the model itself is entered."""
-        ledger = Ledger(device=self.device)
+        ledger = MemoryTracker(device=self.device)
         for module in (self.model, self.preprocess or nn.Identity()):
             for tensor in (*module.parameters(), *module.buffers()):
                 ledger.note(tensor, STATE)

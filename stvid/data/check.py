@@ -170,7 +170,7 @@ def _short(rows: Sequence[Checked], clip: ClipSpec) -> list[dict]:
     for item, info, part in rows:
         if isinstance(part, range):
             frames, fps = sampling.timeline(part, clip, info)
-            span = sampling.span(sampling.fitted(clip, len(frames), fps), fps)
+            span = sampling.span(sampling.resolve_num_frames(clip, len(frames), fps), fps)
             if len(frames) < span:
                 where = {"path": item.path, "start": item.start, "end": item.end}
                 short.append({**where, "num_frames": len(frames), "span": span})

@@ -24,7 +24,7 @@ _SHORT = {
 Shown = Callable[[str], str]  # how a path is written
 
 
-def describe(report: dict) -> str:
+def check_text(report: dict) -> str:
     """The report of `check_videos` for a person: headline, then what is wrong, then what is worth a look.
 
     A data set in which all is well takes a few lines and a table of its classes. Paths are written as below the

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips, Views, collate
-from stvid.data.drawing import Draw, EpochSampler
+from stvid.data.drawing import EpochSampler, SampleKey
 from stvid.data.loading import (
     check_bad,
     check_lengths,
@@ -28,7 +28,7 @@ from stvid.data.loading import (
 )
 from stvid.data.manifest import Manifest, validate
 from stvid.data.stored import StoredClips, collate_stored
-from stvid.data.stored import facts as stored_facts
+from stvid.data.stored import sample_facts as stored_facts
 from stvid.data.timed_loader import TimedLoader
 from stvid.data.transforms import Augment
 from stvid.errors import InputError
@@ -199,7 +199,7 @@ class VideoDataModule(pl.LightningDataModule):
         self.passes = self.passes or 1
         return self.stored
 
-    def draws(self, name: str) -> list[Draw]:
+    def draws(self, name: str) -> list[SampleKey]:
         """All that the loaders of `train` or `val` can ask of a data set."""
         if name == "val":
             return list(EpochSampler(num_items=len(self.val), shuffle=False))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from stvid.clip import ClipSpec, as_input
 from stvid.data import sampling
-from stvid.data.drawing import Draw, as_draw
+from stvid.data.drawing import SampleKey, as_draw
 from stvid.data.manifest import Item
 from stvid.data.playback import at_speed, check_playback, rearranged
 from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
@@ -70,7 +70,7 @@ def part_of(item: Item, info: VideoInfo | VideoError) -> range:
 class VideoDataset(Dataset):
     """What both data sets below share: items, facts about their files, and how frames are read.
 
-    An item is asked for by a `Draw`, as `EpochSampler` gives them, or by its index alone, which is its draw of epoch 0;
+    An item is asked for by a `SampleKey`, as `EpochSampler` gives them, or by its index alone, which is its draw of epoch 0;
     negative ones count from the end, and past it there is an IndexError.
 
     Attributes:
@@ -127,17 +127,17 @@ class VideoDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClips(VideoDataset):
-    """Item `Draw` is one clip at a random place, changed by `augment`, the same on every call."""
+    """Item `SampleKey` is one clip at a random place, changed by `augment`, the same on every call."""
 
     augment: Augment
 
-    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> Sample | Failure:
+    def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
         draw = as_draw(key, len(self))
         index = draw.index
         rng = np.random.default_rng((self.seed, draw.epoch, self.chance(index), draw.repeat))
         try:
             frames, fps = self.timeline(index)
-            clip = sampling.fitted(self.clip, len(frames), fps)
+            clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.span(clip, fps), rng)
             box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
             wanted = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
@@ -152,7 +152,7 @@ class TrainingClips(VideoDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Views(VideoDataset):
-    """Item `Draw` is every view of one video, clip by clip and crop by crop, decoded once; no chance in it.
+    """Item `SampleKey` is every view of one video, clip by clip and crop by crop, decoded once; no chance in it.
 
     Attributes:
         num_clips: clips spread evenly over the video.
@@ -172,12 +172,12 @@ class Views(VideoDataset):
         frames, fps = super().timeline(index)
         return at_speed(frames, self.playback), fps
 
-    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> Sample | Failure:
+    def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
         index = as_draw(key, len(self)).index
         try:
             frames, fps = self.timeline(index)
-            clip = sampling.fitted(self.clip, len(frames), fps)
-            starts = sampling.spread_starts(len(frames), sampling.span(clip, fps), self.num_clips)
+            clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
+            starts = sampling.uniform_starts(len(frames), sampling.span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, self.chance(index)))
             info = self.infos[index]
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 STRETCH = 50  # batches among which items are sorted by length
 
 
-class Draw(NamedTuple):
+class SampleKey(NamedTuple):
     """What an item is asked for by: with the seed, all that its random choices depend on."""
 
     epoch: int
@@ -21,24 +21,24 @@ class Draw(NamedTuple):
     repeat: int = 0  # how often the item was drawn in this epoch before
 
 
-def as_draw(key: Draw | tuple[int, ...] | int, num_items: int) -> Draw:
-    """What a data set is asked for, as a `Draw`.
+def as_draw(key: SampleKey | tuple[int, ...] | int, num_items: int) -> SampleKey:
+    """What a data set is asked for, as a `SampleKey`.
 
     Args:
-        key: a `Draw` or what makes one; a plain index is that item's draw of epoch 0, and -1 is the last item's.
+        key: a `SampleKey` or what makes one; a plain index is that item's draw of epoch 0, and -1 is the last item's.
         num_items: of the data set.
 
     Raises:
         IndexError: there is no such item.
     """
-    draw = Draw(*key) if isinstance(key, tuple) else Draw(0, operator.index(key))
+    draw = SampleKey(*key) if isinstance(key, tuple) else SampleKey(0, operator.index(key))
     if not -num_items <= draw.index < num_items:
         raise IndexError(f"item {draw.index} was asked for; there are {num_items}")
     return draw._replace(index=draw.index % num_items)
 
 
 class EpochSampler(Sampler):
-    """One `Draw` after the other, so that an item knows its epoch in whatever process it is made.
+    """One `SampleKey` after the other, so that an item knows its epoch in whatever process it is made.
 
     Under several processes each takes every `world_size`-th item in training (`shuffle`): all get equally many and
     the rest, fewer than `world_size`, waits for another epoch's order. In evaluation whole batches are dealt out, each
@@ -86,9 +86,9 @@ class EpochSampler(Sampler):
         """Of a whole epoch, wherever it starts."""
         return len(self._mine(range(self.num_items)))
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleKey]:
         one_pass = self.epoch if self.passes is None else self.epoch % self.passes
-        draws = [Draw(one_pass, index) for index in range(self.num_items)]
+        draws = [SampleKey(one_pass, index) for index in range(self.num_items)]
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
             draws = draws if self.labels is None else self._balanced(one_pass, rng)
@@ -97,14 +97,14 @@ class EpochSampler(Sampler):
             draws = self._bucketed(draws, rng)
         yield from self._mine(draws[: self.num_items])[self.start :]
 
-    def every_draw(self) -> list[Draw]:
+    def every_draw(self) -> list[SampleKey]:
         """All draws that any epoch can ask for, of all passes (`passes` must be a number)."""
         repeats = [1] * self.num_items
         if self.labels is not None:
             counts = Counter(self.labels)
             repeats = [-(-self._share(counts) // counts[label]) for label in self.labels]
         indices = range(self.num_items)
-        return [Draw(p, i, repeat) for p in range(self.passes) for i in indices for repeat in range(repeats[i])]
+        return [SampleKey(p, i, repeat) for p in range(self.passes) for i in indices for repeat in range(repeats[i])]
 
     def _mine(self, draws: Sequence) -> Sequence:
         """What of an epoch's draws falls to this process."""
@@ -118,7 +118,7 @@ class EpochSampler(Sampler):
         """Draws of each class where all are drawn equally often."""
         return -(-self.num_items // len(classes))
 
-    def _bucketed(self, draws: list[Draw], rng: np.random.Generator) -> list[Draw]:
+    def _bucketed(self, draws: list[SampleKey], rng: np.random.Generator) -> list[SampleKey]:
         """Sorted by length within long stretches, batch by batch; the last, smaller batch stays the last."""
         size = self.batch_size * self.world_size
         whole = len(draws) // size * size
@@ -130,7 +130,7 @@ class EpochSampler(Sampler):
         order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
         return [draw for i in order for draw in batches[i]] + draws[whole:]
 
-    def _balanced(self, one_pass: int, rng: np.random.Generator) -> list[Draw]:
+    def _balanced(self, one_pass: int, rng: np.random.Generator) -> list[SampleKey]:
         """Equally many draws of each class, `num_items` or a few more; all of its videos before any comes again."""
         members: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
@@ -139,6 +139,6 @@ class EpochSampler(Sampler):
         draws = []
         for label in sorted(members):
             passes = range(-(-share // len(members[label])))
-            pool = [Draw(one_pass, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
+            pool = [SampleKey(one_pass, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
             draws += pool[:share]
         return draws

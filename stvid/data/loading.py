@@ -75,7 +75,7 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
         except VideoError:
             lengths.append(0)
         else:
-            lengths.append(sampling.fitted(dataset.clip, len(frames), fps).num_frames)
+            lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames)
     return lengths
 
 
@@ -207,7 +207,7 @@ def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
         except VideoError:
             continue
         num_frames = len(frames)
-        span = sampling.span(sampling.fitted(dataset.clip, num_frames, fps), fps)
+        span = sampling.span(sampling.resolve_num_frames(dataset.clip, num_frames, fps), fps)
         yield num_frames - span, num_frames, span, dataset.items[index].path
 
 

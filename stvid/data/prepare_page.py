@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure, TrainingClips
-from stvid.data.drawing import Draw
+from stvid.data.drawing import SampleKey
 from stvid.data.manifest import Item
 from stvid.data.prepare_plan import Job
 from stvid.data.transforms import Augment
@@ -18,7 +18,7 @@ from stvid.video.probe import probe_all
 _TIMED_CLIPS, _TIMED_SECONDS = 64, 30.0  # at most so many clips are timed, and about so long
 
 
-def describe(summary: dict) -> str:
+def prepare_text(summary: dict) -> str:
     """The summary for a person: a few aligned lines."""
     before, after = summary["bytes_before"], summary["bytes_after"]
     speeds = summary["clips_per_second_before"], summary["clips_per_second_after"]
@@ -63,11 +63,11 @@ def clips_per_second(
     ]
     seconds, num_clips = [0.0, 0.0], 0
     for index in range(len(chosen)):
-        if any(isinstance(data_set[Draw(0, index)], Failure) for data_set in data_sets):
+        if any(isinstance(data_set[SampleKey(0, index)], Failure) for data_set in data_sets):
             continue  # and if not, both files now lie in memory
         for which, data_set in enumerate(data_sets):
             began = time.perf_counter()
-            data_set[Draw(0, index)]
+            data_set[SampleKey(0, index)]
             seconds[which] += time.perf_counter() - began
         num_clips += 1
         if sum(seconds) > _TIMED_SECONDS:

@@ -46,7 +46,7 @@ def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[i
     return [min(index, frames[-1]) for index in shown], clip.fps
 
 
-def fitted(clip: ClipSpec, num_frames: int, video_fps: float) -> ClipSpec:
+def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> ClipSpec:
     """The clip itself; where it is the whole video, one of as many frames as its stride leaves of `num_frames`."""
     if clip.num_frames is not None:
         return clip
@@ -64,7 +64,7 @@ def random_start(num_frames: int, span: int, rng: np.random.Generator) -> int:
     return int(rng.integers(0, max(num_frames - span, 0) + 1))
 
 
-def spread_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
+def uniform_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
     """Starts of `num_clips` clips, each in the middle of its share of all starts; a single clip is the middle one."""
     slack = max(num_frames - span, 0)
     return [slack * (2 * i + 1) // (2 * num_clips) for i in range(num_clips)]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import stvid
 from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
-from stvid.data.drawing import Draw, as_draw
+from stvid.data.drawing import SampleKey, as_draw
 from stvid.data.loading import worker_options
 from stvid.feature_store import FeatureStore, Stored, digest
 from stvid.video.cache import AV_VERSION as av_version
@@ -45,7 +45,7 @@ class StoredBatch(TypedDict):
     failed: list[Failure]
 
 
-def facts(dataset: VideoDataset) -> dict:
+def sample_facts(dataset: VideoDataset) -> dict:
     """What the pixels of a data set's items depend on beside the files, as plain data."""
     common = {
         "kind": type(dataset).__name__,
@@ -73,13 +73,13 @@ class StoredClips(Dataset):
     def __init__(self, clips: VideoDataset, store: FeatureStore):
         self.clips, self.store = clips, store
         self.files = [self._file(index) for index in range(len(clips))]
-        self.failed: dict[Draw, Failure] = {}
+        self.failed: dict[SampleKey, Failure] = {}
         self.num_views = 1 if isinstance(clips, TrainingClips) else clips.num_clips * clips.num_crops
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, key: Draw | tuple[int, ...] | int) -> StoredSample | Failure:
+    def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> StoredSample | Failure:
         draw = as_draw(key, len(self))
         if isinstance(info := self.clips.infos[draw.index], VideoError):
             return self.clips.failure(draw.index, info)
@@ -90,21 +90,21 @@ class StoredClips(Dataset):
         path, label = self.clips.items[draw.index].path, self.clips.label(stored.label)
         return StoredSample(features=features, label=label, video=draw.index, path=path)
 
-    def key(self, draw: Draw) -> str:
+    def key(self, draw: SampleKey) -> str:
         """Of an item's features: its file as it is now, the part of it, and the draw where chance depends on it."""
         chance = [draw.epoch, draw.repeat] if isinstance(self.clips, TrainingClips) else []
         item, info = self.clips.items[draw.index], self.clips.infos[draw.index]
         file = [item.path, self.files[draw.index], info.num_frames]  # a broken file's depends on how it was probed
         return digest(json.dumps([*file, item.start, item.end, item.label, chance]))
 
-    def missing(self, draws: Sequence[Draw]) -> list[Draw]:
+    def missing(self, draws: Sequence[SampleKey]) -> list[SampleKey]:
         """Those of the draws that the store does not have, of videos that could be read as far as is known."""
         wanted = (d for d in draws if d not in self.failed and not isinstance(self.clips.infos[d.index], VideoError))
         return [draw for draw in wanted if self.key(draw) not in self.store]
 
     def batches(
-        self, draws: Sequence[Draw], *, batch_size: int, num_workers: int
-    ) -> Iterator[tuple[list[Draw], Batch]]:
+        self, draws: Sequence[SampleKey], *, batch_size: int, num_workers: int
+    ) -> Iterator[tuple[list[SampleKey], Batch]]:
         """The clips of the draws, about `batch_size` clips together, with the draws that could be read, in their order.
 
         The others are taken note of for this run; the next one tries them again.
@@ -118,7 +118,7 @@ class StoredClips(Dataset):
             self.failed |= {draw: f for draw, f in zip(part, failures, strict=True) if f is not None}
             yield [draw for draw in part if draw not in self.failed], batch
 
-    def encoded(self, draws: Sequence[Draw], batch: Batch, features_BTF: Tensor) -> Iterator[tuple[str, Stored]]:
+    def encoded(self, draws: Sequence[SampleKey], batch: Batch, features_BTF: Tensor) -> Iterator[tuple[str, Stored]]:
         """What is to be stored of a batch: key and content for each draw.
 
         Args:

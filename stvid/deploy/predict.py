@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.data.layouts.finding import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.inference import classify
 
 
-def expand(sources: Sequence[str]) -> list[Path]:
+def expand_sources(sources: Sequence[str]) -> list[Path]:
     """Files as they are, folders as the videos below them; a folder that holds images is a video itself.
 
     Raises:
@@ -32,7 +32,9 @@ def expand(sources: Sequence[str]) -> list[Path]:
     return paths
 
 
-def predict(trained: Trained, paths: Sequence[Path], *, top: int = 5, num_workers: int | str = "auto") -> list[dict]:
+def predict_files(
+    trained: TrainedModel, paths: Sequence[Path], *, top: int = 5, num_workers: int | str = "auto"
+) -> list[dict]:
     """The classes of each video, most probable first.
 
     Args:

@@ -7,12 +7,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.playback import PLAYBACKS
 from stvid.evaluation.evaluate import predict_split
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.scores import scores_of
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,11 @@ DIFFERENCES = (
 )
 SHORT = "At double speed a video is half as long; where a clip no longer fits, its last frame stands still."
 
-Played = Mapping[str, Sequence[Prediction]]
+Played = Mapping[str, Sequence[PredictionRow]]
 
 
-def play(
-    trained: Trained,
+def predict_playbacks(
+    trained: TrainedModel,
     data: Manifest,
     *,
     split: str,
@@ -37,7 +37,7 @@ def play(
     num_crops: int | None = None,
     num_workers: int | str = "auto",
     speak: bool = True,
-) -> dict[str, list[Prediction]]:
+) -> dict[str, list[PredictionRow]]:
     """What the model answers to a split for every way to play its videos, see `playback.PLAYBACKS`.
 
     Args:
@@ -58,7 +58,7 @@ def play(
     return played
 
 
-def audit(predictions: Sequence[Prediction], played: Played, class_names: Sequence[str], clip: ClipSpec) -> dict:
+def audit(predictions: Sequence[PredictionRow], played: Played, class_names: Sequence[str], clip: ClipSpec) -> dict:
     """Compares what a model answers to videos as they are with what it answers when they are played otherwise.
 
     A model that needs time falls when the frames are frozen (one repeated) or shuffled. Actions that are each other's
@@ -66,7 +66,7 @@ def audit(predictions: Sequence[Prediction], played: Played, class_names: Sequen
 
     Args:
         predictions: of the videos as they are.
-        played: of the same videos in the same order, see `play`.
+        played: of the same videos in the same order, see `predict_playbacks`.
         class_names: in the order of the model's outputs.
         clip: the clip's geometry.
 
@@ -90,7 +90,7 @@ def audit(predictions: Sequence[Prediction], played: Played, class_names: Sequen
     return {"audit": found, "still_classes": still, "audit_note": " ".join(notes)}
 
 
-def describe_audit(result: Mapping) -> str:
+def audit_text(result: Mapping) -> str:
     """The accuracies as lines of text, and the classes that a still picture gives away."""
     rows = [("as it is", result), *((name.replace("_", " "), one) for name, one in result["audit"].items())]
     lines = ["does it use time?     video accuracy (95 % interval)"]

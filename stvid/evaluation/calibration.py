@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stvid.checkpoint import CALIBRATION_NAME, Trained
+from stvid.checkpoint import CALIBRATION_NAME, TrainedModel
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
@@ -57,14 +57,14 @@ def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> fl
 
 
 def calibrate(
-    trained: Trained,
+    trained: TrainedModel,
     data: Manifest,
     *,
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
     speak: bool = True,
-) -> Trained:
+) -> TrainedModel:
     """Fits a temperature on the run's val split and keeps it in `calibration.json` beside its checkpoints.
 
     Whatever loads this checkpoint afterwards, to evaluate or to predict, answers at that temperature.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stvid.evaluation.evaluations import Evaluation
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 
 Video = tuple[tuple[str, float | None, float | None], str]  # `Prediction.video`, and its label
 
@@ -25,7 +25,7 @@ class Difference:
     answers: tuple[tuple[str | None, float | None], ...]
 
 
-def common_videos(evaluations: Sequence[Evaluation]) -> list[dict[Video, Prediction]]:
+def common_videos(evaluations: Sequence[Evaluation]) -> list[dict[Video, PredictionRow]]:
     """Of each evaluation, the videos that all have, in the order of the first."""
     own = [{(one.video, one.label): one for one in each.predictions} for each in evaluations]
     shared = [video for video in own[0] if all(video in other for other in own)]

@@ -43,11 +43,11 @@ class PairedTest:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` finds.
+    """What `compare_runs` finds.
 
     Attributes:
         split: that all were judged on.
-        evaluations: by other names, see `compare`.
+        evaluations: by other names, see `compare_runs`.
         num_common: videos that all have.
         common_accuracy: by name, the video accuracy on those.
         left_out: by name, how many videos the others do not have.
@@ -89,7 +89,7 @@ class Comparison:
         }
 
 
-def compare(evaluations: Sequence[Evaluation]) -> Comparison:
+def compare_runs(evaluations: Sequence[Evaluation]) -> Comparison:
     """Pairs the videos, by file, part and label, and tests every evaluation against every other.
 
     A video that could not be read counts as wrong. Names become the shortest ends of the runs' paths that differ.
@@ -173,7 +173,7 @@ def _protocol_keys(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(key for one in evaluations for key in one.result["protocol"]))
 
 
-def describe(comparison: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """Table, tests, and the videos on which the models differ, as text for a terminal."""
     evaluations = comparison.evaluations
     lines = [f"{comparison.split}: {comparison.num_common} videos in common", "", _table(comparison)]

@@ -21,7 +21,7 @@ def _temperature(rule: dict) -> str:
     return "" if rule["temperature"] == 1 else f", temperature {rule['temperature']:g}"
 
 
-def describe(result: dict) -> str:
+def result_text(result: dict) -> str:
     """The result as a page of text: headline, classes, and what was mistaken for what."""
     rule = result["protocol"]
     rate = f"stride {rate}" if (rate := rule.get("frame_stride")) else f"{rule['fps']:g} frames/s"

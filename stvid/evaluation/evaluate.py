@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item, Manifest
-from stvid.evaluation.held_out import seen_of
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.held_out import seen_in_training
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.scores import scores_of
-from stvid.inference import Answers, classify
+from stvid.inference import ViewPredictions, classify
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    trained: Trained,
+    trained: TrainedModel,
     data: Manifest,
     *,
     split: str,
@@ -28,7 +28,7 @@ def evaluate(
     num_crops: int | None = None,
     device: torch.device | None = None,
     num_workers: int | str = "auto",
-) -> tuple[dict, list[Prediction]]:
+) -> tuple[dict, list[PredictionRow]]:
     """Judges every video of a split and compares with the truth. For the arguments see `inference.classify`.
 
     Returns:
@@ -41,7 +41,7 @@ def evaluate(
         "class_names": list(trained.class_names),
         "protocol": protocol(trained, **views),
         **scores_of(predictions, trained.class_names),
-        "num_seen": len(seen_of(trained, data.select(split))),
+        "num_seen": len(seen_in_training(trained, data.select(split))),
         "manifest": None,
         "checkpoint": str(trained.path),
         "epoch": trained.epoch,
@@ -51,7 +51,7 @@ def evaluate(
 
 
 def predict_split(
-    trained: Trained,
+    trained: TrainedModel,
     data: Manifest,
     *,
     split: str,
@@ -60,7 +60,7 @@ def predict_split(
     playback: str = "normal",
     device: torch.device | None = None,
     num_workers: int | str = "auto",
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     """What the model says of every video of a split, in the order of the items. See `inference.classify`."""
     items = data.select(split)
     answers = classify(
@@ -79,7 +79,7 @@ def predict_split(
     return _predictions(trained, items, answers)
 
 
-def protocol(trained: Trained, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
+def protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
     """How videos are judged: views, the geometry of a clip, and the temperature. Only the same one is comparable."""
     clip = trained.clip
     rate = {"fps": clip.fps} if clip.fps is not None else {"frame_stride": clip.frame_stride}
@@ -93,7 +93,7 @@ def protocol(trained: Trained, *, num_clips: int | None = None, num_crops: int |
     }
 
 
-def _predictions(trained: Trained, items: Sequence[Item], answers: Answers) -> list[Prediction]:
+def _predictions(trained: TrainedModel, items: Sequence[Item], answers: ViewPredictions) -> list[PredictionRow]:
     position = {video: row for row, video in enumerate(answers.videos_N.tolist())}
     views: dict[int, list[str]] = {video: [] for video in position}
     for video, answer in zip(answers.videos_V.tolist(), answers.logits_VK.argmax(1).tolist(), strict=True):
@@ -102,11 +102,11 @@ def _predictions(trained: Trained, items: Sequence[Item], answers: Answers) -> l
     for video, item in enumerate(items):
         facts = {name: getattr(item, name) for name in ("path", "start", "end", "group", "label")}
         if video not in position:
-            predictions.append(Prediction(**facts, failed=answers.failed[video]))
+            predictions.append(PredictionRow(**facts, failed=answers.failed[video]))
             continue
         probabilities = answers.probabilities_NK[position[video]].tolist()
         predictions.append(
-            Prediction(
+            PredictionRow(
                 **facts,
                 predicted=trained.class_names[int(np.argmax(probabilities))],
                 views=len(views[video]),

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.checkpoint import CHECKPOINTS, Trained, find_checkpoint, load
+from stvid.checkpoint import CHECKPOINTS, TrainedModel, find_checkpoint, load_checkpoint
 from stvid.errors import InputError
-from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, read_predictions
+from stvid.evaluation.predictions import PREDICTIONS_NAME, PredictionRow, read_predictions
 from stvid.evaluation.price import on_gpu, price
-from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
+from stvid.evaluation.runs import RESULT_NAME, is_sweep_folder, runs_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Evaluation:
     name: str
     folder: Path
     result: dict
-    predictions: list[Prediction]
+    predictions: list[PredictionRow]
     cost: dict | None
     training: dict | None
 
@@ -91,17 +91,17 @@ def read_json(file: Path) -> dict:
 
 
 def _model_of(path: Path) -> Path:
-    return runs_in(path)[0] if is_sweep(path) else path
+    return runs_in(path)[0] if is_sweep_folder(path) else path
 
 
-def _loaded(model: Path) -> Trained | None:
+def _loaded(model: Path) -> TrainedModel | None:
     try:
-        return load(model)
+        return load_checkpoint(model)
     except InputError:  # evaluations are comparable without it
         return None
 
 
-def _cost(trained: Trained, run: Mapping, protocol: Mapping) -> dict | None:
+def _cost(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None:
     report = price(trained, run)
     if report is None:
         return None
@@ -119,7 +119,7 @@ def _cost(trained: Trained, run: Mapping, protocol: Mapping) -> dict | None:
     }
 
 
-def _training(run: Mapping, trained: Trained | None) -> dict | None:
+def _training(run: Mapping, trained: TrainedModel | None) -> dict | None:
     if "training_seconds" not in run:
         return None
     machine = run["hardware"]
@@ -128,6 +128,6 @@ def _training(run: Mapping, trained: Trained | None) -> dict | None:
     return {**facts, "device": device, "stored_features": trained is not None and _on_stored_features(trained)}
 
 
-def _on_stored_features(trained: Trained) -> bool:
+def _on_stored_features(trained: TrainedModel) -> bool:
     features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
     return features != "off" and getattr(trained.model, "encoder_is_frozen", False)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import Preprocess
-from stvid.models.freezing import PartlyFrozen
+from stvid.models.freezing import VideoModel
 
 FRAMES = 16  # encoded at once; memory does not grow with longer clips
 STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
@@ -41,7 +41,7 @@ class Explanation:
     evidence_T: Tensor | None
 
 
-def explain(trained: Trained, clip_TCHW: Tensor, class_index: int) -> Explanation:
+def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Explanation:
     """Explains one class's logit for one clip. The model stays as it is, on the device where it is.
 
     Grad-CAM: `relu(sum_c a_c * A_c)` with the activations A of the last layer whose result has places (and times, in
@@ -215,7 +215,7 @@ def _places(shape: tuple[int, ...], size: tuple[int, int], width: int | None) ->
 
 
 def _backbone(model: nn.Module) -> nn.Module:
-    return model.backbone()[0] if isinstance(model, PartlyFrozen) else model
+    return model.backbone()[0] if isinstance(model, VideoModel) else model
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.audit import Played, audit
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.scores import scores_of
 
 
@@ -31,18 +31,18 @@ class Fold(NamedTuple):
     name: str
     run: Path
     result: dict
-    predictions: list[Prediction]
+    predictions: list[PredictionRow]
     played: Played
     clip: ClipSpec
 
 
-def fold_name(trained: Trained) -> str:
+def fold_name(trained: TrainedModel) -> str:
     """`fold N` where its data set has folds, else the name of its folder."""
     number = trained.config["data"].get("fold")
     return trained.folder.name if number is None else f"fold {number}"
 
 
-def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
+def pooled(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
     """All predictions of the folds as those of one evaluation.
 
     Args:
@@ -87,7 +87,7 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[Prediction]]:
     return result, predictions
 
 
-def describe_folds(result: dict) -> str:
+def folds_text(result: dict) -> str:
     """Accuracy of each fold, then mean and spread, as lines of text."""
     folds, spread = result["folds"], result["spread"]
     width = max(len(fold["name"]) for fold in folds)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.data.duplicates import content_keys
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError, listing, nearest
@@ -15,8 +15,8 @@ from stvid.errors import InputError, listing, nearest
 MANIFEST_NAME = "manifest.csv"
 
 
-def held_out(
-    trained: Trained, *, split: str, manifest: str | Path | None = None, allow_leaks: bool = False
+def select_test_split(
+    trained: TrainedModel, *, split: str, manifest: str | Path | None = None, allow_leaks: bool = False
 ) -> Manifest:
     """The data the run was trained with, or another manifest of some or all of its classes, with videos in the split.
 
@@ -24,7 +24,7 @@ def held_out(
         trained: the model.
         split: the split that is to be judged.
         manifest: a CSV instead of the run's own.
-        allow_leaks: let the CSV's split hold what the run has seen, see `seen_of`.
+        allow_leaks: let the CSV's split hold what the run has seen, see `seen_in_training`.
 
     Raises:
         InputError: no manifest beside the run, no such split, an empty one, classes that the model does not know,
@@ -47,7 +47,7 @@ def held_out(
     missing = [item.path for item in items if not os.path.exists(item.path)]
     if len(missing) == len(items):
         raise InputError(f"none of the {len(items)} videos of {path} are there, the first: {missing[0]}. Moved?")
-    if manifest and not allow_leaks and (seen := seen_of(trained, items)):
+    if manifest and not allow_leaks and (seen := seen_in_training(trained, items)):
         raise InputError(
             f"{len(seen)} of {len(items)} videos in {path} belong to the run's own train or val (same file, same "
             f"content, or same group of the same data set), the first: {seen[0].path}. Take them out, or insist with "
@@ -62,7 +62,7 @@ def absent_classes(data: Manifest, split: str) -> list[str]:
     return [name for name in data.class_names if name not in there]
 
 
-def seen_of(trained: Trained, items: Sequence[Item]) -> list[Item]:
+def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]:
     """Those that the run was trained on, or whose val chose its checkpoint.
 
     A video counts as seen where train or val of the run's own manifest holds

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stvid.checkpoint import Trained, load
+from stvid.checkpoint import TrainedModel, load_checkpoint
 from stvid.data.loading import probe_cache
 from stvid.errors import listing
-from stvid.evaluation.audit import audit, play
+from stvid.evaluation.audit import audit, predict_playbacks
 from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.evaluate import evaluate
 from stvid.evaluation.folds import Fold, fold_name, pooled
-from stvid.evaluation.held_out import absent_classes, held_out
-from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, write_predictions
+from stvid.evaluation.held_out import absent_classes, select_test_split
+from stvid.evaluation.predictions import PREDICTIONS_NAME, PredictionRow, write_predictions
 from stvid.evaluation.report import REPORT_NAME, report_of_run, write_report
-from stvid.evaluation.runs import RESULT_NAME, is_sweep, runs_in
+from stvid.evaluation.runs import RESULT_NAME, is_sweep_folder, runs_in
 from stvid.files import write_json
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class EvaluationOptions:
     """How runs are to be judged.
 
     Attributes:
@@ -51,7 +51,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class EvaluationRun:
     """What came of it.
 
     Attributes:
@@ -64,17 +64,19 @@ class Judgement:
     folder: Path
     fold: Fold | None
     result: dict
-    predictions: list[Prediction]
+    predictions: list[PredictionRow]
 
 
-def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgement:
+def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = True) -> EvaluationRun:
     """Judges one run; of several processes that do it together, the one that speaks writes.
 
     Raises:
         InputError: no such run or split, unknown classes, impossible views, videos the run was trained on.
     """
-    trained = load(run)
-    data = held_out(trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks)
+    trained = load_checkpoint(run)
+    data = select_test_split(
+        trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks
+    )
     absent = absent_classes(data, question.split)
     if speak and absent:
         log.warning(
@@ -83,26 +85,28 @@ def judge(run: str | Path, question: Question, *, speak: bool = True) -> Judgeme
         )
     how = {"num_clips": question.num_clips, "num_crops": question.num_crops, "num_workers": question.num_workers}
     if question.calibrate:
-        trained = calibrate(trained, held_out(trained, split="val"), speak=speak, **how)
+        trained = calibrate(trained, select_test_split(trained, split="val"), speak=speak, **how)
     result, predictions = evaluate(trained, data, split=question.split, **how)
     result["manifest"] = question.manifest and str(Path(question.manifest).absolute())
     other = f"_{Path(question.manifest).stem}" if question.manifest else ""
     folder = trained.folder / "evaluate" / f"{question.split}{other}"
     if speak:
-        write_judgement(folder, result, predictions)
+        write_result(folder, result, predictions)
     played = {}
     if question.audit:
-        played = play(trained, data, split=question.split, speak=speak, **how)
+        played = predict_playbacks(trained, data, split=question.split, speak=speak, **how)
         result |= audit(predictions, played, trained.class_names, trained.clip)
         if speak:
-            write_judgement(folder, result, predictions)
+            write_result(folder, result, predictions)
     if speak and question.report:
         draw_report(trained, folder, cache=probe_cache(data))
     fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
-    return Judgement(folder=folder, fold=fold, result=result, predictions=predictions)
+    return EvaluationRun(folder=folder, fold=fold, result=result, predictions=predictions)
 
 
-def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak: bool = True) -> Judgement:
+def evaluate_folds(
+    runs: Sequence[Path], question: EvaluationOptions, *, folder: Path, speak: bool = True
+) -> EvaluationRun:
     """Judges each run on its own held-out videos, then all of them together: a cross-validation.
 
     Args:
@@ -113,30 +117,30 @@ def judge_folds(runs: Sequence[Path], question: Question, *, folder: Path, speak
         speak: whether this process writes.
 
     Raises:
-        InputError: see `judge` and `pooled`.
+        InputError: see `evaluate_run` and `pooled`.
     """
     judgements = []
     for number, run in enumerate(runs):
         if speak:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
-        judgements.append(judge(run, replace(question, report=False), speak=speak))
+        judgements.append(evaluate_run(run, replace(question, report=False), speak=speak))
     result, predictions = pooled([one.fold for one in judgements])
-    whole = is_sweep(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
+    whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
     some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
     folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
     if speak:
-        write_judgement(folder, result, predictions)
+        write_result(folder, result, predictions)
         if question.report:
-            draw_report(load(runs[0]), folder, cache=None)
-    return Judgement(folder=folder, fold=None, result=result, predictions=predictions)
+            draw_report(load_checkpoint(runs[0]), folder, cache=None)
+    return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)
 
 
-def draw_report(trained: Trained, folder: Path, *, cache: Path | None) -> None:
+def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
     """`report.html` beside an evaluation's `result.json`; see `report_of_run`."""
     write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
 
 
-def write_judgement(folder: Path, result: dict, predictions: Sequence[Prediction]) -> None:
+def write_result(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> None:
     """`result.json` and `predictions.csv`; an older page about others goes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_NAME).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ FACTS = ("path", "start", "end", "group", "label", "predicted", "views", "views_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class PredictionRow:
     """One video, or one part of a video.
 
     Attributes:
@@ -52,7 +52,7 @@ class Prediction:
         return self.path, self.start, self.end
 
 
-def write_predictions(path: str | Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> None:
+def write_predictions(path: str | Path, predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> None:
     """Writes `predictions.csv`: FACTS and `p_CLASS...`, a row a video; an empty cell is a None.
 
     Probabilities have the nine digits that tell every float32 from the next.
@@ -67,7 +67,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction], class
             writer.writerow([*("" if fact is None else fact for fact in facts), *cells])
 
 
-def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Prediction]:
+def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[PredictionRow]:
     """The table as it was written.
 
     Raises:
@@ -85,9 +85,9 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
         return [_prediction(row, class_names) for row in reader]
 
 
-def _prediction(row: dict[str, str], class_names: Sequence[str]) -> Prediction:
+def _prediction(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
     failed = bool(row["failed"])
-    return Prediction(
+    return PredictionRow(
         path=row["path"],
         start=float(row["start"]) if row["start"] else None,
         end=float(row["end"]) if row["end"] else None,

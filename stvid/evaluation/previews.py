@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.data import sampling
 from stvid.data.dataset import Failure, Views
-from stvid.data.drawing import Draw
+from stvid.data.drawing import SampleKey
 from stvid.data.loading import check_short, probe_items, resolve_workers
 from stvid.data.manifest import Item
 from stvid.evaluation.explain import explain
@@ -63,7 +63,7 @@ class Preview:
 
 
 def make_previews(
-    trained: Trained,
+    trained: TrainedModel,
     items: Sequence[Item],
     *,
     videos: Sequence[int],
@@ -101,14 +101,14 @@ def make_previews(
         trained.model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     previews = {}
     for index, video in enumerate(videos):
-        sample = dataset[Draw(0, index)]
+        sample = dataset[SampleKey(0, index)]
         if not isinstance(sample, Failure):
             seconds = _seconds(dataset, index)
             previews[video] = _preview(trained, sample["clips"][0], explained.get(video), seconds)
     return previews
 
 
-def _preview(trained: Trained, clip_TCHW: Tensor, class_index: int | None, seconds: float) -> Preview:
+def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, seconds: float) -> Preview:
     kept = thinned(len(clip_TCHW))
     frames_TCHW = _small(clip_TCHW[kept, :3].float() / 255)
     focus = evidence = None
@@ -178,8 +178,8 @@ def _seconds(dataset: Views, index: int) -> float:
     """
     info = dataset.infos[index]
     frames, fps = dataset.timeline(index)
-    clip = sampling.fitted(dataset.clip, len(frames), fps)
-    (start,) = sampling.spread_starts(len(frames), sampling.span(clip, fps), 1)
+    clip = sampling.resolve_num_frames(dataset.clip, len(frames), fps)
+    (start,) = sampling.uniform_starts(len(frames), sampling.span(clip, fps), 1)
     times = [info.seconds_at(frames[i]) for i in sampling.clip_indices(len(frames), start, clip, fps)]
     step = sampling.stride_of(clip, fps) / fps
     return max(sum(b - a if b > a else step for a, b in pairwise(times)), 1 / info.fps)

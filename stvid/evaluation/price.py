@@ -6,12 +6,12 @@ import copy
 import logging
 from collections.abc import Mapping
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.clip import Preprocess
 from stvid.cost.estimate import estimate
 from stvid.cost.report import CostReport
 from stvid.errors import InputError
-from stvid.models.recompute import recompute_stages
+from stvid.models.recompute import checkpoint_stages
 from stvid.training.hardware import resolve_precision
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ MANY_CHUNKS = 200  # of frames in a step; more take long to price
 AUTO = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
 
 
-def trained_on(trained: Trained, run: Mapping) -> tuple[str, str]:
+def trained_on(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
     """The kind of device (`cpu` or `cuda`) and the precision of a training, whatever machine asks.
 
     Args:
@@ -41,7 +41,7 @@ def on_gpu(run: Mapping) -> bool:
     return run.get("peak_memory_gib", {}).get("gpu") is not None
 
 
-def price(trained: Trained, run: Mapping) -> CostReport | None:
+def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
     """What the model needs as it was trained (`trained_on`), with AdamW; None where it cannot be simulated.
 
     Args:
@@ -53,7 +53,7 @@ def price(trained: Trained, run: Mapping) -> CostReport | None:
     model = trained.model
     if config.get("gradient_checkpointing"):
         model = copy.deepcopy(model)
-        recompute_stages(model)
+        checkpoint_stages(model)
     num_frames = clip.num_frames or WHOLE_VIDEO
     try:
         return estimate(
@@ -72,7 +72,7 @@ def price(trained: Trained, run: Mapping) -> CostReport | None:
     return None
 
 
-def _batch_size(trained: Trained, num_frames: int) -> int:
+def _batch_size(trained: TrainedModel, num_frames: int) -> int:
     """As in training; one clip where frames go through the model in very many chunks."""
     size, chunk = trained.config["data"]["datamodule"]["batch_size"], getattr(trained.model, "encoder_chunk", None)
     if not isinstance(size, int) or (chunk is not None and size * num_frames > MANY_CHUNKS * chunk):

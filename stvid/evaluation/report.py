@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stvid.checkpoint import Trained
+from stvid.checkpoint import TrainedModel
 from stvid.cost.report import CostReport
 from stvid.data.manifest import Item
 from stvid.errors import InputError
@@ -19,7 +19,7 @@ from stvid.evaluation.evaluations import read_json, read_result
 from stvid.evaluation.page.choosing import MOST_CLIPS, choose, encoded_size
 from stvid.evaluation.page.content import report_page
 from stvid.evaluation.page.versus import comparison_page
-from stvid.evaluation.predictions import PREDICTIONS_NAME, Prediction, read_predictions
+from stvid.evaluation.predictions import PREDICTIONS_NAME, PredictionRow, read_predictions
 from stvid.evaluation.previews import Preview, make_previews
 from stvid.evaluation.price import price
 from stvid.evaluation.runs import RESULT_NAME
@@ -58,7 +58,7 @@ class Report:
     name: str
     model: str
     result: Mapping
-    predictions: Sequence[Prediction]
+    predictions: Sequence[PredictionRow]
     run: Mapping = field(default_factory=dict)
     epochs: Sequence[Mapping[str, str]] = ()
     bad_videos: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Report:
     drawn_with: str | None = None
 
 
-def report_of_run(trained: Trained, folder: Path | None = None, *, cache: Path | None = None) -> Report:
+def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
     """Gathers what there is to say of an evaluation, and makes the clips that show it.
 
     Args:
@@ -111,13 +111,13 @@ def _facts_of_run(folder: Path, run: Mapping) -> dict:
     }
 
 
-def _is_judged(trained: Trained, result: Mapping) -> bool:
+def _is_judged(trained: TrainedModel, result: Mapping) -> bool:
     """Whether a result is of these very weights: file, epoch and step of the checkpoint are the same."""
     judged = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
     return judged == (trained.path.name, trained.epoch, trained.step)
 
 
-def _audit_command(trained: Trained, result: Mapping) -> str:
+def _audit_command(trained: TrainedModel, result: Mapping) -> str:
     """For the same runs, checkpoint, videos and views, wherever it is typed."""
     if "folds" in result:
         runs = [Path(fold["run"]) for fold in result["folds"]]
@@ -160,7 +160,7 @@ def _write(path: Path, page: bytes) -> None:
 
 
 def _previews(
-    trained: Trained, result: Mapping, predictions: Sequence[Prediction], *, explain: bool, cache: Path | None
+    trained: TrainedModel, result: Mapping, predictions: Sequence[PredictionRow], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
     """As many as a page has room for, in the order of `choose`; `explain`: this model gave the answers."""
     gone = [one.path for one in predictions if not os.path.exists(one.path)]

@@ -26,7 +26,7 @@ def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
         if not Path(name).expanduser().exists():
             hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
             raise InputError(f"RUN {name} does not exist; {hint}")
-    if len(names) == 1 and not is_sweep(Path(names[0]).expanduser()):
+    if len(names) == 1 and not is_sweep_folder(Path(names[0]).expanduser()):
         return [Path(names[0])], None
     runs = [run for name in names for run in _runs_at(Path(name).expanduser())]
     places = [run.absolute() for run in runs]
@@ -42,7 +42,7 @@ def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     return runs, parents.pop()
 
 
-def is_sweep(folder: Path) -> bool:
+def is_sweep_folder(folder: Path) -> bool:
     """Whether several runs lie in a folder, of one search or cross-validation."""
     return (folder / "sweep.yaml").is_file()
 
@@ -66,4 +66,4 @@ def runs_in(folder: Path) -> list[Path]:
 def _runs_at(path: Path) -> list[Path]:
     if path.is_file():
         raise InputError(f"{path} is a checkpoint; of a cross-validation, name the runs' folders")
-    return runs_in(path) if is_sweep(path) else [path]
+    return runs_in(path) if is_sweep_folder(path) else [path]

@@ -12,11 +12,11 @@ import torch
 
 from stvid.errors import InputError
 from stvid.evaluation.intervals import accuracy_interval
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.metrics import video_metrics
 
 
-def scores_of(predictions: Sequence[Prediction], class_names: Sequence[str]) -> dict:
+def scores_of(predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> dict:
     """The keys of `result.json` that say how good the answers are; accuracies are fractions in [0, 1].
 
     A video that could not be read counts as wrong: in every accuracy, recall and f1. Intervals are of 95 %, see

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import PartlyFrozen, StagedLayers, freeze_stages
-from stvid.models.lengths import each_length
+from stvid.models.freezing import StagedLayers, VideoModel, freeze_stages
+from stvid.models.lengths import forward_by_length
 from stvid.models.limits import check_clips, check_probability
 from stvid.models.weights import load_weights, read_weights
 
@@ -26,7 +26,7 @@ STAGES = (
 GRID = (1, 4, 4)  # what the published clip of 16 x 112 x 112 leaves
 
 
-class C3D(PartlyFrozen):
+class C3D(VideoModel):
     """The network of the paper; 78 million parameters, most of them in the two wide layers.
 
     A clip of 16 x 112 x 112 leaves a volume of 512 x 1 x 4 x 4. Any other size is averaged to that grid (repeated
@@ -86,14 +86,14 @@ class C3D(PartlyFrozen):
         self.frozen = freeze_stages(*self.backbone(), freeze)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """All but the head, see `PartlyFrozen`."""
+        """All but the head, see `VideoModel`."""
         stages = {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
         return nn.ModuleList([self.layers, self.wide]), {**stages, "wide": self.wide}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""
         check_clips(clips_BCTHW, self.in_channels)
-        return each_length(self._features, clips_BCTHW, lengths_B)
+        return forward_by_length(self._features, clips_BCTHW, lengths_B)
 
     def _features(self, clips_BCTHW: Tensor) -> Tensor:
         return self.wide(self.pool(self.layers(clips_BCTHW)))

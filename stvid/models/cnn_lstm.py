@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.models.freezing import PartlyFrozen, freeze_stages
+from stvid.models.freezing import VideoModel, freeze_stages
 from stvid.models.limits import check_clips, check_probability
 from stvid.models.pooling import Pooled, Pooling
 from stvid.models.recurrent import RECURRENT, Recurrent
@@ -27,7 +27,7 @@ class StreamState(NamedTuple):
     pooled: Pooled
 
 
-class CNNLSTM(PartlyFrozen):
+class CNNLSTM(VideoModel):
     """Every frame through an image network cut before its decision layer, the `T x F` sequence through an LSTM.
 
     Args:
@@ -118,7 +118,7 @@ class CNNLSTM(PartlyFrozen):
         return len(self.frozen) == len(self.encoder.stages)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """The encoder, see `PartlyFrozen`."""
+        """The encoder, see `VideoModel`."""
         return self.encoder, self.encoder.stages
 
     def _load(self, file: str, encoder: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.models.conv import Conv3d
-from stvid.models.freezing import PartlyFrozen, StagedLayers, freeze_stages
+from stvid.models.freezing import StagedLayers, VideoModel, freeze_stages
 from stvid.models.limits import check_clips, check_probability
 from stvid.models.weights import load_weights, read_weights
 from stvid.shapes import conv_output_size
@@ -20,7 +20,7 @@ from stvid.shapes import conv_output_size
 KERNEL, PADDING = 3, 1
 
 
-class Conv3D(PartlyFrozen):
+class Conv3D(VideoModel):
     """Stages of [3x3x3 convolution, batch norm, ReLU], each begun with a stride; mean over time and space; a head.
 
     A kernel has one 3x3x3 block per input channel; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
@@ -81,7 +81,7 @@ class Conv3D(PartlyFrozen):
         self.frozen = freeze_stages(*self.backbone(), freeze)
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """All but the head, see `PartlyFrozen`."""
+        """All but the head, see `VideoModel`."""
         return self.layers, {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stvid.errors import InputError
 from stvid.models.freezing import StagedLayers
 from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
-from stvid.models.recompute import recomputed
+from stvid.models.recompute import checkpointed
 
 
 class SmallEncoder(nn.Module):
@@ -126,7 +126,7 @@ def encode_frames(
     if chunk is None or chunk >= total:
         chunk = total
     elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in encoder.parameters()):
-        run = functools.partial(recomputed, run, encoder)
+        run = functools.partial(checkpointed, run, encoder)
     parts = (slice(i, min(i + chunk, total)) for i in range(0, total, chunk))
     features_NF = torch.cat([run(images_NCHW, wanted, part, prepare) for part in parts])
     if wanted is not None:

@@ -13,7 +13,7 @@ from stvid.errors import InputError
 CONTAINERS = ("features", "trunk_output", "layers", "blocks", "_blocks", "stages", "encoder")
 
 
-class PartlyFrozen(nn.Module):
+class VideoModel(nn.Module):
     """A model of a backbone in stages and what decides; its frozen stages stay in evaluation mode for good.
 
     So the statistics of their batch norms stay as they are, too.
@@ -49,7 +49,7 @@ class PartlyFrozen(nn.Module):
         """All of them, from the input on."""
         return (parameter for stage in self.backbone_stages() for parameter in stage)
 
-    def train(self, mode: bool = True) -> PartlyFrozen:
+    def train(self, mode: bool = True) -> VideoModel:
         """As ever, but for the frozen parts."""
         super().train(mode)
         if self.frozen:
@@ -115,7 +115,7 @@ def stage_parameters(network: nn.Module, stages: Mapping[str, nn.Module]) -> lis
 def freeze_stages(network: nn.Module, stages: Mapping[str, nn.Module], freeze: int | str) -> tuple[str, ...]:
     """Takes the first stages of a network, and what belongs to none and stands before their end, out of training.
 
-    A `PartlyFrozen` model keeps what is returned as its `frozen`.
+    A `VideoModel` model keeps what is returned as its `frozen`.
 
     Args:
         network: whose parameters `freeze` is about, in the order of their definition.

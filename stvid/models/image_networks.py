@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stvid.errors import InputError
 from stvid.models.freezing import stages_of
 from stvid.models.limits import PictureSize, torchvision_family, torchvision_size
-from stvid.models.pretrained import Pixels, find_weights, nearest_name, pixels_of
+from stvid.models.pretrained import Normalization, find_weights, nearest_name, pixels_of
 from stvid.models.weights import load_weights, read_weights
 
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
@@ -40,7 +40,7 @@ class ImageNetwork(nn.Module):
         *,
         decision: Sequence[str],
         size: PictureSize,
-        pixels: Pixels | None = None,
+        pixels: Normalization | None = None,
     ):
         super().__init__()
         self.network, self.num_features = network, num_features
@@ -192,7 +192,7 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
         raise InputError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
     config = network.pretrained_cfg
     decision = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
-    pixels = Pixels(tuple(config["mean"]), tuple(config["std"])) if weights else None
+    pixels = Normalization(tuple(config["mean"]), tuple(config["std"])) if weights else None
     patches = getattr(network, "patch_embed", None)
     fixed = getattr(patches, "strict_img_size", False)
     size = (
@@ -227,6 +227,6 @@ def efficientnet_lite0(weights: str | None) -> ImageNetwork:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     num_features = network._fc.in_features
     network._fc = nn.Identity()
-    pixels = Pixels((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
+    pixels = Normalization((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
     size = PictureSize(network="model.encoder (=efficientnet_lite0)")
     return ImageNetwork(network, num_features, decision=["_fc"], size=size, pixels=pixels)

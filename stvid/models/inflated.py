@@ -17,7 +17,7 @@ from stvid.models.conv import Conv3d, with_in_channels
 from stvid.models.freezing import freeze_stages
 from stvid.models.limits import check_probability, torchvision_family, torchvision_size
 from stvid.models.pretrained import nearest_name, pixels_of
-from stvid.models.trunk import TrunkAndHead
+from stvid.models.trunk import BackboneModel
 from stvid.models.weights import load_weights, read_weights
 
 # torchvision's families that are made of convolutions, batch norms, poolings and activations alone, and do all they do
@@ -29,7 +29,7 @@ FAMILIES = (
 DECISIONS = ("fc", "classifier", "aux1", "aux2")
 
 
-class InflatedNetwork(TrunkAndHead):
+class InflatedNetwork(BackboneModel):
     """An image network up to its global pooling, made 3D; the mean over time and space; a linear head.
 
     A convolution of k x k becomes one of `kernel_depth` x k x k, of 1 x 1 one of 1 x 1 x 1, and everything else looks

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def each_length(network: Callable[[Tensor], Tensor], clips_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+def forward_by_length(network: Callable[[Tensor], Tensor], clips_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
     """`network` on the clips without their padding: those of one length together, so that no padding can be read.
 
     Args:

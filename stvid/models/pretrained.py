@@ -29,19 +29,19 @@ def find_weights(name: str, weights: str | None, *, key: str = "weights") -> Wei
     return choices[weights]
 
 
-class Pixels(NamedTuple):
+class Normalization(NamedTuple):
     """Mean and deviation per channel, of pixels in [0, 1], that weights were trained with."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def pixels_of(name: str, weights: str | None) -> Pixels | None:
+def pixels_of(name: str, weights: str | None) -> Normalization | None:
     """What `weights` of torchvision's network `name` expect; None for None, and for a file, which does not tell."""
     if weights != "DEFAULT" and weights not in torchvision.models.get_model_weights(name).__members__:
         return None
     recipe = find_weights(name, weights).transforms()
-    return Pixels(tuple(recipe.mean), tuple(recipe.std))
+    return Normalization(tuple(recipe.mean), tuple(recipe.std))
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stvid.models.freezing import PartlyFrozen, StagedLayers
+from stvid.models.freezing import StagedLayers, VideoModel
 
 
-def recomputed(function: Callable, module: nn.Module, *arguments):
+def checkpointed(function: Callable, module: nn.Module, *arguments):
     """`function(*arguments)` such that what it computes is not kept; `module`'s batch norms take note of it once."""
 
     def contexts():
@@ -21,7 +21,7 @@ def recomputed(function: Callable, module: nn.Module, *arguments):
     return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
 
 
-def recompute_stages(model: PartlyFrozen) -> None:
+def checkpoint_stages(model: VideoModel) -> None:
     """From now on, of what a model's blocks (or stages) compute in training only the input is kept.
 
     Results stay what they are, for about a third more computation.
@@ -35,13 +35,13 @@ def recompute_stages(model: PartlyFrozen) -> None:
 
 
 def _forward(part: nn.Module, forward: Callable, *arguments):
-    return recomputed(forward, part, *arguments) if part.training else forward(*arguments)
+    return checkpointed(forward, part, *arguments) if part.training else forward(*arguments)
 
 
 def _stage_by_stage(row: StagedLayers, x: Tensor) -> Tensor:
     for stage in row.stages:
         learns = row.training and any(parameter.requires_grad for parameter in stage.parameters())
-        x = recomputed(stage, stage, x) if learns else stage(x)
+        x = checkpointed(stage, stage, x) if learns else stage(x)
     return x
 
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stvid.models.freezing import PartlyFrozen, stages_of
-from stvid.models.lengths import each_length
+from stvid.models.freezing import VideoModel, stages_of
+from stvid.models.lengths import forward_by_length
 from stvid.models.limits import check_clips
 
 
-class TrunkAndHead(PartlyFrozen):
+class BackboneModel(VideoModel):
     """Features of a volume, one linear layer over them; a subclass builds the three parts.
 
     Attributes:
@@ -30,13 +30,13 @@ class TrunkAndHead(PartlyFrozen):
     head: nn.Module
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """All but the head, see `PartlyFrozen`."""
+        """All but the head, see `VideoModel`."""
         return self.network, stages_of(self.network)
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x F`: the mean over the last volume of each clip's valid frames."""
         check_clips(clips_BCTHW, self.in_channels)
-        return each_length(self.network, clips_BCTHW, lengths_B)
+        return forward_by_length(self.network, clips_BCTHW, lengths_B)
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""

@@ -17,7 +17,7 @@ from stvid.models.conv import with_in_channels, with_safe_convolutions
 from stvid.models.freezing import freeze_stages
 from stvid.models.limits import check_probability
 from stvid.models.pretrained import pixels_of
-from stvid.models.trunk import TrunkAndHead
+from stvid.models.trunk import BackboneModel
 from stvid.models.weights import load_weights, read_weights
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -32,7 +32,7 @@ RESNET_NAMES = (
 )
 
 
-class VideoNetwork(TrunkAndHead):
+class VideoNetwork(BackboneModel):
     """r3d_18, mc3_18, r2plus1d_18 (Tran et al. 2018, arXiv:1711.11248) or s3d (Xie et al. 2018, arXiv:1712.04851).
 
     `network` is torchvision's, under its own names and without its decision; the features are the mean over time and

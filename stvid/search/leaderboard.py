@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stvid.errors import train_command
 from stvid.files import replacing
-from stvid.run import shown
+from stvid.run import display_path
 from stvid.search.trials import RESULT_KEYS, Trial, ranked
 
 SUMMARY_NAME = "summary.csv"
@@ -47,11 +47,11 @@ def retrain_command(fixed: Sequence[str], trial: Trial) -> str:
 
 def closing_words(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *, with_best: bool) -> str:
     """The table, where it is kept, and what to do with the best (not of folds, among which nobody chooses)."""
-    words = f"\n{table(trials)}\n\nwritten to    {shown(folder / SUMMARY_NAME)}"
+    words = f"\n{table(trials)}\n\nwritten to    {display_path(folder / SUMMARY_NAME)}"
     best = ranked(trials)[0]
     if not best.metrics or not with_best:
         return words
-    return f"{words}\nthe best      {shown(folder / str(best.number))}\nretrain it    {retrain_command(fixed, best)}"
+    return f"{words}\nthe best      {display_path(folder / str(best.number))}\nretrain it    {retrain_command(fixed, best)}"
 
 
 def _shown(value: object) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.evaluation.describe import describe
-from stvid.evaluation.folds import describe_folds
-from stvid.evaluation.judge import Question, judge_folds
-from stvid.run import CONFIG_NAME, kept_manifest, shown
+from stvid.evaluation.describe import result_text
+from stvid.evaluation.folds import folds_text
+from stvid.evaluation.judge import EvaluationOptions, evaluate_folds
+from stvid.run import CONFIG_NAME, display_path, kept_manifest
 from stvid.search.beginning import alone_in, begin, ending_on_sigterm
 from stvid.search.jobs import Jobs
 from stvid.search.leaderboard import closing_words, write_summary
@@ -61,7 +61,7 @@ class Sweep:
             try:
                 self._search(self._unfinished())
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nstopped. Go on with it: {train_command('-m', f'resume={shown(self.folder)}')}")
+                print(f"\nstopped. Go on with it: {train_command('-m', f'resume={display_path(self.folder)}')}")
                 raise
             self._close()
 
@@ -106,7 +106,7 @@ class Sweep:
             print(f"{key}: {dimension}")
         before = f", {done} done before" if done else ""
         print(
-            f"sweep={self.settings.method}: {self.proposals.total} trials{before}; folder {shown(self.folder)}",
+            f"sweep={self.settings.method}: {self.proposals.total} trials{before}; folder {display_path(self.folder)}",
             flush=True,
         )
         if self.settings.parallel == 1 and not self.jobs.one_by_one:
@@ -133,7 +133,7 @@ class Sweep:
         print(closing_words(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
             draw(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
-            print(f"drawn to      {shown(picture)}")
+            print(f"drawn to      {display_path(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
         if is_folds and not failed and len(self.trials) > 1:
             self._cross_validate()
@@ -149,7 +149,7 @@ class Sweep:
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)
-        question = Question(num_workers=config.data.num_workers, report=config.report)
-        judgement = judge_folds(runs, question, folder=self.folder)
-        print(f"\n{describe(judgement.result)}\n\n{describe_folds(judgement.result)}")
-        print(f"written to    {shown(judgement.folder)}/")
+        question = EvaluationOptions(num_workers=config.data.num_workers, report=config.report)
+        judgement = evaluate_folds(runs, question, folder=self.folder)
+        print(f"\n{result_text(judgement.result)}\n\n{folds_text(judgement.result)}")
+        print(f"written to    {display_path(judgement.folder)}/")

@@ -13,7 +13,7 @@ from stvid.training.ema import WeightEMA
 from stvid.training.epochs import ProgressBar
 from stvid.training.preemption import Preemption
 from stvid.training.processes import SyncedBatchNorm
-from stvid.training.pruning import StopUnpromising
+from stvid.training.pruning import TrialPruning
 
 
 def callbacks(
@@ -37,7 +37,7 @@ def callbacks(
         requeue: see `Preemption`.
         ema: see `WeightEMA`; None: no average.
         early_stopping: see `EarlyStop`; None: every epoch is trained.
-        report: see `StopUnpromising`; None: nobody asks.
+        report: see `TrialPruning`; None: nobody asks.
 
     Raises:
         InputError: a value out of its range.
@@ -49,7 +49,7 @@ def callbacks(
         BadVideos(path=run / "bad_videos.csv", most=data.most_bad, known=data.bad),
         ProgressBar(),
         *([] if early_stopping is None else [EarlyStop(patience=early_stopping)]),
-        *([] if report is None else [StopUnpromising(report)]),
+        *([] if report is None else [TrialPruning(report)]),
         preemption,
         BestCheckpoint(folder),
         LastCheckpoint(folder, every=save_every, preemption=preemption),

@@ -18,7 +18,7 @@ from stvid.machine import num_cores
 from stvid.progress import Bar
 from stvid.provenance import GIB, peak_host_gib
 from stvid.training.hardware import HostCopy
-from stvid.training.meter import Meter
+from stvid.training.meter import ThroughputMeter
 from stvid.training.waiting import advice
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class EpochTable(Callback):
         self.on_train_epoch_start(trainer, task)  # Lightning does not say so in an epoch that has begun before
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self.started, self.meter, self.validated = time.perf_counter(), Meter(trainer), False
+        self.started, self.meter, self.validated = time.perf_counter(), ThroughputMeter(trainer), False
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
@@ -242,7 +242,7 @@ class ProgressBar(Callback):
         self._close()
         name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         total, shown = trainer.num_training_batches, trainer.is_global_zero
-        self.bar, self.meter = Bar(name, total=total, unit="batches", shown=shown), Meter(trainer)
+        self.bar, self.meter = Bar(name, total=total, unit="batches", shown=shown), ThroughputMeter(trainer)
         self.bar.start(done=done)
 
     def _close(self) -> None:

@@ -55,7 +55,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
             return model.encode(clips, lengths, prepare=preprocess).cpu()
 
     facts = {
-        "encoder": fingerprint(model.encoder),
+        "encoder": weights_fingerprint(model.encoder),
         "model": {key: str(value) for key, value in config.items() if key in ("_target_", "encoder", "image_size")},
         "precision": precision,
         "device": device.type,
@@ -102,7 +102,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def fingerprint(module: nn.Module) -> str:
+def weights_fingerprint(module: nn.Module) -> str:
     """64 hexadecimal digits: another one as soon as a single bit of a weight or a buffer is."""
     found = hashlib.sha256()
     for name, tensor in module.state_dict().items():

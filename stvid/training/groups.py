@@ -16,7 +16,7 @@ SHOWN = 3  # names of parameters in a message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class ParamGroups:
     """The greatest learning rate and the decay of every parameter.
 
     The head (all that the model does not call its backbone) has `lr`. Of the L stages of the backbone, number i counted

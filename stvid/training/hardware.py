@@ -56,7 +56,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def leave_cores_to_readers(device: str) -> None:
+def limit_cpu_threads(device: str) -> None:
     """Where the CPU computes, lets half of its cores do so and leaves the others to the processes that read videos.
 
     On all cores at once the threads of one operation wait for the one that a reader has pushed aside: measured on two

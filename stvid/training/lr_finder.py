@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 
 from stvid.files import replacing
 from stvid.progress import Bar
-from stvid.training.processes import over_all
+from stvid.training.processes import all_reduce
 
 log = logging.getLogger("stvid")
 
@@ -102,7 +102,7 @@ class RangeTest(Callback):
         loss = trainer.callback_metrics["train_loss_step"]
         scaled = trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
         fine = torch.isfinite(loss) and (scaled or torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-        if over_all(torch.tensor(float(not fine), device=task.device), take="max"):
+        if all_reduce(torch.tensor(float(not fine), device=task.device), take="max"):
             raise Diverged
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:

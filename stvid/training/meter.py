@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 
 
-class Meter:
+class ThroughputMeter:
     """Clips, time and waiting of an epoch's training part, from when it is made to the last batch that was added.
 
     Time between `pause` and `go_on` (validation in the middle of an epoch) does not count.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stvid.errors import SHOWN, InputError
 from stvid.training.hardware import HostCopy
-from stvid.training.processes import gathered, num_processes, over_all
+from stvid.training.processes import all_gather_object, all_reduce, get_world_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class FiniteCheck:
         Raises:
             InputError: a step is bad; names the files of the batches whose loss is, or of all where only a gradient is.
         """
-        while num_processes() == 1 and self.steps and self.steps[0].copy.is_ready:
+        while get_world_size() == 1 and self.steps and self.steps[0].copy.is_ready:
             self._resolve_first(self.steps[0].copy.read())
 
     def is_bad(self, device: torch.device) -> Tensor:
@@ -93,8 +93,8 @@ class FiniteCheck:
         Raises:
             InputError: see `look`; in every process alike.
         """
-        if num_processes() > 1:
-            self.resolve(bool(over_all(self.is_bad(device), take="max")))
+        if get_world_size() > 1:
+            self.resolve(bool(all_reduce(self.is_bad(device), take="max")))
         while self.steps:
             self._resolve_first(self.steps[0].copy.read())
 
@@ -107,7 +107,7 @@ class FiniteCheck:
 def _message(step: Step) -> str:
     """Of several processes, all must ask for it."""
     bad = [paths for paths, loss in step.batches if not torch.isfinite(loss)]
-    everybody = gathered((bad, [paths for paths, _ in step.batches]))
+    everybody = all_gather_object((bad, [paths for paths, _ in step.batches]))
     losses = [path for bad, _ in everybody for paths in bad for path in paths]
     files = sorted(set(losses or [path for _, paths in everybody for batch in paths for path in batch]))
     what = "the loss" if losses else "a gradient"

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from stvid.training.groups import Rates
+from stvid.training.groups import ParamGroups
 from stvid.training.schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimization:
+class OptimizerFactory:
     """An optimizer without decay on norms and biases, every parameter's rate, and how the rates go over a run.
 
-    `schedules.Schedule` has the formulas of the schedules, `groups.Rates` those of the rates.
+    `schedules.Schedule` has the formulas of the schedules, `groups.ParamGroups` those of the rates.
 
     Attributes:
         optimizer: builds the optimizer from parameter groups, for example `partial(torch.optim.AdamW, betas=...)`.
@@ -53,8 +53,8 @@ class Optimization:
         self._rates()  # both tell what is wrong with their values
         self._schedule()
 
-    def _rates(self) -> Rates:
-        return Rates(
+    def _rates(self) -> ParamGroups:
+        return ParamGroups(
             lr=self.lr,
             backbone_lr=self.backbone_lr,
             layer_decay=self.layer_decay,

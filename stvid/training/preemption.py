@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from stvid.errors import InputError, train_command
-from stvid.training.processes import num_processes, over_all
+from stvid.training.processes import all_reduce, get_world_size
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ class Preemption(Callback):
 
     def wanted(self, task: pl.LightningModule) -> bool:
         """Whether this process has been told to stop; of several, whether any had been when the step began."""
-        self.agreed = self.received if num_processes() == 1 else task.agreed_signal
+        self.agreed = self.received if get_world_size() == 1 else task.agreed_signal
         return self.agreed != 0
 
     def wanted_by_any(self, task: pl.LightningModule) -> bool:
         """Whether any process has been told to stop by now; all of them must ask."""
-        self.agreed = int(over_all(torch.tensor(float(self.received), device=task.device), take="max"))
+        self.agreed = int(all_reduce(torch.tensor(float(self.received), device=task.device), take="max"))
         return self.agreed != 0
 
     def leave(self, trainer: pl.Trainer, run: Path) -> None:

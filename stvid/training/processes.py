@@ -16,44 +16,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stvid.errors import InputError
 
 
-def num_processes() -> int:
+def get_world_size() -> int:
     """That train, or judge, together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def my_rank() -> int:
+def get_rank() -> int:
     """Which of them this process is, from 0."""
-    return dist.get_rank() if num_processes() > 1 else 0
+    return dist.get_rank() if get_world_size() > 1 else 0
 
 
-def over_all(values: Tensor, *, take: str = "sum") -> Tensor:
+def all_reduce(values: Tensor, *, take: str = "sum") -> Tensor:
     """Element by element the `sum`, `min` or `max` over all processes; of one process, the values themselves."""
-    if num_processes() == 1:
+    if get_world_size() == 1:
         return values
     values = values.detach().clone()
     dist.all_reduce(values, op={"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[take])
     return values
 
 
-def gathered(content: object) -> list:
+def all_gather_object(content: object) -> list:
     """Every process's plain data, in the order of their ranks."""
-    everybody = [None] * num_processes()
+    everybody = [None] * get_world_size()
     if len(everybody) == 1:
         return [content]
     dist.all_gather_object(everybody, content)
     return everybody
 
 
-class Sum(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """Of the same tensor in all processes; the gradient of each is the sum of all their gradients."""
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
-        return over_all(values)
+        return all_reduce(values)
 
     @staticmethod
     def backward(ctx, gradients: Tensor) -> Tensor:
-        return over_all(gradients)
+        return all_reduce(gradients)
 
 
 class CPUSyncBatchNorm(_BatchNorm):
@@ -78,11 +78,11 @@ class CPUSyncBatchNorm(_BatchNorm):
         along = [i for i in range(x.ndim) if i != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         x_float = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = Sum.apply(torch.cat([x_float.sum(along), x_float.new_tensor([x.numel() / x.shape[1]])]))
+        sums = AllReduceSum.apply(torch.cat([x_float.sum(along), x_float.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean_C = sums[:-1] / count
         centred = x_float - mean_C.view(shape)
-        var_C = Sum.apply(centred.square().sum(along)) / count
+        var_C = AllReduceSum.apply(centred.square().sum(along)) / count
         self._take_note(mean_C.detach(), var_C.detach() * count / (count - 1).clamp_min(1))
         y = centred * torch.rsqrt(var_C + self.eps).view(shape)
         if self.affine:

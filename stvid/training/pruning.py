@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 
-class StopUnpromising(Callback):
+class TrialPruning(Callback):
     """Ends a run after an epoch if somebody who knows of other runs finds it unpromising.
 
     Args:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from stvid.clip import Preprocess, answer, channels_last
+from stvid.clip import Preprocess, channels_last, run_model
 from stvid.errors import InputError
 from stvid.metrics import ViewMetric
 from stvid.training.mixing import Mixing
 from stvid.training.nonfinite import FiniteCheck
-from stvid.training.optim import Optimization
-from stvid.training.processes import SyncedBatchNorm, num_processes, over_all
+from stvid.training.optim import OptimizerFactory
+from stvid.training.processes import SyncedBatchNorm, all_reduce, get_world_size
 from stvid.training.sharding import shard
 
 
@@ -50,7 +50,7 @@ class ClassificationTask(pl.LightningModule):
         *,
         model: nn.Module,
         preprocess: Preprocess,
-        optimization: Optimization,
+        optimization: OptimizerFactory,
         loss: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]],
         mixing: Mixing | None = None,
         class_weights: Sequence[float] | None = None,
@@ -86,7 +86,7 @@ class ClassificationTask(pl.LightningModule):
 
     def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
-        return answer(self.model, self.preprocess, clips_BTCHW, lengths_B)
+        return run_model(self.model, self.preprocess, clips_BTCHW, lengths_B)
 
     def _answer(self, inputs: Tensor, batch: Mapping) -> Tensor:
         """Logits `B x K` of a batch's clips, or of the features that have been stored of them."""
@@ -106,7 +106,7 @@ class ClassificationTask(pl.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
         if not self._agree_on_step(len(batch["labels"])):
-            alone = num_processes() == 1
+            alone = get_world_size() == 1
             return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
         inputs = batch["features"] if "features" in batch else batch["clips"]
         targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
@@ -115,7 +115,7 @@ class ClassificationTask(pl.LightningModule):
             inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
         logits_BK = self._answer(inputs, batch).float()
         loss_B, weight_B = self.loss(logits_BK, targets_BK, self.class_weights)
-        loss = loss_B.sum() / over_all(weight_B.sum()) * num_processes() * self._window(batch_idx)
+        loss = loss_B.sum() / all_reduce(weight_B.sum()) * get_world_size() * self._window(batch_idx)
         self._take_note(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
         return loss
 
@@ -128,14 +128,14 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             InputError: it was, see `FiniteCheck`; in every process alike.
         """
-        if num_processes() == 1:
+        if get_world_size() == 1:
             self.finite.look()
             return num_clips > 0
         has_none, signal = (
             torch.full((), float(value), device=self.device) for value in (num_clips == 0, self.stop_signal())
         )
         together = torch.stack([has_none, signal, self.finite.is_bad(self.device)])
-        any_has_none, signal, is_bad = over_all(together, take="max").tolist()
+        any_has_none, signal, is_bad = all_reduce(together, take="max").tolist()
         self.agreed_signal = int(signal)
         self.finite.resolve(bool(is_bad))
         return not any_has_none
@@ -180,7 +180,7 @@ class ClassificationTask(pl.LightningModule):
         steps = self.trainer.max_steps
         if self.trainer.is_last_batch or 0 < steps <= self.global_step:
             self.finite.settle(self.device)
-            loss, weight, right, num_clips = over_all(self.totals).tolist()
+            loss, weight, right, num_clips = all_reduce(self.totals).tolist()
             logged = {"train_loss": loss / weight, "train_clip_accuracy": right / num_clips} if num_clips else {}
             self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
 
@@ -216,7 +216,7 @@ class ClassificationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self.finite.settle(self.device)  # or bad weights would be saved
         checkpoint["stvid"] = dict(self.record)
-        checkpoint["totals"] = over_all(self.totals)
+        checkpoint["totals"] = all_reduce(self.totals)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         totals = checkpoint["totals"].cpu()

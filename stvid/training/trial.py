@@ -11,16 +11,16 @@ from itertools import chain
 import torch
 from torch import nn
 
-from stvid.clip import ClipSpec, Preprocess, answer, channels_last
+from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
 from stvid.training.hardware import autocast
-from stvid.training.optim import Optimization
+from stvid.training.optim import OptimizerFactory
 
 log = logging.getLogger("stvid")
 
 LEAST = 2  # clips in a batch, because batch norm may need two
 
 
-def halved_until_it_fits(size: int, step: Callable[[int], None]) -> int:
+def halve_until_it_fits(size: int, step: Callable[[int], None]) -> int:
     """The batch size, halved as often as a step on so many clips runs out of memory; 0: not even 2 clips fit.
 
     Args:
@@ -50,7 +50,7 @@ def _fits(size: int, step: Callable[[int], None]) -> bool:
 
 def try_training(
     model: nn.Module,
-    optimization: Optimization,
+    optimization: OptimizerFactory,
     clip: ClipSpec,
     *,
     batch_size: int,
@@ -83,7 +83,7 @@ def try_training(
         for _ in range(2):
             clips_BTCHW = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             with autocast(device, precision):
-                logits_BK = answer(model, preprocess, clips_BTCHW).float()
+                logits_BK = run_model(model, preprocess, clips_BTCHW).float()
             loss = nn.functional.cross_entropy(logits_BK, torch.zeros(batch_size, dtype=torch.int64, device=device))
             optimizer.zero_grad()  # here, as in training: the gradients of the step before outlive the forward pass
             loss.backward()

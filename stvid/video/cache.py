@@ -36,7 +36,7 @@ def identity(path: str | os.PathLike[str]) -> list:
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
 
 
-def load(cache: Path | None) -> Known:
+def load_probe_cache(cache: Path | None) -> Known:
     """What is known; nothing where there is no usable cache."""
     if cache is None:
         return {}
@@ -56,12 +56,12 @@ def _info(facts: dict) -> VideoInfo:
     return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
 
 
-def save(cache: Path | None, fresh: Known) -> None:
+def save_probe_cache(cache: Path | None, fresh: Known) -> None:
     """Add to the cache, atomically: whoever reads it meanwhile, or writes it as well, never sees half of it."""
     if cache is None or not fresh:
         return
     cache = Path(cache)
-    files = {name: (key, asdict(info)) for name, (key, info) in {**load(cache), **fresh}.items()}
+    files = {name: (key, asdict(info)) for name, (key, info) in {**load_probe_cache(cache), **fresh}.items()}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cache) as partial:

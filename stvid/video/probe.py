@@ -140,7 +140,7 @@ def probe_all(
         timeout: seconds that one file may take, and one more for each megabyte it has.
     """
     names = [os.fspath(path) for path in paths]
-    known = facts.load(cache)
+    known = facts.load_probe_cache(cache)
     results: dict[str, VideoInfo | VideoError] = {}
     identities: dict[str, list[int]] = {}
     for name in dict.fromkeys(names):
@@ -163,10 +163,10 @@ def probe_all(
             if isinstance(result, VideoInfo) and name in identities:
                 fresh[os.path.abspath(name)] = (identities[name], result)
             if time.monotonic() - saved > _SAVE_EVERY:
-                facts.save(cache, fresh)
+                facts.save_probe_cache(cache, fresh)
                 saved = time.monotonic()
     finally:  # an interrupted hour of probing is not lost
         bar.close()
         found.close()
-        facts.save(cache, fresh)
+        facts.save_probe_cache(cache, fresh)
     return [results[name] for name in names]

@@ -20,7 +20,7 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sought:
+class MediaKind:
     """What counts as a video.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sought:
     expected: str
 
 
-VIDEO_FILES = Sought(
+VIDEO_FILES = MediaKind(
     name="videos",
     find=find_videos,
     is_one=is_video,
@@ -46,7 +46,7 @@ VIDEO_FILES = Sought(
 
 def from_class_folders(
     root: str,
-    sought: Sought,
+    sought: MediaKind,
     *,
     val_fraction: float,
     test_fraction: float,
@@ -92,7 +92,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def labelled(folder: Path, split: str, sought: Sought, group_of: GroupOf) -> list[Item]:
+def labelled(folder: Path, split: str, sought: MediaKind, group_of: GroupOf) -> list[Item]:
     """Every video below the class folders in `folder`, as items of one split.
 
     Raises:

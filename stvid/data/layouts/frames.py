@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from stvid.data.layouts.class_folders import Sought, from_class_folders
+from stvid.data.layouts.class_folders import MediaKind, from_class_folders
 from stvid.data.layouts.finding import IMAGE_EXTENSIONS, find_frame_folders, is_frame_folder
 from stvid.data.manifest import Manifest
 
-FRAME_FOLDERS = Sought(
+FRAME_FOLDERS = MediaKind(
     name="folders of images",
     find=find_frame_folders,
     is_one=is_frame_folder,

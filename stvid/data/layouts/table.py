@@ -8,7 +8,7 @@ from pathlib import Path
 from stvid.data.manifest import Manifest
 
 
-def manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
+def read_manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
     """A CSV of path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import NamedTuple
 
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.previews import Preview
 
 MISTAKES, HITS = 12, 6  # videos that are explained: the most confident mistakes, the least confident hits
@@ -32,12 +32,12 @@ class Choice(NamedTuple):
         return [*self.mistakes, *self.hits]
 
 
-def confidence(one: Prediction) -> float:
+def confidence(one: PredictionRow) -> float:
     """The probability of the answer, in [0, 1]."""
     return max(one.probabilities)
 
 
-def choose(predictions: Sequence[Prediction]) -> Choice:
+def choose(predictions: Sequence[PredictionRow]) -> Choice:
     """The explained videos first, then all mistakes, then all hits, each cell of the confusion matrix in its turn.
 
     Within a cell, the most confident mistakes and the least confident hits come first.
@@ -53,7 +53,7 @@ def choose(predictions: Sequence[Prediction]) -> Choice:
     return choice
 
 
-def _in_turns(videos: Sequence[int], predictions: Sequence[Prediction]) -> list[int]:
+def _in_turns(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> list[int]:
     """First of every cell its first video, then of every cell its second one, and so on."""
     cells = defaultdict(list)
     for video in videos:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stvid.evaluation.notation import part, printable
 from stvid.evaluation.page.choosing import Choice, confidence
-from stvid.evaluation.predictions import Prediction
+from stvid.evaluation.predictions import PredictionRow
 from stvid.evaluation.previews import Preview
 
 MOST_LISTED = 3000  # videos of a page; of more, those that come first in the choice
@@ -25,7 +25,7 @@ def root_of(paths: Sequence[str]) -> str | None:
     return common if common and common != Path(common).anchor else None
 
 
-def card(one: Prediction, class_names: Sequence[str], root: str | None) -> dict:
+def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> dict:
     """What is written below a clip: `name`, `answer`, `confidence`, and the class to weigh it against.
 
     That `other` one is the truth, and where the answer was right, the next probable class; `what` says which.
@@ -46,14 +46,14 @@ def card(one: Prediction, class_names: Sequence[str], root: str | None) -> dict:
     }
 
 
-def cards(predictions: Sequence[Prediction], class_names: Sequence[str], choice: Choice) -> dict[int, dict]:
+def cards(predictions: Sequence[PredictionRow], class_names: Sequence[str], choice: Choice) -> dict[int, dict]:
     """The cards of the videos that the page can show, in the order of the choice."""
     root = root_of([one.path for one in predictions])
     return {video: card(predictions[video], class_names, root) for video in choice.order[:MOST_LISTED]}
 
 
 def page_data(
-    predictions: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
     class_names: Sequence[str],
     shown: Mapping[int, dict],
     totals: Mapping[str, int],
