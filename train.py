@@ -15,29 +15,20 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checkpoint import load_checkpoint, record
-from stvid.clip import Preprocess
-from stvid.config import report_errors
-from stvid.evaluation.evaluate import evaluate
-from stvid.evaluation.held_out import select_test_split
-from stvid.pricing import plan_batch
-from stvid.run import (
-    as_used,
-    display_path,
-    finished,
-    is_multirun,
-    leaving_no_empty_run,
-    open_run,
-    save_run,
-    write_results,
-)
-from stvid.search.pruning import report_of
-from stvid.start import last_checkpoint, starting_model
-from stvid.training.callbacks import callbacks, plugins
-from stvid.training.epochs import EpochTable
-from stvid.training.features import store_features
-from stvid.training.hardware import limit_cpu_threads, resolve_precision
-from stvid.training.loggers import close_logger, logger_arguments
+from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.evaluation.evaluate import evaluate, select_test_split
+from stvid.preprocess import Preprocess
+from stvid.report.report import write_results
+from stvid.run.checkpoint import load_checkpoint, record
+from stvid.run.config import report_errors
+from stvid.run.folder import display_path
+from stvid.run.resume import last_checkpoint, starting_model
+from stvid.run.start import as_used, finished, is_multirun, leaving_no_empty_run, open_run, save_run
+from stvid.sweep.jobs import report_of
+from stvid.training.batch_size import plan_batch
+from stvid.training.callbacks import callbacks, close_logger, logger_arguments, plugins
+from stvid.training.callbacks.progress import EpochTable
+from stvid.training.feature_encoding import store_features
 from stvid.training.lr_finder import find_lr
 from stvid.training.task import ClassificationTask
 

@@ -18,9 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stvid.data.actions import CLASSES, RENDITIONS
-from stvid.data.playback import PLAYBACKS
-from stvid.evaluation.judge import EvaluationOptions, evaluate_run
+from stvid.data.sampling import PLAYBACKS
+from stvid.data.synthetic.actions import CLASSES, RENDITIONS
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

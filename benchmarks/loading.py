@@ -34,7 +34,7 @@ from av.video.reformatter import VideoReformatter
 from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.datamodule import VideoDataModule
-from stvid.data.layouts.folder import folder
+from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Manifest
 from stvid.data.prepare import prepare
 from stvid.data.transforms import Augment

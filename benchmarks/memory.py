@@ -5,7 +5,7 @@
     python benchmarks/memory.py --models r3d_18 --precisions 32-true
 
 For each model, precision and clip: the predicted peak of a training step, and the measured one of a real step: uint8
-batch, `stvid.clip.run_model` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
+batch, `stvid.preprocess.run_model` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
 second step, when the optimizer has its state and, as with Lightning, the gradients of the step before are freed after
 the forward pass. Measured are all of torch's allocations: on a CPU the profiler's memory events, on a GPU
 `max_memory_allocated`. The last model is that for long videos: 128 frames and 1,024, encoded 64 at a time.
@@ -21,14 +21,15 @@ import torchvision
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
+from stvid.clip import ClipSpec
 from stvid.cost import estimate
+from stvid.preprocess import Preprocess, channels_last, run_model
+from stvid.run.checkpoint import build_model
 from stvid.training.optim import OptimizerFactory
 
 CLASSES = 400
 ENCODED = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "resnet18"}
-VIDEO_NETWORK = "stvid.models.video_network.VideoNetwork"
+VIDEO_NETWORK = "stvid.models.torchvision3d.VideoNetwork"
 MODELS = {
     "conv3d": {"_target_": "stvid.models.conv3d.Conv3D"},
     "r3d_18": {"_target_": VIDEO_NETWORK, "name": "r3d_18"},

@@ -36,14 +36,14 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from torch import nn
 from torch.utils.data import DataLoader
 
-from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
-from stvid.config import compose_config
+from stvid.clip import ClipSpec
 from stvid.cost import estimate
-from stvid.machine import num_cores
-from stvid.training.bad_videos import BadVideos
-from stvid.training.epochs import EpochTable, ProgressBar
-from stvid.training.hardware import autocast, cpu_has_fast_bf16, resolve_precision
+from stvid.device import autocast, cpu_has_fast_bf16, num_cores, resolve_precision
+from stvid.preprocess import Preprocess, channels_last, run_model
+from stvid.run.checkpoint import build_model
+from stvid.run.config import compose_config
+from stvid.training.callbacks.bad_videos import BadVideos
+from stvid.training.callbacks.progress import EpochTable, ProgressBar
 from stvid.training.task import ClassificationTask
 
 MODELS = {"r3d_18": ["model=r3d_18"], "cnn_lstm": ["model=cnn_lstm", "model.encoder=resnet18"]}

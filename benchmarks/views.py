@@ -21,13 +21,13 @@ from statistics import median
 import torch
 from omegaconf import OmegaConf
 
-from stvid.checkpoint import TrainedModel, build_model
 from stvid.clip import ClipSpec
-from stvid.config import compose_config
-from stvid.data.actions import actions
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
-from stvid.inference import ModelRunner, classify
+from stvid.data.synthetic.actions import actions
+from stvid.recognizer import ModelRunner, classify
+from stvid.run.checkpoint import TrainedModel, build_model
+from stvid.run.config import compose_config
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 

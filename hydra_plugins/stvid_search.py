@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 
 class Search(Sweeper):
-    """Hands a sweep to `stvid.search.sweep`.
+    """Hands a sweep to `stvid.sweep.sweep`.
 
     Args:
         settings: the keys below `sweep`.
@@ -26,9 +26,9 @@ class Search(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        from stvid.search.jobs import Jobs
-        from stvid.search.settings import read_settings
-        from stvid.search.sweep import Sweep
+        from stvid.sweep.jobs import Jobs
+        from stvid.sweep.settings import read_settings
+        from stvid.sweep.sweep import Sweep
 
         jobs = Jobs(context=self.hydra_context, task=self.task_function, config=self.config)
         Sweep(jobs=jobs, settings=read_settings(self.settings), overrides=arguments).run()

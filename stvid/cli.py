@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid import __version__
-from stvid.commands import after, before
+from stvid.commands import check as before
+from stvid.commands import evaluate as after
 from stvid.errors import InputError
 
 USAGE = """stvid: train, test and use models that recognise actions in video
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     options = None if arguments[:1] == ["train"] else _parse(arguments)
-    from stvid.config import home, report_errors  # what takes seconds to import waits until the words are understood
+    from stvid.run.config import (  # what takes seconds to import waits until the words are understood
+        home,
+        report_errors,
+    )
 
     if options is None:
         train_file = home() / "train.py"

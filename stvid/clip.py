@@ -1,22 +1,15 @@
-"""What a clip is, told once: its geometry (ClipSpec), and how its pixels become a model's input (Preprocess).
-
-B batch   T frames of a clip   C channels   H, W height and width in pixels
-"""
+"""Clip geometry (ClipSpec): which frames of a video a model sees, at which size, in which form."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import Tensor, nn
-
 from stvid.errors import InputError
 
 NORMALIZE = ("fixed", "clip", "frame")
 SHORT = ("repeat_last", "wrap", "pad", "error")
 INPUT = {"rgb": 3, "diff": 3, "rgb_diff": 6}  # channels of each
-NO_CHANGE = 127  # grey level of a difference image where nothing moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,104 +88,10 @@ class ClipSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def difference_image(earlier_TCHW: Tensor, later_TCHW: Tensor, *, gain: float) -> Tensor:
-    """What moved: `clip(127 + gain * (later - earlier), 0, 255)`, uint8 as both; 127 where nothing did."""
-    change = later_TCHW.float() - earlier_TCHW.float()
-    return (NO_CHANGE + gain * change).round().clamp(0, 255).to(torch.uint8)
+def conv_output_size(size: int, *, kernel: int, stride: int = 1, padding: int = 0) -> int:
+    """`floor((size + 2*padding - kernel) / stride) + 1`: outputs along one axis, below 1 where none fits.
 
-
-def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
-    """Pictures as `clip.input` asks for them.
-
-    Args:
-        pictures_TCHW: uint8 `T x 3 x H x W`; unless the input is `rgb`, `2T`: the earlier ones, then the frames.
-        clip: the clip's geometry.
-
-    Returns:
-        uint8 `T x clip.channels x H x W`.
+    >>> conv_output_size(224, kernel=3)
+    222
     """
-    if clip.input == "rgb":
-        return pictures_TCHW
-    earlier_TCHW, frames_TCHW = pictures_TCHW.chunk(2)
-    moved_TCHW = difference_image(earlier_TCHW, frames_TCHW, gain=clip.diff_gain)
-    return moved_TCHW if clip.input == "diff" else torch.cat([frames_TCHW, moved_TCHW], dim=1)
-
-
-class Preprocess(nn.Module):
-    """uint8 `B x T x C x H x W` as it leaves the decoder -> float `B x C x T x H x W` as a model wants it.
-
-    The one place where the axes turn, and where pixels are scaled: on the device, after the transfer. The result is
-    in channels-last memory, which is the decoder's own order, so that turning the axes copies nothing.
-
-    Difference images keep their scale where pictures are normalised by their own statistics, `(x - 127) / 32`: what
-    little moves in a still scene must not be blown up. With fixed constants they are treated like pictures.
-    """
-
-    def __init__(self, *, clip: ClipSpec):
-        super().__init__()
-        self.normalize, self.input = clip.normalize, clip.input
-        copies = clip.channels // 3
-        self.register_buffer("mean", torch.tensor(clip.mean * copies).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(clip.std * copies).view(-1, 1, 1), persistent=False)
-
-    def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Normalises and turns the axes.
-
-        Args:
-            clips_BTCHW: uint8, 0 to 255.
-            lengths_B: how many frames of each clip are real; the others come out as 0. None: all.
-
-        Returns:
-            float32, `B x C x T x H x W`.
-        """
-        channels = len(self.mean)
-        if clips_BTCHW.dtype != torch.uint8 or clips_BTCHW.ndim != 5 or clips_BTCHW.shape[2] != channels:
-            found = f"{clips_BTCHW.dtype} {tuple(clips_BTCHW.shape)}"
-            raise ValueError(f"clips must be uint8 B x T x {channels} x H x W, got {found}")
-        x = clips_BTCHW.float()  # a copy; all that follows changes it in place, since whole videos are large
-        valid_BT = None
-        if lengths_B is not None:
-            valid_BT = torch.arange(x.shape[1], device=x.device)[None] < lengths_B[:, None]
-        if self.normalize == "fixed":
-            x.div_(255).sub_(self.mean).div_(self.std)
-        else:
-            pictures = x[:, :, :3] if self.input != "diff" else x[:, :, :0]
-            x[:, :, pictures.shape[2] :].sub_(NO_CHANGE).div_(32)
-            if self.normalize == "frame":
-                _standardise(pictures, dims=(-1, -2))
-            else:
-                for clip, n in zip(pictures, [None] * len(x) if valid_BT is None else lengths_B.tolist(), strict=True):
-                    _standardise(clip[:n], dims=(0, -1, -2))
-        if valid_BT is not None:
-            x.mul_(valid_BT[..., None, None, None])
-        return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-
-
-def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-    """What a model says of uint8 `B x T x C x H x W`: its logits `B x K`.
-
-    A model that works in chunks of frames (`encoder_chunk`) gets pixels and prepares them chunk by chunk, so that a
-    long video never is in float32 as a whole. Where clips are normalised as wholes, that cannot be.
-    """
-    if getattr(model, "encoder_chunk", None) is not None and preprocess.normalize != "clip":
-        return model(clips_BTCHW, lengths_B, prepare=preprocess)
-    return model(preprocess(clips_BTCHW, lengths_B), lengths_B)
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """Puts the weights of 2D and 3D convolutions into the memory order of `Preprocess`'s result; returns the model.
-
-    Values and shapes stay. On CPUs and tensor cores convolutions are several times faster when both agree.
-    """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in model.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
-    return model
-
-
-def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
-    """To mean 0 and deviation 1 over `dims`, in place; a deviation below 1 grey level counts as 1."""
-    if x.numel():
-        std, mean = torch.std_mean(x, dim=dims, keepdim=True, unbiased=False)
-        x.sub_(mean).div_(std.clamp_min(1.0))
+    return (size + 2 * padding - kernel) // stride + 1

@@ -1,14 +1,22 @@
-"""What a user is told: the exception for wrong input, and the commands that messages suggest."""
+"""Errors for the user: InputError (a mistake in what was asked) and VideoError (a video that cannot be read)."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SHOWN = 30  # names in a message
+MISSING = "missing"  # there is no such file
+UNREADABLE = "unreadable"  # a file, but not one that can be opened or decoded
+NO_VIDEO_STREAM = "no video stream"  # audio only, cover art, a container without tracks
+EMPTY = "empty"  # zero bytes, or not one frame
+TRUNCATED = "truncated"  # fewer frames than promised: the file or its decoding stops half way
+TIMEOUT = "timeout"  # took longer than the limit
+REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, TIMEOUT)
 
 
 class InputError(ValueError):
@@ -46,3 +54,24 @@ def train_command(*arguments: str) -> str:
     # not sys.argv, which `stvid train` changes
     script = next((word for word in sys.orig_argv[1:] if Path(word).name == "train.py" and "=" not in word), None)
     return shlex.join([*(("stvid", "train") if script is None else ("python", script)), *arguments])
+
+
+class VideoError(Exception):
+    """A video that cannot be used.
+
+    Args:
+        path: the file, as the caller named it.
+        reason: one of `REASONS`, for counting and for tables.
+        detail: what was seen, for a person; may be empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, detail: str = "") -> None:
+        assert reason in REASONS, reason
+        # The three arguments are the exception's `args`, from which pickle builds it again in another process.
+        super().__init__(str(path), reason, detail)
+        self.path = str(path)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")

@@ -6,11 +6,9 @@ V views   N videos   K classes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 NUM_BINS = 15  # of a reliability diagram
@@ -26,58 +24,6 @@ def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
     probabilities_VK = logits_VK.float().softmax(dim=1)
     sums_NK = probabilities_VK.new_zeros(len(videos_N), logits_VK.shape[1]).index_add_(0, position_V, probabilities_VK)
     return sums_NK / torch.bincount(position_V, minlength=len(videos_N))[:, None], videos_N
-
-
-class Accuracies(NamedTuple):
-    """Of one pass over a split's views. Accuracies are fractions in [0, 1].
-
-    Attributes:
-        loss: mean negative log probability of the true class, video level.
-        clip_accuracy: share of views judged right, each for itself.
-        video_accuracy: share of videos judged right by the mean of their views.
-
-    A video that could not be read counts as wrong, with all its views; it is not in the loss.
-    """
-
-    loss: float
-    clip_accuracy: float
-    video_accuracy: float
-
-
-class ViewMetric(Metric):
-    """Gathers the logits of views, on any number of processes, and judges them (`Accuracies`) at the end of a pass."""
-
-    full_state_update = False
-
-    def __init__(self):
-        super().__init__()
-        for name in ("logits", "labels", "videos"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.add_state("num_failed", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, logits_VK: Tensor, labels_V: Tensor, videos_V: Tensor, num_failed: int = 0) -> None:
-        self.num_failed += num_failed
-        self.logits.append(logits_VK.float())
-        self.labels.append(labels_V)
-        self.videos.append(videos_V)
-
-    def compute(self) -> Accuracies:
-        failed = int(self.num_failed)
-        logits, labels, videos = (
-            torch.cat(list(state)) if isinstance(state, list) else state
-            for state in (self.logits, self.labels, self.videos)
-        )
-        if not len(videos):
-            return Accuracies(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0)
-        probabilities_NK, videos_N = average_views(logits, videos)
-        labels_N = labels.new_zeros(int(videos_N.max()) + 1).index_put_((videos,), labels)[videos_N]
-        right_V, right_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
-        views_a_video = len(right_V) / len(right_N)
-        return Accuracies(
-            loss=log_loss(probabilities_NK, labels_N),
-            clip_accuracy=(right_V.sum() / (len(right_V) + failed * views_a_video)).item(),
-            video_accuracy=(right_N.sum() / (len(right_N) + failed)).item(),
-        )
 
 
 def log_loss(probabilities_NK: Tensor, labels_N: Tensor) -> float:

@@ -21,8 +21,8 @@ import av
 import numpy as np
 from conftest import REAL_DATA
 
+from stvid.errors import TIMEOUT, UNREADABLE, VideoError
 from stvid.progress import Bar
-from stvid.video.errors import TIMEOUT, UNREADABLE, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.workers import each_file

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from stvid.data.playback import PLAYBACKS
-from stvid.evaluation import charts
-from stvid.evaluation.scales import width
+from stvid.data.sampling import PLAYBACKS
+from stvid.report import charts
+from stvid.report.scales import width
 
 EPOCHS = [
     {

@@ -17,11 +17,11 @@ from conftest import REAL_DATA, make_folder, moving_square
 from PIL import Image
 
 from stvid.clip import ClipSpec
+from stvid.commands.check import check_text
 from stvid.data.check import check_videos, is_bad
-from stvid.data.check_page import check_text
 from stvid.data.manifest import Item, Manifest
+from stvid.errors import EMPTY, MISSING, UNREADABLE
 from stvid.video import probe as probe_module
-from stvid.video.errors import EMPTY, MISSING, UNREADABLE
 from stvid.video.writer import write_video
 
 CLASSES = ("to_left", "to_right")

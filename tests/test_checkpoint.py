@@ -3,12 +3,12 @@ import shutil
 import pytest
 import torch
 
-from stvid.checkpoint import build_model, load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.fit import check_fit
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.models.input_check import check_fit
+from stvid.run.checkpoint import build_model, load_checkpoint
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
 
@@ -60,7 +60,7 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
 
 
 def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "stvid.models.conv", None)
+    monkeypatch.setitem(__import__("sys").modules, "stvid.models.layers", None)
     monkeypatch.delitem(__import__("sys").modules, "stvid.models.conv3d")
     with pytest.raises(ModuleNotFoundError, match=r"stvid\.models\.conv"):
         build_model(CONV3D, num_classes=3)

@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from stvid.training.checkpoints import BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
-from stvid.training.preemption import Preemption
+from stvid.training.callbacks.checkpoints import BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
+from stvid.training.callbacks.preemption import Preemption
 
 NAN = math.nan
 

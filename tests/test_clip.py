@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from stvid.clip import ClipSpec, Preprocess, as_input, difference_image
+from stvid.clip import ClipSpec
 from stvid.errors import InputError
+from stvid.preprocess import Preprocess, as_input, difference_image
 
 
 def clips(batch=2, frames=5, size=6):

@@ -6,7 +6,7 @@ from test_models import NUM_CLASSES, assert_padding_is_not_read, padded_batch
 from torch import nn
 
 from stvid.models.cnn_lstm import CNNLSTM
-from stvid.models.pooling import Pooling
+from stvid.models.recurrent import Pooling
 
 READERS = [
     {"recurrent": recurrent, "pooling": pooling}

@@ -8,14 +8,12 @@ import shutil
 
 import pytest
 
-from stvid.checkpoint import load_checkpoint
 from stvid.cost import estimate
 from stvid.errors import InputError
-from stvid.evaluation.common_videos import differences
-from stvid.evaluation.compare import compare_runs, comparison_text
-from stvid.evaluation.evaluations import read_evaluation
-from stvid.evaluation.pairing import mcnemar
-from stvid.evaluation.predictions import PredictionRow, write_predictions
+from stvid.evaluation.compare import compare_runs, comparison_text, differences
+from stvid.evaluation.results import PredictionRow, read_evaluation, write_predictions
+from stvid.evaluation.statistics import mcnemar
+from stvid.run.checkpoint import load_checkpoint
 
 CLASSES = ("kick", "punch")
 

@@ -10,8 +10,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
-from stvid.config import compose_config
 from stvid.errors import InputError
+from stvid.run.config import compose_config
 
 CONFIGS = ROOT / "configs"
 GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name != "hydra")

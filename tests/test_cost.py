@@ -7,15 +7,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stvid.clip import ClipSpec, Preprocess
+from stvid.clip import ClipSpec
 from stvid.cost import estimate
-from stvid.cost.growth import growth_table
-from stvid.cost.memory import _left_in_group, free_bytes, largest_batch
-from stvid.cost.table import bytes_text, count_text, layer_table, totals
+from stvid.cost.planning import _left_in_group, free_bytes, largest_batch
+from stvid.cost.table import bytes_text, count_text, growth_table, layer_table, totals
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.video_network import VideoNetwork
+from stvid.models.torchvision3d import VideoNetwork
+from stvid.preprocess import Preprocess
 
 
 def resnet18_macs(size: int) -> int:

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stvid.clip import ClipSpec, Preprocess, channels_last, run_model
+from stvid.clip import ClipSpec
 from stvid.cost import estimate
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.preprocess import Preprocess, channels_last, run_model
 
 CLIP = ClipSpec(num_frames=8, size=48)
 BATCH = 4

@@ -15,13 +15,12 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.datamodule import VideoDataModule
-from stvid.data.layouts.folder import folder
+from stvid.data.layouts.class_folders import folder
 from stvid.data.loading import resolve_workers, worker_options
 from stvid.data.manifest import Manifest
 from stvid.data.transforms import Augment
-from stvid.errors import InputError
-from stvid.video.backends import is_installed
-from stvid.video.errors import TRUNCATED, VideoError
+from stvid.errors import TRUNCATED, InputError, VideoError
+from stvid.video.reader import is_installed
 
 CLIP = ClipSpec(num_frames=4, frame_stride=2, size=16)
 
@@ -157,12 +156,12 @@ def test_impossible_settings_are_told(video_folder, options, words):
 def test_auto_takes_one_worker_for_two_cores(monkeypatch, cores, workers):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("stvid.machine.num_cores", lambda: cores)
+    monkeypatch.setattr("stvid.device.num_cores", lambda: cores)
     assert resolve_workers("auto") == workers
 
 
 def test_devices_share_the_workers_and_a_number_is_for_each(video_folder, monkeypatch):
-    monkeypatch.setattr("stvid.machine.num_cores", lambda: 16)
+    monkeypatch.setattr("stvid.device.num_cores", lambda: 16)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
     data = module(video_folder, num_workers="auto")
     data.setup()

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure, TrainingClips, Views, collate, part_of
-from stvid.data.drawing import EpochSampler, SampleKey
 from stvid.data.manifest import Item
+from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
-from stvid.video.errors import VideoError
+from stvid.errors import VideoError
 from stvid.video.probe import probe
 from stvid.video.writer import write_video
 

@@ -5,13 +5,14 @@ import torch
 import torchvision
 from torch import nn
 
-from stvid.checkpoint import build_model
-from stvid.clip import ClipSpec, Preprocess, run_model
+from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.fit import check_fit
+from stvid.models.base import freeze_stages
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.models.freezing import freeze_stages
+from stvid.models.input_check import check_fit
+from stvid.preprocess import Preprocess, run_model
+from stvid.run.checkpoint import build_model
 
 # one network of each family, the features that reach its decision, the least pixels it takes
 FAMILIES = [

@@ -11,15 +11,15 @@ import torch
 from conftest import in_process, moving_square, train_py
 from sklearn import metrics as sk
 
-from stvid.checkpoint import load_checkpoint
 from stvid.cli import main
 from stvid.data import dataset
 from stvid.data.layouts.ut_interaction import CLASS_NAMES
-from stvid.evaluation.audit import still_classes
-from stvid.evaluation.held_out import select_test_split
-from stvid.evaluation.judge import EvaluationOptions, evaluate_run
-from stvid.evaluation.predictions import read_predictions
-from stvid.inference import classify
+from stvid.evaluation.evaluate import select_test_split
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
+from stvid.evaluation.results import read_predictions
+from stvid.evaluation.temporal_audit import still_classes
+from stvid.recognizer import classify
+from stvid.run.checkpoint import load_checkpoint
 from stvid.video.writer import write_video
 
 FOUR = ["data.num_workers=0", "data.batch_size=8", "clip.num_frames=4", "clip.size=32", "trainer.accelerator=cpu"]

@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from stvid.checkpoint import TrainedModel, build_model
-from stvid.clip import ClipSpec, Preprocess, run_model
+from stvid.clip import ClipSpec
 from stvid.evaluation.explain import explain, frame_evidence
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.preprocess import Preprocess, run_model
+from stvid.run.checkpoint import TrainedModel, build_model
 
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/model").glob("*.yaml")}
 ENCODERS = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Item
 from stvid.errors import InputError
-from stvid.evaluation.held_out import absent_classes, seen_in_training, select_test_split
+from stvid.evaluation.evaluate import absent_classes, seen_in_training, select_test_split
+from stvid.run.checkpoint import TrainedModel
 
 CLASSES = ("jump", "run", "sit")
 
@@ -145,7 +145,7 @@ def test_a_copy_is_seen_and_another_file_of_the_same_size_is_not(trained, videos
 
 def test_only_files_of_one_size_are_read(trained, tmp_path, monkeypatch):
     compared = []
-    monkeypatch.setattr("stvid.evaluation.held_out.content_keys", lambda paths, **_: compared.extend(paths) or {})
+    monkeypatch.setattr("stvid.evaluation.evaluate.content_keys", lambda paths, **_: compared.extend(paths) or {})
     (tmp_path / "new.mp4").write_text("a size that no other file has")
     assert not seen(trained, tmp_path / "new.mp4")
     assert compared == []

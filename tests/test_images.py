@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stvid.video.errors import EMPTY, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import EMPTY, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.probe import probe, probe_all
 from stvid.video.reader import read_frames
 

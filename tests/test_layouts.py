@@ -10,10 +10,9 @@ from conftest import ROOT
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from stvid.data.layouts.folder import folder
-from stvid.data.layouts.frames import frames
+from stvid.data.layouts.class_folders import folder, frames
 from stvid.data.layouts.kinetics import kinetics
-from stvid.data.layouts.table import read_manifest
+from stvid.data.manifest import read_manifest
 from stvid.errors import InputError
 
 LAYOUTS = {

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 from test_layouts import touch
 
-from stvid.data.layouts.frames import frames
+from stvid.data.layouts.class_folders import frames
 from stvid.errors import InputError
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from stvid.errors import InputError
+from stvid.models.base import check_probability
 from stvid.models.encoders import build_encoder
-from stvid.models.inflated import InflatedNetwork
-from stvid.models.limits import check_probability
+from stvid.models.i3d import InflatedNetwork
 
 LEAST = {
     "alexnet": 63,

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
 from stvid.errors import InputError
-from stvid.training.loggers import logger_arguments
+from stvid.training.callbacks import logger_arguments
 
 
 def config(*overrides):

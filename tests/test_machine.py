@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from stvid import launch, machine
+from stvid import device as machine
+from stvid import distributed as launch
 
 VARIABLES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE")
 

@@ -4,7 +4,8 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional import classification as tm
 
-from stvid.metrics import ViewMetric, average_views, video_metrics
+from stvid.metrics import average_views, video_metrics
+from stvid.training.task import ViewMetric
 
 
 def some_predictions(videos=60, classes=6, seed=0):

@@ -5,10 +5,10 @@ import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from stvid.checkpoint import build_model
+from stvid.clip import conv_output_size
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
-from stvid.shapes import conv_output_size
+from stvid.run.checkpoint import build_model
 
 CONFIGS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 NUM_CLASSES = 5

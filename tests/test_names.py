@@ -8,13 +8,13 @@ import pytest
 from conftest import TINY, make_folder, train_py
 from omegaconf import OmegaConf
 
-from stvid.config import literal
-from stvid.data.layouts.folder import folder
+from stvid.data.feature_cache import FeatureStore, Stored
+from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
-from stvid.evaluation.predictions import PredictionRow, read_predictions, write_predictions
-from stvid.feature_store import FeatureStore, Stored
-from stvid.run import kept_manifest, save_run
-from stvid.training.bad_videos import BadVideos, read_bad_videos
+from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
+from stvid.run.config import literal
+from stvid.run.start import kept_manifest, save_run
+from stvid.training.callbacks.bad_videos import BadVideos, read_bad_videos
 
 NAMES = (
     *(" lead", "trail ", "  both  ", " ", "   ", "\t", "\ttab\t", "\u00a0wide\u2003"),

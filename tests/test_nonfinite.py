@@ -6,12 +6,13 @@ import pytest
 import torch
 from test_task import Means, batch, fit, new_task
 
+from stvid.device import HostCopy
 from stvid.errors import InputError
-from stvid.training import nonfinite, task
-from stvid.training.checkpoints import LastCheckpoint
-from stvid.training.hardware import HostCopy
-from stvid.training.nonfinite import FiniteCheck
-from stvid.training.preemption import Preemption
+from stvid.training import losses as nonfinite
+from stvid.training import task
+from stvid.training.callbacks.checkpoints import LastCheckpoint
+from stvid.training.callbacks.preemption import Preemption
+from stvid.training.losses import FiniteCheck
 
 
 class Breaks(Means):

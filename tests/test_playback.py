@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stvid.data.playback import at_speed, check_playback, rearranged
+from stvid.data.sampling import at_speed, check_playback, rearranged
 
 
 def test_orders_of_time():

@@ -20,9 +20,9 @@ from numbered import write_video
 from test_transcode import numbers, write_images
 
 from stvid.clip import ClipSpec
+from stvid.commands.prepare import prepare_text
 from stvid.data.manifest import Item, Manifest
 from stvid.data.prepare import prepare
-from stvid.data.prepare_page import prepare_text
 from stvid.errors import InputError
 from stvid.video.probe import probe
 

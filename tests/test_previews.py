@@ -12,14 +12,14 @@ from conftest import break_half_way
 from numbered import number_of, write_video
 from PIL import Image
 
-from stvid.checkpoint import TrainedModel, load_checkpoint
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Views
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
-from stvid.evaluation.previews import heat_over, make_previews, thinned
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.report.previews import heat_over, make_previews, thinned
+from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 
 CLASSES = ("a", "b")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stvid.checkpoint import TrainedModel
+from stvid import device as hardware
 from stvid.clip import ClipSpec
-from stvid.evaluation.page.facts import cost_groups
-from stvid.evaluation.price import price
+from stvid.evaluation.results import price
 from stvid.models.conv3d import Conv3D
-from stvid.training import hardware
+from stvid.report.tables import cost_groups
+from stvid.run.checkpoint import TrainedModel
 
 GPU = {"name": "A GPU", "memory_gib": 80.0}
 RUN = {

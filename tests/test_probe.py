@@ -18,10 +18,10 @@ import av
 import numpy as np
 import pytest
 
+from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUNCATED, UNREADABLE, VideoError
 from stvid.video import probe as probe_module
-from stvid.video.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUNCATED, UNREADABLE, VideoError
-from stvid.video.info import VideoInfo
 from stvid.video.probe import probe, probe_all
+from stvid.video.types import VideoInfo
 
 DATA = Path(os.environ.get("STVID_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 UT_INTERACTION = DATA / "ut_interaction"

@@ -14,10 +14,10 @@ from test_train import paths_of_test, rows_of
 from torch import nn
 from two_processes import CASES
 
-from stvid.checkpoint import build_model
 from stvid.errors import InputError
-from stvid.models.inflated import InflatedNetwork
-from stvid.training.processes import CPUSyncBatchNorm, SyncedBatchNorm
+from stvid.models.i3d import InflatedNetwork
+from stvid.run.checkpoint import build_model
+from stvid.training.parallel import CPUSyncBatchNorm, SyncedBatchNorm
 
 EXACT = ("trainer.precision=32", "optimizer=sgd", "model.dropout=0", "trainer.max_epochs=4", "data.max_bad=0.5")
 

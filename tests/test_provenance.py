@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import stvid
-from stvid.data.layouts.folder import folder
+from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
-from stvid.machine import num_cores
-from stvid.provenance import data_record, git_state, hardware, manifest_fingerprint, peak_host_gib, run_record, versions
+from stvid.device import num_cores, peak_host_gib
+from stvid.run.provenance import data_record, git_state, hardware, manifest_fingerprint, run_record, versions
 
 ITEMS = (
     Item(path="/data/set/run/b.mp4", label="run", split="train"),

@@ -10,12 +10,11 @@ import torch
 from numbered import as_thwc, number_of, requests, turned, write_video
 from torchvision.transforms.v2 import functional as F
 
+from stvid.errors import MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video import reader
-from stvid.video.backends import is_installed
 from stvid.video.decoding import decode
-from stvid.video.errors import MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.probe import probe
-from stvid.video.reader import read_frames
+from stvid.video.reader import is_installed, read_frames
 
 
 def test_order_and_repeats_are_the_callers(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from conftest import REAL_DATA
 from numbered import NUM_FRAMES, as_thwc, decoded, number_of, numbered_picture, requests, turned, write_video
 
+from stvid.errors import TRUNCATED, VideoError
 from stvid.video import reader
-from stvid.video.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, TINY, in_process, train_py
 
 from stvid.cli import main
-from stvid.data.actions import CLASSES
+from stvid.data.synthetic.actions import CLASSES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stvid.checkpoint import TrainedModel
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.describe import result_text
-from stvid.evaluation.evaluations import Evaluation
-from stvid.evaluation.folds import Fold, pooled
-from stvid.evaluation.judge import write_result
-from stvid.evaluation.page.choosing import choose, fitting
-from stvid.evaluation.page.words import first_sentence, interval_basis, protocol, time_verdict
-from stvid.evaluation.predictions import PredictionRow
-from stvid.evaluation.previews import Preview
-from stvid.evaluation.report import MOST_BYTES, Report, report_of_run, write_comparison, write_report
-from stvid.evaluation.scores import scores_of
+from stvid.evaluation.cross_validation import Fold, pooled
+from stvid.evaluation.evaluate import scores_of
+from stvid.evaluation.results import Evaluation, PredictionRow, write_result
+from stvid.evaluation.text import first_sentence, interval_basis, protocol, result_text, time_verdict
 from stvid.files import write_json
 from stvid.models.conv3d import Conv3D
+from stvid.report.clips import choose, fitting
+from stvid.report.content import Report
+from stvid.report.previews import Preview
+from stvid.report.report import MOST_BYTES, report_of_run, write_comparison, write_report
+from stvid.run.checkpoint import TrainedModel
 
 NASTY = ("<img src=x onerror=alert(1)>", "sit \"down\" & 'up'", "zählen\udcff")
 VOID = {"meta", "link", "br", "img", "wbr", "hr", "input"}

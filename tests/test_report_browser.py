@@ -7,7 +7,7 @@ import pytest
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.report import MOST_BYTES, write_comparison, write_report
+from stvid.report.report import MOST_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402

@@ -16,10 +16,10 @@ from test_task import Means, new_task
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
-from stvid.resuming import resumed
-from stvid.training.checkpoints import AtomicCheckpoints, EarlyStop
-from stvid.training.epochs import EpochTable
-from stvid.training.preemption import Preemption
+from stvid.run.resume import resumed
+from stvid.training.callbacks.checkpoints import AtomicCheckpoints, EarlyStop
+from stvid.training.callbacks.preemption import Preemption
+from stvid.training.callbacks.progress import EpochTable
 
 OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
 

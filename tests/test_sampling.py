@@ -3,7 +3,7 @@ import pytest
 
 from stvid.clip import ClipSpec
 from stvid.data.sampling import clip_indices, earlier_frames, random_start, resolve_num_frames, span, uniform_starts
-from stvid.video.info import VideoInfo
+from stvid.video.types import VideoInfo
 
 
 def test_a_stride_is_counted_in_frames():

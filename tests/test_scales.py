@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stvid.evaluation.scales import Scale, around, log_numbers, round_numbers, width
+from stvid.report.scales import Scale, around, log_numbers, round_numbers, width
 
 
 def labels(low, high, *, length=200, **more):

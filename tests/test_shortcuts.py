@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import REAL_DATA
 
-from stvid.data.shortcuts import FEATURES, find_shortcuts
-from stvid.video.info import VideoInfo
+from stvid.data.content_checks import FEATURES, find_shortcuts
+from stvid.video.types import VideoInfo
 
 UT_INTERACTION = REAL_DATA / "ut_interaction"
 

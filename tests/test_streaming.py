@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from stvid.checkpoint import TrainedModel
-from stvid.clip import ClipSpec, Preprocess, as_input
+from stvid.clip import ClipSpec
 from stvid.data.sampling import earlier_frames
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.streaming import Stream
-from stvid.video.info import VideoInfo
+from stvid.preprocess import Preprocess, as_input
+from stvid.recognizer import Stream
+from stvid.run.checkpoint import TrainedModel
+from stvid.video.types import VideoInfo
 
 CPU = torch.device("cpu")
 CLIP = ClipSpec(num_frames=None, frame_stride=1, size=32)

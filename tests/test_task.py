@@ -13,12 +13,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from stvid.clip import ClipSpec, Preprocess
+from stvid.clip import ClipSpec
+from stvid.device import HostCopy
 from stvid.errors import InputError
+from stvid.preprocess import Preprocess
 from stvid.training.callbacks import callbacks
+from stvid.training.callbacks.progress import EpochTable
 from stvid.training.ema import WeightEMA
-from stvid.training.epochs import EpochTable
-from stvid.training.hardware import HostCopy
 from stvid.training.losses import CrossEntropy
 from stvid.training.mixing import Mixing
 from stvid.training.optim import OptimizerFactory

@@ -12,12 +12,12 @@ import torch
 import yaml
 from conftest import ROOT, TINY, break_half_way, in_process, make_folder, stvid, train_py
 
-from stvid import pricing
+from stvid import device as hardware
 from stvid.cli import main
-from stvid.data.layouts.folder import folder
-from stvid.run import as_used
-from stvid.training import hardware
-from stvid.training.epochs import ProgressBar
+from stvid.commands import cost as pricing
+from stvid.data.layouts.class_folders import folder
+from stvid.run.start import as_used
+from stvid.training.callbacks.progress import ProgressBar
 
 
 def rows_of(path):

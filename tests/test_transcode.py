@@ -12,7 +12,7 @@ import pytest
 from numbered import as_thwc, number_of, numbered_picture, turned, write_video
 from PIL import Image
 
-from stvid.video.errors import TRUNCATED, VideoError
+from stvid.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.transcode import Part, comment_of, transcode

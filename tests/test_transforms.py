@@ -3,9 +3,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from stvid.clip import ClipSpec, as_input
-from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
+from stvid.clip import ClipSpec
+from stvid.data.transforms import Augment
 from stvid.errors import InputError
+from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 
 
 def still_clip(num_frames=4, height=40, width=60):

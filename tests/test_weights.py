@@ -13,10 +13,10 @@ import torch
 import torchvision
 from torch import nn
 
-from stvid.checkpoint import build_model
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
 from stvid.models.weights import load_weights, read_file, read_weights, reshaped
+from stvid.run.checkpoint import build_model
 
 SMALL = {"widths": [4, 6], "strides": [[1, 2, 2], [2, 2, 2]]}
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", **SMALL}
@@ -252,7 +252,7 @@ def test_a_run_gives_its_weights_to_a_model_for_other_classes(tmp_path):
 
 def test_a_model_is_rebuilt_without_the_weights_it_began_with(tmp_path):
     build_model({**CONV3D, "weights": str(tmp_path / "long" / "gone.ckpt")}, num_classes=2, pretrained=False)
-    r3d = {"_target_": "stvid.models.video_network.VideoNetwork", "weights": None, "inflate": "gone.pth"}
+    r3d = {"_target_": "stvid.models.torchvision3d.VideoNetwork", "weights": None, "inflate": "gone.pth"}
     build_model(r3d, num_classes=2, pretrained=False)
 
 

@@ -18,11 +18,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from stvid.checkpoint import build_model
-from stvid.launch import init_distributed, launch_processes
+from stvid.distributed import init_distributed, launch_processes
 from stvid.models import c3d
-from stvid.models.recompute import checkpoint_stages
-from stvid.training.processes import SyncedBatchNorm
+from stvid.models.layers import checkpoint_stages
+from stvid.run.checkpoint import build_model
+from stvid.training.parallel import SyncedBatchNorm
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "model").glob("*.yaml"))}
 # name: (file in configs/model, changes to it, whether activations are recomputed)

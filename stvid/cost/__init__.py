@@ -1,6 +1,5 @@
 """What a model needs, before it is trained: parameters, memory, compute."""
 
-from stvid.cost.estimate import estimate
-from stvid.cost.report import CostReport, LayerCost
+from stvid.cost.estimate import CostReport, LayerCost, estimate
 
 __all__ = ["CostReport", "LayerCost", "estimate"]

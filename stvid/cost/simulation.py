@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 
-from stvid.clip import run_model
-from stvid.cost.ledger import INPUT, STATE, MemoryTracker
+from stvid.cost.memory_tracker import INPUT, STATE, MemoryTracker
+from stvid.preprocess import run_model
 
-MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # as `stvid.clip.channels_last` has it
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # as `stvid.preprocess.channels_last` has it
 # what operators raise that need values: `item`, `nonzero`, those of other libraries that know no fake tensors
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -57,7 +57,7 @@ class Simulation:
 
     Args:
         model: any; it stays as it is, and may itself be on the meta device.
-        preprocess: turns uint8 batches `B x T x C x H x W` into the model's input, see `stvid.clip.Preprocess`.
+        preprocess: turns uint8 batches `B x T x C x H x W` into the model's input, see `stvid.preprocess.Preprocess`.
             None: the model is fed with float32 as it is.
         precision: `32-true`, `bf16-mixed`, `16-mixed` or `bf16-true`.
         device: `cpu` or `cuda`, see `MemoryTracker`.

@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.data import sampling
+from stvid.data.content_checks import content_keys, duplicates, find_shortcuts
 from stvid.data.dataset import part_of
-from stvid.data.duplicates import content_keys, duplicates
 from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks
-from stvid.data.shortcuts import find_shortcuts
-from stvid.video.errors import VideoError
-from stvid.video.info import VideoInfo
+from stvid.errors import VideoError
 from stvid.video.probe import probe_all
+from stvid.video.types import VideoInfo
 
 ODD_DURATION = 4  # times longer or shorter than the median
 _FEW = 5  # paths that stand for all

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips, Views, collate
-from stvid.data.drawing import EpochSampler, SampleKey
+from stvid.data.feature_cache import FeatureStore, StoredClips, collate_stored
+from stvid.data.feature_cache import sample_facts as stored_facts
 from stvid.data.loading import (
+    TimedLoader,
     check_bad,
     check_lengths,
     check_views,
@@ -27,14 +29,10 @@ from stvid.data.loading import (
     worker_options,
 )
 from stvid.data.manifest import Manifest, validate
-from stvid.data.stored import StoredClips, collate_stored
-from stvid.data.stored import sample_facts as stored_facts
-from stvid.data.timed_loader import TimedLoader
+from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
-from stvid.errors import InputError
-from stvid.feature_store import FeatureStore
-from stvid.video.backends import BACKENDS, INSTALL, is_installed
-from stvid.video.errors import VideoError
+from stvid.errors import InputError, VideoError
+from stvid.video.reader import BACKENDS, INSTALL, is_installed
 
 log = logging.getLogger(__name__)
 

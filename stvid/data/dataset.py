@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from stvid.clip import ClipSpec, as_input
+from stvid.clip import ClipSpec
 from stvid.data import sampling
-from stvid.data.drawing import SampleKey, as_draw
 from stvid.data.manifest import Item
-from stvid.data.playback import at_speed, check_playback, rearranged
-from stvid.data.transforms import Augment, crop_and_resize, crop_box, reading_size
-from stvid.video.errors import EMPTY, VideoError
-from stvid.video.info import VideoInfo
+from stvid.data.sampler import SampleKey, as_draw
+from stvid.data.sampling import at_speed, check_playback, rearranged
+from stvid.data.transforms import Augment
+from stvid.errors import EMPTY, VideoError
+from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 from stvid.video.reader import read_frames
+from stvid.video.types import VideoInfo
 
 
 class Failure(NamedTuple):

@@ -16,7 +16,6 @@ from stvid.errors import InputError, nearest
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
-
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes; odd ones come back as they were
@@ -256,3 +255,16 @@ def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list
             together[name].append(item)
     leaks = (Leak(name, sorted({item.split for item in found}), found) for name, found in together.items())
     return [leak for leak in leaks if len(leak.splits) > 1]
+
+
+def read_manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
+    """A CSV of path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
+
+    Args:
+        path: the table; relative video paths in it start from its folder.
+        class_names: the order of the classes; required where labels are numbers.
+
+    Raises:
+        InputError: no such file, or one that `Manifest.read_csv` refuses.
+    """
+    return Manifest.read_csv(Path(str(path)).expanduser(), class_names=class_names)

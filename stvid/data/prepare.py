@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,20 +19,21 @@ from functools import partial
 from pathlib import Path
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import part_of
+from stvid.data.dataset import Failure, TrainingClips, part_of
 from stvid.data.manifest import Item, Manifest, are_numbers
-from stvid.data.prepare_page import clips_per_second
 from stvid.data.prepare_plan import Job, Key, check_folder, common_folder, key_of, plan_files, remove_partials, shown
-from stvid.errors import train_command
+from stvid.data.sampler import SampleKey
+from stvid.data.transforms import Augment
+from stvid.errors import VideoError, train_command
 from stvid.files import replacing, write_json
 from stvid.progress import Bar
-from stvid.video.errors import VideoError
-from stvid.video.info import VideoInfo
-from stvid.video.probe import probe
+from stvid.video.probe import probe, probe_all
 from stvid.video.transcode import Part, comment_of, transcode
+from stvid.video.types import VideoInfo
 from stvid.video.workers import each_file
 
 _HYDRA_WORDS = ("null", "true", "false", "nan", "inf")  # no texts where they stand without quotes
+_TIMED_CLIPS, _TIMED_SECONDS = 64, 30.0  # at most so many clips are timed, and about so long
 
 
 def prepare(
@@ -193,3 +195,30 @@ def _write_bad(path: Path, bad: Mapping[Key, VideoError]) -> None:
     rows = dict.fromkeys((key[0], error.reason) for key, error in bad.items())
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([("path", "reason"), *rows])
+
+
+def clips_per_second(
+    jobs: Sequence[Job], infos: Mapping[str, VideoInfo], *, clip: ClipSpec, num_workers: int
+) -> tuple[float | None, float | None]:
+    """Training clips that this process reads in a second from originals and from copies: the same ones from both."""
+    chosen = [jobs[i * len(jobs) // _TIMED_CLIPS] for i in range(_TIMED_CLIPS)] if len(jobs) > _TIMED_CLIPS else jobs
+    copies = [Item(path=str(job.target), label=job.item.label, split=job.item.split) for job in chosen]
+    unknown = [job.item.path for job in chosen if job.item.path not in infos] + [copy.path for copy in copies]
+    found = dict(zip(unknown, probe_all(unknown, num_workers=num_workers, progress=False), strict=True)) | infos
+    how = {"class_names": (), "clip": dataclasses.replace(clip, short="repeat_last"), "augment": Augment()}
+    data_sets = [
+        TrainingClips(items=items, infos=[found[item.path] for item in items], **how)
+        for items in ([job.item for job in chosen], copies)
+    ]
+    seconds, num_clips = [0.0, 0.0], 0
+    for index in range(len(chosen)):
+        if any(isinstance(data_set[SampleKey(0, index)], Failure) for data_set in data_sets):
+            continue  # and if not, both files now lie in memory
+        for which, data_set in enumerate(data_sets):
+            began = time.perf_counter()
+            data_set[SampleKey(0, index)]
+            seconds[which] += time.perf_counter() - began
+        num_clips += 1
+        if sum(seconds) > _TIMED_SECONDS:
+            break
+    return tuple(round(num_clips / spent, 1) if spent else None for spent in seconds)

@@ -5,81 +5,24 @@ T frames   C channels   H, W height and width; frames are uint8 in and uint8 out
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from stvid.data.rand_augment import NUM_MAGNITUDES, erased, rand_augmented
 from stvid.errors import InputError
+from stvid.preprocess import crop_box
 
-CORNERS_SCALE = 7 / 8
-# where each crop lies: share of the room above it, and to its left
-CROPS = {
-    1: [(0.5, 0.5)],
-    3: [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],  # along one side there is no room
-    5: [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)],
-}
-
-
-def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:
-    """One of a frame's boxes of `size`'s shape, the largest that fit, as (top, left, height, width).
-
-    Args:
-        height: of the frame, pixels.
-        width: of the frame, pixels.
-        size: wanted height and width; only their ratio matters here.
-        crop: which of the crops.
-        num_crops: 1: the middle; 3: both ends of the frame's longer side and the middle; 5: the four corners and the
-            middle, each 7/8 of the largest box (Krizhevsky et al. 2012: 224 of 256 pixels).
-    """
-    scale = min(height / size[0], width / size[1]) * (CORNERS_SCALE if num_crops == 5 else 1)
-    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
-    down, right = CROPS[num_crops][crop]
-    return round((height - box_height) * down), round((width - box_width) * right), box_height, box_width
-
-
-def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:
-    """The short side to which the reader should shrink frames of which `box` will be brought to `size`.
-
-    The box is then as large as `size` (up to its shape), and is only cut out. None where it is not to be shrunk.
-    """
-    shrink = max(size[0] / box[2], size[1] / box[3])
-    return max(round(min(height, width) * shrink), 1) if shrink < 1 else None
-
-
-def crop_and_resize(
-    frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int] | None = None
-) -> Tensor:
-    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased).
-
-    native: height and width of the frames in whose pixels `box` is told, where these have been shrunk since.
-    """
-    if native is not None and native != tuple(frames_TCHW.shape[-2:]):
-        box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
-    top, left, height, width = box
-    part = frames_TCHW[..., top : top + height, left : left + width]
-    if (height, width) == tuple(size):
-        return part
-    return F.resize(part, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-
-
-def _in_shrunk(
-    box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int], shrunk: tuple[int, int]
-) -> tuple[int, ...]:
-    """The box in pixels of the shrunk frames; exactly as large as `size` where only rounding keeps it from that."""
-    starts, lengths = [], []
-    for start, length, wanted, before, after in zip(box[:2], box[2:], size, native, shrunk, strict=True):
-        scaled = length * after / before
-        scaled = min(wanted if abs(scaled - wanted) <= 1 else round(scaled), after)
-        middle = (start + length / 2) * after / before
-        starts.append(min(max(round(middle - scaled / 2), 0), after - scaled))
-        lengths.append(scaled)
-    return *starts, *lengths
+NUM_MAGNITUDES = 31
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's; the place where something was erased should stand out little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +124,61 @@ def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
     """Stretches about the mean grey of the whole clip; torchvision's takes each frame's own, which would flicker."""
     mean = frames.float().mean()
     return ((frames.float() - mean) * factor + mean).round().clamp(0, 255).to(frames.dtype)
+
+
+class _Clip(tv_tensors.Video):
+    """Frames T x C x H x W whose grey levels are stretched by the clip's range and histogram, not each frame's own.
+
+    torchvision takes a video for so many pictures, and what depends on a picture as a whole would flicker.
+    """
+
+
+def rand_augmented(frames_TCHW: Tensor, *, num_ops: int, magnitude: int, rng: np.random.Generator) -> Tensor:
+    """`num_ops` of 14 operations in colour and space (Cubuk et al. 2020, arXiv:1909.13719), for all frames alike.
+
+    None of them mirrors a picture. What an operation moves into the picture from beyond its edges is black.
+
+    Args:
+        frames_TCHW: uint8, C = 3.
+        num_ops: how many, one after the other; each is drawn from all 14.
+        magnitude: strength of all, 0 to 30.
+        rng: all chance comes from here; torch's own state stays as it is.
+    """
+    operations = v2.RandAugment(num_ops, magnitude, NUM_MAGNITUDES, interpolation=InterpolationMode.BILINEAR)
+    with _torch_draws_from(rng):
+        return operations(_Clip(frames_TCHW)).as_subclass(Tensor)
+
+
+def erased(frames_TCHW: Tensor, *, probability: float, rng: np.random.Generator) -> Tensor:
+    """2 to 33 % of the picture in a plain colour, one box for all frames (Zhong et al. 2020, arXiv:1708.04896).
+
+    Args:
+        frames_TCHW: uint8, C = 3; stays as it is.
+        probability: of a clip to lose a box, in [0, 1].
+        rng: as of `rand_augmented`.
+    """
+    with _torch_draws_from(rng):
+        return v2.RandomErasing(probability, value=MEAN_COLOUR)(frames_TCHW)
+
+
+@contextlib.contextmanager
+def _torch_draws_from(rng: np.random.Generator) -> Iterator[None]:
+    """Within, torch's CPU generator is seeded by `rng`; behind, it is what it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed every GPU, too
+        yield
+
+
+def _as_one_picture(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operation on a clip whose frames are laid out below each other."""
+
+    def on_clip(clip: Tensor, *arguments: float, **options: float) -> Tensor:
+        pictures_CTHW = clip.as_subclass(Tensor).transpose(0, 1)
+        changed = operation(pictures_CTHW.flatten(1, 2), *arguments, **options)
+        return tv_tensors.wrap(changed.unflatten(1, pictures_CTHW.shape[1:3]).transpose(0, 1), like=clip)
+
+    return on_clip
+
+
+for _operation in (F.adjust_contrast, F.autocontrast, F.equalize):
+    F.register_kernel(_operation, _Clip)(_as_one_picture(_operation))

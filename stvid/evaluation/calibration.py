@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stvid.checkpoint import CALIBRATION_NAME, TrainedModel
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
 from stvid.evaluation.evaluate import protocol
 from stvid.files import write_json
-from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
+from stvid.recognizer import classify
+from stvid.run.checkpoint import TrainedModel
+from stvid.run.folder import CALIBRATION_NAME
 
 log = logging.getLogger(__name__)
 

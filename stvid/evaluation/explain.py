@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stvid.checkpoint import TrainedModel
-from stvid.clip import Preprocess
-from stvid.models.freezing import VideoModel
+from stvid.models.base import VideoModel
+from stvid.preprocess import Preprocess
+from stvid.run.checkpoint import TrainedModel
 
 FRAMES = 16  # encoded at once; memory does not grow with longer clips
 STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
@@ -51,7 +51,7 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
 
     Args:
         trained: the model.
-        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.clip.as_input` gives it; any T of at least 1, all of
+        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.preprocess.as_input` gives it; any T of at least 1, all of
             them the clip's own frames.
         class_index: position among `trained.class_names`.
     """

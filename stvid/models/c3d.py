@@ -9,10 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from stvid.models.conv import Conv3d
-from stvid.models.freezing import StagedLayers, VideoModel, freeze_stages
-from stvid.models.lengths import forward_by_length
-from stvid.models.limits import check_clips, check_probability
+from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, forward_by_length, freeze_stages
+from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
 
 # (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import InputError
+from stvid.models.base import VideoModel, check_clips, check_probability, freeze_stages
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.models.freezing import VideoModel, freeze_stages
-from stvid.models.limits import check_clips, check_probability
-from stvid.models.pooling import Pooled, Pooling
-from stvid.models.recurrent import RECURRENT, Recurrent
+from stvid.models.recurrent import RECURRENT, Pooled, Pooling, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
 
 

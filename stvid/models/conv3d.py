@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from stvid.clip import conv_output_size
 from stvid.errors import InputError
-from stvid.models.conv import Conv3d
-from stvid.models.freezing import StagedLayers, VideoModel, freeze_stages
-from stvid.models.limits import check_clips, check_probability
+from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, freeze_stages
+from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
-from stvid.shapes import conv_output_size
 
 KERNEL, PADDING = 3, 1
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from stvid.errors import InputError
-from stvid.models.freezing import StagedLayers
+from stvid.models.base import StagedLayers
 from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
-from stvid.models.recompute import checkpointed
+from stvid.models.layers import checkpointed
 
 
 class SmallEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Image networks of other libraries, cut before their decision layer.
+"""Image networks of other libraries, cut before their decision layer, and the picture sizes they take.
 
 N images   C channels   H, W height and width   F features of an image (`num_features`)
 """
@@ -7,19 +7,71 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from stvid.errors import InputError
-from stvid.models.freezing import stages_of
-from stvid.models.limits import PictureSize, torchvision_family, torchvision_size
-from stvid.models.pretrained import Normalization, find_weights, nearest_name, pixels_of
-from stvid.models.weights import load_weights, read_weights
+from stvid.models.base import stages_of
+from stvid.models.weights import Normalization, find_weights, load_weights, nearest_name, pixels_of, read_weights
 
+# families whose metadata in torchvision name the size of their training, with the least that they take
+LEAST = {"swin_transformer": 4, "efficientnet": 1}
+FIXED = ("maxvit",)  # families of torchvision's that take the size of their metadata only
 HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further decisions of GoogLeNet and Inception v3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSize:
+    """The heights and widths that an image network takes.
+
+    Attributes:
+        network: as a message names it, such as `model.encoder (=vgg11)`.
+        least: pixels, of the shorter side.
+        only: height and width, of a network that takes one size; None: it takes any from `least` on.
+        hint: what else can be done where the size is not the only one.
+    """
+
+    network: str
+    least: int = 1
+    only: tuple[int, int] | None = None
+    hint: str = ""
+
+    def check(self, height: int, width: int) -> None:
+        """Raises InputError for a size that the network does not take."""
+        if self.only is not None and (height, width) != self.only:
+            size = self.only[0] if self.only[0] == self.only[1] else f"[{self.only[0]},{self.only[1]}]"
+            raise InputError(
+                f"{self.network} takes pictures of {self.only[0]} x {self.only[1]} pixels only, not {height} x "
+                f"{width}: set clip.size={size}{self.hint}"
+            )
+        if min(height, width) < self.least:
+            raise InputError(
+                f"{self.network} takes pictures of at least {self.least} x {self.least} pixels, not {height} x "
+                f"{width}: set clip.size={self.least} or more"
+            )
+
+
+def torchvision_family(name: str) -> str:
+    """The file of torchvision's that defines a classification network, such as `resnet` for `wide_resnet50_2`."""
+    return torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+
+
+def torchvision_size(name: str, *, key: str) -> PictureSize:
+    """What a convolutional network of torchvision's takes, by the metadata of its weights.
+
+    Args:
+        name: of the network.
+        key: the config key that names it.
+    """
+    family, network = torchvision_family(name), f"{key} (={name})"
+    height, width = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
+    if family in FIXED:
+        return PictureSize(network=network, only=(height, width))
+    return PictureSize(network=network, least=LEAST.get(family, min(height, width)))
 
 
 class ImageNetwork(nn.Module):

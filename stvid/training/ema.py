@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from stvid.errors import InputError
-from stvid.training.sharding import ShardedStrategy
+from stvid.training.parallel import ShardedStrategy
 
 
 class WeightEMA(WeightAveraging):

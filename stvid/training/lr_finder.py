@@ -16,9 +16,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.distributed import all_reduce
 from stvid.files import replacing
 from stvid.progress import Bar
-from stvid.training.processes import all_reduce
 
 log = logging.getLogger("stvid")
 

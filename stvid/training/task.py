@@ -6,6 +6,7 @@ B clips in a batch   T frames   C channels   H, W height and width   K classes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,15 +14,68 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import Metric
 
-from stvid.clip import Preprocess, channels_last, run_model
+from stvid.distributed import all_reduce, get_world_size
 from stvid.errors import InputError
-from stvid.metrics import ViewMetric
+from stvid.metrics import average_views, log_loss
+from stvid.preprocess import Preprocess, channels_last, run_model
+from stvid.training.losses import FiniteCheck
 from stvid.training.mixing import Mixing
-from stvid.training.nonfinite import FiniteCheck
 from stvid.training.optim import OptimizerFactory
-from stvid.training.processes import SyncedBatchNorm, all_reduce, get_world_size
-from stvid.training.sharding import shard
+from stvid.training.parallel import SyncedBatchNorm, shard
+
+
+class Accuracies(NamedTuple):
+    """Of one pass over a split's views. Accuracies are fractions in [0, 1].
+
+    Attributes:
+        loss: mean negative log probability of the true class, video level.
+        clip_accuracy: share of views judged right, each for itself.
+        video_accuracy: share of videos judged right by the mean of their views.
+
+    A video that could not be read counts as wrong, with all its views; it is not in the loss.
+    """
+
+    loss: float
+    clip_accuracy: float
+    video_accuracy: float
+
+
+class ViewMetric(Metric):
+    """Gathers the logits of views, on any number of processes, and judges them (`Accuracies`) at the end of a pass."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        for name in ("logits", "labels", "videos"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("num_failed", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits_VK: Tensor, labels_V: Tensor, videos_V: Tensor, num_failed: int = 0) -> None:
+        self.num_failed += num_failed
+        self.logits.append(logits_VK.float())
+        self.labels.append(labels_V)
+        self.videos.append(videos_V)
+
+    def compute(self) -> Accuracies:
+        failed = int(self.num_failed)
+        logits, labels, videos = (
+            torch.cat(list(state)) if isinstance(state, list) else state
+            for state in (self.logits, self.labels, self.videos)
+        )
+        if not len(videos):
+            return Accuracies(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0)
+        probabilities_NK, videos_N = average_views(logits, videos)
+        labels_N = labels.new_zeros(int(videos_N.max()) + 1).index_put_((videos,), labels)[videos_N]
+        right_V, right_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
+        views_a_video = len(right_V) / len(right_N)
+        return Accuracies(
+            loss=log_loss(probabilities_NK, labels_N),
+            clip_accuracy=(right_V.sum() / (len(right_V) + failed * views_a_video)).item(),
+            video_accuracy=(right_N.sum() / (len(right_N) + failed)).item(),
+        )
 
 
 class ClassificationTask(pl.LightningModule):

@@ -13,7 +13,7 @@ import av
 from av.stream import Disposition
 from av.video.frame import PictureType
 
-from stvid.video.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
 
 # Metadata in another encoding than UTF-8 must not make a file unreadable; PyAV 19 sees to that itself.
 _TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from stvid.video.errors import EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 

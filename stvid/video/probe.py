@@ -16,12 +16,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from stvid.errors import VideoError
 from stvid.progress import Bar
-from stvid.video import cache as facts
+from stvid.video import types as facts
 from stvid.video.decoding import Scan, open_video
-from stvid.video.errors import VideoError
 from stvid.video.images import image_size, list_images
-from stvid.video.info import VideoInfo
+from stvid.video.types import VideoInfo
 from stvid.video.workers import each_file
 
 # Where one packet is one frame, whatever the encoder did: these containers hold whole access units, and these codecs

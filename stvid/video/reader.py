@@ -1,14 +1,12 @@
-"""Exact frames: what `read_frames` returns at an index is what a decoder run from the first frame shows there.
+"""Optional decoders beside PyAV: decord, which comes with stvid on most platforms, and torchcodec, an extra.
 
-    frames_TCHW = read_frames("clip.avi", [0, 2, 4, 6], info=info)
-
-PyAV decodes forward from the first frame and stops after the last one asked for, which is always right. Where `probe`
-found that it can be trusted, it jumps to a keyframe on its way; each frame's time stamp must then agree with its
-number, or the file is decoded forward after all.
+Both number frames by index or time stamp, which is wrong for some files (MPEG-4 with B-frames, many AVI files). So
+they are asked only where `probe` trusts random access; elsewhere, and where they fail, PyAV reads.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import operator
 import os
 from bisect import bisect_right
@@ -21,14 +19,62 @@ from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from torchvision.transforms.v2 import functional as F
 
-from stvid.video.backends import BACKENDS, read_by_backend
+from stvid.errors import TRUNCATED, VideoError
 from stvid.video.decoding import decode, open_video
-from stvid.video.errors import TRUNCATED, VideoError
 from stvid.video.images import read_images
-from stvid.video.info import VideoInfo
 from stvid.video.probe import probe
+from stvid.video.types import VideoInfo
 
+BACKENDS = ("pyav", "decord", "torchcodec")
+INSTALL = {
+    "pyav": "pip install av",
+    "decord": "pip install decord2 (x86-64 and ARM Linux, x86-64 Windows, Apple silicon)",
+    "torchcodec": "pip install 'stvid[torchcodec]'",
+}
 _SHRUNK_FIRST = ("yuv420p", "yuvj420p")
+
+
+def is_installed(backend: str) -> bool:
+    """Whether a backend's package is there (torchcodec also needs the system's FFmpeg libraries)."""
+    return importlib.util.find_spec({"pyav": "av"}.get(backend, backend)) is not None
+
+
+def read_by_backend(
+    backend: str, path: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, num_threads: int
+) -> torch.Tensor | None:
+    """uint8 (T, H, W, C) of sorted, distinct indices at native size; None where the backend is not to be trusted.
+
+    Raises:
+        ImportError: the backend, or a library that it needs, is not installed.
+    """
+    read = {"decord": _read_decord, "torchcodec": _read_torchcodec}[backend]
+    frames_THWC = read(os.path.abspath(path), distinct, info=info, num_threads=num_threads)
+    expected = (len(distinct), info.height, info.width, 3)
+    return frames_THWC if frames_THWC is not None and tuple(frames_THWC.shape) == expected else None
+
+
+def _read_decord(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
+    # it breaks in some HEVC files, gives a fourth channel to some rotated ones, and rounds deep pixels its own way
+    if info.codec == "hevc" or info.rotation or info.pixel_format.endswith(("le", "be")):
+        return None
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(file, num_threads=num_threads)
+        return torch.from_numpy(reader.get_batch(distinct).asnumpy()) if len(reader) == info.num_frames else None
+    except (decord.DECORDError, RuntimeError, AssertionError):
+        return None
+
+
+def _read_torchcodec(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
+    from torchcodec.decoders import VideoDecoder
+
+    try:
+        decoder = VideoDecoder(file, num_ffmpeg_threads=num_threads, dimension_order="NHWC", seek_mode="exact")
+        return decoder.get_frames_at(list(distinct)).data if len(decoder) == info.num_frames else None
+    except (RuntimeError, ValueError, IndexError):
+        return None
 
 
 def read_frames(

@@ -17,14 +17,14 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
-from stvid.video import cache as facts
+from stvid.video import types as facts
 from stvid.video.decoding import decode, open_video
-from stvid.video.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.video.images import read_images
-from stvid.video.info import VideoInfo
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
+from stvid.video.types import VideoInfo
 from stvid.video.writer import encoding
 
 _TICK = Fraction(1, 90_000)  # seconds; fine enough for the times of any file whose frames are not evenly spaced

@@ -16,8 +16,8 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
-from stvid.video.cache import identity
-from stvid.video.errors import TIMEOUT, UNREADABLE, VideoError
+from stvid.errors import TIMEOUT, UNREADABLE, VideoError
+from stvid.video.types import identity
 
 T = TypeVar("T")
 _MEGABYTES_A_SECOND = 1  # what the slowest machine decodes; a long film is no hang

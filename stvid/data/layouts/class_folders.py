@@ -1,22 +1,34 @@
-"""One folder per class, with or without train/ val/ test/ above: what `folder`, `frames` and `kinetics` share."""
+"""`data=folder` and `data=frames`: one folder per class, with or without train/, val/ and test/ above."""
 
 from __future__ import annotations
 
+import csv
 import logging
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble, val_out_of_train
-from stvid.data.layouts.finding import VIDEO_EXTENSIONS, existing_folder, find_videos, is_video, subfolders
-from stvid.data.layouts.grouping import GroupOf, grouping
+from stvid.data.layouts.discovery import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    assemble,
+    existing_folder,
+    find_frame_folders,
+    find_videos,
+    is_frame_folder,
+    is_video,
+    subfolders,
+    val_out_of_train,
+)
 from stvid.data.manifest import Item, Manifest
 from stvid.data.splitting import split_items
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
-
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +129,146 @@ def labelled(folder: Path, split: str, sought: MediaKind, group_of: GroupOf) -> 
     if loose:
         log.warning("%d %s lie directly in %s, without a class, and are left out", len(loose), sought.name, folder)
     return items
+
+
+def grouping(root: Path, *, pattern: str | None, table: str | None) -> GroupOf:
+    """How groups are told.
+
+    Args:
+        root: the data set's folder.
+        pattern: regular expression searched in each video's path below its class folder; its first parenthesis
+            (or the whole match) names the group.
+        table: CSV `path,group`, paths relative to the root.
+
+    Raises:
+        InputError: both are given, or one that cannot be read; the function itself, for a video without a group.
+    """
+    if pattern and table:
+        raise InputError("data.group_pattern and data.group_csv both name groups; give one of them")
+    if pattern:
+        return _by_pattern(pattern)
+    if table:
+        return _by_table(root, Path(table).expanduser())
+    return lambda video, class_folder: None
+
+
+def _by_pattern(pattern: str) -> GroupOf:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"data.group_pattern {pattern!r} is not a regular expression: {error}") from error
+
+    def group_of(video: Path, class_folder: Path) -> str:
+        below = video.relative_to(class_folder).as_posix()
+        match = regex.search(below)
+        group = match and match.group(1 if regex.groups else 0)
+        if not group:
+            raise InputError(f"data.group_pattern {pattern!r} matches nothing in {below!r} ({video})")
+        return group
+
+    return group_of
+
+
+def _by_table(root: Path, table: Path) -> GroupOf:
+    if not table.is_file():
+        raise InputError(f"data.group_csv {table} does not exist")
+    groups: dict[str, str] = {}
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, restval="")
+        if not {"path", "group"} <= set(reader.fieldnames or []):
+            raise InputError(f"{table} must have the columns path,group; it has {', '.join(reader.fieldnames or [])}")
+        for row in reader:
+            known = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
+            if known != row["group"]:
+                raise InputError(f"{table} names two groups for {row['path']}: {known!r} and {row['group']!r}")
+
+    def group_of(video: Path, class_folder: Path) -> str:
+        if not groups.get(os.path.normpath(video)):
+            raise InputError(f"{table} names no group for {video.relative_to(root)}")
+        return groups[os.path.normpath(video)]
+
+    return group_of
+
+
+def folder(
+    *,
+    root: str,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    group_pattern: str | None = None,
+    group_csv: str | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """`root/CLASS/.../VIDEO`.
+
+    Where `train/` (and `val/`, `test/`) folders stand below the root, each holds class folders and they are the
+    splits; a missing `val/` is taken out of train. Otherwise a seeded split is made: stratified by class, whole
+    groups where groups are known. What was done goes to the log.
+
+    Args:
+        root: the folder.
+        val_fraction: share of the videos for val, in (0, 1), where the split is made here.
+        test_fraction: the same for test.
+        group_pattern: regular expression searched in each video's path below its class folder; its first
+            parenthesis (or the whole match) names the group.
+        group_csv: table `path,group`, paths relative to the root.
+        seed: of the split.
+
+    Raises:
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), no videos, a pattern or table
+            that leaves a video without a group, too few videos for a split.
+    """
+    return from_class_folders(
+        root,
+        VIDEO_FILES,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        group_pattern=group_pattern,
+        group_csv=group_csv,
+        seed=seed,
+    )
+
+
+FRAME_FOLDERS = MediaKind(
+    name="folders of images",
+    find=find_frame_folders,
+    is_one=is_frame_folder,
+    expected=f"CLASS/.../VIDEO/IMAGE, with one of the extensions {' '.join(sorted(IMAGE_EXTENSIONS))}",
+)
+
+
+def frames(
+    *,
+    root: str,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    group_pattern: str | None = None,
+    group_csv: str | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """`root/CLASS/.../VIDEO/IMAGE`: every folder that directly holds an image, below its class folder, is a video.
+
+    An item's path is the folder. Splits are found or made as by `folder`.
+
+    Args:
+        root: the folder of classes, or of `train/` (and `val/`, `test/`) with classes below them.
+        val_fraction: share of the videos for val, in (0, 1), where the split is made here.
+        test_fraction: the same for test.
+        group_pattern: regular expression searched in the path of each video's folder below its class folder; its
+            first parenthesis (or the whole match) names the group.
+        group_csv: table `path,group`, paths of the videos' folders relative to the root.
+        seed: of the split.
+
+    Raises:
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), no folder of images below a
+            class, a pattern or table that leaves a video without a group, too few videos for a split.
+    """
+    return from_class_folders(
+        root,
+        FRAME_FOLDERS,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        group_pattern=group_pattern,
+        group_csv=group_csv,
+        seed=seed,
+    )

@@ -11,9 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble, val_out_of_train
-from stvid.data.layouts.finding import existing_folder, find_videos
-from stvid.data.layouts.listed import check_fold, find_lists, index, read_lines, require_all
+from stvid.data.layouts.discovery import (
+    assemble,
+    check_fold,
+    existing_folder,
+    find_lists,
+    find_videos,
+    index,
+    read_lines,
+    require_all,
+    val_out_of_train,
+)
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 

@@ -9,10 +9,16 @@ import csv
 import re
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble
 from stvid.data.layouts.class_folders import VIDEO_FILES, labelled, split_folders
-from stvid.data.layouts.finding import existing_folder, find_files, find_videos
-from stvid.data.layouts.listed import index, nearest_files, tell_absent
+from stvid.data.layouts.discovery import (
+    assemble,
+    existing_folder,
+    find_files,
+    find_videos,
+    index,
+    nearest_files,
+    tell_absent,
+)
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 

@@ -9,9 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble
-from stvid.data.layouts.finding import existing_folder, find_videos
-from stvid.data.layouts.listed import index, read_lines
+from stvid.data.layouts.discovery import assemble, existing_folder, find_videos, index, read_lines
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 

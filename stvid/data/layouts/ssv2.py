@@ -9,9 +9,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble
-from stvid.data.layouts.finding import existing_folder, find_files, find_videos
-from stvid.data.layouts.listed import index, nearest_files, read_lines, tell_absent
+from stvid.data.layouts.discovery import (
+    assemble,
+    existing_folder,
+    find_files,
+    find_videos,
+    index,
+    nearest_files,
+    read_lines,
+    tell_absent,
+)
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError, nearest
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stvid.data.layouts.assembling import assemble, val_out_of_train
-from stvid.data.layouts.finding import existing_folder, find_videos
-from stvid.data.layouts.listed import check_fold, index
+from stvid.data.layouts.discovery import assemble, check_fold, existing_folder, find_videos, index, val_out_of_train
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 

@@ -1,0 +1,56 @@
+"""`stvid evaluate`: evaluates a run, or the runs of a cross-validation, and writes the results."""
+
+from __future__ import annotations
+
+import argparse
+
+from stvid.commands import num_workers_of
+from stvid.errors import InputError
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    from stvid.distributed import init_distributed, is_distributed, launch_processes
+
+    if options.processes < 1:
+        raise InputError(f"--processes (={options.processes}) must be at least 1")
+    if options.processes > 1 and not is_distributed():
+        raise SystemExit(launch_processes(options.again, options.processes))
+    with init_distributed() as first:
+        _judge(options, first)
+
+
+def _judge(options: argparse.Namespace, first: bool) -> None:
+    from stvid.evaluation.cross_validation import folds_text
+    from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
+    from stvid.evaluation.temporal_audit import audit_text
+    from stvid.evaluation.text import result_text
+    from stvid.files import write_json
+    from stvid.run.folder import display_path, runs_of
+
+    question = EvaluationOptions(
+        split=options.split,
+        num_clips=options.clips,
+        num_crops=options.crops,
+        manifest=options.manifest,
+        allow_leaks=options.allow_leaks,
+        audit=options.audit,
+        calibrate=options.calibrate,
+        report=options.report,
+        num_workers=num_workers_of(options.workers),
+    )
+    runs, folder = runs_of(options.runs)
+    if folder is None:
+        judgement = evaluate_run(runs[0], question, speak=first)
+    else:
+        judgement = evaluate_folds(runs, question, folder=folder, speak=first)
+    if not first:
+        return
+    result = judgement.result
+    if options.json:
+        write_json(options.json, result)
+    print(result_text(result))
+    for key, section in (("folds", folds_text), ("audit", audit_text)):
+        if key in result:
+            print(f"\n{section(result)}")
+    files = "result.json, predictions.csv" + ", report.html" * options.report
+    print(f"\nwritten to {display_path(judgement.folder)}/ ({files})")

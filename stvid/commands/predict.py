@@ -1,0 +1,88 @@
+"""`stvid predict`: the most probable classes of video files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from stvid.commands import num_workers_of
+from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
+from stvid.data.manifest import Item
+from stvid.errors import InputError
+from stvid.recognizer import classify
+from stvid.run.checkpoint import TrainedModel
+
+
+def expand_sources(sources: Sequence[str]) -> list[Path]:
+    """Files as they are, folders as the videos below them; a folder that holds images is a video itself.
+
+    Raises:
+        InputError: a source that does not exist, or a folder without videos.
+    """
+    paths = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            videos = [source] if is_frame_folder(source) else find_videos(source) + find_frame_folders(source)
+            if not videos:
+                raise InputError(f"{source} holds no video files, and no folders of images")
+            paths += videos
+        elif source.exists():
+            paths.append(source)
+        else:
+            raise InputError(f"{source} does not exist; give video files or folders of them")
+    return paths
+
+
+def predict_files(
+    trained: TrainedModel, paths: Sequence[Path], *, top: int = 5, num_workers: int | str = "auto"
+) -> list[dict]:
+    """The classes of each video, most probable first.
+
+    Args:
+        trained: the model.
+        paths: video files.
+        top: how many classes to name, at least 1; all where there are fewer.
+        num_workers: processes that read videos.
+
+    Returns:
+        One `{"path", "top": [{"class", "probability"}, ...]}` for each path, in their order; for a file that cannot be
+        read `{"path", "top": [], "error": reason}`.
+    """
+    if top < 1:
+        raise InputError(f"--top (={top}) must be at least 1")
+    items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
+    answers = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
+    found = dict(zip(answers.videos_N.tolist(), answers.probabilities_NK, strict=True))
+    predictions = []
+    for video, path in enumerate(paths):
+        if video not in found:
+            predictions.append({"path": str(path), "top": [], "error": answers.failed[video]})
+            continue
+        best = found[video].topk(min(top, len(trained.class_names)))
+        classes = [
+            {"class": trained.class_names[i], "probability": p}
+            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        predictions.append({"path": str(path), "top": classes})
+    return predictions
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    from stvid.files import write_json
+    from stvid.run.checkpoint import load_checkpoint
+
+    paths = expand_sources(options.sources)
+    predictions = predict_files(
+        load_checkpoint(options.run), paths, top=options.top, num_workers=num_workers_of(options.workers)
+    )
+    for prediction in predictions:
+        print(prediction["path"])
+        if "error" in prediction:
+            print(f"  could not be read: {prediction['error']}")
+        for one in prediction["top"]:
+            print(f"  {one['probability']:6.1%}  {one['class']}")
+    if options.json:
+        write_json(options.json, predictions)
+    if any("error" in prediction for prediction in predictions):
+        raise SystemExit(1)

@@ -1,0 +1,166 @@
+"""The built-in data set: people who sit, raise their arms, walk and pick things up, forwards and backwards in time.
+
+Eight classes in four pairs. The videos of a pair's second class are fresh draws of the first one's, with their frames
+in reverse order; so no frame, and no bag of frames without their order, says anything about which of the two it is. A
+model that tells a pair apart has learned motion.
+
+The videos are rendered on first use, as H.264 files. Each depends on (seed, split, class, index) alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stvid.data.manifest import Item, Manifest
+from stvid.data.synthetic.figures import Figure, sample_figure
+from stvid.data.synthetic.motions import MOTIONS
+from stvid.data.synthetic.scenes import render_scene
+from stvid.device import num_cores
+from stvid.errors import InputError
+from stvid.progress import Bar
+from stvid.video.writer import write_video
+
+log = logging.getLogger(__name__)
+RENDERER_VERSION = 2  # raise it with every change to the pixels: rendered files are kept by version
+FPS = 24
+# class -> (the motion that is drawn, whether its frames are reversed)
+RENDITIONS: dict[str, tuple[str, bool]] = {
+    "sit_down": ("sit_down", False),
+    "stand_up": ("sit_down", True),
+    "raise_arms": ("raise_arms", False),
+    "lower_arms": ("raise_arms", True),
+    "walk_forward": ("walk_forward", False),
+    "walk_backward": ("walk_forward", True),
+    "pick_up": ("pick_up", False),
+    "put_down": ("pick_up", True),
+}
+CLASSES = tuple(RENDITIONS)
+
+
+def actions(
+    *,
+    root: str | os.PathLike,
+    num_train: int = 100,
+    num_val: int = 16,
+    num_test: int = 25,
+    num_frames: int = 48,
+    size: int = 80,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> Manifest:
+    """The data set in a folder of its own under `root`, rendered there if it is not yet.
+
+    Rendering that was interrupted goes on where it stopped. Videos are grouped by figure.
+
+    Args:
+        root: where rendered data sets are kept, each in a folder named after its parameters.
+        num_train, num_val, num_test: videos of each class in each split, at least 1.
+        num_frames: frames of each video (24 a second), at least 16.
+        size: height and width in pixels, even, at least 32.
+        seed: another seed, another data set; 0 or more.
+        num_workers: processes that render; by default one for each CPU; 1 renders in this process.
+
+    Raises:
+        InputError: a parameter is out of its range.
+    """
+    _check_at_least(num_train=(num_train, 1), num_val=(num_val, 1), num_test=(num_test, 1))
+    _check_at_least(num_frames=(num_frames, 16), size=(size, 32), seed=(seed, 0))
+    if size % 2:
+        raise InputError(f"size (={size}) must be even: H.264 stores one colour for 2 x 2 pixels")
+
+    counts = {"train": num_train, "val": num_val, "test": num_test}
+    parameters = {"version": RENDERER_VERSION, **counts, "num_frames": num_frames, "size": size, "seed": seed}
+    folder = Path(root).absolute() / hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:12]
+    table = folder / "manifest.csv"
+    jobs = [
+        _Job(folder=str(folder), split=split, label=label, index=index, num_frames=num_frames, size=size, seed=seed)
+        for split, count in counts.items()
+        for label in CLASSES
+        for index in range(count)
+    ]
+    missing = [job for job in jobs if not job.path.exists()]
+    if missing or not table.exists():
+        log.info("rendering %d videos into %s", len(missing), folder)
+        _render_all(missing, num_workers)
+        Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(table)  # last: all is there
+    return Manifest.read_csv(table, class_names=CLASSES)
+
+
+def render_video(
+    *, label: str, figure: Figure, rng: np.random.Generator, num_frames: int = 48, size: int = 80
+) -> np.ndarray:
+    """One video of a class: uint8 `T x size x size x 3`.
+
+    Both classes of a pair draw alike; for equal states of `rng`, one is the other in reverse.
+    """
+    motion_name, is_reversed = RENDITIONS[label]
+    motion = MOTIONS[motion_name](figure, rng, num_frames)
+    frames_THWC = render_scene(figure, motion, rng, size)
+    return frames_THWC[::-1] if is_reversed else frames_THWC
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One video to render, and all that it depends on."""
+
+    folder: str
+    split: str
+    label: str
+    index: int
+    num_frames: int
+    size: int
+    seed: int
+
+    @property
+    def group(self) -> str:
+        """The figure: each performs every action once, in one split."""
+        return f"{self.split}-{self.index:04d}"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder, self.split, self.label, f"{self.label}_{self.index:04d}.mp4")
+
+    @property
+    def item(self) -> Item:
+        return Item(path=str(self.path), label=self.label, split=self.split, group=self.group)
+
+
+def _render_job(job: _Job) -> None:
+    figure = sample_figure(_generator(job.seed, "figure", job.group))
+    rng = _generator(job.seed, "video", job.split, job.label, str(job.index))
+    frames_THWC = render_video(label=job.label, figure=figure, rng=rng, num_frames=job.num_frames, size=job.size)
+    write_video(job.path, frames_THWC, fps=FPS)
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    """The same random numbers for the same names, in whichever process (`hash` would not do)."""
+    return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
+
+
+def _render_all(jobs: Sequence[_Job], num_workers: int | None) -> None:
+    num_workers = min(num_workers or num_cores(), len(jobs))
+    with Bar("rendering actions", total=len(jobs), unit="videos") as bar:
+        if num_workers <= 1:
+            for job in jobs:
+                _render_job(job)
+                bar.advance()
+            return
+        with ProcessPoolExecutor(num_workers) as pool:
+            for _ in pool.map(_render_job, jobs, chunksize=4):
+                bar.advance()
+
+
+def _check_at_least(**values_and_least: tuple[int, int]) -> None:
+    for name, (value, least) in values_and_least.items():
+        if value < least:
+            raise InputError(f"{name} (={value}) must be at least {least}")

@@ -1,0 +1,181 @@
+"""Pixels to model input: uint8 B x T x C x H x W to float B x C x T x H x W. The axes turn here and nowhere else.
+
+B batch   T frames of a clip   C channels   H, W height and width in pixels   K classes
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from stvid.clip import ClipSpec
+
+NO_CHANGE = 127  # grey level of a difference image where nothing moves
+CORNERS_SCALE = 7 / 8
+# where each crop lies: share of the room above it, and to its left
+CROPS = {
+    1: [(0.5, 0.5)],
+    3: [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],  # along one side there is no room
+    5: [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)],
+}
+
+
+def difference_image(earlier_TCHW: Tensor, later_TCHW: Tensor, *, gain: float) -> Tensor:
+    """What moved: `clip(127 + gain * (later - earlier), 0, 255)`, uint8 as both; 127 where nothing did."""
+    change = later_TCHW.float() - earlier_TCHW.float()
+    return (NO_CHANGE + gain * change).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
+    """Pictures as `clip.input` asks for them.
+
+    Args:
+        pictures_TCHW: uint8 `T x 3 x H x W`; unless the input is `rgb`, `2T`: the earlier ones, then the frames.
+        clip: the clip's geometry.
+
+    Returns:
+        uint8 `T x clip.channels x H x W`.
+    """
+    if clip.input == "rgb":
+        return pictures_TCHW
+    earlier_TCHW, frames_TCHW = pictures_TCHW.chunk(2)
+    moved_TCHW = difference_image(earlier_TCHW, frames_TCHW, gain=clip.diff_gain)
+    return moved_TCHW if clip.input == "diff" else torch.cat([frames_TCHW, moved_TCHW], dim=1)
+
+
+class Preprocess(nn.Module):
+    """uint8 `B x T x C x H x W` as it leaves the decoder -> float `B x C x T x H x W` as a model wants it.
+
+    The one place where the axes turn, and where pixels are scaled: on the device, after the transfer. The result is
+    in channels-last memory, which is the decoder's own order, so that turning the axes copies nothing.
+
+    Difference images keep their scale where pictures are normalised by their own statistics, `(x - 127) / 32`: what
+    little moves in a still scene must not be blown up. With fixed constants they are treated like pictures.
+    """
+
+    def __init__(self, *, clip: ClipSpec):
+        super().__init__()
+        self.normalize, self.input = clip.normalize, clip.input
+        copies = clip.channels // 3
+        self.register_buffer("mean", torch.tensor(clip.mean * copies).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(clip.std * copies).view(-1, 1, 1), persistent=False)
+
+    def forward(self, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Normalises and turns the axes.
+
+        Args:
+            clips_BTCHW: uint8, 0 to 255.
+            lengths_B: how many frames of each clip are real; the others come out as 0. None: all.
+
+        Returns:
+            float32, `B x C x T x H x W`.
+        """
+        channels = len(self.mean)
+        if clips_BTCHW.dtype != torch.uint8 or clips_BTCHW.ndim != 5 or clips_BTCHW.shape[2] != channels:
+            found = f"{clips_BTCHW.dtype} {tuple(clips_BTCHW.shape)}"
+            raise ValueError(f"clips must be uint8 B x T x {channels} x H x W, got {found}")
+        x = clips_BTCHW.float()  # a copy; all that follows changes it in place, since whole videos are large
+        valid_BT = None
+        if lengths_B is not None:
+            valid_BT = torch.arange(x.shape[1], device=x.device)[None] < lengths_B[:, None]
+        if self.normalize == "fixed":
+            x.div_(255).sub_(self.mean).div_(self.std)
+        else:
+            pictures = x[:, :, :3] if self.input != "diff" else x[:, :, :0]
+            x[:, :, pictures.shape[2] :].sub_(NO_CHANGE).div_(32)
+            if self.normalize == "frame":
+                _standardise(pictures, dims=(-1, -2))
+            else:
+                for clip, n in zip(pictures, [None] * len(x) if valid_BT is None else lengths_B.tolist(), strict=True):
+                    _standardise(clip[:n], dims=(0, -1, -2))
+        if valid_BT is not None:
+            x.mul_(valid_BT[..., None, None, None])
+        return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+
+
+def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    """What a model says of uint8 `B x T x C x H x W`: its logits `B x K`.
+
+    A model that works in chunks of frames (`encoder_chunk`) gets pixels and prepares them chunk by chunk, so that a
+    long video never is in float32 as a whole. Where clips are normalised as wholes, that cannot be.
+    """
+    if getattr(model, "encoder_chunk", None) is not None and preprocess.normalize != "clip":
+        return model(clips_BTCHW, lengths_B, prepare=preprocess)
+    return model(preprocess(clips_BTCHW, lengths_B), lengths_B)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Puts the weights of 2D and 3D convolutions into the memory order of `Preprocess`'s result; returns the model.
+
+    Values and shapes stay. On CPUs and tensor cores convolutions are several times faster when both agree.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    return model
+
+
+def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
+    """To mean 0 and deviation 1 over `dims`, in place; a deviation below 1 grey level counts as 1."""
+    if x.numel():
+        std, mean = torch.std_mean(x, dim=dims, keepdim=True, unbiased=False)
+        x.sub_(mean).div_(std.clamp_min(1.0))
+
+
+def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:
+    """One of a frame's boxes of `size`'s shape, the largest that fit, as (top, left, height, width).
+
+    Args:
+        height: of the frame, pixels.
+        width: of the frame, pixels.
+        size: wanted height and width; only their ratio matters here.
+        crop: which of the crops.
+        num_crops: 1: the middle; 3: both ends of the frame's longer side and the middle; 5: the four corners and the
+            middle, each 7/8 of the largest box (Krizhevsky et al. 2012: 224 of 256 pixels).
+    """
+    scale = min(height / size[0], width / size[1]) * (CORNERS_SCALE if num_crops == 5 else 1)
+    box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+    down, right = CROPS[num_crops][crop]
+    return round((height - box_height) * down), round((width - box_width) * right), box_height, box_width
+
+
+def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:
+    """The short side to which the reader should shrink frames of which `box` will be brought to `size`.
+
+    The box is then as large as `size` (up to its shape), and is only cut out. None where it is not to be shrunk.
+    """
+    shrink = max(size[0] / box[2], size[1] / box[3])
+    return max(round(min(height, width) * shrink), 1) if shrink < 1 else None
+
+
+def crop_and_resize(
+    frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int] | None = None
+) -> Tensor:
+    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased).
+
+    native: height and width of the frames in whose pixels `box` is told, where these have been shrunk since.
+    """
+    if native is not None and native != tuple(frames_TCHW.shape[-2:]):
+        box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
+    top, left, height, width = box
+    part = frames_TCHW[..., top : top + height, left : left + width]
+    if (height, width) == tuple(size):
+        return part
+    return F.resize(part, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def _in_shrunk(
+    box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int], shrunk: tuple[int, int]
+) -> tuple[int, ...]:
+    """The box in pixels of the shrunk frames; exactly as large as `size` where only rounding keeps it from that."""
+    starts, lengths = [], []
+    for start, length, wanted, before, after in zip(box[:2], box[2:], size, native, shrunk, strict=True):
+        scaled = length * after / before
+        scaled = min(wanted if abs(scaled - wanted) <= 1 else round(scaled), after)
+        middle = (start + length / 2) * after / before
+        starts.append(min(max(round(middle - scaled / 2), 0), after - scaled))
+        lengths.append(scaled)
+    return *starts, *lengths

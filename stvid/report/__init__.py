@@ -1,0 +1,1 @@
+"""HTML pages about a run, an evaluation, or several side by side."""

@@ -1,0 +1,128 @@
+"""What a result came from: data, versions, code, machine; plain data, and nothing that names a person or a computer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import stvid
+from stvid.data.manifest import SPLITS, Manifest
+from stvid.device import GIB, num_cores
+
+# name in the record -> name of the package
+PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "lightning": "pytorch-lightning",
+    "torchmetrics": "torchmetrics",
+    "hydra": "hydra-core",
+    "av": "av",
+    "numpy": "numpy",
+}
+
+
+def run_record(manifest: Manifest, *, num_bad: int, code: Path) -> dict:
+    """`data`, `versions`, `git` and `hardware`, as `result.json` has them.
+
+    Args:
+        manifest: the data set.
+        num_bad: its videos that could not be read.
+        code: the script that runs; `git` is of the checkout that it lies in.
+    """
+    return {
+        "data": data_record(manifest, num_bad=num_bad),
+        "versions": versions(),
+        "git": git_state(code),
+        "hardware": hardware(),
+    }
+
+
+def data_record(manifest: Manifest, *, num_bad: int) -> dict:
+    """Fingerprint and size of a data set: videos of each class in each split (of a split without videos: none)."""
+    counts = {split: Counter(item.label for item in manifest.select(split)) for split in SPLITS}
+    return {
+        "manifest_sha256": manifest_fingerprint(manifest),
+        "num_videos": {
+            split: {name: found[name] for name in manifest.class_names} for split, found in counts.items() if found
+        },
+        "num_bad": num_bad,
+    }
+
+
+def manifest_fingerprint(manifest: Manifest) -> str:
+    """64 hexadecimal digits: others as soon as an item, its label, split, times or group is another.
+
+    The SHA-256 of one line of JSON for each item, `[path, label, split, start, end, group]`, sorted. Paths start from
+    the folder that all videos have in common, so a data set that was moved or copied keeps its fingerprint; so does
+    one whose table has another order. The content of the files is not looked at.
+    """
+    try:
+        common = os.path.commonpath([os.path.dirname(item.path) for item in manifest.items])
+    except ValueError:  # on several drives
+        common = None
+    lines = []
+    for item in manifest.items:
+        path = Path(item.path).as_posix() if common is None else Path(os.path.relpath(item.path, common)).as_posix()
+        lines.append(json.dumps([path, item.label, item.split, item.start, item.end, item.group]))
+    return hashlib.sha256("".join(f"{line}\n" for line in sorted(lines)).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, stvid and what it computes and decodes with; `cuda` where there is a CUDA device."""
+    found = {"python": platform.python_version(), "stvid": stvid.__version__}
+    found |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
+    return found | ({"cuda": torch.version.cuda} if torch.cuda.is_available() else {})
+
+
+def git_state(code: Path) -> dict | None:
+    """`commit` of the repository that holds a file, and `dirty`: whether anything there differs from it.
+
+    Files that git neither knows nor ignores count as a difference. None: the file is in no repository (an installed
+    package in a folder that git ignores is not), there is no commit yet, or no git.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(code.resolve().parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", code.name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict:
+    """The machine: architecture, CPU, cores that this process may use, memory of all of it and of its GPUs."""
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": num_cores(),
+        "memory_gib": _memory_gib(),
+        "gpus": [{"name": gpu.name, "memory_gib": round(gpu.total_memory / GIB, 1)} for gpu in gpus],
+    }
+
+
+def _cpu_name() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or None
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
+    except (AttributeError, ValueError):
+        return None

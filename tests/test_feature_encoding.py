@@ -1,0 +1,256 @@
+"""With a frozen encoder a run trains from stored features, and is the same run as without them."""
+
+import csv
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, break_half_way, make_folder, train_py
+
+from stvid.clip import ClipSpec
+from stvid.data.dataset import TrainingClips
+from stvid.data.feature_cache import FeatureStore, StoredClips
+from stvid.data.manifest import Item, Manifest
+from stvid.data.sampler import EpochSampler, SampleKey
+from stvid.data.transforms import Augment
+from stvid.errors import TRUNCATED, VideoError
+from stvid.run.checkpoint import load_checkpoint
+from stvid.training.callbacks.progress import EpochTable
+from stvid.training.feature_encoding import _fill, weights_fingerprint
+from stvid.video.probe import probe
+
+FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
+FEATURES = ".stvid_features"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("features") / "squares", videos=7)
+
+
+def run(videos, folder, *overrides):
+    done = train_py("data=folder", f"data.root={videos}", *FROZEN, *overrides, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    timed = ("seconds", "clips_per_second", "memory_gib", "waiting")
+    return [{key: row[key] for key in row if key not in timed} for row in rows], done
+
+
+def clear(videos):
+    shutil.rmtree(videos / FEATURES, ignore_errors=True)
+
+
+def stores(videos):
+    return sorted((videos / FEATURES).glob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data.whole_video=true", "augment.flip_pairs=[[to_left,to_right]]"),
+        ("data.balance=classes", "data.passes=2"),
+    ],
+    ids=["clips", "whole videos", "two passes"],
+)
+def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, overrides):
+    clear(videos)
+    with_store, _ = run(videos, tmp_path / "on", *overrides)
+    assert len(stores(videos)) == 2
+    without, _ = run(videos, tmp_path / "off", *overrides, "data.features=off")
+    assert with_store == without
+    one, other = (
+        load_checkpoint(tmp_path / "on").model.state_dict(),
+        load_checkpoint(tmp_path / "off").model.state_dict(),
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_second_run_reads_no_video_in_training(videos, tmp_path, monkeypatch):
+    clear(videos)
+    first, _ = run(videos, tmp_path / "first")
+    read = []
+    monkeypatch.setattr("stvid.data.dataset.TrainingClips.__getitem__", lambda self, key: read.append(key))
+    second, _ = run(videos, tmp_path / "second")
+    assert second == first
+    assert not read
+
+
+def test_only_what_changed_is_encoded_again(videos, tmp_path):
+    clear(videos)
+    run(videos, tmp_path / "first")
+    before = stores(videos)
+    changed = [item.path for item in Manifest.read_csv(tmp_path / "first/manifest.csv").items if item.split == "train"][
+        3
+    ]
+    os.utime(changed, ns=(1, 1))
+    _, done = run(videos, tmp_path / "second")
+    assert stores(videos) == before
+    assert re.search(r"features of train: \d+ stored, 1 to encode", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "clip.size=40", "clip.input=diff", "augment=none", "trainer.precision=bf16"]
+)
+def test_another_encoder_or_preprocessing_is_another_store(videos, tmp_path, override):
+    clear(videos)
+    run(videos, tmp_path / "first")
+    before = set(stores(videos))
+    run(videos, tmp_path / "second", override)
+    assert set(stores(videos)) - before
+
+
+def test_videos_that_break_are_left_out_as_ever(tmp_path):
+    videos = make_folder(tmp_path / "squares", videos=7)
+    for name in ("to_left/03.mp4", "to_right/05.mp4"):
+        break_half_way(videos / name)
+    options = ("data.max_bad=0.5", "data.probe=count", "clip.num_frames=12", "clip.frame_stride=1")
+    with_store, _ = run(videos, tmp_path / "on", *options)
+    without, _ = run(videos, tmp_path / "off", *options, "data.features=off")
+    assert with_store == without
+    assert (tmp_path / "on/bad_videos.csv").read_text() == (tmp_path / "off/bad_videos.csv").read_text()
+
+
+def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_path, monkeypatch):
+    """A pretrained encoder is not loaded anew; what the checkpoint holds must be there before anything is encoded."""
+    clear(videos)
+    donor = tmp_path / "donor"
+    run(videos, donor, "model.freeze=0", "seed=7", "trainer.max_epochs=1")
+    start = (f"model.weights={donor}", "trainer.max_epochs=3")
+    run(videos, tmp_path / "whole", *start)
+    before = stores(videos)
+    begin = EpochTable.on_train_epoch_start
+
+    def stop(self, trainer, task):
+        begin(self, trainer, task)
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochTable, "on_train_epoch_start", stop)
+        train_py("data=folder", f"data.root={videos}", *FROZEN, *start, f"hydra.run.dir={tmp_path / 'cut'}")
+    shutil.rmtree(donor)
+    done = train_py(f"resume={tmp_path / 'cut'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stores(videos) == before
+    one, other = (
+        load_checkpoint(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_only_the_draws_that_failed_are_left_out(tmp_path):
+    """Two draws of one video in a batch, of which one meets the broken end."""
+    videos = make_folder(tmp_path / "squares", videos=3, classes=("a",))
+    paths = sorted(videos.glob("a/*.mp4"))
+    infos = [probe(path) for path in paths]
+    items = [Item(path=str(path), label="a", split="train") for path in paths]
+    clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
+    clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
+    bad = SampleKey(0, 0, 1)
+
+    class Breaking(TrainingClips):
+        def __getitem__(self, key):
+            broken = SampleKey(*key) == bad
+            return self.failure(0, VideoError(paths[0], TRUNCATED)) if broken else super().__getitem__(key)
+
+    breaking = Breaking(**{field.name: getattr(clips, field.name) for field in dataclasses.fields(clips)})
+    stored = StoredClips(breaking, FeatureStore(tmp_path, {}))
+    draws = [bad, SampleKey(0, 0, 0), SampleKey(0, 1), SampleKey(0, 2)]
+    with stored.store.adding() as add:
+        for part, batch in stored.batches(draws, batch_size=4, num_workers=0):
+            means = batch["clips"].float().mean(dim=(2, 3, 4))[..., None]  # as if the encoder gave mean grey levels
+            for key, content in stored.encoded(part, batch, means):
+                add(key, content)
+    assert stored.missing(draws) == []
+    assert stored[bad].reason == TRUNCATED
+    for draw in draws[1:]:
+        wanted = clips[draw]["clips"].float().mean(dim=(2, 3, 4))
+        torch.testing.assert_close(stored[draw]["features"][..., 0], wanted)
+        if draw == SampleKey(0, draw.index):
+            torch.testing.assert_close(stored[draw.index]["features"], stored[draw]["features"])
+    assert stored[-1]["video"] == 2
+    assert [sample["video"] for sample in stored] == [0, 1, 2]
+    with pytest.raises(IndexError):
+        stored[3]
+    again = StoredClips(clips, FeatureStore(tmp_path, {}))
+    assert again.missing(draws) == [bad]
+
+
+def encode_until(folder: Path, number: int | None) -> int:
+    """Encodes the clips in a folder, as if the encoder gave mean grey levels.
+
+    Args:
+        folder: with `videos/`; the store lies beside it.
+        number: of batches after which this process is killed; None: it goes on to the end.
+
+    Returns:
+        How many batches were encoded.
+    """
+    items = [Item(path=str(path), label="a", split="train") for path in sorted(folder.glob("videos/a/*.mp4"))]
+    clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
+    infos = [probe(item.path) for item in items]
+    clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
+    stored = StoredClips(clips, FeatureStore(folder, {}))
+    draws = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
+    data = SimpleNamespace(draws=lambda name: draws, batch_size=1, num_workers_alone=0)
+    encoded = 0
+
+    def encode(clips_BTCHW, lengths):
+        nonlocal encoded
+        if encoded == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        encoded += 1
+        return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
+
+    _fill("train", stored, data, encode)
+    for draw in draws:
+        torch.testing.assert_close(stored[draw]["features"][..., 0], clips[draw]["clips"].float().mean(dim=(2, 3, 4)))
+    return encoded
+
+
+def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
+    """Items are written twice a minute; here at once, so that it is known what has been written."""
+    make_folder(tmp_path / "videos", videos=4, classes=("a",))
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
+        "from stvid import feature_store; feature_store._SAVE_EVERY = 0\n"
+        f"from test_features import encode_until; encode_until(Path({str(tmp_path)!r}), 5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert encode_until(tmp_path, None) == 8 - 5
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".lock"] == [".h5"]
+    assert encode_until(tmp_path, None) == 0
+
+
+def test_a_trainable_encoder_stores_nothing(videos, tmp_path):
+    clear(videos)
+    run(videos, tmp_path / "run", "model.freeze=1")
+    assert not stores(videos)
+
+
+def test_a_fingerprint_tells_a_single_bit():
+    layer = torch.nn.BatchNorm1d(3)
+    before = weights_fingerprint(layer)
+    assert weights_fingerprint(torch.nn.BatchNorm1d(3)) == before
+    layer.running_mean[1] += 1e-7
+    assert weights_fingerprint(layer) != before
+
+
+@pytest.mark.parametrize("labels", [None, ["a"] * 7 + ["b"] * 2])
+def test_every_draw_of_any_epoch_is_known_beforehand(labels):
+    sampler = EpochSampler(num_items=9, shuffle=True, labels=labels, passes=2)
+    known = set(sampler.every_draw())
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        assert set(sampler) <= known

@@ -1,0 +1,51 @@
+"""The convolution that stands in for torch's; the oracle is torch's own, in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from stvid.models.layers import Conv3d, with_safe_convolutions
+
+
+def gradient(conv, clips, *, bf16=False):
+    conv.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        out = conv(clips)
+    out.to(clips.dtype).square().mean().backward()
+    return out.detach().double(), conv.weight.grad.double()
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "stride", "size"),
+    [
+        ((3, 3, 3), (1, 1, 1), 1, 8),
+        ((3, 1, 1), (1, 0, 0), 1, 8),
+        ((1, 3, 3), (0, 1, 1), 1, 8),
+        ((7, 1, 1), (3, 0, 0), (2, 1, 1), 8),
+        ((3, 3, 3), (1, 1, 1), 2, 1),
+        ((3, 7, 7), (1, 3, 3), (1, 2, 2), 2),
+    ],
+)
+def test_outputs_and_gradients_are_torchs_in_both_precisions(num_frames, kernel, padding, stride, size):
+    torch.manual_seed(0)
+    plain = nn.Conv3d(16, 24, kernel, padding=padding, stride=stride)
+    safe = Conv3d(16, 24, kernel, padding=padding, stride=stride)
+    safe.load_state_dict(plain.state_dict())
+    clips = torch.randn(4, 16, num_frames, size, size)
+    out, weight = gradient(plain.double(), clips.double())
+    for bf16, tolerance in ((False, 1e-5), (True, 0.02)):
+        found_out, found_weight = gradient(safe, clips, bf16=bf16)
+        assert (found_out - out).abs().max() <= tolerance * out.abs().max()
+        assert (found_weight - weight).abs().max() <= tolerance * weight.abs().max()
+
+
+def test_a_network_keeps_its_parameters_and_its_answers():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Sequential(nn.Conv3d(3, 4, 3, stride=2, padding=1)), nn.ReLU(), nn.Conv3d(4, 5, 1))
+    clips, before = torch.randn(1, 3, 2, 6, 6), network.state_dict()
+    answer = network(clips)
+    safe = with_safe_convolutions(network)
+    assert [type(layer) for layer in (safe[0][0], safe[2])] == [Conv3d, Conv3d]
+    assert all(torch.equal(value, safe.state_dict()[name]) for name, value in before.items())
+    torch.testing.assert_close(safe(clips), answer)
