@@ -5,7 +5,8 @@
     python benchmarks/memory.py --models r3d_18 --precisions 32-true
 
 For each model, precision and clip: the predicted peak of a training step, and the measured one of a real step: uint8
-batch, `stvid.preprocess.run_model` under autocast with the model in channels-last memory, cross entropy, gradients, AdamW; the
+batch, `stvid.preprocess.run_model` under autocast with the model in channels-last memory, cross entropy, gradients,
+AdamW; the
 second step, when the optimizer has its state and, as with Lightning, the gradients of the step before are freed after
 the forward pass. Measured are all of torch's allocations: on a CPU the profiler's memory events, on a GPU
 `max_memory_allocated`. The last model is that for long videos: 128 frames and 1,024, encoded 64 at a time.

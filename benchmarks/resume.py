@@ -137,7 +137,7 @@ def main() -> None:
     chance, failures, kills = random.Random(options.seed), 0, 0
     sys.path.insert(0, str(TRAIN.parent))
     import stvid.cli
-    import stvid.pricing
+    import stvid.commands.cost
     import stvid.training.callbacks  # noqa: F401
 
     print(f"{'model':<10}{'killed while':<40}{'equal':>8}")

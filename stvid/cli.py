@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid import __version__
-from stvid.commands import check as before
-from stvid.commands import evaluate as after
+from stvid.commands import check, cost, evaluate, predict, prepare, report
 from stvid.errors import InputError
 
 USAGE = """stvid: train, test and use models that recognise actions in video
@@ -66,7 +65,7 @@ def _run(arguments: list[str]) -> None:
     with report_errors():
         for word in ("json", "out"):
             _check_file(
-                f"--{word}", getattr(options, word, None) if options.command is not before.run_prepare else None
+                f"--{word}", getattr(options, word, None) if options.command is not prepare.run_prepare else None
             )
         options.again = functools.partial(main, arguments)  # the same command, in another process
         options.command(options)
@@ -107,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(allow_abbrev=False, name="cost", help="what a model needs, before it is trained")
-    command.set_defaults(command=before.run_cost)
+    command.set_defaults(command=cost.run_cost)
     _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
     command.add_argument(
         "--classes", type=int, metavar="N", help="outputs (default: those of a published data set, else 400)"
@@ -121,14 +120,14 @@ def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         allow_abbrev=False, name="check", help="decode every video of a data set, say what is wrong with it"
     )
-    command.set_defaults(command=before.run_check)
+    command.set_defaults(command=check.run_check)
     _add_overrides(command)
     command.add_argument("--json", metavar="F", help="write the report here too, with every file in it")
 
     command = commands.add_parser(
         allow_abbrev=False, name="prepare", help="transcode a data set to small files that are read faster"
     )
-    command.set_defaults(command=before.run_prepare)
+    command.set_defaults(command=prepare.run_prepare)
     _add_overrides(command)
     command.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to go on with")
     number = {"type": int, "metavar": "N"}
@@ -142,7 +141,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         allow_abbrev=False, name="evaluate", help="judge a run, or a cross-validation, on held-out videos"
     )
-    command.set_defaults(command=after.run_evaluate)
+    command.set_defaults(command=evaluate.run_evaluate)
     words = "a run folder or a checkpoint; several runs or a sweep's folder: a cross-validation"
     command.add_argument("runs", metavar="RUN", nargs="+", help=words)
     command.add_argument("--split", default="test", help="train, val or test (default: test)")
@@ -161,7 +160,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         allow_abbrev=False, name="report", help="a page about a run or an evaluation, or a comparison of several"
     )
-    command.set_defaults(command=after.run_report)
+    command.set_defaults(command=report.run_report)
     command.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
     words = "which evaluation (default: of one run the training's own on val, of several test)"
     command.add_argument("--split", help=words)
@@ -169,7 +168,7 @@ def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", metavar="F", help="write the comparison here")
 
     command = commands.add_parser(allow_abbrev=False, name="predict", help="the most probable classes of video files")
-    command.set_defaults(command=after.run_predict)
+    command.set_defaults(command=predict.run_predict)
     command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     command.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
     command.add_argument("--top", type=int, default=5, help="how many classes to name (default: 5)")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[bool]:
-    """Joins the processes that `launch_processes` or torchrun has started, if any; each has its own GPU where there are GPUs.
+    """Joins the processes that `launch_processes` or torchrun has started, if any; each has its own GPU if there are.
 
     Yields whether this one is the first, who alone speaks and writes.
     """
@@ -44,7 +44,7 @@ def is_distributed() -> bool:
 
 
 def launch_processes(run: Callable[[], None], num_processes: int) -> int:
-    """Calls a function in so many processes at once, each of which `init_distributed` will join; only the first one speaks.
+    """Calls a function in several processes at once, which `init_distributed` then joins; only rank 0 prints.
 
     Args:
         run: may be pickled; may raise SystemExit.

@@ -9,7 +9,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
 from stvid.errors import InputError
 from stvid.run.config import compose_config
 

@@ -7,7 +7,6 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import stvid.run  # noqa: F401  (registers the resolver that configs/train.yaml uses)
 from stvid.errors import InputError
 from stvid.training.callbacks import logger_arguments
 

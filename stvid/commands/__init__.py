@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-from stvid.errors import InputError
 
 
 def num_workers_of(text: str) -> int | str:
@@ -17,7 +13,6 @@ def compose_data_set(options: argparse.Namespace):
     """The manifest, clip and number of processes that the overrides name; all cores where it is left to us."""
     from hydra.utils import instantiate
 
-    import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
     from stvid.data.loading import resolve_workers
     from stvid.device import num_cores
     from stvid.run.config import compose_config

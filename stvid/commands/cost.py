@@ -11,7 +11,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
 from stvid.clip import ClipSpec
 from stvid.cost import CostReport
 from stvid.cost.planning import MOST, SHARE, UNKNOWN_BATCH, Plan, free_bytes
@@ -52,11 +51,12 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
         checkpoint_stages(model)
     if device is None:
         device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    optimization = instantiate(config.optimizer, _convert_="all")
     return Plan(
         model=model,
         num_classes=classes,
         clip=clip,
-        optimization=instantiate(config.optimizer, _convert_="all"),
+        make_optimizer=lambda model: optimization.configure(model, 1)[0],
         precision=resolve_precision(config.trainer.precision, accelerator),
         device=torch.device(device),
         batch_size=config.data.batch_size,

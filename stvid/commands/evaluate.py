@@ -25,6 +25,8 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
     from stvid.evaluation.temporal_audit import audit_text
     from stvid.evaluation.text import result_text
     from stvid.files import write_json
+    from stvid.report.report import draw_report
+    from stvid.run.checkpoint import load_checkpoint
     from stvid.run.folder import display_path, runs_of
 
     question = EvaluationOptions(
@@ -35,7 +37,6 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         allow_leaks=options.allow_leaks,
         audit=options.audit,
         calibrate=options.calibrate,
-        report=options.report,
         num_workers=num_workers_of(options.workers),
     )
     runs, folder = runs_of(options.runs)
@@ -45,6 +46,8 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         judgement = evaluate_folds(runs, question, folder=folder, speak=first)
     if not first:
         return
+    if options.report:
+        draw_report(load_checkpoint(runs[0]), judgement.folder, cache=judgement.probe_cache)
     result = judgement.result
     if options.json:
         write_json(options.json, result)

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
 from stvid.clip import ClipSpec
 from stvid.cost import CostReport, estimate
 from stvid.cost.table import bytes_text
 from stvid.errors import InputError
 from stvid.preprocess import Preprocess
-from stvid.training.optim import OptimizerFactory
 
 SHARE = 0.8  # of the free memory that a plan may use; the rest is for what no simulation knows
 MOST = 256  # clips; larger batches need another learning rate rather than more memory
@@ -127,7 +126,7 @@ class Plan:
         model: may be on the meta device.
         num_classes: of its result.
         clip: `num_frames` is a number.
-        optimization: how it learns.
+        make_optimizer: builds the optimizer of a model.
         precision: as Lightning calls it.
         device: where; its type is all that a price depends on.
         batch_size: clips in a batch, or `auto`.
@@ -137,7 +136,7 @@ class Plan:
     model: nn.Module
     num_classes: int
     clip: ClipSpec
-    optimization: OptimizerFactory
+    make_optimizer: Callable[[nn.Module], Optimizer]
     precision: str
     device: torch.device
     batch_size: int | str
@@ -151,7 +150,7 @@ class Plan:
             batch_size=batch_size,
             precision=self.precision,
             device="cuda" if self.device.type == "cuda" else "cpu",
-            optimizer=lambda model: self.optimization.configure(model, 1)[0],
+            optimizer=self.make_optimizer,
             preprocess=Preprocess(clip=self.clip),
             ema=self.ema,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stvid.data.loading import probe_cache
@@ -14,7 +14,6 @@ from stvid.evaluation.cross_validation import Fold, fold_name, pooled
 from stvid.evaluation.evaluate import absent_classes, evaluate, select_test_split
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import audit, predict_playbacks
-from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import is_sweep_folder, runs_in
 
@@ -33,7 +32,6 @@ class EvaluationOptions:
         allow_leaks: let it hold what the run was trained on.
         audit: play the videos in other ways, too, see `audit`.
         calibrate: fit a temperature on val first, see `calibrate`.
-        report: draw the page about it, see `report`.
         num_workers: processes that read videos.
     """
 
@@ -44,7 +42,6 @@ class EvaluationOptions:
     allow_leaks: bool = False
     audit: bool = False
     calibrate: bool = False
-    report: bool = True
     num_workers: int | str = "auto"
 
 
@@ -57,12 +54,14 @@ class EvaluationRun:
         fold: the run as part of a cross-validation; of the whole of one, None.
         result: as `result.json` has it.
         predictions: one a video.
+        probe_cache: the file with what is known of the videos; None for several runs.
     """
 
     folder: Path
     fold: Fold | None
     result: dict
     predictions: list[PredictionRow]
+    probe_cache: Path | None = None
 
 
 def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = True) -> EvaluationRun:
@@ -96,10 +95,9 @@ def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = 
         result |= audit(predictions, played, trained.class_names, trained.clip)
         if speak:
             write_result(folder, result, predictions)
-    if speak and question.report:
-        draw_report(trained, folder, cache=probe_cache(data))
     fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
-    return EvaluationRun(folder=folder, fold=fold, result=result, predictions=predictions)
+    cache = probe_cache(data)
+    return EvaluationRun(folder=folder, fold=fold, result=result, predictions=predictions, probe_cache=cache)
 
 
 def evaluate_folds(
@@ -121,13 +119,11 @@ def evaluate_folds(
     for number, run in enumerate(runs):
         if speak:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
-        judgements.append(evaluate_run(run, replace(question, report=False), speak=speak))
+        judgements.append(evaluate_run(run, question, speak=speak))
     result, predictions = pooled([one.fold for one in judgements])
     whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
     some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
     folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
     if speak:
         write_result(folder, result, predictions)
-        if question.report:
-            draw_report(load_checkpoint(runs[0]), folder, cache=None)
     return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)

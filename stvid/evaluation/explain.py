@@ -51,8 +51,8 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
 
     Args:
         trained: the model.
-        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.preprocess.as_input` gives it; any T of at least 1, all of
-            them the clip's own frames.
+        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.preprocess.as_input` gives it; any T of at least 1,
+            all of them the clip's own frames.
         class_index: position among `trained.class_names`.
     """
     model = trained.model

@@ -123,7 +123,7 @@ def literal(node: object) -> object:
 
 def home() -> Path:
     """The folder with train.py and configs/: the package's own in an installed wheel, else the checkout's root."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return package if (package / "train.py").is_file() else package.parent
 
 
@@ -247,3 +247,6 @@ def _agreed(text: str) -> str:
     if first:
         store.set(key, text)
     return store.get(key).decode()
+
+
+OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)

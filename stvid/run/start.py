@@ -19,14 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
-from stvid.run.config import _run_dir, check, literal
+from stvid.run.config import check, literal
 from stvid.run.folder import CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, display_path
 from stvid.run.resume import OURS, check_complete, resumed
 
 log = logging.getLogger("stvid")
-
-
-OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
 
 
 def open_run(config: DictConfig) -> tuple[DictConfig, Path]:

@@ -10,6 +10,8 @@ from stvid.errors import InputError, train_command
 from stvid.evaluation.cross_validation import folds_text
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
 from stvid.evaluation.text import result_text
+from stvid.report.report import draw_report
+from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import CONFIG_NAME, display_path
 from stvid.run.start import kept_manifest
 from stvid.sweep.jobs import Jobs
@@ -157,7 +159,9 @@ class Sweep:
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)
-        question = EvaluationOptions(num_workers=config.data.num_workers, report=config.report)
+        question = EvaluationOptions(num_workers=config.data.num_workers)
         judgement = evaluate_folds(runs, question, folder=self.folder)
+        if config.report:
+            draw_report(load_checkpoint(runs[0]), judgement.folder, cache=None)
         print(f"\n{result_text(judgement.result)}\n\n{folds_text(judgement.result)}")
         print(f"written to    {display_path(judgement.folder)}/")

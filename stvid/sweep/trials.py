@@ -67,7 +67,8 @@ def closing_words(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *
     best = ranked(trials)[0]
     if not best.metrics or not with_best:
         return words
-    return f"{words}\nthe best      {display_path(folder / str(best.number))}\nretrain it    {retrain_command(fixed, best)}"
+    best_run = display_path(folder / str(best.number))
+    return f"{words}\nthe best      {best_run}\nretrain it    {retrain_command(fixed, best)}"
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,6 @@ from itertools import chain
 import torch
 from torch import nn
 
-import stvid.run  # noqa: F401  (registers what configs/train.yaml refers to)
 from stvid.clip import ClipSpec
 from stvid.cost import CostReport
 from stvid.cost.planning import Plan, free_bytes
@@ -84,7 +83,7 @@ def plan_batch(
         model=model,
         num_classes=classes,
         clip=clip,
-        optimization=optimization,
+        make_optimizer=lambda model: optimization.configure(model, 1)[0],
         precision=precision,
         device=device,
         batch_size=size,
@@ -93,7 +92,7 @@ def plan_batch(
     if size == "auto":
         size = planned.chosen_batch(most=max(len(data.train), 2))
         if device.type == "cuda":
-            size = _confirmed(planned, size, try_step)
+            size = _confirmed(planned, optimization, size, try_step)
         log.info("data.batch_size=auto takes %d clips, of %d training videos", size, len(data.train))
     try:
         report = planned.price(size)
@@ -108,11 +107,11 @@ def plan_batch(
     return size
 
 
-def _confirmed(planned: Plan, size: int, try_step: Callable[[int], None] | None) -> int:
+def _confirmed(planned: Plan, optimization: OptimizerFactory, size: int, try_step: Callable[[int], None] | None) -> int:
     def really(batch_size: int) -> None:
         try_training(
             planned.model,
-            planned.optimization,
+            optimization,
             planned.clip,
             batch_size=batch_size,
             device=planned.device,
