@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 NUM_BINS = 15  # of a reliability diagram
 
@@ -48,6 +47,8 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
         `reliability`); `confusion` (rows: truth, columns: answer); `precision`, `recall`, `f1`, `num_videos` (one per
         class; None where there is nothing to divide by).
     """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # slow to import
+
     num_classes = probabilities_NK.shape[1]
     # torchmetrics has no answer for a failed video, so it gets a class of its own: column K of the table. Ratios are
     # formed here, in float64: torchmetrics' recall, F1 and calibration error are float32, off by 1e-8 in result.json.

@@ -5,10 +5,11 @@ B batch   T frames of a clip   C channels   H, W height and width in pixels   K 
 
 from __future__ import annotations
 
+import platform
+
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from stvid.clip import ClipSpec
 
@@ -164,7 +165,26 @@ def crop_and_resize(
     part = frames_TCHW[..., top : top + height, left : left + width]
     if (height, width) == tuple(size):
         return part
-    return F.resize(part, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resize(part, size)
+
+
+def resize(frames_TCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 `T x C x H x W` -> uint8 `T x C x size`, bilinear with antialiasing; the pixels of torchvision's `resize`.
+
+    torchvision itself is not used because importing it takes longer than everything else before the first prediction.
+    """
+    if tuple(frames_TCHW.shape[-2:]) == tuple(size):
+        return frames_TCHW
+    options = {"size": list(size), "mode": "bilinear", "align_corners": False, "antialias": True}
+    if frames_TCHW.device.type == "cpu" and _cpu_resizes_uint8():
+        return F.interpolate(frames_TCHW, **options)
+    return F.interpolate(frames_TCHW.float(), **options).round_().to(frames_TCHW.dtype)
+
+
+def _cpu_resizes_uint8() -> bool:
+    """Whether torch's uint8 kernel is faster than its float32 kernel (the results can differ by one grey level)."""
+    vectorised = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return vectorised or platform.machine() in ("aarch64", "arm64")
 
 
 def _in_shrunk(

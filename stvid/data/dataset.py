@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -22,11 +22,13 @@ from stvid.data import sampling
 from stvid.data.manifest import Item
 from stvid.data.sampler import SampleKey, as_draw
 from stvid.data.sampling import at_speed, check_playback, rearranged
-from stvid.data.transforms import Augment
 from stvid.errors import EMPTY, VideoError
 from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 from stvid.video.reader import read_frames
 from stvid.video.types import VideoInfo
+
+if TYPE_CHECKING:  # it imports torchvision, which evaluation does without
+    from stvid.data.transforms import Augment
 
 
 class Failure(NamedTuple):

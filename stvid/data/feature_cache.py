@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ from typing import TypedDict
 import h5py
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -213,7 +213,7 @@ def sample_facts(dataset: VideoDataset) -> dict:
         "clip": dataset.clip.to_dict(),
         "backend": dataset.backend,
         "av": av_version,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "stvid": stvid.__version__,
     }
     if isinstance(dataset, TrainingClips):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.models.base import StagedLayers
-from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
 from stvid.models.layers import checkpointed
 
 
@@ -79,6 +78,8 @@ def build_encoder(name: str, *, weights: str | None = None, image_size: int | No
             what = f"weights (={weights})" if weights is not None else f"image_size (={image_size})"
             raise InputError(f"model.{what}: the small encoder has none; name an image network, or give a run's")
         return SmallEncoder()
+    from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network  # torchvision
+
     if name == "efficientnet_lite0":
         if image_size is not None:
             raise InputError(f"model.image_size (={image_size}): efficientnet_lite0 takes any; leave it out")

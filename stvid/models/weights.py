@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 from stvid.errors import InputError
 
@@ -256,7 +257,9 @@ def find_weights(name: str, weights: str | None, *, key: str = "weights") -> Wei
     """
     if weights is None:
         return None
-    choices = torchvision.models.get_model_weights(name)
+    from torchvision.models import get_model_weights  # imported here: our own networks need no torchvision
+
+    choices = get_model_weights(name)
     names = ["DEFAULT", *choices.__members__]
     if weights not in names:
         raise InputError(f"model.{key} (={weights}) is not among the weights of {name}: {', '.join(names)}")
@@ -272,7 +275,9 @@ class Normalization(NamedTuple):
 
 def pixels_of(name: str, weights: str | None) -> Normalization | None:
     """What `weights` of torchvision's network `name` expect; None for None, and for a file, which does not tell."""
-    if weights != "DEFAULT" and weights not in torchvision.models.get_model_weights(name).__members__:
+    from torchvision.models import get_model_weights
+
+    if weights != "DEFAULT" and weights not in get_model_weights(name).__members__:
         return None
     recipe = find_weights(name, weights).transforms()
     return Normalization(tuple(recipe.mean), tuple(recipe.std))

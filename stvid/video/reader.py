@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
-from torchvision.transforms.v2 import functional as F
 
 from stvid.errors import TRUNCATED, VideoError
+from stvid.preprocess import resize
 from stvid.video.decoding import decode, open_video
 from stvid.video.images import read_images
 from stvid.video.probe import probe
@@ -121,7 +121,7 @@ def read_frames(
     elif backend != "pyav" and info.random_access:
         frames_THWC = read_by_backend(backend, path, distinct, info=info, num_threads=num_threads)
         if frames_THWC is not None and size != (info.height, info.width):
-            frames_THWC = F.resize(frames_THWC.permute(0, 3, 1, 2), list(size)).permute(0, 2, 3, 1)
+            frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     if frames_THWC is None and info.random_access:
         frames_THWC = _read(path, distinct, info=info, size=size, num_threads=num_threads, jump=True)
     if frames_THWC is None:
