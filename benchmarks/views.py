@@ -25,7 +25,7 @@ from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
 from stvid.data.synthetic.actions import actions
-from stvid.recognizer import ModelRunner, classify
+from stvid.inference import ModelRunner, classify
 from stvid.run.checkpoint import TrainedModel, build_model
 from stvid.run.config import compose_config
 from stvid.video.probe import probe

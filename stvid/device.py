@@ -78,6 +78,11 @@ def inference_precision(precision: str | int, device: str) -> str:
     return name if is_fast.get(name, True) else "32-true"
 
 
+def default_device() -> torch.device:
+    """The accelerator of this machine, if it has one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context of a forward pass in a precision that `resolve_precision` gave."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

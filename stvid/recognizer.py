@@ -1,249 +1,260 @@
-"""A trained model that answers: sampling, preprocessing, forward pass, mean over views; and streams, frame by frame.
+"""A trained model in use: `stvid.load(RUN)` gives a Recognizer that predicts files, frames and streams.
 
-V views   N videos   K classes   C channels   H, W height and width
+Sampling, preprocessing, forward pass and the mean over views are those of the evaluation, so the numbers are the same.
+
+V views   N videos   K classes   T frames   C channels   H, W height and width
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from stvid.data.dataset import Views
-from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
+from stvid.clip import ClipSpec
+from stvid.data.dataset import Failure
 from stvid.data.manifest import Item
+from stvid.data.sampler import SampleKey
 from stvid.data.sampling import diff_frames, stride_of
-from stvid.device import autocast, inference_precision, limit_cpu_threads
-from stvid.distributed import all_gather_object, get_rank, get_world_size
-from stvid.errors import InputError
+from stvid.errors import InputError, VideoError
+from stvid.inference import ModelRunner, make_views
 from stvid.metrics import average_views
-from stvid.preprocess import Preprocess, as_input, channels_last, crop_and_resize, crop_box, run_model
-from stvid.progress import Bar
-from stvid.run.checkpoint import TrainedModel
+from stvid.preprocess import as_input, crop_and_resize, crop_box
+from stvid.run.checkpoint import TrainedModel, load_checkpoint
+from stvid.video.probe import probe
+from stvid.video.types import VideoInfo
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewPredictions:
-    """What a model says of videos.
-
-    Attributes:
-        probabilities_NK: mean over the views of each video that was read.
-        videos_N: their positions among the items, ascending.
-        logits_VK: of every view.
-        videos_V: which video each view is of.
-        failed: position -> reason, of the videos that could not be read.
-    """
-
-    probabilities_NK: Tensor
-    videos_N: Tensor
-    logits_VK: Tensor
-    videos_V: Tensor
-    failed: dict[int, str]
-
-
-def classify(
-    trained: TrainedModel,
-    items: Sequence[Item],
-    *,
-    num_clips: int | None = None,
-    num_crops: int | None = None,
-    playback: str = "normal",
-    device: torch.device | None = None,
-    batch_size: int | None = None,
-    num_workers: int | str = "auto",
-    cache: Path | None = None,
-    decode_all: bool = False,
-    progress: bool = True,
-) -> ViewPredictions:
-    """Answers for every item, in the precision the run was trained in.
-
-    Where several processes have joined (`stvid.training.parallel`), each judges some of the batches, every item once,
-    and all get the same answers, those of a single process.
+def load(run: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Recognizer:
+    """Loads the model of a run, ready to predict.
 
     Args:
-        trained: the model.
-        items: the videos; labels are not looked at.
-        num_clips: clips a video is judged by; None: as in training's validation.
-        num_crops: crops of each; None likewise.
-        playback: how the videos are played (`playback.PLAYBACKS`).
-        device: where to compute; None: the accelerator where there is one, else the CPU.
-        batch_size: views in a forward pass, about; None: as in training.
-        num_workers: processes that read videos.
-        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
-        decode_all: a video counts as read only if every frame of it can be decoded, not just those of its views.
-        progress: show a bar.
+        run: a run folder (its best checkpoint) or a checkpoint file.
+        device: where to compute, such as `cuda:0`; None: an accelerator if there is one, else the CPU.
 
     Raises:
-        InputError: impossible numbers of clips or crops; more clips asked for than a video has frames; a video too
-            short for a clip where `clip.short=error`.
+        InputError: no such run, or a file that is not a checkpoint of stvid.
     """
-    num_workers = resolve_workers(num_workers)
-    batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
-    probing = {"num_workers": num_workers, "cache": cache, "decode_all": decode_all}
-    dataset = _views(trained, items, probing, num_clips=num_clips, num_crops=num_crops, playback=playback)
-    rank, world_size = get_rank(), get_world_size()
-    loader = views_loader(
-        dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
-    )
-    forward = ModelRunner(trained, device=device)
-    with Bar("reading and judging", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
-        part = _judge(loader, forward, len(trained.class_names), bar)
-    logits_VK, videos_V, failed = _together(all_gather_object(part))
-    if not logits_VK.isfinite().all():
-        raise InputError(f"{trained.path} answers with numbers that are not finite: its weights are damaged")
-    probabilities_NK, videos_N = average_views(logits_VK, videos_V)
-    return ViewPredictions(
-        probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
-    )
+    return Recognizer(load_checkpoint(run), device=device)
 
 
-def _views(
-    trained: TrainedModel,
-    items: Sequence[Item],
-    probing: Mapping,
-    *,
-    num_clips: int | None,
-    num_crops: int | None,
-    playback: str,
-) -> Views:
-    """The items as views, once it is certain that there can be such views of them; for the rest see `classify`."""
-    asked = num_clips is not None
-    num_clips = trained.protocol["num_clips"] if num_clips is None else num_clips
-    num_crops = trained.protocol["num_crops"] if num_crops is None else num_crops
-    check_views(num_clips, num_crops, trained.clip)
-    dataset = Views(
-        items=items,
-        infos=probe_items(items, **probing),
-        class_names=trained.class_names,
-        clip=trained.clip,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        playback=playback,
-    )
-    check_short(dataset)
-    if asked and playback == "normal":
-        check_enough_frames(dataset)
-    return dataset
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Prediction:
+    """Class probabilities of one video: the mean over its views.
 
-
-def _together(parts: Sequence[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """What all processes have found, video by video: the same whichever of them met a video."""
-    videos_V = torch.cat([videos for _, videos, _ in parts])
-    order = videos_V.argsort(stable=True)
-    logits_VK = torch.cat([logits for logits, _, _ in parts])[order]
-    return logits_VK, videos_V[order], {video: why for _, _, failed in parts for video, why in failed.items()}
-
-
-def _judge(
-    loader: DataLoader, forward: ModelRunner, num_classes: int, bar: Bar
-) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Logits of every view, the video that each is of, and why others could not be read."""
-    logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
-    for batch in loader:
-        failed |= {failure.video: failure.reason for failure in batch["failed"]}
-        if len(batch["videos"]):
-            logits.append(forward(batch["clips"], batch["lengths"]).cpu())
-            videos.append(batch["videos"])
-        bar.advance(len(batch["videos"].unique()) + len(batch["failed"]))
-    return torch.cat(logits), torch.cat(videos), failed
-
-
-class ModelRunner:
-    """uint8 clips to logits, on the best device there is, at the run's temperature.
-
-    The precision is the run's, or `32-true` where the device is slow in that (see `inference_precision`).
+    Attributes:
+        path: the file; None for frames from memory.
+        class_names: names of the K classes.
+        probabilities: float32 `K`, in [0, 1], sum 1, in the order of `class_names`.
     """
 
-    def __init__(self, trained: TrainedModel, *, device: torch.device | None = None):
-        self.device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        limit_cpu_threads(self.device.type)
-        precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
-        self.precision = autocast(self.device, precision)
-        self.temperature = trained.temperature
-        self.preprocess = Preprocess(clip=trained.clip).to(self.device)
-        self.model = channels_last(trained.model.to(self.device).eval())
+    path: str | None
+    class_names: tuple[str, ...]
+    probabilities: np.ndarray
 
-    @torch.inference_mode()
-    def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
-        """uint8 `V x T x C x H x W` -> float32 logits `V x K`."""
-        clips = clips_VTCHW.to(self.device, non_blocking=True)
-        lengths = None if lengths_V is None else lengths_V.to(self.device)
-        with self.precision:
-            return run_model(self.model, self.preprocess, clips, lengths).float() / self.temperature
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.class_names[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """The probability of `label`, in [0, 1]."""
+        return float(self.probabilities.max())
+
+    def top(self, n: int = 5) -> list[tuple[str, float]]:
+        """The `n` most probable classes with their probabilities, most probable first; all K if `n` is larger."""
+        order = np.argsort(-self.probabilities, kind="stable")[:n]
+        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
+
+    def __repr__(self) -> str:
+        classes = ", ".join(f"{name} {probability:.3f}" for name, probability in self.top(3))
+        more = ", ..." if len(self.class_names) > 3 else ""
+        return f"Prediction({classes}{more})" if self.path is None else f"Prediction({self.path!r}: {classes}{more})"
+
+
+class Recognizer:
+    """A trained model that predicts video files, frames in memory, and streams.
+
+    Args:
+        trained: the model as `load_checkpoint` returns it.
+        device: where to compute; None: an accelerator if there is one, else the CPU.
+    """
+
+    def __init__(self, trained: TrainedModel, *, device: torch.device | str | None = None):
+        self.trained = trained
+        self.runner = ModelRunner(trained, device=None if device is None else torch.device(device))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the model's outputs."""
+        return self.trained.class_names
+
+    @property
+    def clip(self) -> ClipSpec:
+        """The geometry of the clips that the model was trained on."""
+        return self.trained.clip
+
+    def __repr__(self) -> str:
+        model, classes = type(self.trained.model).__name__, len(self.class_names)
+        return f"Recognizer({str(self.trained.path)!r}: {model}, {classes} classes, on {self.runner.device})"
+
+    def predict(
+        self,
+        source: str | os.PathLike[str] | np.ndarray | Tensor,
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        num_crops: int | None = None,
+    ) -> Prediction:
+        """Classifies one video.
+
+        Args:
+            source: a video file or a folder of images; or frames, RGB, uint8: an array `T x H x W x 3` or a tensor
+                `T x 3 x H x W` (what `stvid.read_frames` returns).
+            fps: frames per second of frames from memory; needed only where the model's clips depend on time
+                (`clip.fps`, or difference images).
+            num_clips: clips spread over the video; None: as in the run's validation.
+            num_crops: crops of each clip, 1, 3 or 5; None: as in the run's validation.
+
+        Raises:
+            VideoError: the file cannot be read.
+            InputError: frames of another type or shape, `fps` missing, impossible numbers of clips or crops.
+        """
+        if isinstance(source, str | os.PathLike):
+            path, frames_TCHW = os.path.abspath(source), None
+            info = probe(path)
+        else:
+            path, frames_TCHW = None, _frames_of(source)
+            info = _info_of(frames_TCHW, self.clip, fps)
+        item = Item(path=path or "frames", label="", split="test")
+        options = {"num_clips": num_clips, "num_crops": num_crops, "frames": frames_TCHW}
+        views = make_views(self.trained, [item], [info], **options)
+        sample = views[SampleKey(0)]
+        if isinstance(sample, Failure):
+            raise VideoError(str(source), sample.reason)
+        size = self.trained.config["data"]["datamodule"]["batch_size"]
+        logits_VK = torch.cat([self.runner(clips).cpu() for clips in sample["clips"].split(size)])
+        probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
+        return Prediction(path=path, class_names=self.class_names, probabilities=probabilities_NK[0].numpy())
+
+    def stream(self, fps: float) -> Stream:
+        """Starts a stream: frames in one by one, probabilities out after each.
+
+        Args:
+            fps: frames per second of the stream, above 0.
+
+        Raises:
+            InputError: the model cannot go frame by frame; see `Stream`.
+        """
+        return Stream(self.trained, fps=fps, runner=self.runner)
+
+
+def _frames_of(source: np.ndarray | Tensor) -> Tensor:
+    """Frames from memory as a uint8 tensor `T x 3 x H x W`."""
+    frames = torch.from_numpy(source).permute(0, 3, 1, 2) if _is_array_THWC(source) else source
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        found = f"{type(source).__name__} {getattr(source, 'dtype', '')} {tuple(getattr(source, 'shape', ()))}"
+        raise InputError(
+            f"frames must be a uint8 array T x H x W x 3 or a uint8 tensor T x 3 x H x W, RGB; got {found}"
+        )
+    if not frames.numel():
+        raise InputError(f"there are no pixels in frames of shape {tuple(source.shape)}")
+    return frames
+
+
+def _is_array_THWC(source: object) -> bool:
+    return isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 4 and source.shape[3] == 3
+
+
+def _info_of(frames_TCHW: Tensor, clip: ClipSpec, fps: float | None) -> VideoInfo:
+    if fps is None and (clip.fps is not None or clip.input != "rgb"):
+        raise InputError("the model's clips depend on time (clip.fps or clip.input); pass the frames' rate: fps=25")
+    if fps is not None and fps <= 0:
+        raise InputError(f"fps (={fps}) must be above 0")
+    num_frames, _, height, width = frames_TCHW.shape
+    fps = 25.0 if fps is None else fps
+    shape = {"height": height, "width": width, "num_frames": num_frames}
+    return VideoInfo(**shape, fps=fps, duration=num_frames / fps, codec="frames")
 
 
 class Stream:
-    """Frames in, probabilities out; what they say is what the model says of the whole video until that frame.
+    """Frames in one by one, class probabilities out: those of all frames so far, in constant memory and time per frame.
 
     Args:
-        trained: a model that has `step`, such as cnn_lstm, trained with `recurrent` read in one direction.
-        fps: frames a second of the stream.
-        device: where to compute; None: the accelerator where there is one, else the CPU.
+        trained: a model with `supports_streaming`, such as cnn_lstm with a recurrent layer that reads in one direction.
+        fps: frames per second of the stream, above 0.
+        runner: the model on its device; None: a new one.
 
     Raises:
-        InputError: the model cannot go frame by frame, or its clips were normalised as wholes.
+        InputError: the model does not support streaming, or its clips were normalised as a whole (clip.normalize=clip).
     """
 
-    def __init__(self, trained: TrainedModel, *, fps: float, device: torch.device | None = None):
-        name = type(trained.model).__name__
-        if not hasattr(trained.model, "step"):
-            raise InputError(f"{name} sees a clip at once and cannot go frame by frame; cnn_lstm can")
+    def __init__(self, trained: TrainedModel, *, fps: float, runner: ModelRunner | None = None):
+        if fps <= 0:
+            raise InputError(f"fps (={fps}) must be above 0")
+        if not trained.model.supports_streaming:
+            raise InputError(
+                f"this {type(trained.model).__name__} cannot predict frame by frame; a cnn_lstm with "
+                "model.bidirectional=false can"
+            )
         if trained.clip.normalize == "clip":
             raise InputError(
-                "the model was trained on clips normalised as wholes (clip.normalize=clip), and the end of a stream is "
-                "not known; train it with clip.normalize=frame or fixed"
+                "the model was trained with clip.normalize=clip, which needs the whole clip at once; train it with "
+                "clip.normalize=frame or fixed to use it on a stream"
             )
-        trained.model.check_stream()
         self.clip, self.fps = trained.clip, fps
-        self.forward = ModelRunner(trained, device=device)
+        self.runner = runner or ModelRunner(trained)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        self.num_frames, self.num_taken, self.state = 0, 0, None
+        self.num_frames, self.num_steps, self.state = 0, 0, None
         self.probabilities_K: Tensor | None = None
 
-    def push(self, frame_CHW: Tensor) -> Tensor:
-        """The next frame of the stream: probabilities over all frames until now.
+    def push(self, frame: Tensor | np.ndarray) -> Tensor:
+        """Takes the next frame of the stream.
 
-        Only frames that the clip's stride (or `fps`) takes go through the model; the others repeat the last answer.
+        Only the frames that the clip's stride (or `fps`) selects go through the model; after the others the last
+        probabilities are returned again.
 
         Args:
-            frame_CHW: uint8 `3 x H x W`, of any size; the middle is cut out, as in evaluation.
+            frame: RGB, uint8, of any size: a tensor `3 x H x W` or an array `H x W x 3`. The centre is cropped, as in
+                the evaluation.
 
         Returns:
-            float32 `K`, on the CPU.
+            float32 `K` on the CPU: the probabilities given all frames so far.
 
         Raises:
-            InputError: something else than such a tensor.
+            InputError: a frame of another type or shape.
         """
-        if not isinstance(frame_CHW, Tensor) or frame_CHW.dtype != torch.uint8 or frame_CHW.shape[:-2] != (3,):
-            found = (
-                f"{type(frame_CHW).__name__} {getattr(frame_CHW, 'dtype', '')} {tuple(getattr(frame_CHW, 'shape', ()))}"
-            )
-            raise InputError(
-                f"a frame must be a uint8 torch tensor 3 x H x W, got {found}; of an array H x W x 3 it is "
-                "torch.from_numpy(array).permute(2, 0, 1)"
-            )
+        frame_CHW = _frame_of(frame)
         box = crop_box(*frame_CHW.shape[-2:], self.clip.size)
         self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
         self.num_frames += 1
         stride = stride_of(self.clip, self.fps)
-        while int(self.num_taken * stride + 1e-9) < self.num_frames:  # a slow stream's frames are taken twice
-            self.num_taken += 1
-            self._take()
+        while int(self.num_steps * stride + 1e-9) < self.num_frames:  # a slow stream's frames are used twice
+            self.num_steps += 1
+            self._step()
         return self.probabilities_K
 
-    def _take(self) -> None:
-        pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
-        self._step(as_input(torch.cat(pictures), self.clip))
-
     @torch.inference_mode()
-    def _step(self, frame_1CHW: Tensor) -> None:
-        forward = self.forward
-        clips_BCTHW = forward.preprocess(frame_1CHW[None].to(forward.device))
-        with forward.precision:
-            logits_BK, self.state = forward.model.step(clips_BCTHW[:, :, 0], self.state)
-        self.probabilities_K = (logits_BK[0].float() / forward.temperature).softmax(0).cpu()
+    def _step(self) -> None:
+        pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
+        frame_1CHW = as_input(torch.cat(pictures), self.clip)
+        runner = self.runner
+        clips_BCTHW = runner.preprocess(frame_1CHW[None].to(runner.device))
+        with runner.autocast:
+            logits_BK, self.state = runner.model.stream_step(clips_BCTHW[:, :, 0], self.state)
+        self.probabilities_K = (logits_BK[0].float() / runner.temperature).softmax(0).cpu()
+
+
+def _frame_of(frame: Tensor | np.ndarray) -> Tensor:
+    """A frame as a uint8 tensor `3 x H x W`."""
+    is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
+    frame_CHW = torch.from_numpy(frame).permute(2, 0, 1) if is_array else frame
+    if not isinstance(frame_CHW, Tensor) or frame_CHW.dtype != torch.uint8 or frame_CHW.shape[:-2] != (3,):
+        found = f"{type(frame).__name__} {getattr(frame, 'dtype', '')} {tuple(getattr(frame, 'shape', ()))}"
+        raise InputError(f"a frame must be a uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got {found}")
+    return frame_CHW

@@ -58,7 +58,7 @@ def test_a_stream_frame_by_frame_says_what_the_whole_sequence_says(options):
     sizes = set()
     with torch.no_grad():
         for t in range(9):
-            logits, state = model.step(clips[:, :, t], state)
+            logits, state = model.stream_step(clips[:, :, t], state)
             torch.testing.assert_close(logits, model(clips[:, :, : t + 1]), atol=1e-5, rtol=1e-5)
             sizes.add(sum(tensor.numel() for tensor in flat(state)))
     assert len(sizes) == 1
@@ -72,7 +72,7 @@ def flat(state):
 
 def test_a_bidirectional_model_has_no_stream():
     with pytest.raises(ValueError, match="reads from the end, which a stream does not have"):
-        CNNLSTM(num_classes=2, bidirectional=True).step(torch.zeros(1, 3, 32, 32))
+        CNNLSTM(num_classes=2, bidirectional=True).stream_step(torch.zeros(1, 3, 32, 32))
 
 
 def test_padding_stays_out_of_the_encoders_batch_norm_in_training_too():

@@ -18,7 +18,7 @@ from stvid.evaluation.evaluate import select_test_split
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
 from stvid.evaluation.results import read_predictions
 from stvid.evaluation.temporal_audit import still_classes
-from stvid.recognizer import classify
+from stvid.inference import classify
 from stvid.run.checkpoint import load_checkpoint
 from stvid.video.writer import write_video
 

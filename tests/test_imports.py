@@ -10,7 +10,7 @@ from conftest import ROOT
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
     "errors", "files", "progress", "device", "distributed", "clip", "preprocess", "video", "data", "models", "cost",
-    "metrics", "training", "run", "recognizer", "evaluation", "report", "sweep", "commands", "cli",
+    "metrics", "training", "run", "inference", "recognizer", "evaluation", "report", "sweep", "commands", "cli",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/reader.py"},

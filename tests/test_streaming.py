@@ -9,6 +9,7 @@ import torch
 from stvid.clip import ClipSpec
 from stvid.data.sampling import earlier_frames
 from stvid.errors import InputError
+from stvid.inference import ModelRunner
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.preprocess import Preprocess, as_input
@@ -38,7 +39,7 @@ def trained(tmp_path, clip=CLIP, **options):
 def test_a_stream_slower_than_the_clip_repeats_its_frames_as_a_video_would(tmp_path):
     run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=30))
     video = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    stream = Stream(run, fps=15, device=CPU)
+    stream = Stream(run, fps=15, runner=ModelRunner(run, device=CPU))
     for t in range(5):
         found = stream.push(video[t])
     with torch.no_grad():
@@ -52,7 +53,7 @@ def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, p
     clip = dataclasses.replace(CLIP, **changes)
     run = trained(tmp_path, clip, pooling=pooling)
     video = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
-    stream = Stream(run, fps=20, device=CPU)
+    stream = Stream(run, fps=20, runner=ModelRunner(run, device=CPU))
     for t in range(9):
         found = stream.push(video[t])
         frames = list(range(t + 1))
@@ -64,9 +65,9 @@ def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, p
 
 def test_only_the_frames_that_the_clip_takes_go_through_the_model(tmp_path):
     run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=10))
-    stream = Stream(run, fps=25, device=CPU)
-    seen, step = [], run.model.step
-    run.model.step = lambda frame, state: seen.append(stream.num_frames - 1) or step(frame, state)
+    stream = Stream(run, fps=25, runner=ModelRunner(run, device=CPU))
+    seen, step = [], run.model.stream_step
+    run.model.stream_step = lambda frame, state: seen.append(stream.num_frames - 1) or step(frame, state)
     for _ in range(12):
         stream.push(torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8))
     assert seen == [0, 2, 5, 7, 10]
@@ -77,12 +78,19 @@ def test_models_that_cannot_stream_are_refused(tmp_path):
         Stream(trained(tmp_path, bidirectional=True), fps=20)
     with pytest.raises(InputError, match="clip.normalize=clip"):
         Stream(trained(tmp_path, dataclasses.replace(CLIP, normalize="clip")), fps=20)
-    with pytest.raises(InputError, match="Conv3D sees a clip at once"):
+    with pytest.raises(InputError, match="Conv3D cannot predict frame by frame"):
         Stream(dataclasses.replace(trained(tmp_path), model=Conv3D(num_classes=3)), fps=20)
 
 
-def test_a_frame_that_is_no_uint8_tensor_is_told_how_to_become_one(tmp_path):
-    stream = Stream(trained(tmp_path), fps=20, device=CPU)
-    for frame in (np.zeros((40, 60, 3), np.uint8), torch.zeros(3, 40, 60), torch.zeros(40, 60, 3, dtype=torch.uint8)):
-        with pytest.raises(InputError, match="must be a uint8 torch tensor 3 x H x W, got .*permute"):
+def test_a_frame_that_is_neither_array_nor_tensor_is_refused_with_what_was_found(tmp_path):
+    stream = Stream(trained(tmp_path), fps=20)
+    for frame in (np.zeros((3, 40, 60), np.uint8), torch.zeros(3, 40, 60), torch.zeros(40, 60, 3, dtype=torch.uint8)):
+        with pytest.raises(InputError, match="uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got"):
             stream.push(frame)
+
+
+def test_an_array_and_a_tensor_of_the_same_frame_give_the_same_probabilities(tmp_path):
+    run = trained(tmp_path)
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    from_array = Stream(run, fps=20).push(frame)
+    assert torch.equal(from_array, Stream(run, fps=20).push(torch.from_numpy(frame).permute(2, 0, 1)))

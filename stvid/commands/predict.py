@@ -10,7 +10,7 @@ from stvid.commands import num_workers_of
 from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
-from stvid.recognizer import classify
+from stvid.inference import classify
 from stvid.run.checkpoint import TrainedModel
 
 

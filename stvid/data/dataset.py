@@ -160,15 +160,23 @@ class Views(VideoDataset):
     Attributes:
         num_clips: clips spread evenly over the video.
         num_crops: crops of each, see `crop_box`.
-        playback: how the videos are played (`playback.PLAYBACKS`), to test what a model makes of time.
+        playback: how the videos are played (`sampling.PLAYBACKS`), to test what a model makes of time.
+        frames: uint8 `T x 3 x H x W`, in the place of the (only) item's file; None: files are read.
     """
 
     num_clips: int = 1
     num_crops: int = 1
     playback: str = "normal"
+    frames: Tensor | None = None
 
     def __post_init__(self):
         check_playback(self.playback)
+
+    def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """See `VideoDataset.read`."""
+        if self.frames is None:
+            return super().read(index, frames, boxes)
+        return [crop_and_resize(self.frames[list(frames)], box, self.clip.size) for box in boxes]
 
     def timeline(self, index: int) -> tuple[Sequence[int], float]:
         """At the speed at which the video is played, see `VideoDataset.timeline`."""

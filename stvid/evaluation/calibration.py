@@ -18,8 +18,8 @@ from stvid.data.manifest import Manifest
 from stvid.errors import InputError
 from stvid.evaluation.evaluate import protocol
 from stvid.files import write_json
+from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
-from stvid.recognizer import classify
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import CALIBRATION_NAME
 

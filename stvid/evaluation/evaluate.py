@@ -17,8 +17,8 @@ from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError, listing, nearest
 from stvid.evaluation.results import PredictionRow
 from stvid.evaluation.statistics import accuracy_interval
+from stvid.inference import ViewPredictions, classify
 from stvid.metrics import video_metrics
-from stvid.recognizer import ViewPredictions, classify
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import MANIFEST_NAME
 

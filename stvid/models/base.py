@@ -28,6 +28,7 @@ class VideoModel(nn.Module):
     """
 
     frozen: Sequence[str] = ()
+    supports_streaming = False
 
     def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
         """All but what decides, and its stages by name, those that `freeze` counts, from the input on."""

@@ -164,15 +164,12 @@ class CNNLSTM(VideoModel):
         """
         return self.classify(self.encode(clips_BCTHW, lengths_B, prepare=prepare), lengths_B)
 
-    def check_stream(self) -> None:
-        """Raises InputError where sequences are read from their end, too, which a stream does not have."""
-        if self.pooling.both_ways:
-            raise InputError(
-                "a bidirectional model reads from the end, which a stream does not have; train another "
-                "with model.bidirectional=false"
-            )
+    @property
+    def supports_streaming(self) -> bool:
+        """Whether `stream_step` works: a bidirectional model reads from the end, which a stream does not have."""
+        return not self.pooling.both_ways
 
-    def step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+    def stream_step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """The next frame of a stream: logits `B x K` over all frames until now, and the state to come back with.
 
         Memory and time do not depend on how many frames there were. In evaluation mode the logits are those of the
@@ -183,9 +180,10 @@ class CNNLSTM(VideoModel):
             state: what the frame before returned; None in the beginning.
 
         Raises:
-            InputError: what `check_stream` finds.
+            InputError: the model is bidirectional.
         """
-        self.check_stream()
+        if not self.supports_streaming:
+            raise ValueError("a bidirectional model cannot go frame by frame")
         before, pooled = (None, None) if state is None else state
         features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
         with torch.autocast(features_BF.device.type, enabled=False):
