@@ -16,11 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.errors import report_errors
 from stvid.evaluation.evaluate import evaluate, select_test_split
 from stvid.preprocess import Preprocess
 from stvid.report.report import write_results
 from stvid.run.checkpoint import load_checkpoint, record
-from stvid.run.config import report_errors
+from stvid.run.config import hydra_errors_as_input_errors
 from stvid.run.folder import display_path
 from stvid.run.resume import last_checkpoint, starting_model
 from stvid.run.start import as_used, finished, is_multirun, leaving_no_empty_run, open_run, save_run
@@ -95,10 +96,10 @@ def train_or_tell(config: DictConfig) -> float:
 def main(config: DictConfig) -> float:
     if is_multirun():  # Hydra takes note of a run that failed and goes on with the next
         return train_or_tell(config)
-    with report_errors(), leaving_no_empty_run():
+    with report_errors(), hydra_errors_as_input_errors(), leaving_no_empty_run():
         return train_or_tell(config)
 
 
 if __name__ == "__main__":
-    with report_errors():
+    with report_errors(), hydra_errors_as_input_errors():
         main()

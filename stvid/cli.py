@@ -1,9 +1,13 @@
-"""The `stvid` command."""
+"""The `stvid` command: parses the options, then imports and runs the module of the verb.
+
+Nothing here imports torch, so that `--help` and a mistake in the options are fast.
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import io
 import logging
 import os
@@ -13,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid import __version__
-from stvid.commands import check, cost, evaluate, predict, prepare, report
-from stvid.errors import InputError
+from stvid.errors import InputError, report_errors
+from stvid.run.folder import home
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -35,11 +39,14 @@ DATA_SET = "which data set: the same overrides as for train, such as data=folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else; 130 after Ctrl-C."""
+    """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _run(arguments)
-    except BrokenPipeError:  # whoever read the output has seen enough
+        if arguments[:1] == ["train"]:
+            _train(arguments[1:])
+        else:
+            _run(arguments)
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -47,40 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _run(arguments: list[str]) -> None:
-    options = None if arguments[:1] == ["train"] else _parse(arguments)
-    from stvid.run.config import (  # what takes seconds to import waits until the words are understood
-        home,
-        report_errors,
-    )
+def _train(overrides: Sequence[str]) -> None:
+    script = home() / "train.py"
+    sys.argv = [str(script), *overrides]
+    runpy.run_path(str(script), run_name="__main__")
 
-    if options is None:
-        train_file = home() / "train.py"
-        sys.argv = [str(train_file), *arguments[1:]]
-        runpy.run_path(str(train_file), run_name="__main__")
-        return
+
+def _run(arguments: Sequence[str]) -> None:
+    options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid text
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with report_errors():
-        for word in ("json", "out"):
-            _check_file(
-                f"--{word}", getattr(options, word, None) if options.command is not prepare.run_prepare else None
-            )
+        for name in options.output_files:
+            _check_output_file(f"--{name}", getattr(options, name))
         options.again = functools.partial(main, arguments)  # the same command, in another process
-        options.command(options)
+        importlib.import_module(f"stvid.commands.{options.verb}").run(options)
 
 
-def _check_file(option: str, name: str | None) -> None:
-    path = Path(name or "-").absolute()
+def _check_output_file(option: str, name: str | None) -> None:
+    if name is None:
+        return
+    path = Path(name).absolute()
     if path.is_dir():
         raise InputError(f"{option} {name}: that is a folder; name a file")
     if not path.parent.is_dir():
         raise InputError(f"{option} {name}: there is no folder {path.parent}")
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    """The options; overrides may stand before, between and behind them."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; overrides may come before, between and after them."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
@@ -91,93 +94,109 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stvid", usage=USAGE, add_help=True, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="stvid", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid")
-
-    _add_before_a_run(commands)
-    _add_after_a_run(commands)
-    # `stvid train` is handed to train.py before anything is parsed; this is for --help
-    commands.add_parser(allow_abbrev=False, name="train", help="train a model; takes config overrides")
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid", dest="verb")
+    verbs.add_parser("train", allow_abbrev=False, help="train a model; takes config overrides")  # see main
+    _add_cost(verbs)
+    _add_check(verbs)
+    _add_prepare(verbs)
+    _add_evaluate(verbs)
+    _add_report(verbs)
+    _add_predict(verbs)
     return parser
 
 
-def _add_before_a_run(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(allow_abbrev=False, name="cost", help="what a model needs, before it is trained")
-    command.set_defaults(command=cost.run_cost)
-    _add_overrides(command, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
-    command.add_argument(
-        "--classes", type=int, metavar="N", help="outputs (default: those of a published data set, else 400)"
-    )
-    command.add_argument("--frames", type=int, metavar="N", help="of a clip (default: clip.num_frames)")
-    command.add_argument("--device", choices=("cpu", "cuda"), help="need not be there (default: what would train)")
-    command.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
-    command.add_argument("--out", metavar="F", help="with --compare: draw it here, .png, .svg or .pdf")
-    command.add_argument("--json", metavar="F", help="write the report here too")
+def _add_verb(
+    verbs: argparse._SubParsersAction, name: str, description: str, *, output_files: Sequence[str] = ("json",)
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, allow_abbrev=False, help=description)
+    verb.set_defaults(output_files=output_files)
+    return verb
 
-    command = commands.add_parser(
-        allow_abbrev=False, name="check", help="decode every video of a data set, say what is wrong with it"
-    )
-    command.set_defaults(command=check.run_check)
-    _add_overrides(command)
-    command.add_argument("--json", metavar="F", help="write the report here too, with every file in it")
 
-    command = commands.add_parser(
-        allow_abbrev=False, name="prepare", help="transcode a data set to small files that are read faster"
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _add_overrides(verb: argparse.ArgumentParser, description: str = DATA_SET) -> None:
+    verb.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=description)
+
+
+def _add_workers(verb: argparse.ArgumentParser) -> None:
+    description = "processes that read videos (default: one for two cores)"
+    verb.add_argument("--workers", type=_workers, default="auto", help=description)
+
+
+def _add_cost(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(
+        verbs, "cost", "parameters, memory and compute of a model, before training", output_files=("json", "out")
     )
-    command.set_defaults(command=prepare.run_prepare)
-    _add_overrides(command)
-    command.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to go on with")
+    _add_overrides(verb, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
+    description = "number of classes (default: those of a published data set, else 400)"
+    verb.add_argument("--classes", type=int, metavar="N", help=description)
+    verb.add_argument("--frames", type=int, metavar="N", help="frames of a clip (default: clip.num_frames)")
+    description = "device to estimate for; this machine need not have it (default: the one training would use)"
+    verb.add_argument("--device", choices=("cpu", "cuda"), help=description)
+    verb.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
+    verb.add_argument("--out", metavar="F", help="with --compare: draw the comparison, .png, .svg or .pdf")
+    verb.add_argument("--json", metavar="F", help="also write the report to this file")
+
+
+def _add_check(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(verbs, "check", "decode every video of a data set and print what is wrong with it")
+    _add_overrides(verb)
+    verb.add_argument("--json", metavar="F", help="also write the report, with every file, to this file")
+
+
+def _add_prepare(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(verbs, "prepare", "transcode a data set to small files that are read faster")
+    _add_overrides(verb)
+    verb.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to continue in")
     number = {"type": int, "metavar": "N"}
-    command.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
-    command.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
-    command.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
-    command.add_argument("--json", metavar="F", help="write the summary here too")
+    verb.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
+    verb.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
+    verb.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
+    verb.add_argument("--json", metavar="F", help="also write the summary to this file")
 
 
-def _add_after_a_run(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser(
-        allow_abbrev=False, name="evaluate", help="judge a run, or a cross-validation, on held-out videos"
+def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(verbs, "evaluate", "evaluate a run, or a cross-validation, on held-out videos")
+    description = "a run folder or a checkpoint; several runs, or a sweep's folder, are a cross-validation"
+    verb.add_argument("runs", metavar="RUN", nargs="+", help=description)
+    verb.add_argument("--split", default="test", help="train, val or test (default: test)")
+    verb.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
+    verb.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
+    description = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
+    verb.add_argument("--audit", action="store_true", help=description)
+    verb.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
+    verb.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
+    verb.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
+    verb.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
+    _add_workers(verb)
+    description = "processes that evaluate together, one per GPU (default: 1)"
+    verb.add_argument("--processes", type=int, default=1, metavar="N", help=description)
+    verb.add_argument("--json", metavar="F", help="also write the result to this file")
+
+
+def _add_report(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(
+        verbs, "report", "a page about a run or an evaluation, or a comparison of several", output_files=("json", "out")
     )
-    command.set_defaults(command=evaluate.run_evaluate)
-    words = "a run folder or a checkpoint; several runs or a sweep's folder: a cross-validation"
-    command.add_argument("runs", metavar="RUN", nargs="+", help=words)
-    command.add_argument("--split", default="test", help="train, val or test (default: test)")
-    command.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
-    command.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
-    words = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
-    command.add_argument("--audit", action="store_true", help=words)
-    command.add_argument("--calibrate", action="store_true", help="fit a temperature on val, and keep it with the run")
-    command.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
-    command.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
-    command.add_argument("--allow-leaks", action="store_true", help="let --manifest hold what the run was trained on")
-    command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
-    command.add_argument("--processes", type=int, default=1, metavar="N", help="that judge, one a GPU (default: 1)")
-    command.add_argument("--json", metavar="F", help="write the result here too")
-
-    command = commands.add_parser(
-        allow_abbrev=False, name="report", help="a page about a run or an evaluation, or a comparison of several"
-    )
-    command.set_defaults(command=report.run_report)
-    command.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
-    words = "which evaluation (default: of one run the training's own on val, of several test)"
-    command.add_argument("--split", help=words)
-    command.add_argument("--out", metavar="F.html", help="write the page here")
-    command.add_argument("--json", metavar="F", help="write the comparison here")
-
-    command = commands.add_parser(allow_abbrev=False, name="predict", help="the most probable classes of video files")
-    command.set_defaults(command=predict.run_predict)
-    command.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
-    command.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
-    command.add_argument("--top", type=int, default=5, help="how many classes to name (default: 5)")
-    command.add_argument("--workers", default="auto", help="processes that read videos (default: one for two cores)")
-    command.add_argument("--json", metavar="F", help="write the predictions here")
+    verb.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
+    description = "which evaluation (default: for one run its own on val, for several test)"
+    verb.add_argument("--split", help=description)
+    verb.add_argument("--out", metavar="F.html", help="write the page to this file")
+    verb.add_argument("--json", metavar="F", help="also write the comparison to this file")
 
 
-def _add_overrides(command: argparse.ArgumentParser, words: str = DATA_SET) -> None:
-    command.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=words)
+def _add_predict(verbs: argparse._SubParsersAction) -> None:
+    verb = _add_verb(verbs, "predict", "the most probable classes of video files")
+    verb.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    verb.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
+    verb.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    _add_workers(verb)
+    verb.add_argument("--json", metavar="F", help="also write the predictions to this file")
 
 
 if __name__ == "__main__":

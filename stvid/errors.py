@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 SHOWN = 30  # names in a message
@@ -19,11 +21,34 @@ TIMEOUT = "timeout"  # took longer than the limit
 REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, TIMEOUT)
 
 
+# file system errors that the user can fix
+USER_ERRNOS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+}  # fmt: skip
+
+
 class InputError(ValueError):
     """A mistake of the user's. The message says what was asked, what was found, where, and what to do.
 
     The commands print it without a traceback and exit with code 2.
     """
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Prints the user's mistakes as one message on stderr and exits with code 2; other errors keep their traceback."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        if error.filename is None or error.errno not in USER_ERRNOS:
+            raise
+        message = f"cannot use {error.filename}: {error.strerror}"
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -32,7 +32,8 @@ import json, math, os, signal
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from stvid.config import report_errors
+from stvid.errors import report_errors
+from stvid.run.config import hydra_errors_as_input_errors
 from stvid.errors import InputError
 from stvid.search.pruning import report_of
 
@@ -59,7 +60,7 @@ def main(config):
     return objective(config)
 
 if __name__ == "__main__":
-    with report_errors():
+    with report_errors(), hydra_errors_as_input_errors():
         main()
 """
 CONFIG = {

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stvid.commands import compose_data_set
+from stvid.data.check import check_videos, is_bad
+from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS
 from stvid.errors import REASONS
+from stvid.files import write_json
+from stvid.run.config import compose_data_set
 
 MOST = 20  # paths under one heading
 MOST_CLASSES = 30  # rows of the table; of more classes, only both ends are shown
@@ -252,12 +255,8 @@ def _shortcuts(shortcuts: Sequence[dict]) -> list[str]:
     ]
 
 
-def run_check(options: argparse.Namespace) -> None:
-    from stvid.data.check import check_videos, is_bad
-    from stvid.data.loading import probe_cache
-    from stvid.files import write_json
-
-    manifest, clip, workers, timeout = compose_data_set(options)
+def run(options: argparse.Namespace) -> None:
+    manifest, clip, workers, timeout = compose_data_set(options.overrides)
     report = check_videos(
         manifest,
         clip=clip,

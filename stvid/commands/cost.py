@@ -14,12 +14,13 @@ from torch import nn
 from stvid.clip import ClipSpec
 from stvid.cost import CostReport
 from stvid.cost.planning import MOST, SHARE, UNKNOWN_BATCH, Plan, free_bytes
-from stvid.cost.table import bytes_text, layer_table, paragraph, totals
+from stvid.cost.table import bytes_text, check_picture, draw_growth, growth_table, layer_table, paragraph, totals
 from stvid.device import resolve_precision
 from stvid.errors import InputError
+from stvid.files import write_json
 from stvid.models.layers import checkpoint_stages
 from stvid.run.checkpoint import build_model
-from stvid.run.config import compose_config
+from stvid.run.config import compose_config, hydra_errors_as_input_errors
 
 log = logging.getLogger("stvid")
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
@@ -40,7 +41,9 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     Raises:
         InputError: a value out of its range; whole videos, and no number of frames.
     """
-    config = compose_config(overrides)
+    with hydra_errors_as_input_errors():
+        config = compose_config(overrides)
+        optimization = instantiate(config.optimizer, _convert_="all")
     clip = _clip(config, frames)
     classes = _classes(config) if classes is None else classes
     if classes < 1:
@@ -51,7 +54,6 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
         checkpoint_stages(model)
     if device is None:
         device = "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
-    optimization = instantiate(config.optimizer, _convert_="all")
     return Plan(
         model=model,
         num_classes=classes,
@@ -137,10 +139,7 @@ def _plain(node: DictConfig) -> Mapping:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def run_cost(options: argparse.Namespace) -> None:
-    from stvid.cost.table import check_picture, draw_growth, growth_table
-    from stvid.files import write_json
-
+def run(options: argparse.Namespace) -> None:
     if options.out and not options.compare:
         raise InputError(f"--out {options.out}: a picture is drawn of a comparison only; add --compare")
     if not options.compare:

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import argparse
 
-from stvid.commands import num_workers_of
+from stvid.device import default_device, limit_cpu_threads
+from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.errors import InputError
+from stvid.evaluation.cross_validation import folds_text
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
+from stvid.evaluation.temporal_audit import audit_text
+from stvid.evaluation.text import result_text
+from stvid.files import write_json
+from stvid.report.report import draw_report
+from stvid.run.checkpoint import load_checkpoint
+from stvid.run.folder import display_path, runs_of
 
 
-def run_evaluate(options: argparse.Namespace) -> None:
-    from stvid.distributed import init_distributed, is_distributed, launch_processes
-
+def run(options: argparse.Namespace) -> None:
     if options.processes < 1:
         raise InputError(f"--processes (={options.processes}) must be at least 1")
     if options.processes > 1 and not is_distributed():
         raise SystemExit(launch_processes(options.again, options.processes))
+    limit_cpu_threads(default_device().type)
     with init_distributed() as first:
         _judge(options, first)
 
 
 def _judge(options: argparse.Namespace, first: bool) -> None:
-    from stvid.evaluation.cross_validation import folds_text
-    from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
-    from stvid.evaluation.temporal_audit import audit_text
-    from stvid.evaluation.text import result_text
-    from stvid.files import write_json
-    from stvid.report.report import draw_report
-    from stvid.run.checkpoint import load_checkpoint
-    from stvid.run.folder import display_path, runs_of
-
     question = EvaluationOptions(
         split=options.split,
         num_clips=options.clips,
@@ -37,7 +36,7 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         allow_leaks=options.allow_leaks,
         audit=options.audit,
         calibrate=options.calibrate,
-        num_workers=num_workers_of(options.workers),
+        num_workers=options.workers,
     )
     runs, folder = runs_of(options.runs)
     if folder is None:

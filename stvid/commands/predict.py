@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from stvid.commands import num_workers_of
 from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
+from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import InputError
+from stvid.files import write_json
 from stvid.inference import classify
-from stvid.run.checkpoint import TrainedModel
+from stvid.run.checkpoint import TrainedModel, load_checkpoint
 
 
 def expand_sources(sources: Sequence[str]) -> list[Path]:
@@ -68,14 +69,10 @@ def predict_files(
     return predictions
 
 
-def run_predict(options: argparse.Namespace) -> None:
-    from stvid.files import write_json
-    from stvid.run.checkpoint import load_checkpoint
-
+def run(options: argparse.Namespace) -> None:
+    limit_cpu_threads(default_device().type)
     paths = expand_sources(options.sources)
-    predictions = predict_files(
-        load_checkpoint(options.run), paths, top=options.top, num_workers=num_workers_of(options.workers)
-    )
+    predictions = predict_files(load_checkpoint(options.run), paths, top=options.top, num_workers=options.workers)
     for prediction in predictions:
         print(prediction["path"])
         if "error" in prediction:

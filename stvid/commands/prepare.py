@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from stvid.commands import compose_data_set
+from stvid.data.prepare import prepare
+from stvid.files import write_json
+from stvid.run.config import compose_data_set
 
 
 def prepare_text(summary: dict) -> str:
@@ -39,11 +41,8 @@ def _bytes(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-def run_prepare(options: argparse.Namespace) -> None:
-    from stvid.data.prepare import prepare
-    from stvid.files import write_json
-
-    manifest, clip, workers, _ = compose_data_set(options)
+def run(options: argparse.Namespace) -> None:
+    manifest, clip, workers, _ = compose_data_set(options.overrides)
     sizes = {"short_side": options.short_side, "gop": options.gop, "crf": options.crf}
     progress = sys.stderr.isatty()
     summary = prepare(manifest, out=Path(options.out), clip=clip, num_workers=workers, progress=progress, **sizes)

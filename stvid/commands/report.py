@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import InputError
+from stvid.evaluation.compare import compare_runs, comparison_text
+from stvid.evaluation.results import read_evaluation
+from stvid.files import write_json
+from stvid.report.report import report_of_run, write_comparison, write_report
+from stvid.run.checkpoint import load_checkpoint
+from stvid.run.folder import REPORT_NAME, RESULT_NAME, display_path, runs_of
 
 COMPARISON_NAME = "comparison.html"
 
 
-def run_report(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
+    limit_cpu_threads(default_device().type)
     if options.out and Path(options.out).suffix not in (".html", ".htm"):
         raise InputError(f"--out {options.out}: the page must end in .html")
     if len(options.runs) > 1:
         _compare(options)
         return
-    from stvid.report.report import report_of_run, write_report
-    from stvid.run.checkpoint import load_checkpoint
-    from stvid.run.folder import REPORT_NAME, RESULT_NAME, display_path, runs_of
-
     if options.json:
         raise InputError(f"--json {options.json}: a comparison of several runs is written there; here is one")
     runs, sweep = runs_of(options.runs)
@@ -39,12 +43,6 @@ def run_report(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from stvid.evaluation.compare import compare_runs, comparison_text
-    from stvid.evaluation.results import read_evaluation
-    from stvid.files import write_json
-    from stvid.report.report import write_comparison
-    from stvid.run.folder import display_path
-
     split = options.split or "test"
     comparison = compare_runs([read_evaluation(run, split) for run in options.runs])
     print(comparison_text(comparison))

@@ -28,12 +28,12 @@ from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.config import home
 from stvid.run.folder import (
     PREDICTIONS_NAME,
     REPORT_NAME,
     RESULT_NAME,
     display_path,
+    home,
 )
 from stvid.run.provenance import run_record
 from stvid.run.start import is_multirun

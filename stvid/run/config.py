@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import functools
 import importlib.util
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -18,17 +16,19 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed import TCPStore
 
+from stvid.clip import ClipSpec
+from stvid.data.loading import resolve_workers
+from stvid.data.manifest import Manifest
+from stvid.device import num_cores
 from stvid.errors import InputError, nearest, train_command
-from stvid.run.folder import CONFIG_NAME
+from stvid.run.folder import CONFIG_NAME, home
 
 log = logging.getLogger(__name__)
-# file system errors that are the user's to mend
-UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -37,6 +37,22 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         config = compose("train", overrides=list(overrides))
     check(config)
     return config
+
+
+def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, float]:
+    """The data set that `python train.py OVERRIDES` would use.
+
+    Returns:
+        The manifest, the clip geometry, the number of worker processes (`auto`: one per core), and `probe_timeout`.
+    """
+    with hydra_errors_as_input_errors():
+        config = compose_config(overrides)
+        manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
+        whole = {"num_frames": None} if config.data.whole_video else {}
+        clip = instantiate(config.clip, _convert_="all", **whole)
+    workers = config.data.num_workers
+    workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
+    return manifest, clip, workers, config.data.probe_timeout
 
 
 def check(config: DictConfig) -> None:
@@ -121,32 +137,16 @@ def literal(node: object) -> object:
     return node
 
 
-def home() -> Path:
-    """The folder with train.py and configs/: the package's own in an installed wheel, else the checkout's root."""
-    package = Path(__file__).resolve().parents[1]
-    return package if (package / "train.py").is_file() else package.parent
-
-
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Turns the user's mistakes into one message on stderr and exit code 2; anything else keeps its traceback."""
+def hydra_errors_as_input_errors() -> Iterator[None]:
+    """Raises InputError for what Hydra and OmegaConf say about the user's config; their other errors pass through."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors through to here instead of printing them itself
     try:
         yield
-    except InputError as error:
-        message = str(error)
     except (HydraException, OmegaConfBaseException) as error:
         if not _is_users(error):
             raise
-        message = _config_message(error)
-    except OSError as error:
-        if error.filename is None or error.errno not in UNUSABLE:
-            raise
-        message = f"cannot use {error.filename}: {error.strerror}"
-    else:
-        return
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+        raise InputError(_config_message(error)) from error
 
 
 def _is_users(error: Exception) -> bool:

@@ -18,6 +18,12 @@ PREDICTIONS_NAME = "predictions.csv"
 REPORT_NAME = "report.html"
 
 
+def home() -> Path:
+    """The folder with train.py and configs/: the package's own in an installed wheel, else the checkout's root."""
+    package = Path(__file__).resolve().parents[1]
+    return package if (package / "train.py").is_file() else package.parent
+
+
 def find_checkpoint(run: str | Path) -> Path:
     """The file behind RUN: the checkpoint itself, or a run folder's best one (its last, where none was ever judged).
 

@@ -18,7 +18,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from stvid.run.config import report_errors
+from stvid.errors import report_errors
+from stvid.run.config import hydra_errors_as_input_errors
 from stvid.sweep.proposals import JOURNAL_NAME, STOPPED, open_study
 from stvid.sweep.settings import SWEEP_NAME, read_sweep
 from stvid.sweep.trials import Trial, result_of
@@ -131,7 +132,7 @@ def _mistake_of(error: Exception) -> str | None:
     """What `report_errors` tells the user of an error; None for one that is not the user's."""
     words = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words), report_errors():
+        with contextlib.redirect_stderr(words), report_errors(), hydra_errors_as_input_errors():
             raise error
     except SystemExit:
         return words.getvalue().removeprefix("error: ").strip()
