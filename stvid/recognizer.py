@@ -134,7 +134,7 @@ class Recognizer:
         item = Item(path=path or "frames", label="", split="test")
         options = {"num_clips": num_clips, "num_crops": num_crops, "frames": frames_TCHW}
         views = make_views(self.trained, [item], [info], **options)
-        sample = views[SampleKey(0)]
+        sample = views[SampleKey(0, 0)]
         if isinstance(sample, Failure):
             raise VideoError(str(source), sample.reason)
         size = self.trained.config["data"]["datamodule"]["batch_size"]

@@ -10,11 +10,13 @@ from conftest import in_process
 
 from stvid.cli import main
 from stvid.clip import ClipSpec
-from stvid.commands import cost as pricing
+from stvid.commands import cost as cost_command
 from stvid.commands.cost import compare_costs, plan
+from stvid.cost import planning
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
 from stvid.training.batch_size import plan_batch
+from stvid.training import batch_size as batch_size_module
 from stvid.training.optim import OptimizerFactory
 
 TINY = ("clip.num_frames=4", "clip.size=32", "data.batch_size=4", "trainer.accelerator=cpu", "trainer.precision=32")
@@ -77,7 +79,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path):
 
 
 def test_families_are_compared_on_the_same_clips_as_they_grow(monkeypatch, tmp_path):
-    monkeypatch.setattr(pricing, "FRAMES", (1, 8, 64))
+    monkeypatch.setattr(cost_command, "FRAMES", (1, 8, 64))
     reports = compare_costs([*TINY, "model=r3d_18", "model.hidden_size=32"], classes=3, device="cpu")
     assert list(reports) == ["conv3d", "cnn_lstm"]
     for series in reports.values():
@@ -98,7 +100,8 @@ def run(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="stvid")
 
     def planned(batch_size, free, *, num_videos=1000, num_processes=1, model=None, device="cpu", try_step=None):
-        monkeypatch.setattr(pricing, "free_bytes", lambda device: free)
+        for module in (planning, batch_size_module):
+            monkeypatch.setattr(module, "free_bytes", lambda device: free)
         model = Conv3D(num_classes=2) if model is None else model
         optimization = OptimizerFactory(optimizer=torch.optim.AdamW, lr=1e-3)
         data = SimpleNamespace(
