@@ -14,25 +14,25 @@ INPUT = {"rgb": 3, "diff": 3, "rgb_diff": 6}  # channels of each
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-    """The T frames a model sees at once. Plain data; it travels in every checkpoint.
+    """The T frames that a model sees at once. Plain data, stored in every checkpoint.
 
     Attributes:
-        num_frames: T, at least 1. None: all frames of a video that the stride (or `fps`) leaves, however many.
-        frame_stride: every how many frames of the video one is taken, at least 1. None where `fps` is given.
-        fps: frames taken per second of video instead of a stride, above 0; counted with each video's average rate.
+        num_frames: T, at least 1. None: the whole video, every frame that the stride (or `fps`) selects.
+        frame_stride: take every n-th frame of the video, at least 1. None if `fps` is given.
+        fps: take this many frames per second of video, above 0; computed from each video's average frame rate.
         size: height and width in pixels; one number means a square.
-        normalize: `fixed`: (x/255 - mean) / std, with the constants below, as pretrained networks want.
-            `frame`: every frame by its own mean and deviation per channel. `clip`: every clip by its own; a live
-            stream cannot do that, because it would have to know the frames to come.
+        normalize: `fixed`: (x/255 - mean) / std with the constants below, as pretrained networks expect.
+            `frame`: each frame by its own mean and standard deviation per channel. `clip`: each clip by its own; not
+            possible on a live stream, whose later frames are not known yet.
         mean: per channel, of pixels in [0, 1]; the default is ImageNet's.
-        std: likewise, above 0.
-        input: what a model sees of each frame. `rgb`: the picture. `diff`: what moved, as a `difference_image` of the
-            picture and the one `diff_seconds` before. `rgb_diff`: both, in 6 channels.
-        diff_seconds: above 0; at least one frame of the video.
-        diff_gain: how many grey levels of the difference image a grey level of change makes, above 0.
-        short: what a video with fewer frames than a clip's span gives. `repeat_last`: its last frame stands still.
-            `wrap`: the frames that the stride takes from it are repeated in order: 0 2 4 0 2 4. `pad`: a shorter clip,
-            padded in the batch, with its length told to the model. `error`: the run stops.
+        std: standard deviation per channel, above 0; the default is ImageNet's.
+        input: `rgb`: the picture. `diff`: a `difference_image` of the picture and the one `diff_seconds` earlier.
+            `rgb_diff`: both, 6 channels.
+        diff_seconds: time between the two pictures of a difference image, above 0; at least one frame of the video.
+        diff_gain: grey levels of the difference image per grey level of change, above 0.
+        short: policy for a video with fewer frames than a clip spans. `repeat_last`: its last frame stands still.
+            `wrap`: the frames that the stride takes are repeated in order: 0 2 4 0 2 4. `pad`: a shorter clip,
+            padded in the batch, with its length passed to the model. `error`: the run stops.
     """
 
     num_frames: int | None = 16
@@ -80,11 +80,11 @@ class ClipSpec:
 
     @property
     def channels(self) -> int:
-        """C of a model's input."""
+        """C of the model's input: 3 or 6."""
         return INPUT[self.input]
 
     def to_dict(self) -> dict:
-        """As plain data (lists, not tuples), such that `ClipSpec(**spec.to_dict()) == spec`."""
+        """Plain data (lists instead of tuples); `ClipSpec(**spec.to_dict()) == spec`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 

@@ -43,7 +43,7 @@ def _num_started_here() -> int:
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """`32-true`, `16-mixed` or `bf16-mixed`, for one of these, their short names, or `auto`.
+    """`32-true`, `16-mixed` or `bf16-mixed` for one of these, a short name (32, 16, bf16), or `auto`.
 
     `auto` is `bf16-mixed` on CUDA devices of compute capability 8 and more and on CPUs with AVX512-BF16 or AMX, where
     it trains video models several times faster than float32; `32-true` elsewhere.
@@ -84,17 +84,17 @@ def default_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass in a precision that `resolve_precision` gave."""
+    """The autocast context for a precision returned by `resolve_precision`; disabled for `32-true`."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def limit_cpu_threads(device: str) -> None:
-    """Where the CPU computes, lets half of its cores do so and leaves the others to the processes that read videos.
+    """On the CPU, limits torch to half of the cores, so that the other half is free for the processes that read videos.
 
-    On all cores at once the threads of one operation wait for the one that a reader has pushed aside: measured on two
-    cores, training is then up to seven times slower. `OMP_NUM_THREADS`, where set, is left alone. The number does not
-    depend on `data.num_workers`, and so neither do results.
+    With a thread on every core, all threads of an operation wait for the one that a reader displaces: on two cores that
+    made training up to seven times slower. `OMP_NUM_THREADS` takes precedence if set. The number does not depend on
+    `data.num_workers`, so results do not either. Only commands call this; the library leaves torch's threads alone.
     """
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(num_cores() // 2, 1))
@@ -129,14 +129,14 @@ class HostCopy:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (x86 only; elsewhere the answer is no)."""
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX; False on other architectures)."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def peak_host_gib() -> float | None:
-    """The most memory that this process has had at any time; None where the system does not tell (Windows)."""
+    """Peak resident memory of this process in GiB; None where the system does not report it (Windows)."""
     try:
         import resource
     except ImportError:

@@ -24,14 +24,14 @@ from torch import Tensor
 def init_distributed() -> Iterator[bool]:
     """Joins the processes that `launch_processes` or torchrun has started, if any; each has its own GPU if there are.
 
-    Yields whether this one is the first, who alone speaks and writes.
+    Yields whether this is the main process (rank 0), the only one that prints and writes.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))  # the first one may decode for hours alone
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))  # rank 0 may decode for hours alone
     try:
         yield dist.get_rank() == 0
     finally:
@@ -39,7 +39,7 @@ def init_distributed() -> Iterator[bool]:
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
+    """Whether this process is one of several (WORLD_SIZE above 1)."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
@@ -47,18 +47,18 @@ def launch_processes(run: Callable[[], None], num_processes: int) -> int:
     """Calls a function in several processes at once, which `init_distributed` then joins; only rank 0 prints.
 
     Args:
-        run: may be pickled; may raise SystemExit.
+        run: must be picklable; may raise SystemExit.
         num_processes: at least 2.
 
     Returns:
-        The exit code: the first one's, or that of whichever failed first, after which the others are ended.
+        The exit code of rank 0, or of the process that failed first; the others are then terminated.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {name: str(num_processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    forks = "fork" in multiprocessing.get_all_start_methods()  # then what took seconds to import is there already
+    forks = "fork" in multiprocessing.get_all_start_methods()  # forked processes need not import anything again
     context = multiprocessing.get_context("fork" if forks else "spawn")
     with tempfile.TemporaryDirectory() as folder:
         words = Path(folder) / "words.txt"
@@ -67,7 +67,7 @@ def launch_processes(run: Callable[[], None], num_processes: int) -> int:
         for process in processes:
             process.start()
         code = _ended(processes)
-        if code and processes[0].exitcode != code:  # the first one does not know why
+        if code and processes[0].exitcode != code:  # only rank 0 prints; show what the failed process printed
             sys.stderr.write(words.read_text(errors="replace"))
     return code
 
@@ -96,17 +96,17 @@ def _ended(processes: Sequence[BaseProcess]) -> int:
 
 
 def get_world_size() -> int:
-    """That train, or judge, together."""
+    """Number of processes that work together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def get_rank() -> int:
-    """Which of them this process is, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if get_world_size() > 1 else 0
 
 
 def all_reduce(values: Tensor, *, take: str = "sum") -> Tensor:
-    """Element by element the `sum`, `min` or `max` over all processes; of one process, the values themselves."""
+    """Elementwise `sum`, `min` or `max` over all processes; with one process, the values themselves."""
     if get_world_size() == 1:
         return values
     values = values.detach().clone()
@@ -115,7 +115,7 @@ def all_reduce(values: Tensor, *, take: str = "sum") -> Tensor:
 
 
 def all_gather_object(content: object) -> list:
-    """Every process's plain data, in the order of their ranks."""
+    """The objects of all processes, ordered by rank."""
     everybody = [None] * get_world_size()
     if len(everybody) == 1:
         return [content]

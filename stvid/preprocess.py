@@ -15,25 +15,26 @@ from stvid.clip import ClipSpec
 
 NO_CHANGE = 127  # grey level of a difference image where nothing moves
 CORNERS_SCALE = 7 / 8
-# where each crop lies: share of the room above it, and to its left
+# position of each crop: share of the free space above it, and to its left
 CROPS = {
     1: [(0.5, 0.5)],
-    3: [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],  # along one side there is no room
+    3: [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)],  # there is free space along one side only
     5: [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)],
 }
 
 
 def difference_image(earlier_TCHW: Tensor, later_TCHW: Tensor, *, gain: float) -> Tensor:
-    """What moved: `clip(127 + gain * (later - earlier), 0, 255)`, uint8 as both; 127 where nothing did."""
+    """`clip(127 + gain * (later - earlier), 0, 255)`, uint8 like the inputs; 127 means no change."""
     change = later_TCHW.float() - earlier_TCHW.float()
     return (NO_CHANGE + gain * change).round().clamp(0, 255).to(torch.uint8)
 
 
 def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
-    """Pictures as `clip.input` asks for them.
+    """Pictures, difference images, or both, as `clip.input` says.
 
     Args:
-        pictures_TCHW: uint8 `T x 3 x H x W`; unless the input is `rgb`, `2T`: the earlier ones, then the frames.
+        pictures_TCHW: uint8 `T x 3 x H x W` if the input is `rgb`; else `2T x 3 x H x W`: the earlier pictures, then the
+            frames themselves.
         clip: the clip's geometry.
 
     Returns:
@@ -47,13 +48,13 @@ def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
 
 
 class Preprocess(nn.Module):
-    """uint8 `B x T x C x H x W` as it leaves the decoder -> float `B x C x T x H x W` as a model wants it.
+    """uint8 `B x T x C x H x W` from the decoder -> float `B x C x T x H x W` for the model.
 
-    The one place where the axes turn, and where pixels are scaled: on the device, after the transfer. The result is
-    in channels-last memory, which is the decoder's own order, so that turning the axes copies nothing.
+    The only place where the axes turn and pixels are scaled: on the device, after the transfer. The result is in
+    channels-last memory, which is the decoder's order, so turning the axes copies nothing.
 
-    Difference images keep their scale where pictures are normalised by their own statistics, `(x - 127) / 32`: what
-    little moves in a still scene must not be blown up. With fixed constants they are treated like pictures.
+    With `normalize=frame` or `clip`, difference images are scaled by constants, `(x - 127) / 32`, so that small changes
+    in a still scene are not amplified. With `normalize=fixed` they are treated like pictures.
     """
 
     def __init__(self, *, clip: ClipSpec):
@@ -77,7 +78,7 @@ class Preprocess(nn.Module):
         if clips_BTCHW.dtype != torch.uint8 or clips_BTCHW.ndim != 5 or clips_BTCHW.shape[2] != channels:
             found = f"{clips_BTCHW.dtype} {tuple(clips_BTCHW.shape)}"
             raise ValueError(f"clips must be uint8 B x T x {channels} x H x W, got {found}")
-        x = clips_BTCHW.float()  # a copy; all that follows changes it in place, since whole videos are large
+        x = clips_BTCHW.float()  # a copy, changed in place from here on, since whole videos are large
         valid_BT = None
         if lengths_B is not None:
             valid_BT = torch.arange(x.shape[1], device=x.device)[None] < lengths_B[:, None]
@@ -97,10 +98,10 @@ class Preprocess(nn.Module):
 
 
 def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-    """What a model says of uint8 `B x T x C x H x W`: its logits `B x K`.
+    """Logits `B x K` of uint8 clips `B x T x C x H x W`.
 
-    A model that works in chunks of frames (`encoder_chunk`) gets pixels and prepares them chunk by chunk, so that a
-    long video never is in float32 as a whole. Where clips are normalised as wholes, that cannot be.
+    A model that encodes frames in chunks (`encoder_chunk`) receives the pixels and preprocesses them chunk by chunk, so
+    that a long video is never in float32 as a whole. That is impossible with `normalize=clip`.
     """
     if getattr(model, "encoder_chunk", None) is not None and preprocess.normalize != "clip":
         return model(clips_BTCHW, lengths_B, prepare=preprocess)
@@ -108,9 +109,9 @@ def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, len
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Puts the weights of 2D and 3D convolutions into the memory order of `Preprocess`'s result; returns the model.
+    """Puts the weights of 2D and 3D convolutions into channels-last memory, like the input; returns the model.
 
-    Values and shapes stay. On CPUs and tensor cores convolutions are several times faster when both agree.
+    Values and shapes do not change. Convolutions on CPUs and tensor cores are several times faster in this order.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.parameters():
@@ -127,15 +128,15 @@ def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
 
 
 def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:
-    """One of a frame's boxes of `size`'s shape, the largest that fit, as (top, left, height, width).
+    """A crop of a frame with the aspect ratio of `size`, as large as possible: (top, left, height, width).
 
     Args:
         height: of the frame, pixels.
         width: of the frame, pixels.
-        size: wanted height and width; only their ratio matters here.
-        crop: which of the crops.
-        num_crops: 1: the middle; 3: both ends of the frame's longer side and the middle; 5: the four corners and the
-            middle, each 7/8 of the largest box (Krizhevsky et al. 2012: 224 of 256 pixels).
+        size: height and width of the clip; only their ratio matters here.
+        crop: index of the crop, from 0.
+        num_crops: 1: the centre; 3: both ends of the frame's longer side and the centre; 5: the four corners and the
+            centre, each 7/8 of the largest box (Krizhevsky et al. 2012: 224 of 256 pixels).
     """
     scale = min(height / size[0], width / size[1]) * (CORNERS_SCALE if num_crops == 5 else 1)
     box_height, box_width = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
@@ -144,9 +145,9 @@ def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, n
 
 
 def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int, int]) -> int | None:
-    """The short side to which the reader should shrink frames of which `box` will be brought to `size`.
+    """The short side to which the reader should shrink frames before `box` is cut out and resized to `size`.
 
-    The box is then as large as `size` (up to its shape), and is only cut out. None where it is not to be shrunk.
+    The box is then about as large as `size`, so that cutting is nearly all that is left. None: do not shrink.
     """
     shrink = max(size[0] / box[2], size[1] / box[3])
     return max(round(min(height, width) * shrink), 1) if shrink < 1 else None
@@ -155,9 +156,9 @@ def reading_size(height: int, width: int, box: tuple[int, ...], size: tuple[int,
 def crop_and_resize(
     frames_TCHW: Tensor, box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int] | None = None
 ) -> Tensor:
-    """Cuts (top, left, height, width) out of every frame and brings it to `size` (bilinear, antialiased).
+    """Cuts `box` (top, left, height, width) out of every frame and resizes it to `size` (bilinear, antialiased).
 
-    native: height and width of the frames in whose pixels `box` is told, where these have been shrunk since.
+    native: height and width of the frames that `box` refers to, if `frames_TCHW` have been shrunk since.
     """
     if native is not None and native != tuple(frames_TCHW.shape[-2:]):
         box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
@@ -190,7 +191,7 @@ def _cpu_resizes_uint8() -> bool:
 def _in_shrunk(
     box: tuple[int, ...], size: tuple[int, int], *, native: tuple[int, int], shrunk: tuple[int, int]
 ) -> tuple[int, ...]:
-    """The box in pixels of the shrunk frames; exactly as large as `size` where only rounding keeps it from that."""
+    """The box in pixels of the shrunk frames; exactly `size` if it differs from it by rounding only."""
     starts, lengths = [], []
     for start, length, wanted, before, after in zip(box[:2], box[2:], size, native, shrunk, strict=True):
         scaled = length * after / before

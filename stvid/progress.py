@@ -1,4 +1,4 @@
-"""Bars on a terminal, with log lines above them; nothing at all where stderr is no terminal."""
+"""A progress bar on a terminal, with log lines above it; nothing if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-EVERY = 0.2  # seconds between two pictures of a bar
+REDRAW_SECONDS = 0.2
 
 
 class Bar:
-    """A line that fills up, gone when it is closed: `with Bar(...) as bar`, or `start` and `close`.
+    """A progress bar that disappears when it is closed: `with Bar(...) as bar`, or `start` and `close`.
 
-    What is logged or printed to the terminal meanwhile stands above it. No thread draws it (processes are forked
-    while it is there, and would inherit the thread's locks), so it moves when `advance` is called and not otherwise.
+    Log lines and prints appear above the bar. No thread draws it (worker processes are forked meanwhile and would inherit
+    the thread's locks), so it only moves when `advance` is called.
 
     Args:
-        what: is going on.
-        total: steps until it is done; 0 shows nothing.
+        what: text before the bar.
+        total: number of steps; 0 shows no bar.
         unit: of the steps, in the plural.
-        shown: False shows nothing.
+        shown: False shows no bar.
     """
 
     def __init__(self, what: str, *, total: int, unit: str, shown: bool = True):
@@ -44,7 +44,7 @@ class Bar:
         )
         self.task = self.bar.add_task(what, total=total, unit=unit, note="")
         self.drawn = 0.0
-        self.streams: list[tuple[logging.StreamHandler, object]] = []  # log handlers, and where they write otherwise
+        self.streams: list[tuple[logging.StreamHandler, object]] = []  # log handlers and their own streams
 
     def __enter__(self) -> Bar:
         self.start()
@@ -54,34 +54,34 @@ class Bar:
         self.close()
 
     def start(self, *, done: int = 0) -> None:
-        """Shows the bar; so many steps are done already."""
+        """Shows the bar; `done` steps are complete already."""
         if not self.shown:
             return
-        for handler in logging.getLogger().handlers:  # they hold on to the stream that was there when they were made
+        for handler in logging.getLogger().handlers:  # they keep the stream they were created with
             if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
                 self.streams.append((handler, handler.setStream(FileProxy(self.bar.console, handler.stream))))
         self.bar.update(self.task, completed=done)
         self.bar.start()
-        self.bar.console.show_cursor(True)  # a run that is killed shall not leave the terminal without one
+        self.bar.console.show_cursor(True)  # a killed run must not leave the terminal without a cursor
 
     @property
     def due(self) -> bool:
-        """Whether the next `advance` draws the bar anew: worth a note."""
-        return self.shown and time.monotonic() - self.drawn > EVERY
+        """Whether the next `advance` redraws the bar, so that a new note would be seen."""
+        return self.shown and time.monotonic() - self.drawn > REDRAW_SECONDS
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
-        """So many steps are done; `note` is a text behind the bar from now on."""
+        """Adds completed steps; `note` replaces the text after the bar."""
         self.bar.update(self.task, advance=steps, **({} if note is None else {"note": note}))
         if self.due:
             self._draw()
 
     def note(self, text: str) -> None:
-        """Shows a text behind the bar at once."""
+        """Shows a text after the bar at once."""
         self.bar.update(self.task, note=text)
         self._draw()
 
     def close(self) -> None:
-        """Takes the bar away; the terminal is as before. Closing twice does no harm."""
+        """Removes the bar and restores the log handlers; may be called twice."""
         if self.shown:
             self.bar.stop()
         for handler, stream in self.streams:
