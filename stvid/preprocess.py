@@ -33,8 +33,8 @@ def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
     """Pictures, difference images, or both, as `clip.input` says.
 
     Args:
-        pictures_TCHW: uint8 `T x 3 x H x W` if the input is `rgb`; else `2T x 3 x H x W`: the earlier pictures, then the
-            frames themselves.
+        pictures_TCHW: uint8 `T x 3 x H x W` if the input is `rgb`; else `2T x 3 x H x W`: the earlier pictures, then
+            the frames themselves.
         clip: the clip's geometry.
 
     Returns:

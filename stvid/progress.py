@@ -16,8 +16,8 @@ REDRAW_SECONDS = 0.2
 class Bar:
     """A progress bar that disappears when it is closed: `with Bar(...) as bar`, or `start` and `close`.
 
-    Log lines and prints appear above the bar. No thread draws it (worker processes are forked meanwhile and would inherit
-    the thread's locks), so it only moves when `advance` is called.
+    Log lines and prints appear above the bar. No thread draws it (worker processes are forked meanwhile and would
+    inherit the thread's locks), so it only moves when `advance` is called.
 
     Args:
         what: text before the bar.
