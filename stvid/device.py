@@ -25,8 +25,8 @@ def cores_per_process(num_processes: int | None = None) -> int:
     """CPU cores for each of several processes that work at the same time on this machine, at least 1.
 
     Args:
-        num_processes: how many they are, this one included. None: those that torchrun, Slurm or `stvid.distributed` started
-            here together with this one; without any of these, this one is alone.
+        num_processes: processes on this machine, this one included. None: those that torchrun, Slurm or
+            `stvid.distributed` started here; without any of these, this process is alone.
     """
     # Slurm may have bound each of its tasks to cores of its own, or all of them to the same ones.
     in_job = os.environ.get("SLURM_CPUS_ON_NODE", "")

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from stvid.data.dataset import Views
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
-from stvid.device import autocast, default_device, resolve_precision
+from stvid.device import autocast, default_device, inference_precision
 from stvid.distributed import all_gather_object, get_rank, get_world_size
 from stvid.errors import InputError, VideoError
 from stvid.metrics import average_views
@@ -170,7 +170,7 @@ class ModelRunner:
 
     def __init__(self, trained: TrainedModel, *, device: torch.device | None = None):
         self.device = device or default_device()
-        precision = resolve_precision(trained.config["trainer"]["precision"], self.device.type)
+        precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
         self.autocast = autocast(self.device, precision)
         self.temperature = trained.temperature
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)

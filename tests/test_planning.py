@@ -15,8 +15,8 @@ from stvid.commands.cost import compare_costs, plan
 from stvid.cost import planning
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
-from stvid.training.batch_size import plan_batch
 from stvid.training import batch_size as batch_size_module
+from stvid.training.batch_size import plan_batch
 from stvid.training.optim import OptimizerFactory
 
 TINY = ("clip.num_frames=4", "clip.size=32", "data.batch_size=4", "trainer.accelerator=cpu", "trainer.precision=32")

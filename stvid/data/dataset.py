@@ -73,8 +73,8 @@ def part_of(item: Item, info: VideoInfo | VideoError) -> range:
 class VideoDataset(Dataset):
     """What both data sets below share: items, facts about their files, and how frames are read.
 
-    An item is asked for by a `SampleKey`, as `EpochSampler` gives them, or by its index alone, which is its draw of epoch 0;
-    negative ones count from the end, and past it there is an IndexError.
+    An item is selected by a `SampleKey`, as `EpochSampler` yields, or by its index, which means its draw of epoch 0.
+    Negative indices count from the end; an index past the end raises IndexError.
 
     Attributes:
         items: of one split, in a fixed order.
