@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type, typed."""
+"""The commands and Python lines of the README and docs/ work, and what they name exists."""
 
 import glob
 import json
@@ -8,15 +8,67 @@ import shlex
 import shutil
 
 import pytest
-from conftest import ROOT, TINY, in_process, train_py
+import yaml
+from conftest import ROOT, TINY, in_process, moving_square, train_py
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_imports import ORDER
 
 from stvid.cli import main
 from stvid.data.synthetic.actions import CLASSES
+from stvid.run.config import compose_config
+from stvid.video.writer import write_video
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
-FAST = (*TINY, "trainer.max_epochs=1")  # the same command on less
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+README = TEXTS["README.md"]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+FAST = (*TINY, "trainer.max_epochs=1")  # added to a command, so that it takes seconds
+
+
+def commands(text):
+    """The lines of all bash blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [re.sub(r"\s+# .*", "", line) for block in blocks for line in block.strip().splitlines()]
+
+
+def section(title):
+    """The commands of one section of the README."""
+    return commands(README.split(f"\n## {title}\n")[1].split("\n## ")[0])
+
+
+def run_command(command, places, *more, cwd_files=()):
+    """Runs `python train.py ...` or `stvid ...` in this process, with the README's placeholders replaced."""
+    for name, path in places.items():
+        command = re.sub(rf"\b{name}\b", str(path), command)
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        result = train_py(*arguments[1:], *more)
+    else:
+        arguments = [path for argument in arguments for path in glob.glob(argument) or [argument]]
+        result = in_process(["stvid", *arguments], lambda: main([*arguments, *more]))
+    assert result.returncode == 0, command + result.stdout + result.stderr
+    return result
+
+
+def test_every_section_has_commands_that_a_test_runs():
+    assert [len(section(title)) for title in ("Start", "Your own videos", "Which recipe", "Change anything")] == [
+        5,
+        3,
+        2,
+        5,
+    ]
+    assert commands(README)[15:] == ["pytest"]
+
+
+def test_the_install_and_test_commands_are_those_of_ci():
+    install = section("Start")[0].split(" && ")[2]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert install.removeprefix("pip install ") in ci
+    assert "\npytest\n" in ci
+
+
+LONG = pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="minutes more: with STVID_TEST_ALL=1")
+JOBS = [pytest.param(section("Start")[1], id="conv3d"), pytest.param(section("Start")[2], id="cnn_lstm", marks=LONG)]
 
 
 @pytest.fixture(scope="module")
@@ -24,62 +76,27 @@ def actions_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("actions")
 
 
-LONG = pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="minutes more: with STVID_TEST_ALL=1")
-JOBS = [pytest.param(COMMANDS[0], id="conv3d"), pytest.param(COMMANDS[1], id="cnn_lstm", marks=LONG)]
-
-
 @pytest.fixture(scope="module", params=JOBS)
-def main_job(request, actions_folder, tmp_path_factory):
-    """The runs of the first two commands, as they stand there but for the places they write to."""
-    folder = tmp_path_factory.mktemp("readme")
-    *_, train = request.param.split(" && ")
-    _, script, *overrides = shlex.split(train)
-    assert script == "train.py"
-    done = train_py(*overrides, f"hydra.run.dir={folder / 'run'}", f"data.root={actions_folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done
-
-
-def test_every_command_is_known_to_this_file():
-    programs = {command.split(" && ")[-1].split()[0] for command in COMMANDS}
-    assert programs == {"python", "stvid", "pytest"}
-
-
-def test_the_install_and_test_commands_are_those_of_ci():
-    install = COMMANDS[0].split(" && ")[2]
-    ci = (ROOT / ".ci" / "run").read_text()
-    assert install.removeprefix("pip install ") in ci
-    assert "\npytest\n" in ci
-    assert "pytest" in COMMANDS
+def built_in_run(request, actions_folder, tmp_path_factory):
+    """A run of the first training commands, unchanged except for its folders, and the evaluation after it."""
+    run = tmp_path_factory.mktemp("readme") / "run"
+    done = run_command(request.param, {}, f"hydra.run.dir={run}", f"data.root={actions_folder}")
+    for command in section("Start")[3:]:
+        run_command(command, {"RUN": run, "data/actions": actions_folder})
+    return run, done
 
 
 @pytest.mark.slow
-def test_the_main_job_learns_the_actions_from_video_files(main_job):
-    folder, done = main_job
-    result = json.loads((folder / "run" / "result.json").read_text())
-    assert result["video_accuracy"] >= 0.95
-    assert f"stvid evaluate {folder / 'run'}" in done.stdout
+def test_the_built_in_data_set_is_learned_from_video_files(built_in_run):
+    run, done = built_in_run
+    assert json.loads((run / "result.json").read_text())["video_accuracy"] >= 0.95
+    assert f"stvid evaluate {run}" in done.stdout
 
 
 @pytest.mark.slow
-def test_the_commands_for_a_run_work_on_it(main_job, actions_folder, tmp_path):
-    folder, _ = main_job
-    for command in COMMANDS:
-        if command.startswith("stvid ") and "RUN" in command:
-            if "RUN2" in command:
-                command = command.replace("RUN2", str(shutil.copytree(folder / "run", folder / "second")))
-            command = command.replace("RUN", str(folder / "run")).replace("data/actions", str(actions_folder))
-            arguments = [path for word in shlex.split(command)[1:] for path in glob.glob(word) or [word]]
-            if arguments[0] == "report":
-                arguments += ["--out", str(tmp_path / "comparison.html")]
-            done = in_process(["stvid", *arguments], lambda arguments=arguments: main(arguments))
-            assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_it_knows_unseen_people_by_their_motion_alone(main_job):
+def test_unseen_people_are_recognised_by_their_motion_alone(built_in_run):
     """Frozen or shuffled, a pair of mirrored actions shows the same pictures; reversed, each is the other."""
-    result = json.loads((main_job[0] / "run" / "evaluate" / "test" / "result.json").read_text())
+    result = json.loads((built_in_run[0] / "evaluate" / "test" / "result.json").read_text())
     assert result["video_accuracy"] >= 0.93
     assert result["audit"]["frozen"]["video_accuracy"] <= 0.60
     assert result["audit"]["shuffled"]["video_accuracy"] <= 0.60
@@ -89,34 +106,153 @@ def test_it_knows_unseen_people_by_their_motion_alone(main_job):
     assert result["still_classes"] == []
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if re.match(r"python train\.py (?!resume)(?!.*SMALL)", command)]
-)
-def test_every_other_training_command_runs(command, video_folder, tmp_path):
-    overrides = shlex.split(command.replace("DIR", str(video_folder)))[2:]
-    if not any(text.startswith("data=") for text in overrides):
-        overrides += ["data=folder", f"data.root={video_folder}"]
-    places = [f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = train_py(*overrides, *FAST, *places)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def own_run(video_folder, tmp_path_factory):
+    """A run of the commands for a newcomer's own videos: checked, trained, tested."""
+    run = tmp_path_factory.mktemp("own") / "run"
+    check, train, evaluate = section("Your own videos")
+    places = {"DIR": video_folder, "RUN": run}
+    run_command(check, places)
+    run_command(train, places, *FAST, f"hydra.run.dir={run}")
+    run_command(evaluate, places)
+    return run
 
 
-def test_the_commands_for_a_data_set_work_one_after_the_other(video_folder, tmp_path):
-    places = {"DIR": str(video_folder), "SMALL": str(tmp_path / "small"), "RUN": ""}
-    done = []
-    for command in COMMANDS:
-        program, *words = shlex.split(re.sub("|".join(places), lambda name: places[name[0]], command))
-        if program == "stvid" and "RUN" not in command:
-            result = in_process(["stvid", *words], lambda words=words: main(words))
-        elif "SMALL" in command:
-            result = train_py(*words[1:], *FAST, f"hydra.run.dir={tmp_path / 'run'}")
-        else:
+def test_own_videos_are_checked_trained_and_tested(own_run):
+    assert json.loads((own_run / "evaluate" / "test" / "result.json").read_text())["num_videos"] > 0
+
+
+def test_the_recipe_for_few_videos_and_its_cost_work(video_folder, tmp_path):
+    train, cost = section("Which recipe")
+    run_command(train, {"DIR": video_folder}, *FAST, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "parameters" in run_command(cost, {}).stdout
+
+
+def test_changes_sweeps_resume_and_comparison_work(own_run, video_folder, tmp_path):
+    show_help, train, sweep, resume, compare = section("Change anything")
+    assert "optimizer" in run_command(show_help, {}).stdout
+    data = ("data=folder", f"data.root={video_folder}", *FAST)
+    run_command(train, {}, *data, f"hydra.run.dir={tmp_path / 'run'}")
+    run_command(sweep, {}, *data, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    run_command(resume, {"RUN": own_run})
+    second = shutil.copytree(own_run, tmp_path / "second")
+    run_command(compare, {"RUN": own_run, "RUN2": second}, "--out", str(tmp_path / "comparison.html"))
+
+
+def test_prepared_videos_train(video_folder, tmp_path):
+    prepare, train = [line for line in commands(TEXTS["docs/data.md"]) if re.search("SMALL", line)]
+    places = {"DIR": video_folder, "SMALL": tmp_path / "small"}
+    run_command(prepare, places)
+    run_command(train, places, *FAST, f"hydra.run.dir={tmp_path / 'run'}")
+
+
+def test_the_python_lines_work(video_folder, tmp_path, capsys):
+    run, video = tmp_path / "run", tmp_path / "video.mp4"
+    overrides = ("model=cnn_lstm", "data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}")
+    assert train_py(*overrides, *FAST).returncode == 0
+    write_video(video, moving_square(to_right=True, seed=0, num_frames=16), fps=12)
+    names = {}
+    for page in ("README.md", "docs/models.md"):  # the second goes on with the names of the first
+        (lines,) = re.findall(r"```python\n(.*?)```", TEXTS[page], flags=re.DOTALL)
+        exec(lines.replace("RUN", str(run)).replace("VIDEO.mp4", str(video)), names)
+        assert names["probabilities"].shape == (2,)
+    assert names["prediction"].label in ("to_left", "to_right")
+    assert capsys.readouterr().out.startswith(names["prediction"].label)
+
+
+def documented_commands():
+    """Every distinct command of the pages and of the configs' comments."""
+    found = {line for text in TEXTS.values() for line in commands(text)}
+    for path in CONFIGS:
+        found |= set(re.findall(r"^#.*?(python train\.py .*)", path.read_text(), flags=re.MULTILINE))
+    return sorted(found)
+
+
+def first_values(overrides):
+    """The overrides of one trial of a sweep, without those of Hydra itself."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.key_or_group.startswith("hydra"):
             continue
-        assert result.returncode == 0, result.stdout + result.stderr
-        done.append(program)
-    assert done == ["stvid", "stvid", "python", "stvid"]
+        if override.is_interval_sweep():
+            yield f"{override.key_or_group}={override.value().start}"
+        elif override.is_sweep_override():
+            yield f"{override.key_or_group}={next(override.sweep_string_iterator())}"
+        else:
+            yield override.input_line
 
 
-def test_the_tree_names_what_is_there():
-    listed = re.findall(r"^    (\S+)", README.split("## The code")[1].split("## Add a model")[0], flags=re.MULTILINE)
-    assert all((ROOT / path).exists() for path in listed)
+def overrides_of(command):
+    program, *arguments = shlex.split(command)
+    if "train.py" in arguments:
+        return arguments[arguments.index("train.py") + 1 :]
+    takes_overrides = program == "stvid" and arguments[0] in ("check", "cost", "prepare")
+    return [argument for argument in arguments[1:] if "=" in argument] if takes_overrides else []
+
+
+def test_every_documented_override_is_known():
+    for command in documented_commands():
+        overrides = [text for text in overrides_of(command) if not text.startswith(("-", "[", "..."))]
+        compose_config(list(first_values(overrides)))
+
+
+def test_every_documented_option_of_stvid_is_known():
+    known = {}
+    for text in TEXTS.values():
+        for verb, rest in re.findall(r"\bstvid (\w+)((?: [^`#\n]*)?)", text):
+            for option in re.findall(r"--[a-z-]+", rest):
+                if verb not in known:
+                    known[verb] = in_process([], lambda verb=verb: main([verb, "--help"])).stdout
+                assert option in known[verb], f"stvid {verb} {option}"
+
+
+def test_every_documented_key_is_in_the_configs():
+    keys = {}
+    for path in CONFIGS:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys.setdefault(path.parent.name, set()).update(content)
+    groups = "|".join(group for group in keys if group not in ("configs", "experiment", "job_logging", "sweeper"))
+    for page, text in TEXTS.items():
+        for group, key in re.findall(rf"(?<![\w./+])({groups})\.([a-z_]+)\b(?![/(])", text):
+            assert key in keys[group] or key in ("csv", "yaml", "md", "py"), f"{page}: {group}.{key}"
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_link_has_a_target():
+    for page, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists(), f"{page}: {target}"
+            assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), f"{page}: {target}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 116
+
+
+def tree(text):
+    """Paths of a tree indented by two columns a level; several names of one folder are separated by commas."""
+    folders = {}
+    for line in re.findall(r"^    (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE):
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*([^\s,]+(?:, [^\s,]+)*)", line)[1].split(", ")
+        for name in names:
+            yield os.path.join(*(folders[i] for i in range(depth)), name)
+        folders[depth] = names[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/development.md"])
+def test_the_tree_names_existing_files(page):
+    paths = list(tree(TEXTS[page]))
+    assert len(paths) >= 6
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_documented_import_order_is_the_tested_one():
+    listed = re.search(r"before it in this list:\s(.*?)\.", TEXTS["docs/development.md"], flags=re.DOTALL)[1]
+    assert re.split(r",\s+", listed) == ORDER
