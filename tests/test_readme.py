@@ -36,7 +36,7 @@ def section(title):
     return commands(README.split(f"\n## {title}\n")[1].split("\n## ")[0])
 
 
-def run_command(command, places, *more, cwd_files=()):
+def run_command(command, places, *more):
     """Runs `python train.py ...` or `stvid ...` in this process, with the README's placeholders replaced."""
     for name, path in places.items():
         command = re.sub(rf"\b{name}\b", str(path), command)
@@ -50,14 +50,9 @@ def run_command(command, places, *more, cwd_files=()):
     return result
 
 
-def test_every_section_has_commands_that_a_test_runs():
-    assert [len(section(title)) for title in ("Start", "Your own videos", "Which recipe", "Change anything")] == [
-        5,
-        3,
-        2,
-        5,
-    ]
-    assert commands(README)[15:] == ["pytest"]
+def test_every_command_of_the_readme_is_in_a_section_that_is_tested():
+    tested = [line for title in ("Start", "Your own videos", "Which recipe", "Change anything") for line in section(title)]
+    assert commands(README) == [*tested, "pytest"]
 
 
 def test_the_install_and_test_commands_are_those_of_ci():
