@@ -24,9 +24,9 @@ from stvid.run.checkpoint import load_checkpoint, record
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.run.folder import display_path
 from stvid.run.resume import last_checkpoint, starting_model
-from stvid.run.start import as_used, finished, is_multirun, leaving_no_empty_run, open_run, save_run
-from stvid.sweep.jobs import report_of
-from stvid.training.batch_size import plan_batch
+from stvid.run.start import finished, is_multirun, leaving_no_empty_run, open_run, save_run
+from stvid.sweep.proposals import pruning_reporter
+from stvid.sweep.sweep import register_sweeper
 from stvid.training.callbacks import callbacks, close_logger, logger_arguments, plugins
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
@@ -52,7 +52,7 @@ def train(config: DictConfig, run: Path) -> float:
     parts = {"precision": precision, "plugins": plugins(config.trainer.sync_batchnorm), "sync_batchnorm": False}
     make_trainer = partial(instantiate, config.trainer, _convert_="all", **parts)
     logger = instantiate(config.logger, **logger_arguments(config.logger, run)) if config.logger else False
-    watching = callbacks(run, data, has_logger=bool(logger), report=report_of(run), **options)
+    watching = callbacks(run, data, has_logger=bool(logger), report=pruning_reporter(run), **options)
     trainer = make_trainer(logger=logger, callbacks=[*watching, table := EpochTable(path=run / "metrics.csv")])
     limit_cpu_threads((device := trainer.strategy.root_device).type)
     log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), display_path(run))
@@ -101,5 +101,6 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    register_sweeper()
     with report_errors(), hydra_errors_as_input_errors():
         main()

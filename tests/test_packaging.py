@@ -40,7 +40,7 @@ main(["predict", str(run), video, "--workers", "0"])
 
 def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
     top = {path.name for path in installed.iterdir()}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"stvid", "hydra_plugins"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"stvid"}
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {path.relative_to(installed / "stvid").as_posix() for path in installed.rglob("*.yaml")} == shipped
     assert (installed / "stvid" / "train.py").read_text() == (ROOT / "train.py").read_text()

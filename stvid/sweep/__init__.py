@@ -1,1 +1,1 @@
-"""Many runs with one command, `python train.py -m`: what to try next, what came of it, and going on after a kill."""
+"""Many runs with one command, `python train.py -m`: proposals, results, and resuming after a kill."""

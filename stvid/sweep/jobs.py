@@ -1,4 +1,4 @@
-"""How trials are run: composed, handed to Hydra's launcher, their errors brought back as words."""
+"""Runs trials: composes their configs, passes them to Hydra's launcher, and records results and errors."""
 
 from __future__ import annotations
 
@@ -20,32 +20,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stvid.errors import report_errors
 from stvid.run.config import hydra_errors_as_input_errors
-from stvid.sweep.proposals import JOURNAL_NAME, STOPPED, open_study
-from stvid.sweep.settings import SWEEP_NAME, read_sweep
-from stvid.sweep.trials import Trial, result_of
+from stvid.sweep.trials import Trial, read_metrics
 
 log = logging.getLogger("stvid")
-ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 class TrialFailed(RuntimeError):
-    """An error in a trial, in words: what comes back from another process, or is kept, must not hold its tensors.
+    """The error of a trial, as text. Holds no traceback, so it can be pickled and keeps no tensors in memory.
 
     Attributes:
-        message: for a person.
-        is_mistake: of the user's, which another trial may share.
+        message: for the user.
+        is_mistake: the user's mistake (InputError), which other trials may share.
     """
 
     def __init__(self, message: str, is_mistake: bool) -> None:
-        super().__init__(message, is_mistake)  # both, or it could not be pickled
+        super().__init__(message, is_mistake)  # pickle calls the class with these arguments
         self.message, self.is_mistake = message, is_mistake
 
     def __str__(self) -> str:
         return self.message
 
 
-class Task:
-    """Calls the function that trains, writes its errors into the trial's log and raises them as TrialFailed."""
+class TrialFunction:
+    """Calls the training function; writes its errors into the trial's log and raises them as TrialFailed."""
 
     def __init__(self, train: Callable[[DictConfig], float]) -> None:
         self.train = train
@@ -55,136 +53,91 @@ class Task:
             return self.train(config)
         except Exception as error:
             trace = traceback.format_exc()
-            mistake = _mistake_of(error)
-            failed = TrialFailed(mistake or f"{type(error).__name__}: {error}", mistake is not None)
-        log.error("error: %s", mistake or trace)
-        raise failed  # outside of the except block: with the error as its context, its frames would stay in memory
+            message = _input_error_message(error)
+            failed = TrialFailed(message or f"{type(error).__name__}: {error}", message is not None)
+        log.error("error: %s", message or trace)
+        raise failed  # outside the except block: as its context, the error would keep its frames in memory
 
 
-class Jobs:
-    """Runs trials, each in the folder of its number below the sweep's: hydra.sweep.dir, or that of `resume=SWEEP`."""
+class TrialRunner:
+    """Runs trials, each in its folder SWEEP/NUMBER. SWEEP is hydra.sweep.dir, or the value of `resume`."""
 
     def __init__(self, *, context: HydraContext, task: TaskFunction, config: DictConfig) -> None:
         self.config, self.loader = config, context.config_loader
         self.folder = Path(OmegaConf.select(config, "resume") or config.hydra.sweep.dir).absolute()
         with flag_override(config, ["struct", "readonly"], [False, False]):
-            config.hydra.sweep.dir = str(self.folder)  # where launchers keep what is theirs
+            config.hydra.sweep.dir = str(self.folder)  # launchers keep their files here
         self.parser = OverridesParser.create(config_loader=self.loader)
-        self.one_by_one = config.hydra.launcher._target_ == ONE_BY_ONE
+        self.is_sequential = config.hydra.launcher._target_ == BASIC_LAUNCHER
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=Task(task), config=config
+            hydra_context=context, task_function=TrialFunction(task), config=config
         )
-        self.has_worked = False
+        self.launcher_works = False
 
     def compose(self, overrides: Sequence[str]) -> None:
         """Raises Hydra's errors for overrides that make no config."""
         self.loader.load_sweep_config(self.config, list(overrides))
 
-    def run(self, trials: Sequence[Trial], fixed: Sequence[str], stopped_at: Callable[[int], int | None]) -> None:
-        """Runs trials, at once where the launcher can, and notes in each what came of it.
+    def run(self, trials: Sequence[Trial], fixed: Sequence[str], stopped_epoch: Callable[[int], int | None]) -> None:
+        """Runs trials, in parallel if the launcher can, and records the result in each.
 
         Args:
-            fixed: overrides beside the trials' own.
-            stopped_at: number of a trial -> the epoch after which it was told to stop, or None.
+            trials: to run.
+            fixed: overrides that all trials share.
+            stopped_epoch: number of a trial -> the epoch after which it was stopped early, or None.
         """
-        able = []
-        for trial in trials:
-            try:
-                self.compose([*fixed, *trial.overrides])
-                able.append(trial)
-            except (HydraException, OmegaConfBaseException) as error:
-                trial.fail(_mistake_of(error) or str(error), is_mistake=True)
-        if not able:
+        valid = [trial for trial in trials if self._is_valid(trial, fixed)]
+        if not valid:
             return
-        lost = ""
+        launch_error = ""
         try:
-            words = [[*fixed, *trial.overrides, *self._places(trial)] for trial in able]
-            returns = self.launcher.launch(words, initial_job_idx=able[0].number)
-        except Exception as error:  # a launcher raises what it likes when a worker dies, and gives nothing back
-            if not self.has_worked:
+            job_overrides = [[*fixed, *trial.overrides, *self._folder_overrides(trial)] for trial in valid]
+            returns = self.launcher.launch(job_overrides, initial_job_idx=valid[0].number)
+        except Exception as error:  # when a worker dies, a launcher raises any error and returns no result
+            if not self.launcher_works:
                 raise
-            returns, lost = [None] * len(able), f"its process was lost: {type(error).__name__}: {error}"
-        self.has_worked = True
-        for trial, returned in zip(able, returns, strict=True):
-            self._note(trial, returned, lost, stopped_at(trial.number))
+            launch_error = f"its process died: {type(error).__name__}: {error}"
+            returns = [None] * len(valid)
+        self.launcher_works = True
+        for trial, job_return in zip(valid, returns, strict=True):
+            self._record(trial, job_return, launch_error, stopped_epoch(trial.number))
 
-    def _note(self, trial: Trial, returned: JobReturn | None, lost: str, stopped_at: int | None) -> None:
+    def _is_valid(self, trial: Trial, fixed: Sequence[str]) -> bool:
+        """Whether the overrides compose; if not, the trial fails."""
+        try:
+            self.compose([*fixed, *trial.overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            trial.fail(_input_error_message(error) or str(error), is_mistake=True)
+            return False
+        return True
+
+    def _record(self, trial: Trial, job_return: JobReturn | None, launch_error: str, stopped_epoch: int | None) -> None:
         run = self.folder / str(trial.number)
-        if returned is None:
-            value = result_of(run).get("video_accuracy")
+        if job_return is None:
+            value = read_metrics(run).get("video_accuracy")
             if value is None:
-                trial.fail(lost)
+                trial.fail(launch_error)
             else:
-                trial.end(value, run=run, stopped_at=stopped_at)
-        elif returned.status == JobStatus.COMPLETED:
-            trial.end(returned.return_value, run=run, stopped_at=stopped_at)
+                trial.finish(value, run=run, stopped_epoch=stopped_epoch)
+        elif job_return.status == JobStatus.COMPLETED:
+            trial.finish(job_return.return_value, run=run, stopped_epoch=stopped_epoch)
         else:
-            error = returned._return_value  # the property raises it
+            error = job_return._return_value  # the property `return_value` raises it
             trial.fail(str(error), is_mistake=isinstance(error, TrialFailed) and error.is_mistake)
 
-    def _places(self, trial: Trial) -> list[str]:
-        """Not left to the launcher, which numbers what it is given, nor to `resume`, which a trial must not have."""
+    def _folder_overrides(self, trial: Trial) -> list[str]:
+        """The trial's folder. A launcher would number jobs consecutively, but a retry may run trials 1 and 4."""
         folder = QuotedString(text=str(self.folder), quote=Quote.single).with_quotes()
         return [f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={trial.number}"]
 
 
-def _mistake_of(error: Exception) -> str | None:
-    """What `report_errors` tells the user of an error; None for one that is not the user's."""
-    words = io.StringIO()
+def _input_error_message(error: Exception) -> str | None:
+    """The message that `report_errors` prints for a user's mistake; None for any other error."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(words), report_errors(), hydra_errors_as_input_errors():
+        with contextlib.redirect_stderr(stderr), report_errors(), hydra_errors_as_input_errors():
             raise error
     except SystemExit:
-        return words.getvalue().removeprefix("error: ").strip()
+        return stderr.getvalue().removeprefix("error: ").strip()
     except Exception:
         return None
-
-
-class Report:
-    """Tells a sweep how a trial goes, and tells the trial whether to stop. Works in a process of its own.
-
-    Args:
-        folder: of the sweep.
-        number: of the trial.
-    """
-
-    def __init__(self, *, folder: Path, number: int) -> None:
-        from optuna.trial import Trial
-
-        _, self.settings = read_sweep(folder)
-        study = open_study(folder / JOURNAL_NAME, self.settings)
-        self.number = number
-        self.trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-
-    def __call__(self, epoch: int, value: float) -> bool:
-        """Whether to stop after this epoch.
-
-        Args:
-            epoch: from 1; one that was reported before a kill keeps what was reported then.
-            value: the objective, the higher the better.
-        """
-        trial = self.trial
-        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
-            trial.report(value, epoch)
-        stop = self.number >= self.settings.startup_trials and trial.should_prune()
-        if stop or trial.user_attrs.get(STOPPED) is not None:  # told to stop, killed, and now better than it was
-            trial.set_user_attr(STOPPED, epoch if stop else None)
-        return stop
-
-
-def report_of(run: Path) -> Report | None:
-    """The way a run reports to its sweep; None where it is no trial of one that is still searching, or none is stopped.
-
-    Args:
-        run: the run's folder; a trial's bears its number and lies in the sweep's.
-    """
-    folder = run.parent
-    if not run.name.isdecimal() or not (folder / SWEEP_NAME).is_file() or not (folder / JOURNAL_NAME).is_file():
-        return None
-    _, settings = read_sweep(folder)
-    if settings.pruner == "none":
-        return None
-    trials = open_study(folder / JOURNAL_NAME, settings).get_trials(deepcopy=False)
-    number = int(run.name)
-    running = number < len(trials) and not trials[number].state.is_finished()
-    return Report(folder=folder, number=number) if running else None

@@ -1,4 +1,4 @@
-"""Values that each trial of a sweep gets: the next of a grid, or what Optuna proposes."""
+"""The values that each trial of a sweep gets: the next of a grid, or a proposal of Optuna. Early stopping of trials."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stvid.errors import InputError
-from stvid.sweep.settings import Settings
-from stvid.sweep.space import Choice, Interval, Space, grid
+from stvid.sweep.settings import SWEEP_NAME, Settings, read_sweep
+from stvid.sweep.space import Choice, Interval, Space, grid_points
 from stvid.sweep.trials import Trial
 
 if TYPE_CHECKING:
@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 
 JOURNAL_NAME = "journal.log"
 STUDY_NAME = "sweep"
-STOPPED = "stopped_at_epoch"  # user attribute of a trial in the journal
+STOPPED_EPOCH = "stopped_at_epoch"  # user attribute of a trial in the journal
 
 
-class Grid:
-    """Every combination, in order; with `sweep.trials` the first so many. `folder` is where a Study would keep more."""
+class GridSearch:
+    """Every combination, in order; `sweep.trials` limits their number.
+
+    Args:
+        folder: of the sweep; not used, a grid keeps no state.
+        space, settings: what to search, and how.
+    """
 
     def __init__(self, *, folder: Path, space: Space, settings: Settings) -> None:
-        self.points = grid(space)[: settings.trials]
+        self.points = grid_points(space)[: settings.trials]
         self.total = len(self.points)
 
     def propose(self, number: int) -> dict[str, str]:
@@ -34,70 +39,126 @@ class Grid:
         return self.points[number]
 
     def record(self, trial: Trial) -> None:
-        """Takes note of a trial that has ended: a grid learns nothing from it."""
+        """Does nothing: the points of a grid do not depend on results."""
 
-    def stopped_at(self, number: int) -> int | None:
-        """The epoch after which a trial was stopped early: never."""
+    def stopped_epoch(self, number: int) -> int | None:
+        """The epoch after which a trial was stopped early: always None."""
 
 
-class Study:
-    """What Optuna proposes. Its journal in the sweep's folder is only ever added to, and shared with the trials.
+class OptunaSearch:
+    """Proposals of Optuna, kept in a journal in the sweep's folder. The journal is append-only; trials write to it too.
 
-    What a trial gets depends on (seed, number, the trials before it) alone, so that a sweep that was killed
-    and goes on is the sweep that was not.
+    The values of a trial depend on (seed, number, earlier trials) only, so a resumed sweep equals an uninterrupted one.
+
+    Args:
+        folder: of the sweep.
+        space, settings: what to search, and how.
     """
 
     def __init__(self, *, folder: Path, space: Space, settings: Settings) -> None:
-        mend(folder / JOURNAL_NAME)
+        truncate_partial_line(folder / JOURNAL_NAME)
         self.study = open_study(folder / JOURNAL_NAME, settings)
         self.dimensions, self.settings = space.varied, settings
         self.total = settings.trials
 
     def propose(self, number: int) -> dict[str, str]:
-        """The values of trial `number`, from 0; what the journal has already, where a kill came right after it."""
-        known = self.study.get_trials(deepcopy=False)
-        if number > len(known):
+        """The values of trial `number`, from 0; read from the journal if a kill came right after the proposal."""
+        trials = self.study.get_trials(deepcopy=False)
+        if number > len(trials):
             raise InputError(
-                f"{JOURNAL_NAME} holds {len(known)} trials, and {number} were begun: it was cut or changed"
+                f"{JOURNAL_NAME} holds {len(trials)} trials, but {number} were started: the file was cut or changed"
             )
-        if number == len(known):
+        if number == len(trials):
             self.study.sampler = _sampler(self.settings, number)
             self.study.ask({key: _distribution(dimension) for key, dimension in self.dimensions.items()})
-            known = self.study.get_trials(deepcopy=False)
-        drawn = known[number].params
-        return {key: _text(dimension, drawn[key]) for key, dimension in self.dimensions.items()}
+            trials = self.study.get_trials(deepcopy=False)
+        params = trials[number].params
+        return {key: _override_value(dimension, params[key]) for key, dimension in self.dimensions.items()}
 
     def record(self, trial: Trial) -> None:
-        """Takes note of a trial that has ended, if the journal has not."""
+        """Writes the result of a trial to the journal, unless it is there."""
         from optuna.trial import TrialState
 
         if self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
             return
         if trial.has_failed:
             self.study.tell(trial.number, state=TrialState.FAIL)
-        elif self.stopped_at(trial.number) is not None:
+        elif self.stopped_epoch(trial.number) is not None:
             self.study.tell(trial.number, state=TrialState.PRUNED)
         else:
             self.study.tell(trial.number, trial.metrics["video_accuracy"])
 
-    def stopped_at(self, number: int) -> int | None:
+    def stopped_epoch(self, number: int) -> int | None:
         """The epoch after which a trial was stopped early, or None."""
-        return self.study.get_trials(deepcopy=False)[number].user_attrs.get(STOPPED)
+        return self.study.get_trials(deepcopy=False)[number].user_attrs.get(STOPPED_EPOCH)
+
+
+class PruningReporter:
+    """Reports the accuracy of a trial after each epoch, and returns whether the trial must stop.
+
+    Runs in the trial's process and talks to the sweep through the journal.
+
+    Args:
+        folder: of the sweep.
+        number: of the trial.
+    """
+
+    def __init__(self, *, folder: Path, number: int) -> None:
+        from optuna.trial import Trial
+
+        _, self.settings = read_sweep(folder)
+        study = open_study(folder / JOURNAL_NAME, self.settings)
+        self.number = number
+        self.trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+    def __call__(self, epoch: int, value: float) -> bool:
+        """Whether to stop after this epoch.
+
+        Args:
+            epoch: from 1. A value that was reported before a kill is not replaced.
+            value: the objective; higher is better.
+        """
+        trial = self.trial
+        if epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, epoch)
+        stop = self.number >= self.settings.startup_trials and trial.should_prune()
+        # a trial that was stopped and then killed may pass when it resumes: other trials have ended since
+        if stop or trial.user_attrs.get(STOPPED_EPOCH) is not None:
+            trial.set_user_attr(STOPPED_EPOCH, epoch if stop else None)
+        return stop
+
+
+def pruning_reporter(run: Path) -> PruningReporter | None:
+    """The reporter of a run; None unless the run is an unfinished trial of a sweep with a pruner.
+
+    Args:
+        run: the run's folder. A trial's folder is named by its number and lies in the sweep's folder.
+    """
+    folder = run.parent
+    if not run.name.isdecimal() or not (folder / SWEEP_NAME).is_file() or not (folder / JOURNAL_NAME).is_file():
+        return None
+    _, settings = read_sweep(folder)
+    if settings.pruner == "none":
+        return None
+    trials = open_study(folder / JOURNAL_NAME, settings).get_trials(deepcopy=False)
+    number = int(run.name)
+    is_running = number < len(trials) and not trials[number].state.is_finished()
+    return PruningReporter(folder=folder, number=number) if is_running else None
 
 
 def check_method(space: Space, settings: Settings) -> None:
-    """Raises InputError where a method cannot search a space: an interval in a grid, nothing to draw, no Optuna."""
+    """Raises InputError if the method cannot search the space: a grid with an interval, no values, Optuna missing."""
     if settings.method == "grid":
-        grid(space)
+        grid_points(space)
     elif not space.varied:
-        some = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
-        raise InputError(f"sweep={settings.method}: nothing varies. Give what shall, such as '{some}'")
+        example = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
+        raise InputError(f"sweep={settings.method}: nothing varies. Give a key several values, such as '{example}'")
     elif importlib.util.find_spec("optuna") is None:
         raise InputError(f"sweep={settings.method} needs Optuna: pip install 'stvid[search]'")
 
 
 def open_study(journal: Path, settings: Settings) -> optuna.Study:
-    """The study that a journal holds, or a new one in it."""
+    """The study in a journal file; creates it if there is none."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -113,8 +174,8 @@ def open_study(journal: Path, settings: Settings) -> optuna.Study:
     )
 
 
-def mend(journal: Path) -> None:
-    """Cuts off a last line that a kill left without its end: Optuna could read nothing behind it."""
+def truncate_partial_line(journal: Path) -> None:
+    """Removes a last line that a kill left incomplete: Optuna cannot read entries after it."""
     if not journal.is_file():
         return
     content = journal.read_bytes()
@@ -126,20 +187,20 @@ def mend(journal: Path) -> None:
 def _sampler(settings: Settings, number: int) -> optuna.samplers.BaseSampler:
     import optuna
 
-    # of its own for each trial: one that went on drawing would begin anew, with the same values, after a kill
+    # one seed per trial: a single random stream would repeat its first values after a kill
     seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
     if settings.method == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # trials that run at the same time are kept apart by taking those without a result for poor ones
+        # constant_liar treats running trials as poor ones, which keeps parallel proposals apart
         return optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=settings.startup_trials, constant_liar=settings.parallel > 1
         )
 
 
 def _pruner(settings: Settings) -> optuna.pruners.BasePruner:
-    """Stops after a `warmup_epochs`-th epoch at the earliest; epochs count from 1."""
+    """Stops no trial before the end of epoch `warmup_epochs`; epochs count from 1."""
     import optuna
 
     if settings.pruner == "median":
@@ -155,7 +216,7 @@ def _distribution(dimension: Choice | Interval) -> optuna.distributions.BaseDist
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(dimension, Choice):
-        if dimension.ordered:  # its place in the range, so that neighbours are known as such
+        if dimension.ordered:  # the index in the range, so that Optuna knows which values are neighbours
             return IntDistribution(0, len(dimension.values) - 1)
         return CategoricalDistribution(dimension.values)
     if dimension.whole:
@@ -163,8 +224,8 @@ def _distribution(dimension: Choice | Interval) -> optuna.distributions.BaseDist
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _text(dimension: Choice | Interval, drawn: str | float | int) -> str:
-    """A drawn value as an override writes it."""
+def _override_value(dimension: Choice | Interval, value: str | float | int) -> str:
+    """A value of Optuna's, written as in an override."""
     if isinstance(dimension, Choice):
-        return dimension.values[drawn] if dimension.ordered else str(drawn)
-    return repr(drawn)
+        return dimension.values[value] if dimension.ordered else str(value)
+    return repr(value)

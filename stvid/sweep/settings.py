@@ -1,15 +1,10 @@
-"""Settings of a sweep, the file that keeps them, and the lock that keeps a second sweep out."""
+"""Settings of a sweep, and the file in its folder that keeps them."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import FrameType
 
 import yaml
 from filelock import FileLock, Timeout
@@ -18,86 +13,10 @@ from hydra.core.override_parser.types import Override
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
 
-log = logging.getLogger(__name__)
-LOCK_NAME = ".lock"
 SWEEP_NAME = "sweep.yaml"
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
-LEAST = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
-MAY_CHANGE = ("trials", "parallel", "retry_failed")  # when a sweep goes on; the rest would make it another sweep
-
-
-def begin(folder: Path, given: Sequence[Override], asked: Settings) -> tuple[list[str], Settings]:
-    """The overrides and settings that count: those given, or of a sweep that goes on its own.
-
-    Args:
-        folder: of the sweep.
-        given: all overrides of the command line but Hydra's own.
-        asked: what `sweep` holds on this command line.
-
-    Raises:
-        InputError: the folder holds a sweep of other overrides or settings; overrides beside `resume`; a key of
-            `sweep` that varies.
-    """
-    ours = [override for override in given if override.key_or_group.partition(".")[0] == "sweep"]
-    for override in ours:
-        if override.is_sweep_override():
-            raise InputError(f"{override.input_line}: what says how to search cannot vary itself")
-    resumed = [override.input_line for override in given if override.key_or_group == "resume"]
-    words = [override.input_line for override in given if override not in ours and override.key_or_group != "resume"]
-    if not (folder / SWEEP_NAME).is_file():
-        if resumed:
-            raise InputError(f"{resumed[0]}: no {SWEEP_NAME} there, so it holds no sweep; one run goes on without -m")
-        return words, asked
-    own, begun = read_sweep(folder)
-    if resumed and words:
-        raise InputError(f"{resumed[0]} goes on with the sweep's own overrides; leave out {' '.join(words)}")
-    if not resumed and words != own:
-        raise InputError(
-            f"{folder} holds a sweep of other overrides: {' '.join(own)}. "
-            f"Go on with it (-m resume={folder}), or name another hydra.sweep.dir"
-        )
-    named = {override.key_or_group.partition(".")[2] or "method" for override in ours}
-    keys = [field.name for field in fields(Settings) if not resumed or field.name in named]
-    return own, merged(begun, asked, keys, folder)
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a second process from running the same trials.
-
-    A kill of the first process frees the folder as soon as the processes that it forked have ended too.
-
-    Raises:
-        InputError: another process has it.
-    """
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder}: another process is running this sweep") from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): see to it that no second process runs this sweep", folder, error)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM an orderly exit, in which a launcher takes its processes along."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
+CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +24,17 @@ class Settings:
     """The keys below `sweep`.
 
     Attributes:
-        method: grid (every combination), random, or optuna (TPE: learns from the trials so far).
-        trials: how many in all, at least 1; None: every one of a grid.
-        parallel: trials handed to the launcher at once, at least 1.
-        seed: of what is drawn; at least 0.
-        pruner: none, median or halving: when a trial is stopped early. Not for a grid.
-        startup_trials: drawn at random and never stopped early, for the others to be judged by; at least 0.
-        warmup_epochs: epochs every trial gets before it is judged, at least 1.
+        method: grid (every combination), random, or optuna (TPE: learns from the finished trials).
+        trials: number of trials in all, at least 1; None: all of a grid.
+        parallel: trials that the launcher gets at once, at least 1.
+        seed: of the random values, at least 0.
+        pruner: none, median or halving: the rule that stops a trial early. Must be none for a grid.
+        startup_trials: first trials; they are drawn at random and never stopped early. At least 0.
+        warmup_epochs: epochs that every trial trains before it can be stopped, at least 1.
         retry_failed: run the failed trials of a grid again.
 
     Raises:
-        InputError: a value out of its range, with the values there are.
+        InputError: a value out of its range, with the allowed values.
     """
 
     method: str = "grid"
@@ -131,23 +50,23 @@ class Settings:
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise InputError(f"sweep.{key} (={getattr(self, key)}) must be one of {', '.join(choices)}")
-        for key, least in LEAST.items():
+        for key, minimum in MINIMUM.items():
             value = getattr(self, key)
             if key == "trials" and value is None and self.method == "grid":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"sweep.{key} (={value}) must be a whole number, at least {least}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise InputError(f"sweep.{key} (={value}) must be a whole number, at least {minimum}")
         if not isinstance(self.retry_failed, bool):
             raise InputError(f"sweep.retry_failed (={self.retry_failed}) must be true or false")
         if self.method == "grid" and self.pruner != "none":
-            choices = ", ".join(name for name in CHOICES["method"] if name != "grid")
-            raise InputError(f"sweep.pruner (={self.pruner}): a grid runs all it lists; sweep={choices} can stop early")
+            methods = ", ".join(name for name in CHOICES["method"] if name != "grid")
+            raise InputError(f"sweep.pruner (={self.pruner}): a grid stops no trial early; use sweep={methods}")
         if self.method != "grid" and self.retry_failed:
-            raise InputError("sweep.retry_failed is for a grid; elsewhere a higher sweep.trials makes up for failures")
+            raise InputError("sweep.retry_failed works with sweep=grid only; otherwise set a higher sweep.trials")
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Raises InputError for a key that is none, or a value out of its range."""
+    """Raises InputError for an unknown key, or a value out of its range."""
     known = [field.name for field in fields(Settings)]
     for key in values:
         if key not in known:
@@ -155,20 +74,59 @@ def read_settings(values: Mapping[str, object]) -> Settings:
     return Settings(**values)
 
 
-def merged(begun: Settings, asked: Settings, keys: Sequence[str], folder: Path) -> Settings:
-    """The settings of a sweep that goes on: those it was begun with, and of `keys` what may change as asked now.
+def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Settings) -> tuple[list[str], Settings]:
+    """The overrides and settings of a new sweep, or those of the sweep in the folder, which resumes.
+
+    Args:
+        folder: of the sweep.
+        command_line: all overrides but those of Hydra's own keys.
+        settings: the `sweep` section of the config.
 
     Raises:
-        InputError: one of `keys` may not change, and would.
+        InputError: the folder holds a sweep with other overrides or settings; `resume` together with other overrides;
+            a key of `sweep` with several values.
+    """
+    of_settings = [override for override in command_line if override.key_or_group.partition(".")[0] == "sweep"]
+    for override in of_settings:
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line}: a setting of the sweep cannot have several values")
+    resume = [override.input_line for override in command_line if override.key_or_group == "resume"]
+    overrides = [
+        override.input_line
+        for override in command_line
+        if override not in of_settings and override.key_or_group != "resume"
+    ]
+    if not (folder / SWEEP_NAME).is_file():
+        if resume:
+            raise InputError(f"{resume[0]}: the folder has no {SWEEP_NAME}, so it is no sweep. Resume a run without -m")
+        return overrides, settings
+    stored_overrides, stored_settings = read_sweep(folder)
+    if resume and overrides:
+        raise InputError(f"{resume[0]} uses the sweep's own overrides; leave out {' '.join(overrides)}")
+    if not resume and overrides != stored_overrides:
+        raise InputError(
+            f"{folder} holds a sweep with other overrides: {' '.join(stored_overrides)}. "
+            f"Resume it (-m resume={folder}), or choose another hydra.sweep.dir"
+        )
+    named = {override.key_or_group.partition(".")[2] or "method" for override in of_settings}
+    keys = [field.name for field in fields(Settings) if not resume or field.name in named]
+    return stored_overrides, merge_settings(stored_settings, settings, keys, folder)
+
+
+def merge_settings(stored: Settings, settings: Settings, keys: Sequence[str], folder: Path) -> Settings:
+    """The settings that a sweep was started with, changed where `keys` may change.
+
+    Raises:
+        InputError: one of `keys` differs and may not change.
     """
     for key in keys:
-        then, now = getattr(begun, key), getattr(asked, key)
-        if key not in MAY_CHANGE and then != now:
+        old, new = getattr(stored, key), getattr(settings, key)
+        if key not in CHANGEABLE and old != new:
             raise InputError(
-                f"sweep.{key} (={now}): {folder} holds a sweep begun with {then}. "
-                f"Leave it out, or name another hydra.sweep.dir. What may change: {', '.join(MAY_CHANGE)}"
+                f"sweep.{key} (={new}): {folder} holds a sweep started with {old}. "
+                f"Leave it out, or choose another hydra.sweep.dir. These may change: {', '.join(CHANGEABLE)}"
             )
-    return replace(begun, **{key: getattr(asked, key) for key in keys if key in MAY_CHANGE})
+    return replace(stored, **{key: getattr(settings, key) for key in keys if key in CHANGEABLE})
 
 
 def read_sweep(folder: Path) -> tuple[list[str], Settings]:
@@ -178,7 +136,7 @@ def read_sweep(folder: Path) -> tuple[list[str], Settings]:
 
 
 def write_sweep(folder: Path, overrides: Sequence[str], settings: Settings) -> None:
-    """What `read_sweep` reads; that failed trials are to run again holds for one time only."""
+    """Writes what `read_sweep` reads. `retry_failed` is not kept: it applies once."""
     stored = {"overrides": list(overrides), "settings": asdict(replace(settings, retry_failed=False))}
     with replacing(folder / SWEEP_NAME) as partial:
         partial.write_text(yaml.safe_dump(stored, sort_keys=False, allow_unicode=True), encoding="utf-8")

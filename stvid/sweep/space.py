@@ -1,11 +1,11 @@
-"""What varies in a sweep, read from Hydra's override grammar.
+"""The search space of a sweep, read from Hydra's override grammar.
 
 optimizer.lr=1e-3,3e-3                         a list
-model=glob(*d_18)                              every choice of a group that fits
+model=glob(*d_18)                              every choice of a group that matches
 model.num_layers=range(1,4)                    1, 2, 3
-model.dropout=interval(0,0.7)                  anything between
-optimizer.lr=tag(log,interval(1e-5,1e-2))      anything between, every order of magnitude alike
-clip.num_frames=int(interval(8,32))            a whole number, both ends among them
+model.dropout=interval(0,0.7)                  any number between
+optimizer.lr=tag(log,interval(1e-5,1e-2))      any number between, on a logarithmic scale
+clip.num_frames=int(interval(8,32))            any whole number between, both ends included
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stvid.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of several values, as an override would write them; `ordered` where they are a range of numbers."""
+    """One of several values, written as in an override; `ordered` for a range of numbers."""
 
     values: tuple[str, ...]
     ordered: bool = False
@@ -33,7 +33,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number from `low` to `high`, both included; a whole one, or drawn on a logarithmic scale."""
+    """A number from `low` to `high`, both included; `log`: on a logarithmic scale; `whole`: whole numbers only."""
 
     low: float
     high: float
@@ -47,17 +47,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Overrides that every trial has, and what varies: override key -> its values."""
+    """Overrides that all trials share, and override key -> values for each key that varies."""
 
     fixed: tuple[str, ...]
     varied: dict[str, Choice | Interval]
 
 
 def read_space(overrides: Sequence[str], parser: OverridesParser) -> Space:
-    """Tells what varies from what does not. Where a key is given twice, the last one counts.
+    """Separates keys with several values from keys with one. The last override of a key wins.
 
     Raises:
-        InputError: an empty list or interval, or a tag that means nothing here.
+        InputError: an empty list, an interval without numbers, or an unknown tag.
     """
     fixed: dict[str, str] = {}
     varied: dict[str, Choice | Interval] = {}
@@ -73,39 +73,39 @@ def read_space(overrides: Sequence[str], parser: OverridesParser) -> Space:
     return Space(fixed=tuple(fixed.values()), varied=varied)
 
 
-def grid(space: Space) -> list[dict[str, str]]:
-    """Every combination, the last key varying fastest.
+def grid_points(space: Space) -> list[dict[str, str]]:
+    """Every combination; the last key varies fastest.
 
     Raises:
-        InputError: an interval, which has no end of values.
+        InputError: an interval, which cannot be listed.
     """
     for key, dimension in space.varied.items():
         if isinstance(dimension, Interval):
             raise InputError(
-                f"{key}: an interval cannot be run through by a grid. "
-                f"List its values ({key}=A,B or range()), or draw from it: sweep=random, sweep=optuna"
+                f"{key}: a grid cannot list the values of an interval. "
+                f"List them ({key}=A,B or range()), or draw from the interval: sweep=random, sweep=optuna"
             )
     lists = [dimension.values for dimension in space.varied.values()]
     return [dict(zip(space.varied, values, strict=True)) for values in itertools.product(*lists)]
 
 
-def samples(space: Space) -> list[dict[str, str]]:
-    """Few combinations in which every listed value occurs, and each end of an interval."""
-    ends = {key: _ends(dimension) for key, dimension in space.varied.items()}
-    first = {key: values[0] for key, values in ends.items()}
-    return [first] + [{**first, key: value} for key, values in ends.items() for value in values[1:]]
+def covering_points(space: Space) -> list[dict[str, str]]:
+    """A few combinations that contain every listed value and both ends of every interval."""
+    values_of = {key: _listed_values(dimension) for key, dimension in space.varied.items()}
+    first = {key: values[0] for key, values in values_of.items()}
+    return [first] + [{**first, key: value} for key, values in values_of.items() for value in values[1:]]
 
 
-def _ends(dimension: Choice | Interval) -> tuple[str, ...]:
+def _listed_values(dimension: Choice | Interval) -> tuple[str, ...]:
     return dimension.values if isinstance(dimension, Choice) else (str(dimension.low), str(dimension.high))
 
 
 def _choice(override: Override) -> Choice:
     sweep = override.value()
     if getattr(sweep, "shuffle", False):
-        raise InputError(f"{override.input_line}: shuffle() is not taken; sweep=random draws in an order of its own")
+        raise InputError(f"{override.input_line}: shuffle() is not supported; sweep=random draws in random order")
     if getattr(sweep, "tags", None):
-        raise InputError(f"{override.input_line}: a tag has no meaning on a list or a range; tag(log,interval(A,B))")
+        raise InputError(f"{override.input_line}: a list or range takes no tag; use tag(log,interval(A,B))")
     values = tuple(dict.fromkeys(override.sweep_string_iterator()))
     if not values:
         raise InputError(f"{override.input_line}: no value to choose from")
@@ -118,9 +118,9 @@ def _interval(override: Override) -> Interval:
     log = "log" in sweep.tags
     if sweep.tags - {"log"}:
         unknown = ", ".join(sorted(sweep.tags - {"log"}))
-        raise InputError(f"{override.input_line}: unknown tag {unknown}; there is: log")
+        raise InputError(f"{override.input_line}: unknown tag {unknown}; the only tag is log")
     if sweep.start > sweep.end:
-        raise InputError(f"{override.input_line}: the interval's ends are the wrong way round")
+        raise InputError(f"{override.input_line}: the interval starts above its end")
     if log and sweep.start <= 0:
-        raise InputError(f"{override.input_line}: a logarithmic scale starts above 0")
+        raise InputError(f"{override.input_line}: a logarithmic interval must start above 0")
     return Interval(low=sweep.start, high=sweep.end, log=log, whole=isinstance(sweep.start, int))

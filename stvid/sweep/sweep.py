@@ -1,10 +1,21 @@
-"""A sweep from its first trial to the table: has trials proposed and run, keeps what came of them."""
+"""A sweep, `python train.py -m`: proposes trials, runs them, keeps their results, prints the leaderboard."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import fcntl
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
 
-from omegaconf import OmegaConf
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, train_command
 from stvid.evaluation.cross_validation import folds_text
@@ -12,137 +23,157 @@ from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import CONFIG_NAME, display_path
-from stvid.run.start import kept_manifest
-from stvid.sweep.jobs import Jobs
-from stvid.sweep.proposals import Grid, Study, check_method
-from stvid.sweep.settings import Settings, alone_in, begin, ending_on_sigterm, write_sweep
-from stvid.sweep.space import read_space, samples
+from stvid.run.folder import CONFIG_NAME, MANIFEST_NAME, display_path
+from stvid.sweep.jobs import TrialRunner
+from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
+from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep
+from stvid.sweep.space import covering_points, read_space
 from stvid.sweep.trials import (
     PICTURE_NAME,
     RUNNING,
     Trial,
-    closing_words,
-    draw,
+    draw_summary,
     ranked,
     read_trials,
+    summary_text,
     write_summary,
     write_trials,
 )
 
-FOLD = "data.fold"  # a sweep over nothing else is a cross-validation
+log = logging.getLogger(__name__)
+LOCK_NAME = ".lock"
+SWEEPER_NAME = "hydra_plugins.stvid.TrialSweeper"  # `_target_` in configs/hydra/sweeper/stvid.yaml
+FOLD = "data.fold"  # a sweep over this key alone is a cross-validation
+
+
+class TrialSweeper(Sweeper):
+    """Hydra's way into a sweep: `hydra/sweeper=stvid`.
+
+    Args:
+        settings: the `sweep` section of the config.
+    """
+
+    def __init__(self, *, settings: Mapping[str, object]) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        runner = TrialRunner(context=self.hydra_context, task=self.task_function, config=self.config)
+        Sweep(runner=runner, settings=read_settings(self.settings), overrides=arguments).run()
+
+
+def register_sweeper() -> None:
+    """Makes `hydra/sweeper=stvid` known to Hydra; call it before `hydra.main`."""
+    # Hydra instantiates a sweeper only if its name starts with `hydra_plugins.` and is in this table. An entry of our
+    # own avoids a top-level package of that name, which Hydra would import in every program of the environment.
+    Plugins.instance().class_name_to_class[SWEEPER_NAME] = TrialSweeper
 
 
 class Sweep:
-    """A new sweep, or the one in the folder, that goes on.
+    """A new sweep, or the one in the folder, which resumes.
 
     Args:
-        jobs: runs trials.
+        runner: runs trials.
         settings: how to search.
-        overrides: of the command line, but for Hydra's own.
+        overrides: all overrides of the command line but those of Hydra's own keys.
 
     Raises:
-        InputError: what to search, or how, is wrong.
+        InputError: wrong settings or overrides.
     """
 
-    def __init__(self, *, jobs: Jobs, settings: Settings, overrides: Sequence[str]) -> None:
-        self.jobs, self.folder = jobs, jobs.folder
-        given = jobs.parser.parse_overrides(list(overrides))
-        self.overrides, self.settings = begin(self.folder, given, settings)
-        self.space = read_space(self.overrides, jobs.parser)
+    def __init__(self, *, runner: TrialRunner, settings: Settings, overrides: Sequence[str]) -> None:
+        self.runner, self.folder = runner, runner.folder
+        command_line = runner.parser.parse_overrides(list(overrides))
+        self.overrides, self.settings = resolve_sweep(self.folder, command_line, settings)
+        self.space = read_space(self.overrides, runner.parser)
         check_method(self.space, self.settings)
-        for values in samples(self.space):
-            jobs.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
+        for values in covering_points(self.space):
+            runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
 
     def run(self) -> None:
-        """Searches, shows the table and draws it.
+        """Runs all trials, then prints the leaderboard and draws it.
 
         Raises:
-            InputError: the same mistake of the user's met the first two trials; or mistakes are why there is no
-                result, or not all that a grid was to give.
+            InputError: the first two trials failed by the same mistake; or mistakes are why a grid is incomplete, or
+                why no trial succeeded.
             SystemExit: the same for other errors.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder), ending_on_sigterm():
+        with sweep_lock(self.folder), exit_on_sigterm():
             write_sweep(self.folder, self.overrides, self.settings)
             self.trials = read_trials(self.folder)
-            kind = Grid if self.settings.method == "grid" else Study
-            self.proposals = kind(folder=self.folder, space=self.space, settings=self.settings)
+            search_class = GridSearch if self.settings.method == "grid" else OptunaSearch
+            self.search = search_class(folder=self.folder, space=self.space, settings=self.settings)
             try:
-                self._search(self._unfinished())
+                self._run_trials(self._unfinished())
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nstopped. Go on with it: {train_command('-m', f'resume={display_path(self.folder)}')}")
+                print(f"\nstopped. To resume: python train.py -m resume={display_path(self.folder)}")
                 raise
-            self._close()
+            self._finish()
 
     def _unfinished(self) -> list[Trial]:
-        """Trials that a kill interrupted, and failed ones that are to run again."""
+        """Trials that a kill interrupted, and failed trials if `retry_failed`."""
         for trial in self.trials:
             if trial.has_failed and self.settings.retry_failed:
                 trial.status = RUNNING
             if trial.status != RUNNING:
-                self.proposals.record(trial)
+                self.search.record(trial)
         return [trial for trial in self.trials if trial.status == RUNNING]
 
-    def _search(self, waiting: list[Trial]) -> None:
-        """Runs what waits, then what is proposed, until there are as many trials as asked for."""
-        trials, parallel, total = self.trials, self.settings.parallel, self.proposals.total
-        self._announce(done=len(trials) - len(waiting))
+    def _run_trials(self, waiting: list[Trial]) -> None:
+        """Runs the waiting trials, then new ones up to the total."""
+        trials, parallel, total = self.trials, self.settings.parallel, self.search.total
+        self._print_plan(finished=len(trials) - len(waiting))
         while waiting or len(trials) < total:
             while len(waiting) < parallel and len(trials) < total:
-                waiting.append(Trial(number=len(trials), values=self.proposals.propose(len(trials))))
+                waiting.append(Trial(number=len(trials), values=self.search.propose(len(trials))))
                 trials.append(waiting[-1])
             batch, waiting = waiting[:parallel], waiting[parallel:]
-            self._keep()
-            self.jobs.run(batch, self.space.fixed, self.proposals.stopped_at)
-            self._keep()
+            self._save()
+            self.runner.run(batch, self.space.fixed, self.search.stopped_epoch)
+            self._save()
             for trial in batch:
-                self.proposals.record(trial)
-                self._tell(trial)
-            self._end_where_all_would_fail()
+                self.search.record(trial)
+                self._print_trial(trial)
+            self._stop_if_all_fail_alike()
 
-    def _end_where_all_would_fail(self) -> None:
-        """Two trials, one mistake, and nothing else yet: a wrong data.root need not be tried a hundred times."""
+    def _stop_if_all_fail_alike(self) -> None:
+        """Two trials with one mistake and no other result: a wrong data.root need not be tried a hundred times."""
         ended = [trial for trial in self.trials if trial.status != RUNNING]
         if len(ended) >= 2 and all(trial.is_mistake and trial.status == ended[0].status for trial in ended):
-            raise InputError(f"{ended[0].message}\nThe same in all {len(ended)} trials so far; the sweep ends here")
+            raise InputError(f"{ended[0].message}\nAll {len(ended)} trials so far failed like this; the sweep stops")
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         write_trials(self.folder, self.trials)
         write_summary(self.folder, self.trials)
 
-    def _announce(self, *, done: int) -> None:
+    def _print_plan(self, *, finished: int) -> None:
         for key, dimension in self.space.varied.items():
             print(f"{key}: {dimension}")
-        before = f", {done} done before" if done else ""
-        print(
-            f"sweep={self.settings.method}: {self.proposals.total} trials{before}; folder {display_path(self.folder)}",
-            flush=True,
-        )
-        if self.settings.parallel == 1 and not self.jobs.one_by_one:
-            print(
-                "sweep.parallel=1: the launcher gets one trial at a time; sweep.parallel=N runs N at once", flush=True
-            )
-        if self.settings.parallel > 1 and self.jobs.one_by_one:
-            print(
-                f"sweep.parallel={self.settings.parallel}: without hydra/launcher=joblib, ray or submitit, "
-                "trials run one after the other",
-                flush=True,
-            )
+        before = f", {finished} finished before" if finished else ""
+        print(f"sweep={self.settings.method}: {self.search.total} trials{before}; folder {display_path(self.folder)}")
+        parallel = self.settings.parallel
+        if parallel == 1 and not self.runner.is_sequential:
+            print("sweep.parallel=1: the launcher gets one trial at a time; sweep.parallel=N runs N in parallel")
+        if parallel > 1 and self.runner.is_sequential:
+            print(f"sweep.parallel={parallel}: trials run in parallel only with hydra/launcher=joblib, ray or submitit")
+        sys.stdout.flush()
 
-    def _tell(self, trial: Trial) -> None:
+    def _print_trial(self, trial: Trial) -> None:
         best = ranked(self.trials)[0]
         value = f", video accuracy {trial.metrics['video_accuracy']:.4f}" if trial.metrics else ""
         if best.metrics:
             value += f"; best so far {best.metrics['video_accuracy']:.4f}, trial {best.number}"
-        print(f"trial {trial.number} ({self.proposals.total} in all): {trial.status}{value}", flush=True)
+        print(f"trial {trial.number} ({self.search.total} in all): {trial.status}{value}", flush=True)
 
-    def _close(self) -> None:
-        """The table, the picture, and an error where there is less than was asked for."""
+    def _finish(self) -> None:
+        """Prints and draws the leaderboard, or cross-validates; raises if trials failed."""
         is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
-        print(closing_words(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
+        print(summary_text(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
-            draw(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
+            draw_summary(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
             print(f"drawn to      {display_path(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
         if is_folds and not failed and len(self.trials) > 1:
@@ -153,15 +184,49 @@ class Sweep:
             raise SystemExit(1)  # each trial's train.log holds the traceback
 
     def _cross_validate(self) -> None:
-        """Only the fold varies, so nothing is chosen here by what comes out, and test may be looked at."""
+        """Evaluates the test split. That leaks nothing: only the fold varies, so no choice depends on the results."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        if not kept_manifest(run=str(runs[0])).select("test"):
+        manifest = Manifest.read_csv(runs[0] / MANIFEST_NAME)
+        if not manifest.select("test"):
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)
-        question = EvaluationOptions(num_workers=config.data.num_workers)
-        judgement = evaluate_folds(runs, question, folder=self.folder)
+        evaluation = evaluate_folds(runs, EvaluationOptions(num_workers=config.data.num_workers), folder=self.folder)
         if config.report:
-            draw_report(load_checkpoint(runs[0]), judgement.folder, cache=None)
-        print(f"\n{result_text(judgement.result)}\n\n{folds_text(judgement.result)}")
-        print(f"written to    {display_path(judgement.folder)}/")
+            draw_report(load_checkpoint(runs[0]), evaluation.folder, cache=None)
+        print(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
+        print(f"written to    {display_path(evaluation.folder)}/")
+
+
+@contextlib.contextmanager
+def sweep_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a sweep's folder; the system releases it when the process is killed.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with (folder / LOCK_NAME).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"{folder}: another process is running this sweep") from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s); make sure that no other process runs this sweep", folder, error)
+        yield
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that a launcher can end its processes."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
