@@ -24,9 +24,10 @@ from stvid.run.checkpoint import load_checkpoint, record
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.run.folder import display_path
 from stvid.run.resume import last_checkpoint, starting_model
-from stvid.run.start import finished, is_multirun, leaving_no_empty_run, open_run, save_run
+from stvid.run.start import as_used, finished, is_multirun, leaving_no_empty_run, open_run, save_run
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
+from stvid.training.batch_size import plan_batch
 from stvid.training.callbacks import callbacks, close_logger, logger_arguments, plugins
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features

@@ -47,6 +47,27 @@ def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
     assert (installed / "stvid" / "train.py").read_text() == (ROOT / "train.py").read_text()
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "has_wheels"),
+    [
+        *(("linux", "x86_64", True), ("linux", "aarch64", True), ("linux", "riscv64", False)),
+        *(("darwin", "arm64", True), ("darwin", "x86_64", False), ("win32", "AMD64", True), ("win32", "ARM64", False)),
+    ],
+)
+def test_decord_comes_along_where_it_has_wheels(installed, system, machine, has_wheels):
+    (metadata,) = installed.glob("stvid-*.dist-info/METADATA")
+    needed = [Requirement(text) for text in email.message_from_string(metadata.read_text()).get_all("Requires-Dist")]
+    (decord,) = (one for one in needed if one.name == "decord2")
+    environment = {"sys_platform": system, "platform_machine": machine, "extra": ""}
+    assert decord.marker.evaluate(environment) is has_wheels
+
+
+def test_optional_decoders_are_imported_only_where_they_are_chosen():
+    code = "import sys, stvid.data.datamodule, stvid.video.reader; print({'decord', 'torchcodec'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_it_trains_evaluates_predicts_and_sweeps_in_an_empty_folder(installed, video_folder, tmp_path):
     overrides = ["data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY]
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -51,7 +51,9 @@ def run_command(command, places, *more):
 
 
 def test_every_command_of_the_readme_is_in_a_section_that_is_tested():
-    tested = [line for title in ("Start", "Your own videos", "Which recipe", "Change anything") for line in section(title)]
+    tested = [
+        line for title in ("Start", "Your own videos", "Which recipe", "Change anything") for line in section(title)
+    ]
     assert commands(README) == [*tested, "pytest"]
 
 

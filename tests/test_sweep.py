@@ -276,9 +276,7 @@ def test_a_folder_holds_one_sweep(overrides, message_parts, search, tmp_path):
 
 def test_two_processes_do_not_run_the_same_sweep(search, tmp_path):
     search("kind=a,b")
-    hold_lock = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    )
+    hold_lock = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); input()"
     command = [sys.executable, "-c", hold_lock, str(tmp_path / "sweep" / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()

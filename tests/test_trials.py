@@ -4,7 +4,6 @@ import csv
 import shlex
 import sys
 
-from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from stvid.sweep.space import Choice, Interval
@@ -18,8 +17,7 @@ def trial(number, status="done", accuracy=None, loss=None, **values):
 
 
 def test_the_leaderboard_is_in_order_and_the_best_can_be_retrained(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py"])
     fixed = ["data.root='my videos'", "model.dims=[1,2]", "+note='its $HOME'"]
     trials = [
         trial(0, accuracy=0.4, lr="0.1", tag="'a b'"),

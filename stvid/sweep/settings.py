@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
 
 from stvid.errors import InputError, nearest

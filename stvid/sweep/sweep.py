@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -23,7 +23,8 @@ from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import CONFIG_NAME, MANIFEST_NAME, display_path
+from stvid.run.folder import CONFIG_NAME, display_path
+from stvid.run.start import kept_manifest
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
 from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep
@@ -109,7 +110,7 @@ class Sweep:
             try:
                 self._run_trials(self._unfinished())
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nstopped. To resume: python train.py -m resume={display_path(self.folder)}")
+                print(f"\nstopped. To resume: {train_command('-m', f'resume={display_path(self.folder)}')}")
                 raise
             self._finish()
 
@@ -186,8 +187,7 @@ class Sweep:
     def _cross_validate(self) -> None:
         """Evaluates the test split. That leaks nothing: only the fold varies, so no choice depends on the results."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        manifest = Manifest.read_csv(runs[0] / MANIFEST_NAME)
-        if not manifest.select("test"):
+        if not kept_manifest(run=str(runs[0])).select("test"):
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)
@@ -205,14 +205,17 @@ def sweep_lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with (folder / LOCK_NAME).open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise InputError(f"{folder}: another process is running this sweep") from None
-        except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked (%s); make sure that no other process runs this sweep", folder, error)
+    lock = FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: another process is running this sweep") from None
+    except (OSError, NotImplementedError) as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s); make sure that no other process runs this sweep", folder, error)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stvid.errors import train_command
 from stvid.files import replacing, write_json
 from stvid.run.folder import RESULT_NAME, display_path
 from stvid.sweep.space import Choice, Interval
@@ -144,10 +145,7 @@ def summary_text(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *,
 
 def retrain_command(fixed: Sequence[str], trial: Trial) -> str:
     """The shell command that trains again with a trial's overrides."""
-    script = Path(sys.argv[0])
-    in_checkout = script.name == "train.py" and script.absolute().parent == Path.cwd()
-    program = ["python", "train.py"] if in_checkout else ["stvid", "train"]
-    return shlex.join([*program, *fixed, *trial.overrides])
+    return train_command(*fixed, *trial.overrides)
 
 
 def _cell_text(value: object) -> str:
