@@ -20,7 +20,7 @@ from stvid.sweep.trials import read_trials
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")
 
 APP = """
-import json, math, os, signal
+import json, math, multiprocessing, os, signal
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -41,6 +41,10 @@ def objective(config):
     if str(config.dies_in) == run.name and not (run / "died").exists():
         (run / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if config.starts_process:  # as data loading does
+        process = multiprocessing.Process(target=(run / "started").touch)
+        process.start()
+        process.join()
     accuracy = max(0.0, 1 - abs(math.log10(config.lr) + 2) / 4)
     report = pruning_reporter(run)
     for epoch in range(1, config.epochs + 1):
@@ -66,6 +70,7 @@ CONFIG = {
     "resume": None,
     "raises": None,
     "dies_in": None,
+    "starts_process": False,
     "hydra": {
         "searchpath": [f"file://{ROOT / 'configs'}"],
         "sweep": {"dir": "nowhere"},
@@ -219,12 +224,14 @@ def test_the_joblib_launcher_runs_trials_in_other_processes(search, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the joblib extra is not installed")
     settings = ("trials=5", "parallel=2", "startup_trials=0", "warmup_epochs=1")
     overrides = ("sweep=optuna", *(f"sweep.{setting}" for setting in settings))
-    done = search(*overrides, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "raises=1", "epochs=2", LR)
+    config = ("raises=1", "epochs=2", "starts_process=true")
+    done = search(*overrides, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *config, LR)
     assert done.returncode == 0, done.stderr + done.stdout
     trials = journal(tmp_path / "sweep")
     assert trials[1].state.name == "FAIL"
     assert all(trial.intermediate_values for trial in trials if trial.number != 1)  # written by those processes
     assert sorted(call["run"] for call in calls(tmp_path / "sweep")) == list("01234")
+    assert len(list((tmp_path / "sweep").glob("*/started"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ class TrialFunction:
         self.train = train
 
     def __call__(self, config: DictConfig) -> float:
+        if multiprocessing.get_start_method(allow_none=True) == "loky":
+            multiprocessing.set_start_method(None, force=True)  # joblib's workers set one that fails for data loaders
         try:
             return self.train(config)
         except Exception as error:
