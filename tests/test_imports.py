@@ -91,7 +91,7 @@ for name in ("fork", "getpgid", "killpg", "sched_getaffinity", "setsid", "syscon
 for name in sys.argv[1:]:
     importlib.import_module(name)
 
-from stvid.machine import num_cores
+from stvid.device import num_cores
 from stvid.provenance import hardware, peak_host_gib
 from stvid.training.preemption import SIGNALS
 assert num_cores() == os.cpu_count()
