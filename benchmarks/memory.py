@@ -23,7 +23,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stvid.clip import ClipSpec
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.preprocess import Preprocess, channels_last, run_model
 from stvid.run.checkpoint import build_model
 from stvid.training.optim import OptimizerFactory
