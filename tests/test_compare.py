@@ -10,7 +10,7 @@ import pytest
 
 from stvid.cost.estimate import estimate
 from stvid.errors import InputError
-from stvid.evaluation.compare import compare_runs, comparison_text, differences
+from stvid.evaluation.compare import compare_runs, comparison_text, find_disagreements
 from stvid.evaluation.results import PredictionRow, read_evaluation, write_predictions
 from stvid.evaluation.statistics import mcnemar
 from stvid.run.checkpoint import load_checkpoint
@@ -115,7 +115,7 @@ def test_the_most_telling_difference_comes_first(tmp_path):
 
     one = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
     two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
-    found = differences(read_all(one, two))
+    found = find_disagreements(read_all(one, two))
     assert [one.path for one in found] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
     assert found[0].label == "kick"
     assert found[0].answers == (("kick", 0.99), ("punch", 0.95))

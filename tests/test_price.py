@@ -7,7 +7,7 @@ import torch
 
 from stvid import device as hardware
 from stvid.clip import ClipSpec
-from stvid.evaluation.results import price
+from stvid.evaluation.results import estimate_cost
 from stvid.models.conv3d import Conv3D
 from stvid.report.tables import cost_groups
 from stvid.run.checkpoint import TrainedModel
@@ -43,7 +43,7 @@ def priced(run, precision="auto"):
         config={"data": {"datamodule": {"batch_size": 4}}, "trainer": {"precision": precision}, "ema": None},
         epoch=1,
     )
-    report = price(trained, run)
+    report = estimate_cost(trained, run)
     return report.device, report.precision
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.cross_validation import Fold, pooled
-from stvid.evaluation.evaluate import scores_of
+from stvid.evaluation.cross_validation import Fold, pool_folds
+from stvid.evaluation.evaluate import compute_metrics
 from stvid.evaluation.results import Evaluation, PredictionRow, write_result
-from stvid.evaluation.text import first_sentence, interval_basis, protocol, result_text, time_verdict
+from stvid.evaluation.text import summary_sentence, interval_basis, protocol_sentence, result_text, temporal_verdicts
 from stvid.files import write_json
 from stvid.models.conv3d import Conv3D
 from stvid.report.clips import choose, fitting
@@ -92,7 +92,7 @@ def make_result(predictions, class_names, **more):
         "split": "test",
         "class_names": list(class_names),
         "protocol": PROTOCOL,
-        **scores_of(predictions, class_names),
+        **compute_metrics(predictions, class_names),
         "checkpoint": "/runs/one/checkpoints/best.ckpt",
         "epoch": 2,
         "step": 20,
@@ -388,7 +388,7 @@ def test_folds_have_a_table_with_mean_and_spread(tmp_path):
         folds.append(
             Fold(f"fold {number}", tmp_path / f"{number}", make_result(predictions, NASTY), predictions, {}, CLIP)
         )
-    result, predictions = pooled(folds)
+    result, predictions = pool_folds(folds)
     page = Page(written(make_report(result=result, predictions=predictions, clips=False, epochs=(), run={}), tmp_path))
     assert "Right on 34 of 48 videos in 2 folds, each judged by a model that was not trained on it" in page.text
     assert "mean of the folds" in page.text
@@ -399,7 +399,7 @@ def test_first_sentence_names_the_most_common_class_where_one_is():
     sizes = {"walk": {"num_videos": 80}, "run": {"num_videos": 20}}
     result = {"num_videos": 100, "video_accuracy": 0.9, "per_class": sizes, "class_names": list(sizes)}
     result |= {"split": "test", "num_seen": 0, "manifest": None}
-    assert first_sentence(result) == (
+    assert summary_sentence(result) == (
         "Right on 90 of 100 videos it had never seen; chance would be 50, and always answering walk 80."
     )
 
@@ -430,7 +430,7 @@ def test_first_sentence_tells_what_the_model_knew(known, said):
         "class_names": list(sizes),
         "manifest": None,
     }
-    assert said in first_sentence(result | known)
+    assert said in summary_sentence(result | known)
 
 
 def audited(*, right, low, lost, gained, num_videos=120):
@@ -455,14 +455,14 @@ def audited(*, right, low, lost, gained, num_videos=120):
     ],
 )
 def test_what_is_said_of_time_is_what_the_pairs_tell(lost, gained, num_videos, order, motion):
-    shuffled, frozen = time_verdict(audited(right=0.85, low=0.78, lost=lost, gained=gained, num_videos=num_videos))
+    shuffled, frozen = temporal_verdicts(audited(right=0.85, low=0.78, lost=lost, gained=gained, num_videos=num_videos))
     assert f"{lost} lost and {gained} gained, p\u00a0" in shuffled
     assert shuffled.endswith(f": {order}.")
     assert frozen.endswith(f": {motion}.")
 
 
 def test_of_a_model_at_chance_nothing_is_said_of_time():
-    (sentence,) = time_verdict(audited(right=0.3, low=0.22, lost=15, gained=0))
+    (sentence,) = temporal_verdicts(audited(right=0.3, low=0.22, lost=15, gained=0))
     assert "not clearly above chance (25.0" in sentence
     assert "cannot be told" in sentence
 
@@ -480,7 +480,7 @@ def test_classes_without_videos_are_named_and_nothing_is_said_of_them(tmp_path):
         Fold(name, tmp_path / name, make_result(found, names), found, {}, CLIP)
         for name, found in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
     ]
-    pool, predictions = pooled(folds)
+    pool, predictions = pool_folds(folds)
     for one, found in ((result, some), (pool, predictions)):
         assert np.shape(one["confusion"]) == (5, 5)
         assert one["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
@@ -500,7 +500,7 @@ def test_intervals_say_how_they_were_drawn():
 
 def test_protocol_in_words_for_one_view_of_whole_videos():
     rule = {"num_clips": 1, "num_crops": 1, "num_frames": None, "fps": 8.0, "size": [64, 48]}
-    assert protocol({"protocol": rule}).replace("\u00a0", " ") == (
+    assert protocol_sentence({"protocol": rule}).replace("\u00a0", " ") == (
         "Each video is judged by 1 clip × 1 crop of all its frames (8 frames taken per second of video), "
         "64 × 48 pixels; it has one view."
     )
@@ -561,7 +561,7 @@ def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_trainin
     names = untrained.class_names
     predictions = of_real_videos(names, video_folder)
     fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions, {}, untrained.clip)
-    pool, predictions = pooled([fold])
+    pool, predictions = pool_folds([fold])
     write_result(tmp_path / "evaluate", pool, predictions)
     untrained.folder.mkdir()
     write_json(untrained.folder / "result.json", make_report().run)

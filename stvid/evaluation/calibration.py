@@ -16,7 +16,7 @@ from torch import Tensor
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import protocol
+from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
@@ -25,8 +25,8 @@ from stvid.run.folder import CALIBRATION_NAME
 
 log = logging.getLogger(__name__)
 
-LOWEST, HIGHEST = 0.1, 10.0  # temperatures; a val set without a mistake would ask for 0
-GRID = 61  # tried between them, evenly in the logarithm
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # temperatures; a val set without a mistake would ask for 0
+GRID_SIZE = 61  # tried between them, evenly in the logarithm
 
 
 def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> float:
@@ -48,9 +48,9 @@ def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> fl
         probabilities_NK, _ = average_views(logits_VK / torch.tensor(log_temperature).exp(), videos_V)
         return log_loss(probabilities_NK, labels_N)
 
-    grid = torch.linspace(math.log(LOWEST), math.log(HIGHEST), GRID).tolist()
-    best = min(range(GRID), key=lambda i: loss(grid[i]))  # over several views there can be more than one minimum
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
+    grid = torch.linspace(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE), GRID_SIZE).tolist()
+    best = min(range(GRID_SIZE), key=lambda i: loss(grid[i]))  # over several views there can be more than one minimum
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID_SIZE - 1)]
     while high - low > 1e-4:  # thirds of what is left
         third = (high - low) / 3
         low, high = (low, high - third) if loss(low + third) <= loss(high - third) else (low + third, high)
@@ -93,7 +93,7 @@ def calibrate(
     found = {
         "temperature": temperature,
         "split": "val",
-        "protocol": protocol(plain, **how),
+        "protocol": evaluation_protocol(plain, **how),
         "num_videos": len(labels_N),
         "loss": [log_loss(answers.probabilities_NK, labels_N), log_loss(after_NK, labels_N)],
         "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (answers.probabilities_NK, after_NK)],
@@ -102,17 +102,17 @@ def calibrate(
     }
     if speak:
         write_json(file := trained.folder / CALIBRATION_NAME, found)
-        _tell(found, file)
+        _log_calibration(found, file)
     return replace(trained, temperature=temperature)
 
 
-def _tell(found: dict, file: Path) -> None:
+def _log_calibration(found: dict, file: Path) -> None:
     log.info(
         "temperature %.3f, fitted on %d val videos: log loss %.3f before, %.3f after; calibration error %.3f before, "
         "%.3f after; kept in %s",
         *(found["temperature"], found["num_videos"], *found["loss"], *found["ece"], file),
     )
-    if not 1.01 * LOWEST < found["temperature"] < 0.99 * HIGHEST:
+    if not 1.01 * MIN_TEMPERATURE < found["temperature"] < 0.99 * MAX_TEMPERATURE:
         log.warning(
             "%.3f is the end of its range: val is too easy, too hard or too small to tell", found["temperature"]
         )

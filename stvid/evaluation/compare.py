@@ -10,15 +10,15 @@ from pathlib import Path
 from stvid.cost.report import aligned, count_text
 from stvid.errors import InputError
 from stvid.evaluation import text as notation
-from stvid.evaluation.results import WHOLE_VIDEO, Evaluation, PredictionRow
+from stvid.evaluation.results import FRAMES_OF_WHOLE_VIDEO, Evaluation, PredictionRow
 from stvid.evaluation.statistics import holm, mcnemar, paired_interval
 
-Video = tuple[tuple[str, float | None, float | None], str]  # `Prediction.video`, and its label
-MOST_DIFFERING = 10  # lines
+VideoKey = tuple[tuple[str, float | None, float | None], str]  # `Prediction.video`, and its label
+MAX_LISTED = 10  # lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Disagreement:
     """A video that some have right and others wrong; the answers (class, probability) stand in the order of the runs.
 
     An answer of (None, None): the video could not be read.
@@ -31,14 +31,14 @@ class Difference:
     answers: tuple[tuple[str | None, float | None], ...]
 
 
-def common_videos(evaluations: Sequence[Evaluation]) -> list[dict[Video, PredictionRow]]:
+def common_videos(evaluations: Sequence[Evaluation]) -> list[dict[VideoKey, PredictionRow]]:
     """Of each evaluation, the videos that all have, in the order of the first."""
     own = [{(one.video, one.label): one for one in each.predictions} for each in evaluations]
     shared = [video for video in own[0] if all(video in other for other in own)]
     return [{video: each[video] for video in shared} for each in own]
 
 
-def differences(evaluations: Sequence[Evaluation]) -> list[Difference]:
+def find_disagreements(evaluations: Sequence[Evaluation]) -> list[Disagreement]:
     """The common videos that some have right and others wrong; first where one is right and surest of it."""
     found, common = [], common_videos(evaluations)
     for video in common[0]:
@@ -46,11 +46,11 @@ def differences(evaluations: Sequence[Evaluation]) -> list[Difference]:
         if len({one.is_right for one in each}) == 2:
             (path, start, end), label = video
             answers = tuple((one.predicted, max(one.probabilities, default=None)) for one in each)
-            found.append(Difference(path=path, start=start, end=end, label=label, answers=answers))
-    return sorted(found, key=lambda one: (-_surest(one, right=True), -_surest(one, right=False), one.path))
+            found.append(Disagreement(path=path, start=start, end=end, label=label, answers=answers))
+    return sorted(found, key=lambda one: (-_confidence(one, right=True), -_confidence(one, right=False), one.path))
 
 
-def _surest(one: Difference, *, right: bool) -> float:
+def _confidence(one: Disagreement, *, right: bool) -> float:
     return max(p or 0.0 for name, p in one.answers if (name == one.label) == right)
 
 
@@ -88,7 +88,7 @@ class Comparison:
         common_accuracy: by name, the video accuracy on those.
         left_out: by name, how many videos the others do not have.
         tests: of every pair.
-        differing: see `differences`.
+        differing: see `find_disagreements`.
         protocols: what was judged differently: for each key of the protocol, a value a run.
     """
 
@@ -98,7 +98,7 @@ class Comparison:
     common_accuracy: dict[str, float]
     left_out: dict[str, int]
     tests: tuple[PairedTest, ...]
-    differing: list[Difference]
+    differing: list[Disagreement]
     protocols: dict[str, list]
 
     def to_dict(self) -> dict:
@@ -133,8 +133,8 @@ def compare_runs(evaluations: Sequence[Evaluation]) -> Comparison:
     Raises:
         InputError: fewer than two; the same one twice; other splits or classes; no video in common.
     """
-    _check(evaluations)
-    evaluations = tuple(replace(one, name=name) for one, name in zip(evaluations, _names(evaluations), strict=True))
+    _check_comparable(evaluations)
+    evaluations = tuple(replace(one, name=name) for one, name in zip(evaluations, _short_run_names(evaluations), strict=True))
     common = common_videos(evaluations)
     pairs = list(itertools.combinations(zip(evaluations, common, strict=True), 2))
     counts = []
@@ -166,12 +166,12 @@ def compare_runs(evaluations: Sequence[Evaluation]) -> Comparison:
         },
         left_out={one.name: len(one.predictions) - num_common for one in evaluations},
         tests=tests,
-        differing=differences(evaluations),
+        differing=find_disagreements(evaluations),
         protocols={key: values for key, values in protocols.items() if any(value != values[0] for value in values)},
     )
 
 
-def _check(evaluations: Sequence[Evaluation]) -> None:
+def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
     if len(evaluations) < 2:
         raise InputError("a comparison needs at least two runs")
     first = evaluations[0]
@@ -196,7 +196,7 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
         )
 
 
-def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+def _short_run_names(evaluations: Sequence[Evaluation]) -> list[str]:
     parts = []
     for one in evaluations:
         folder = one.folder.resolve()
@@ -212,11 +212,11 @@ def _protocol_keys(evaluations: Sequence[Evaluation]) -> list[str]:
 def comparison_text(comparison: Comparison) -> str:
     """Table, tests, and the videos on which the models differ, as text for a terminal."""
     evaluations = comparison.evaluations
-    lines = [f"{comparison.split}: {comparison.num_common} videos in common", "", _table(comparison)]
+    lines = [f"{comparison.split}: {comparison.num_common} videos in common", "", _metrics_table(comparison)]
     if any(one.cost for one in evaluations):
         lines.append("GFLOPs of all views of a video; MiB that an answer to one clip takes, as trained")
     if any(one.cost and one.cost["whole_video"] for one in evaluations):
-        lines.append(f"whole videos are priced as if they had {WHOLE_VIDEO} frames")
+        lines.append(f"whole videos are priced as if they had {FRAMES_OF_WHOLE_VIDEO} frames")
     devices = {one.name: one.training["device"] for one in evaluations if one.training}
     if len(set(devices.values())) > 1:
         lines.append("trained on " + ", ".join(f"{device} ({name})" for name, device in devices.items()))
@@ -230,13 +230,13 @@ def comparison_text(comparison: Comparison) -> str:
         shown = (notation.protocol_value(key, value) for value in values)
         told = ", ".join(f"{one.name} {value}" for one, value in zip(evaluations, shown, strict=True))
         lines.append(f"judged differently, {key}: {told}")
-    lines += ["", *_tests(comparison)]
+    lines += ["", *_test_lines(comparison)]
     if comparison.differing:
-        lines += ["", *_differing(comparison)]
+        lines += ["", *_disagreement_lines(comparison)]
     return notation.printable("\n".join(lines))
 
 
-def _table(comparison: Comparison) -> str:
+def _metrics_table(comparison: Comparison) -> str:
     common = ("on common",) if any(comparison.left_out.values()) else ()
     head = (*common, "video acc.", "95 % interval", "clip acc.", "parameters", "GFLOPs", "MiB", "clips/s", "training")
     rows = [("run", *head)]
@@ -262,7 +262,7 @@ def _three_digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def _tests(comparison: Comparison) -> list[str]:
+def _test_lines(comparison: Comparison) -> list[str]:
     several = len(comparison.tests) > 1
     rows = [("difference", "95 % interval", "only 1st right", "only 2nd right", "p", *(["p, Holm"] if several else []))]
     rows[0] = ("1st - 2nd", *rows[0])
@@ -279,12 +279,12 @@ def _tests(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _differing(comparison: Comparison) -> list[str]:
+def _disagreement_lines(comparison: Comparison) -> list[str]:
     names = [one.name for one in comparison.evaluations]
     rows = [("video", "truth", *names)]
-    for one in comparison.differing[:MOST_DIFFERING]:
+    for one in comparison.differing[:MAX_LISTED]:
         said = ["(unreadable)" if name is None else f"{name} {p:.2f}" for name, p in one.answers]
-        rows.append((one.path + notation.part(one.start, one.end), one.label, *said))
+        rows.append((one.path + notation.part_suffix(one.start, one.end), one.label, *said))
     total = len(comparison.differing)
-    shown = f"; the {MOST_DIFFERING} most telling" if total > MOST_DIFFERING else ""
+    shown = f"; the {MAX_LISTED} most telling" if total > MAX_LISTED else ""
     return [f"{total} videos are right for some and wrong for others{shown}", aligned(rows, left=len(rows[0]))]

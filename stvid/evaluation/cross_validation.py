@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import scores_of
+from stvid.evaluation.evaluate import compute_metrics
 from stvid.evaluation.results import PredictionRow
-from stvid.evaluation.temporal_audit import Played, audit
+from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_playbacks
 from stvid.run.checkpoint import TrainedModel
 
 
@@ -32,7 +32,7 @@ class Fold(NamedTuple):
     run: Path
     result: dict
     predictions: list[PredictionRow]
-    played: Played
+    played: PlaybackPredictions
     clip: ClipSpec
 
 
@@ -42,7 +42,7 @@ def fold_name(trained: TrainedModel) -> str:
     return trained.folder.name if number is None else f"fold {number}"
 
 
-def pooled(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
+def pool_folds(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
     """All predictions of the folds as those of one evaluation.
 
     Args:
@@ -58,8 +58,8 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
     """
     first = folds[0].result
     for fold in folds[1:]:
-        _check_alike(fold, folds[0])
-    _check_apart(folds)
+        _check_same_protocol(fold, folds[0])
+    _check_disjoint(folds)
     predictions = [one for fold in folds for one in fold.predictions]
     accuracies = [fold.result["video_accuracy"] for fold in folds]
     played = {playback: [one for fold in folds for one in fold.played[playback]] for playback in folds[0].played}
@@ -69,8 +69,8 @@ def pooled(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
         "split": first["split"],
         "class_names": first["class_names"],
         "protocol": protocol,
-        **scores_of(predictions, first["class_names"]),
-        **(audit(predictions, played, first["class_names"], folds[0].clip) if played else {}),
+        **compute_metrics(predictions, first["class_names"]),
+        **(audit_playbacks(predictions, played, first["class_names"], folds[0].clip) if played else {}),
         "num_seen": sum(fold.result["num_seen"] for fold in folds),
         "manifest": first["manifest"],
         "folds": [
@@ -97,7 +97,7 @@ def folds_text(result: dict) -> str:
     return "\n".join([*lines, f"mean over {len(folds)} folds {spread['mean']:.3f}{std}"])
 
 
-def _check_alike(fold: Fold, first: Fold) -> None:
+def _check_same_protocol(fold: Fold, first: Fold) -> None:
     theirs, ours = set(fold.result["class_names"]), set(first.result["class_names"])
     if fold.result["class_names"] != first.result["class_names"]:
         raise InputError(
@@ -110,7 +110,7 @@ def _check_alike(fold: Fold, first: Fold) -> None:
         raise InputError(f"{fold.run} is judged by {views[1]}, {first.run} by {views[0]}: not one cross-validation")
 
 
-def _check_apart(folds: Sequence[Fold]) -> None:
+def _check_disjoint(folds: Sequence[Fold]) -> None:
     """Official splits may overlap a little; runs that are judged by much the same videos are to be compared."""
     videos = [{one.video for one in fold.predictions} for fold in folds]
     for (i, a), (k, b) in itertools.combinations(enumerate(videos), 2):

@@ -45,8 +45,8 @@ def evaluate(
     result = {
         "split": split,
         "class_names": list(trained.class_names),
-        "protocol": protocol(trained, **views),
-        **scores_of(predictions, trained.class_names),
+        "protocol": evaluation_protocol(trained, **views),
+        **compute_metrics(predictions, trained.class_names),
         "num_seen": len(seen_in_training(trained, data.select(split))),
         "manifest": None,
         "checkpoint": str(trained.path),
@@ -82,10 +82,10 @@ def predict_split(
     )
     for video, reason in sorted(answers.failed.items()) if playback == "normal" else ():
         log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
-    return _predictions(trained, items, answers)
+    return _prediction_rows(trained, items, answers)
 
 
-def protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
+def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
     """How videos are judged: views, the geometry of a clip, and the temperature. Only the same one is comparable."""
     clip = trained.clip
     rate = {"fps": clip.fps} if clip.fps is not None else {"frame_stride": clip.frame_stride}
@@ -99,7 +99,7 @@ def protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: 
     }
 
 
-def _predictions(trained: TrainedModel, items: Sequence[Item], answers: ViewPredictions) -> list[PredictionRow]:
+def _prediction_rows(trained: TrainedModel, items: Sequence[Item], answers: ViewPredictions) -> list[PredictionRow]:
     position = {video: row for row, video in enumerate(answers.videos_N.tolist())}
     views: dict[int, list[str]] = {video: [] for video in position}
     for video, answer in zip(answers.videos_V.tolist(), answers.logits_VK.argmax(1).tolist(), strict=True):
@@ -191,7 +191,7 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     files = {real[item.path] for item in known}
     groups = {item.group for item in known if item.group is not None}
     homes = _common_folders(real[item.path] for item in table.items)
-    copies = _copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
+    copies = _identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
 
     def is_seen(item: Item) -> bool:
         path = real[item.path]
@@ -209,7 +209,7 @@ def _common_folders(files: Iterable[str]) -> list[str]:
     return [os.path.commonpath(folders) for folders in drives.values()]
 
 
-def _copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
+def _identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
     """Those of the files that hold the same bytes as an original; empty files are nobody's copy."""
     sizes, known = (
         {path: os.path.getsize(path) for path in paths if os.path.isfile(path)} for paths in (files, originals)
@@ -221,7 +221,7 @@ def _copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
     return {path for path in sizes if keys.get(path) in contents}
 
 
-def scores_of(predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> dict:
+def compute_metrics(predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> dict:
     """The keys of `result.json` that say how good the answers are; accuracies are fractions in [0, 1].
 
     A video that could not be read counts as wrong: in every accuracy, recall and f1. Intervals are of 95 %, see

@@ -10,10 +10,10 @@ from pathlib import Path
 from stvid.data.loading import probe_cache
 from stvid.errors import listing
 from stvid.evaluation.calibration import calibrate
-from stvid.evaluation.cross_validation import Fold, fold_name, pooled
+from stvid.evaluation.cross_validation import Fold, fold_name, pool_folds
 from stvid.evaluation.evaluate import absent_classes, evaluate, select_test_split
 from stvid.evaluation.results import PredictionRow, write_result
-from stvid.evaluation.temporal_audit import audit, predict_playbacks
+from stvid.evaluation.temporal_audit import audit_playbacks, predict_playbacks
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import is_sweep_folder, runs_in
 
@@ -30,7 +30,7 @@ class EvaluationOptions:
         num_crops: crops of each: 1, 3 or 5; None likewise.
         manifest: a table of other videos; None: the run's own.
         allow_leaks: let it hold what the run was trained on.
-        audit: play the videos in other ways, too, see `audit`.
+        audit: play the videos in other ways, too, see `audit_playbacks`.
         calibrate: fit a temperature on val first, see `calibrate`.
         num_workers: processes that read videos.
     """
@@ -40,7 +40,7 @@ class EvaluationOptions:
     num_crops: int | None = None
     manifest: str | None = None
     allow_leaks: bool = False
-    audit: bool = False
+    audit_playbacks: bool = False
     calibrate: bool = False
     num_workers: int | str = "auto"
 
@@ -92,7 +92,7 @@ def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = 
     played = {}
     if question.audit:
         played = predict_playbacks(trained, data, split=question.split, speak=speak, **how)
-        result |= audit(predictions, played, trained.class_names, trained.clip)
+        result |= audit_playbacks(predictions, played, trained.class_names, trained.clip)
         if speak:
             write_result(folder, result, predictions)
     fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
@@ -113,14 +113,14 @@ def evaluate_folds(
         speak: whether this process writes.
 
     Raises:
-        InputError: see `evaluate_run` and `pooled`.
+        InputError: see `evaluate_run` and `pool_folds`.
     """
     judgements = []
     for number, run in enumerate(runs):
         if speak:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
         judgements.append(evaluate_run(run, question, speak=speak))
-    result, predictions = pooled([one.fold for one in judgements])
+    result, predictions = pool_folds([one.fold for one in judgements])
     whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
     some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
     folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"

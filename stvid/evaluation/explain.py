@@ -19,10 +19,10 @@ from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel
 
-FRAMES = 16  # encoded at once; memory does not grow with longer clips
-STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
-STEPS_AT_ONCE = 8
-MOST_EXTRA = 8  # tokens of a vision transformer that are no part of the picture: class, distillation, registers
+CHUNK_FRAMES = 16  # encoded at once; memory does not grow with longer clips
+QUADRATURE_STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
+STEP_CHUNK = 8
+MAX_EXTRA_TOKENS = 8  # tokens of a vision transformer that are no part of the picture: class, distillation, registers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        _evaluating(model),
+        _eval_mode(model),
     ):
         if hasattr(model, "encode") and hasattr(model, "classify"):
-            heat_THW, evidence_T = _of_frames(model, preprocess, clip_TCHW, class_index)
+            heat_THW, evidence_T = _explain_frame_model(model, preprocess, clip_TCHW, class_index)
         else:
-            heat_THW, evidence_T = _of_volume(model, preprocess, clip_TCHW, class_index), None
+            heat_THW, evidence_T = _explain_volume_model(model, preprocess, clip_TCHW, class_index), None
     greatest = heat_THW.max()
     if greatest > 0:
         heat_THW = heat_THW / greatest
@@ -77,7 +77,7 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
 
 
 def frame_evidence(
-    classify: Callable[[Tensor], Tensor], features_TF: Tensor, class_index: int, *, steps: int = STEPS
+    classify: Callable[[Tensor], Tensor], features_TF: Tensor, class_index: int, *, steps: int = QUADRATURE_STEPS
 ) -> Tensor:
     """What each frame adds to a class's logit, `T`; integrated gradients over the frames' features.
 
@@ -98,13 +98,13 @@ def frame_evidence(
     points, weights = (torch.from_numpy(x).to(features_TF) for x in np.polynomial.legendre.leggauss(steps))
     points_S, weights_S = (points + 1) / 2, weights / 2  # from [-1, 1] to [0, 1]
     gradient_TF = torch.zeros_like(features_TF)
-    for point, weight in zip(points_S.split(STEPS_AT_ONCE), weights_S.split(STEPS_AT_ONCE), strict=True):
+    for point, weight in zip(points_S.split(STEP_CHUNK), weights_S.split(STEP_CHUNK), strict=True):
         between_STF = baseline_F + point[:, None, None] * away_TF
-        gradient_TF += (_slope(classify, between_STF, class_index) * weight[:, None, None]).sum(dim=0)
+        gradient_TF += (_logit_gradient(classify, between_STF, class_index) * weight[:, None, None]).sum(dim=0)
     return (gradient_TF * away_TF).sum(dim=1)
 
 
-def _slope(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_index: int) -> Tensor:
+def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_index: int) -> Tensor:
     """The gradient of a class's logit. cuDNN's recurrent layers have none in evaluation mode, torch's own have."""
     features_STF = features_STF.detach().requires_grad_()
     with torch.backends.cudnn.flags(enabled=False):
@@ -112,44 +112,44 @@ def _slope(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_ind
         return torch.autograd.grad(logits_S.sum(), features_STF)[0]
 
 
-def _of_frames(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+def _explain_frame_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
     """Heat and evidence of a model that encodes frames and classifies their features.
 
     By the chain rule, so that the activations of a few frames are held at once: the logit's gradient for the features,
     then, chunk by chunk, from the features to the layer that is looked at.
     """
-    parts = torch.arange(len(clip_TCHW)).split(min(FRAMES, getattr(model, "encoder_chunk", None) or FRAMES))
+    parts = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, getattr(model, "encoder_chunk", None) or CHUNK_FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
     backbone, size = _backbone(model), tuple(clip_TCHW.shape[-2:])
 
     def encoded(part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = preprocess(clip_TCHW[None, part]) if whole is None else whole[:, :, part]
-        with _watching(backbone) as seen:
+        with _record_outputs(backbone) as seen:
             return model.encode(x.requires_grad_(torch.is_grad_enabled())), seen
 
     only = encoded(parts[0]) if len(parts) == 1 else None
     with torch.no_grad():
         features_TF = torch.cat([only[0].detach()] if only else [encoded(part)[0] for part in parts], dim=1)[0]
-    slope_TF = _slope(model.classify, features_TF[None], class_index)[0]
+    slope_TF = _logit_gradient(model.classify, features_TF[None], class_index)[0]
     heat, layer = [], None
     for part in parts:
         found_1TF, seen = only or encoded(part)
         if layer is None:
-            layer = _layer_with_places(seen, found_1TF, size, getattr(backbone, "num_features", None))
+            layer = _last_spatial_layer(seen, found_1TF, size, getattr(backbone, "num_features", None))
             if layer is None:
                 heat = [torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)]
                 break
         activations, places = seen[layer[0]], layer[1]
         (gradient,) = torch.autograd.grad(found_1TF, activations, grad_outputs=slope_TF[None, part])
-        heat_Nhw = _weighted(places(activations.detach()), places(gradient))
+        heat_Nhw = _gradient_weighted_sum(places(activations.detach()), places(gradient))
         heat_Thw = heat_Nhw.unflatten(0, (len(part), -1)).sum(dim=1).relu()
         heat.append(F.interpolate(heat_Thw[:, None], size=size, mode="bilinear")[:, 0])
     return torch.cat(heat), frame_evidence(model.classify, features_TF, class_index)
 
 
-def _of_volume(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
+def _explain_volume_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
     """Heat of a 3D network."""
-    with _watching(_backbone(model)) as seen:
+    with _record_outputs(_backbone(model)) as seen:
         logit = model(preprocess(clip_TCHW[None]).requires_grad_())[0, class_index]
     spacious = [x for x in seen.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
     timed = [x for x in spacious if x.shape[2] > 1]
@@ -157,29 +157,29 @@ def _of_volume(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, clas
         return torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)
     activations = (timed or spacious)[-1]
     (gradient,) = torch.autograd.grad(logit, activations)
-    heat = _weighted(activations.detach(), gradient).relu()
+    heat = _gradient_weighted_sum(activations.detach(), gradient).relu()
     return F.interpolate(heat[:, None], size=(len(clip_TCHW), *clip_TCHW.shape[-2:]), mode="trilinear")[0, 0]
 
 
-def _weighted(activations: Tensor, gradient: Tensor) -> Tensor:
+def _gradient_weighted_sum(activations: Tensor, gradient: Tensor) -> Tensor:
     """`N x C x ...` each -> `N x ...`: channels by the mean of their gradient."""
     weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
     return (weights * activations).sum(dim=1)
 
 
-Places = Callable[[Tensor], Tensor]
+ToSpatial = Callable[[Tensor], Tensor]
 
 
-def _layer_with_places(
+def _last_spatial_layer(
     seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int | None
-) -> tuple[str, Places] | None:
+) -> tuple[str, ToSpatial] | None:
     """The last layer whose result has places that the features depend on, and how it becomes `N x C x h x w`.
 
     Behind the last attention of a vision transformer only its class token has a say, so it is tried out.
     """
     trial = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
     for name, x in reversed(seen.items()):
-        places = _places(tuple(x.shape), size, width)
+        places = _spatial_layout(tuple(x.shape), size, width)
         if places is None or len(x) % features_1TF.shape[1]:
             continue
         (gradient,) = torch.autograd.grad(features_1TF, x, trial, retain_graph=True, allow_unused=True)
@@ -188,7 +188,7 @@ def _layer_with_places(
     return None
 
 
-def _places(shape: tuple[int, ...], size: tuple[int, int], width: int | None) -> Places | None:
+def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int | None) -> ToSpatial | None:
     """How a layer's result becomes `N x C x h x w`; None: it has no places.
 
     Args:
@@ -206,7 +206,7 @@ def _places(shape: tuple[int, ...], size: tuple[int, int], width: int | None) ->
         return lambda x: x.permute(0, 3, 1, 2)
     if len(shape) != 3 or shape[2] != width:
         return None
-    for extra in range(min(MOST_EXTRA, shape[1] - 1) + 1):
+    for extra in range(min(MAX_EXTRA_TOKENS, shape[1] - 1) + 1):
         tokens = shape[1] - extra
         height = max(round(math.sqrt(tokens * size[0] / size[1])), 1)
         if tokens % height == 0 and is_grid(height, tokens // height):
@@ -219,7 +219,7 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _watching(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+def _record_outputs(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Collects what the parts of a network that have parameters give, by name, in the order in which they are done."""
     seen: dict[str, Tensor] = {}
     handles = []
@@ -243,7 +243,7 @@ def _watching(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and every part back in its own."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -29,10 +29,10 @@ from stvid.run.folder import (
 )
 
 log = logging.getLogger(__name__)
-FACTS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
-WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
-MANY_CHUNKS = 200  # of frames in a step; more take long to price
-AUTO = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
+COLUMNS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
+FRAMES_OF_WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
+MAX_CHUNKS = 200  # of frames in a step; more take long to price
+AUTO_PRECISION = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,12 @@ def write_predictions(path: str | Path, predictions: Sequence[PredictionRow], cl
 
     Probabilities have the nine digits that tell every float32 from the next.
     """
-    columns = [*FACTS, *(f"p_{name}" for name in class_names)]
+    columns = [*COLUMNS, *(f"p_{name}" for name in class_names)]
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for one in predictions:
-            facts = [getattr(one, name) for name in FACTS]
+            facts = [getattr(one, name) for name in COLUMNS]
             cells = [f"{p:.9g}" for p in one.probabilities] or [""] * len(class_names)
             writer.writerow([*("" if fact is None else fact for fact in facts), *cells])
 
@@ -100,13 +100,13 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        missing = [name for name in (*FACTS, *(f"p_{name}" for name in class_names)) if name not in columns]
+        missing = [name for name in (*COLUMNS, *(f"p_{name}" for name in class_names)) if name not in columns]
         if missing:
             raise InputError(f"{path} has no column {missing[0]}: write it anew with stvid evaluate RUN")
-        return [_prediction(row, class_names) for row in reader]
+        return [_parse_row(row, class_names) for row in reader]
 
 
-def _prediction(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
+def _parse_row(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
     failed = bool(row["failed"])
     return PredictionRow(
         path=row["path"],
@@ -163,19 +163,19 @@ def read_evaluation(run: str | Path, split: str) -> Evaluation:
         folder = home
     for name in (RESULT_NAME, PREDICTIONS_NAME):
         if not (folder / name).is_file():
-            find_checkpoint(_model_of(path))
+            find_checkpoint(_first_run(path))
             command = f"stvid evaluate {run} --split {split}"
             raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
     result = read_result(folder)
-    run = read_json(_model_of(home) / RESULT_NAME)
-    trained = _loaded(_model_of(path))
+    run = read_json(_first_run(home) / RESULT_NAME)
+    trained = _load_if_possible(_first_run(path))
     return Evaluation(
         name=home.absolute().name,
         folder=folder,
         result=result,
         predictions=read_predictions(folder / PREDICTIONS_NAME, result["class_names"]),
-        cost=None if trained is None else _cost(trained, run, result["protocol"]),
-        training=_training(run, trained),
+        cost=None if trained is None else _cost_summary(trained, run, result["protocol"]),
+        training=_training_summary(run, trained),
     )
 
 
@@ -198,19 +198,19 @@ def read_json(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _model_of(path: Path) -> Path:
+def _first_run(path: Path) -> Path:
     return runs_in(path)[0] if is_sweep_folder(path) else path
 
 
-def _loaded(model: Path) -> TrainedModel | None:
+def _load_if_possible(model: Path) -> TrainedModel | None:
     try:
         return load_checkpoint(model)
     except InputError:  # evaluations are comparable without it
         return None
 
 
-def _cost(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None:
-    report = price(trained, run)
+def _cost_summary(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None:
+    report = estimate_cost(trained, run)
     if report is None:
         return None
     return {
@@ -227,21 +227,21 @@ def _cost(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None
     }
 
 
-def _training(run: Mapping, trained: TrainedModel | None) -> dict | None:
+def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None:
     if "training_seconds" not in run:
         return None
     machine = run["hardware"]
-    device = machine["gpus"][0]["name"] if on_gpu(run) and machine["gpus"] else machine["cpu"]
+    device = machine["gpus"][0]["name"] if was_trained_on_gpu(run) and machine["gpus"] else machine["cpu"]
     facts = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
-    return {**facts, "device": device, "stored_features": trained is not None and _on_stored_features(trained)}
+    return {**facts, "device": device, "stored_features": trained is not None and _used_feature_cache(trained)}
 
 
-def _on_stored_features(trained: TrainedModel) -> bool:
+def _used_feature_cache(trained: TrainedModel) -> bool:
     features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
     return features != "off" and getattr(trained.model, "encoder_is_frozen", False)
 
 
-def trained_on(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
+def training_device_and_precision(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
     """The kind of device (`cpu` or `cuda`) and the precision of a training, whatever machine asks.
 
     Args:
@@ -249,32 +249,32 @@ def trained_on(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
         run: the run's own `result.json`, or nothing. Where it does not say (a run that was not finished, or one of an
             older version), a GPU's memory tells the device, and the config the precision.
     """
-    device = "cuda" if on_gpu(run) else "cpu"
+    device = "cuda" if was_trained_on_gpu(run) else "cpu"
     precision = run.get("precision") or trained.config["trainer"]["precision"]
-    return device, AUTO[device] if precision == "auto" else resolve_precision(precision, device)
+    return device, AUTO_PRECISION[device] if precision == "auto" else resolve_precision(precision, device)
 
 
-def on_gpu(run: Mapping) -> bool:
+def was_trained_on_gpu(run: Mapping) -> bool:
     """Whether a run was trained on CUDA devices, by its own `result.json`."""
     if "device" in run:
         return run["device"] == "cuda"
     return run.get("peak_memory_gib", {}).get("gpu") is not None
 
 
-def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
-    """What the model needs as it was trained (`trained_on`), with AdamW; None where it cannot be simulated.
+def estimate_cost(trained: TrainedModel, run: Mapping) -> CostReport | None:
+    """What the model needs as it was trained (`training_device_and_precision`), with AdamW; None where it cannot be simulated.
 
     Args:
         trained: the model.
         run: the run's own `result.json`, or nothing.
     """
     config, clip = trained.config, trained.clip
-    device, precision = trained_on(trained, run)
+    device, precision = training_device_and_precision(trained, run)
     model = trained.model
     if config.get("gradient_checkpointing"):
         model = copy.deepcopy(model)
         checkpoint_stages(model)
-    num_frames = clip.num_frames or WHOLE_VIDEO
+    num_frames = clip.num_frames or FRAMES_OF_WHOLE_VIDEO
     try:
         return estimate(
             model,
@@ -295,7 +295,7 @@ def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
 def _batch_size(trained: TrainedModel, num_frames: int) -> int:
     """As in training; one clip where frames go through the model in very many chunks."""
     size, chunk = trained.config["data"]["datamodule"]["batch_size"], getattr(trained.model, "encoder_chunk", None)
-    if not isinstance(size, int) or (chunk is not None and size * num_frames > MANY_CHUNKS * chunk):
+    if not isinstance(size, int) or (chunk is not None and size * num_frames > MAX_CHUNKS * chunk):
         return 1
     return size
 

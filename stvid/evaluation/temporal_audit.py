@@ -10,19 +10,19 @@ from dataclasses import replace
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.sampling import PLAYBACKS
-from stvid.evaluation.evaluate import predict_split, scores_of
+from stvid.evaluation.evaluate import predict_split, compute_metrics
 from stvid.evaluation.results import PredictionRow
 from stvid.run.checkpoint import TrainedModel
 
 log = logging.getLogger(__name__)
-KEPT = ("video_accuracy", "video_accuracy_ci95", "confusion")
-STILL = 0.1  # by how much recall and precision of a class may fall that a still picture gives away
-DIFFERENCES = (
+AUDIT_METRICS = ("video_accuracy", "video_accuracy_ci95", "confusion")
+STILL_MARGIN = 0.1  # by how much recall and precision of a class may fall that a still picture gives away
+DIFFERENCE_NOTE = (
     "The model sees difference images: each frame brings along what moved within {seconds:g} s, also when the frames "
     "are shuffled: that takes away their order, but not this motion. Frozen, nothing moves."
 )
-SHORT = "At double speed a video is half as long; where a clip no longer fits, its last frame stands still."
-Played = Mapping[str, Sequence[PredictionRow]]
+DOUBLE_SPEED_NOTE = "At double speed a video is half as long; where a clip no longer fits, its last frame stands still."
+PlaybackPredictions = Mapping[str, Sequence[PredictionRow]]
 
 
 def predict_playbacks(
@@ -55,7 +55,7 @@ def predict_playbacks(
     return played
 
 
-def audit(predictions: Sequence[PredictionRow], played: Played, class_names: Sequence[str], clip: ClipSpec) -> dict:
+def audit_playbacks(predictions: Sequence[PredictionRow], played: PlaybackPredictions, class_names: Sequence[str], clip: ClipSpec) -> dict:
     """Compares what a model answers to videos as they are with what it answers when they are played otherwise.
 
     A model that needs time falls when the frames are frozen (one repeated) or shuffled. Actions that are each other's
@@ -68,22 +68,22 @@ def audit(predictions: Sequence[PredictionRow], played: Played, class_names: Seq
         clip: the clip's geometry.
 
     Returns:
-        `audit`: for each way to play `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None of a class
+        `audit_playbacks`: for each way to play `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None of a class
         without videos), `confusion`, and `lost` and `gained`: videos that are right only as they are, and only so;
         `still_classes`, see there; and `audit_note`: what to know of them.
     """
-    found, plain = {}, scores_of(predictions, class_names)
+    found, plain = {}, compute_metrics(predictions, class_names)
     for playback, ones in played.items():
-        scores = scores_of(ones, class_names)
+        scores = compute_metrics(ones, class_names)
         pairs = [(before.is_right, after.is_right) for before, after in zip(predictions, ones, strict=True)]
         found[playback] = {
-            **{key: scores[key] for key in KEPT},
+            **{key: scores[key] for key in AUDIT_METRICS},
             "per_class": {name: numbers["recall"] for name, numbers in scores["per_class"].items()},
             "lost": pairs.count((True, False)),
             "gained": pairs.count((False, True)),
         }
-    notes = [SHORT] if clip.input == "rgb" else [DIFFERENCES.format(seconds=clip.diff_seconds), SHORT]
-    still = still_classes(plain, scores_of(played["frozen"], class_names))
+    notes = [DOUBLE_SPEED_NOTE] if clip.input == "rgb" else [DIFFERENCE_NOTE.format(seconds=clip.diff_seconds), DOUBLE_SPEED_NOTE]
+    still = still_classes(plain, compute_metrics(played["frozen"], class_names))
     return {"audit": found, "still_classes": still, "audit_note": " ".join(notes)}
 
 
@@ -106,13 +106,13 @@ def still_classes(plain: Mapping, frozen: Mapping) -> list[str]:
     for it all that stand up.
 
     Args:
-        plain: scores of the videos as they are, see `scores_of`.
+        plain: scores of the videos as they are, see `compute_metrics`.
         frozen: of the frozen ones.
     """
     found = []
     for name, one in plain["per_class"].items():
         chance = one["num_videos"] / plain["num_videos"]
         numbers = [(one[key] or 0.0, frozen["per_class"][name][key] or 0.0) for key in ("recall", "precision")]
-        if all(still >= before - STILL and min(before, still) > chance + STILL for before, still in numbers):
+        if all(still >= before - STILL_MARGIN and min(before, still) > chance + STILL_MARGIN for before, still in numbers):
             found.append(name)
     return found

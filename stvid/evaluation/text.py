@@ -9,20 +9,20 @@ from stvid.errors import listing
 from stvid.evaluation.statistics import mcnemar, paired_interval
 
 NBSP = "\u00a0"  # between a number and its unit, where no line may break
-NOTHING = "–"
-MOST_NAMED = 3  # classes
-UNBALANCED = 1.5  # times what chance gets right: from here on the most common class is worth naming
-TOO_SURE = 0.02  # confidence minus accuracy, above which it is called too much
-CLEAR = 0.05  # p, below which a difference is called unlikely to be chance
-HARDLY = 0.05  # a difference of accuracies that hardly matters
-PLAYED = {  # in the ways of `playback.PLAYBACKS`: what is shown of a video then
+DASH = "–"
+MAX_NAMED = 3  # classes
+IMBALANCE = 1.5  # times what chance gets right: from here on the most common class is worth naming
+CALIBRATION_TOLERANCE = 0.02  # confidence minus accuracy, above which it is called too much
+SIGNIFICANCE_LEVEL = 0.05  # p, below which a difference is called unlikely to be chance
+NEGLIGIBLE = 0.05  # a difference of accuracies that hardly matters
+PLAYBACK_DESCRIPTIONS = {  # in the ways of `playback.PLAYBACKS`: what is shown of a video then
     "frozen": "the clip's middle frame, repeated",
     "shuffled": "the clip's frames in random order",
     "reversed": "the clip's frames backwards",
     "half_speed": "every frame of the video twice",
     "double_speed": "every other frame of the video",
 }
-USES = {  # of time, what a loss proves and what no loss does
+TIME_VERDICTS = {  # of time, what a loss proves and what no loss does
     "shuffled": ("it uses the order of frames", "the order of frames hardly matters to it"),
     "frozen": ("it uses motion", "a still picture is as good to it as the video"),
 }
@@ -30,7 +30,7 @@ USES = {  # of time, what a loss proves and what no loss does
 
 def percent(share: float | None) -> str:
     """`86.5 %` of a fraction."""
-    return NOTHING if share is None else f"{100 * share:.1f}{NBSP}%"
+    return DASH if share is None else f"{100 * share:.1f}{NBSP}%"
 
 
 def interval(bounds: tuple[float, float] | list[float]) -> str:
@@ -47,7 +47,7 @@ def change(difference: float) -> str:
 
 def decimal(number: float | None) -> str:
     """Three decimals."""
-    return NOTHING if number is None else f"{number:.3f}"
+    return DASH if number is None else f"{number:.3f}"
 
 
 def count(number: int, what: str) -> str:
@@ -79,7 +79,7 @@ def p_equals(value: float) -> str:
     return f"p {text if text.startswith('<') else f'= {text}'}".replace(" ", NBSP)
 
 
-def part(start: float | None, end: float | None) -> str:
+def part_suffix(start: float | None, end: float | None) -> str:
     """Which part of a file a video is, to stand behind its name; nothing for a whole one."""
     if start is None and end is None:
         return ""
@@ -87,9 +87,9 @@ def part(start: float | None, end: float | None) -> str:
 
 
 def protocol_value(key: str, value: object) -> str:
-    """A value of a result's `protocol`: `16`, `64 × 64`, `all` frames of a video; a dash where it has none."""
+    """A value of a result's `protocol_sentence`: `16`, `64 × 64`, `all` frames of a video; a dash where it has none."""
     if value is None:
-        return {"num_frames": "all", "temperature": "one for each fold"}.get(key, NOTHING)
+        return {"num_frames": "all", "temperature": "one for each fold"}.get(key, DASH)
     if isinstance(value, list):
         return " × ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -100,7 +100,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def mistaken_for(truth: int, counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
+def confused_with(truth: int, counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
     """The answers that its videos got instead, most frequent first: `run (4)`, and at the end `2 more`.
 
     Args:
@@ -109,8 +109,8 @@ def mistaken_for(truth: int, counts: Sequence[int], class_names: Sequence[str]) 
         class_names: by position.
     """
     wrong = sorted(((-number, answer) for answer, number in enumerate(counts) if number and answer != truth))
-    more = [f"{len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
-    return [f"{class_names[answer]} ({-number})" for number, answer in wrong[:MOST_NAMED]] + more
+    more = [f"{len(wrong) - MAX_NAMED} more"] if len(wrong) > MAX_NAMED else []
+    return [f"{class_names[answer]} ({-number})" for number, answer in wrong[:MAX_NAMED]] + more
 
 
 def headline(result: dict) -> str:
@@ -166,24 +166,24 @@ def result_text(result: dict) -> str:
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # class names may be no text
 
 
-def number_right(result: Mapping) -> int:
+def num_correct(result: Mapping) -> int:
     """Videos judged right."""
     return round(result["video_accuracy"] * result["num_videos"])
 
 
-def first_sentence(result: Mapping) -> str:
+def summary_sentence(result: Mapping) -> str:
     """How often it was right, on what, and how often a guess would be: what a reader wants to know first."""
     total, sizes = result["num_videos"], {name: one["num_videos"] for name, one in result["per_class"].items()}
     chance = total / len(result["class_names"])
-    right = f"Right on {number_right(result):,} of {count(total, 'video')}"
-    sentence = f"{right}{_whose(result)}; chance would be {_rough(chance)}"
+    right = f"Right on {num_correct(result):,} of {count(total, 'video')}"
+    sentence = f"{right}{_exposure_phrase(result)}; chance would be {_round_count(chance)}"
     common = max(sizes, key=sizes.get)
-    if sizes[common] > UNBALANCED * chance:
+    if sizes[common] > IMBALANCE * chance:
         sentence += f", and always answering {common} {sizes[common]:,}"
     return f"{sentence}."
 
 
-def _whose(result: Mapping) -> str:
+def _exposure_phrase(result: Mapping) -> str:
     """Whether the model knew the videos, to stand behind their number."""
     split, seen = result["split"], result["num_seen"]
     all_of_own = seen == result["num_videos"] and result["manifest"] is None
@@ -199,11 +199,11 @@ def _whose(result: Mapping) -> str:
     return " it had never seen"
 
 
-def _rough(number: float) -> str:
+def _round_count(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
-def protocol(result: Mapping) -> str:
+def protocol_sentence(result: Mapping) -> str:
     """The views by which every video was judged, in a sentence."""
     rule = result["protocol"]
     clips, crops = rule["num_clips"], rule["num_crops"]
@@ -228,20 +228,20 @@ def interval_basis(result: Mapping) -> str:
     return f"95{NBSP}% interval (Wilson's) of {count(basis['num'], 'video')}"
 
 
-def calibration(result: Mapping) -> str:
+def calibration_sentence(result: Mapping) -> str:
     """Whether it is as often right as it says, in a sentence."""
     bins = [one for one in result["reliability"] if one["num_videos"]]
     total = sum(one["num_videos"] for one in bins)
     sure, right = (sum(one[key] * one["num_videos"] for one in bins) / total for key in ("confidence", "accuracy"))
     gap = 100 * abs(sure - right)
-    if abs(sure - right) <= TOO_SURE:
+    if abs(sure - right) <= CALIBRATION_TOLERANCE:
         verdict = "on the whole as sure as it should be"
     else:
         verdict = f"too {'sure' if sure > right else 'cautious'} by {gap:.1f} points"
     return f"It gives its answers a mean probability of {percent(sure)} and is right on {percent(right)}: {verdict}."
 
 
-def temperature(result: Mapping) -> str:
+def temperature_sentence(result: Mapping) -> str:
     """What was done to the probabilities."""
     found = result["protocol"]["temperature"]
     if found is None:
@@ -251,7 +251,7 @@ def temperature(result: Mapping) -> str:
     return f"Calibrated: logits are divided by a temperature of {found:.3g}, which was fitted on val."
 
 
-def time_verdict(result: Mapping) -> list[str]:
+def temporal_verdicts(result: Mapping) -> list[str]:
     """What the audit says of order and motion: a paired test tells a loss, a narrow paired interval that there is none.
 
     Of a model that is not better than chance, nothing can be lost.
@@ -262,14 +262,14 @@ def time_verdict(result: Mapping) -> list[str]:
         whole = f"Right on {percent(right)} ({bounds}), it is not clearly above chance ({percent(chance)})"
         return [f"{whole}: whether it uses time cannot be told."]
     sentences = []
-    for playback, (used, unused) in USES.items():
+    for playback, (used, unused) in TIME_VERDICTS.items():
         one = result["audit"][playback]
         lost, gained = one["lost"], one["gained"]
         p, (low, high) = mcnemar(lost, gained), paired_interval(lost, gained, result["num_videos"])
-        if p < CLEAR:
+        if p < SIGNIFICANCE_LEVEL:
             verdict = used if lost > gained else "so it is even better"
         else:
-            verdict = unused if low >= -HARDLY and high <= HARDLY else "too few videos to tell"
+            verdict = unused if low >= -NEGLIGIBLE and high <= NEGLIGIBLE else "too few videos to tell"
         change = f"{lost:,} lost and {gained:,} gained, {p_equals(p)}"
         told = f"is right on {percent(one['video_accuracy'])} instead of {percent(right)} ({change})"
         sentences.append(f"With the videos {playback} it {told}: {verdict}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stvid.evaluation.results import PredictionRow
-from stvid.evaluation.text import part, printable
+from stvid.evaluation.text import part_suffix, printable
 from stvid.report.previews import Preview
 
 MISTAKES, HITS = 12, 6  # videos that are explained: the most confident mistakes, the least confident hits
@@ -97,7 +97,7 @@ def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> di
 
     That `other` one is the truth, and where the answer was right, the next probable class; `what` says which.
     """
-    name = (os.path.relpath(one.path, root) if root else one.path) + part(one.start, one.end)
+    name = (os.path.relpath(one.path, root) if root else one.path) + part_suffix(one.start, one.end)
     other = class_names.index(one.label)
     if one.is_right:
         others = (i for i in range(len(class_names)) if i != other)

@@ -6,9 +6,9 @@ import os
 
 from stvid.cost.report import bytes_text, count_text
 from stvid.evaluation import text as notation
-from stvid.evaluation.compare import Comparison, Difference, PairedTest
+from stvid.evaluation.compare import Comparison, Disagreement, PairedTest
 from stvid.evaluation.results import Evaluation
-from stvid.evaluation.text import CLEAR
+from stvid.evaluation.text import SIGNIFICANCE_LEVEL
 from stvid.report.charts import Point, accuracy_over_cost
 from stvid.report.clips import root_of
 from stvid.report.rendering import render
@@ -64,7 +64,7 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _verdict(test: PairedTest) -> str:
-    return "is hardly chance" if test.p_corrected < CLEAR else "may well be chance"
+    return "is hardly chance" if test.p_corrected < SIGNIFICANCE_LEVEL else "may well be chance"
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -91,16 +91,16 @@ def _costs(one: Evaluation) -> list[str]:
     """In the order of `COSTS`."""
     cost, training = one.cost or {}, one.training or {}
     speed, seconds = training.get("clips_per_second"), training.get("training_seconds")
-    priced = [notation.NOTHING] * 4
+    priced = [notation.DASH] * 4
     if cost:
         step = f"{bytes_text(cost['training_bytes'])} ({notation.count(cost['batch_size'], 'clip')})"
         counts = [count_text(cost[key]) for key in ("parameters", "flops_video")]
         priced = [*counts, bytes_text(cost["answer_bytes"]), step]
     return [
         *priced,
-        notation.NOTHING if speed is None else f"{speed:.1f}",
-        notation.NOTHING if seconds is None else notation.duration(seconds),
-        training.get("device") or notation.NOTHING,
+        notation.DASH if speed is None else f"{speed:.1f}",
+        notation.DASH if seconds is None else notation.duration(seconds),
+        training.get("device") or notation.DASH,
     ]
 
 
@@ -131,6 +131,6 @@ def _training_times(evaluations: tuple[Evaluation, ...]) -> dict[str, list[tuple
     return {f"{name} of training": [(one, seconds / size) for one, seconds in times]}
 
 
-def _difference(one: Difference, root: str | None) -> dict:
+def _difference(one: Disagreement, root: str | None) -> dict:
     name = os.path.relpath(one.path, root) if root else one.path
-    return {"name": f"{name}{notation.part(one.start, one.end)}", "truth": one.label, "answers": one.answers}
+    return {"name": f"{name}{notation.part_suffix(one.start, one.end)}", "truth": one.label, "answers": one.answers}

@@ -101,8 +101,8 @@ def _content(report: Report) -> dict:
         "large": tables.is_large(result),
         "choice": choice,
         "cards": cards(report.predictions, result["class_names"], choice),
-        "sentence": words.first_sentence(result),
-        "protocol": words.protocol(result),
+        "sentence": words.summary_sentence(result),
+        "protocol": words.protocol_sentence(result),
         "interval_basis": words.interval_basis(result),
         "numbers": facts.headline_numbers(result),
         "pairs": tables.confused_pairs(result),
@@ -147,7 +147,7 @@ def _time(report: Report) -> dict:
     if "audit" not in report.result:
         return {"audit_command": report.audit_command}
     return {
-        "verdicts": words.time_verdict(report.result),
+        "verdicts": words.temporal_verdicts(report.result),
         "audit_chart": charts.audit_bars(report.result),
         "audit_rows": tables.audit_rows(report.result),
         "audit_classes": tables.audit_classes(report.result),
@@ -165,8 +165,8 @@ def _judged_by(report: Report) -> str | None:
 def _calibration(result: Mapping) -> dict:
     return {
         "reliability": charts.reliability(result),
-        "calibration": words.calibration(result),
-        "temperature": words.temperature(result),
+        "calibration": words.calibration_sentence(result),
+        "temperature": words.temperature_sentence(result),
     }
 
 

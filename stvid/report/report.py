@@ -15,7 +15,7 @@ from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
-    price,
+    estimate_cost,
     read_json,
     read_predictions,
     read_result,
@@ -106,7 +106,7 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
         model=type(trained.model).__name__,
         result=result,
         predictions=predictions,
-        cost=price(trained, run),
+        cost=estimate_cost(trained, run),
         previews=_previews(trained, result, predictions, explain=explained, cache=cache),
         audit_command=_audit_command(trained, result),
         drawn_with=None if is_judged else f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})",

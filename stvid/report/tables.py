@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from stvid.cost.report import CostReport, bytes_text, count_text
 from stvid.evaluation import text as notation
 from stvid.evaluation import text as words
-from stvid.evaluation.results import on_gpu
-from stvid.evaluation.text import mistaken_for
+from stvid.evaluation.results import was_trained_on_gpu
+from stvid.evaluation.text import confused_with
 
 TOPS = ("2", "3", "5")
 MANY = 20  # classes, above which top 5 says more than top 2
@@ -86,7 +86,7 @@ def _measured(run: Mapping) -> Facts:
 
 def _device(run: Mapping) -> str:
     hardware = run["hardware"]
-    if on_gpu(run) and hardware["gpus"]:
+    if was_trained_on_gpu(run) and hardware["gpus"]:
         return hardware["gpus"][0]["name"]
     return f"{hardware['cpu'] or 'a CPU'}, {notation.count(hardware['cores'], 'core')}"
 
@@ -184,7 +184,7 @@ def class_rows(result: Mapping) -> list[dict]:
     """Recall, precision, F1 and number of videos of each class, and what it was mistaken for, most often first."""
     names = result["class_names"]
     return [
-        {"name": name, **result["per_class"][name], "mistaken": mistaken_for(truth, counts, names)}
+        {"name": name, **result["per_class"][name], "mistaken": confused_with(truth, counts, names)}
         for truth, (name, counts) in enumerate(zip(names, result["confusion"], strict=True))
     ]
 
@@ -195,7 +195,7 @@ def audit_rows(result: Mapping) -> list[dict]:
         _audit_row("as they are", None, result),
         *(
             _audit_row(playback.replace("_", " "), meaning, result["audit"][playback])
-            for playback, meaning in words.PLAYED.items()
+            for playback, meaning in words.PLAYBACK_DESCRIPTIONS.items()
         ),
     ]
 
@@ -212,7 +212,7 @@ def audit_classes(result: Mapping) -> list[dict]:
         {
             "name": name,
             "recall": result["per_class"][name]["recall"],
-            "changed": [audit[playback]["per_class"][name] for playback in words.PLAYED],
+            "changed": [audit[playback]["per_class"][name] for playback in words.PLAYBACK_DESCRIPTIONS],
             "still": name in still,
         }
         for name in result["class_names"]
