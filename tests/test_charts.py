@@ -7,7 +7,7 @@ import pytest
 
 from stvid.data.sampling import PLAYBACKS
 from stvid.report import charts
-from stvid.report.scales import width
+from stvid.report.scales import text_width
 
 EPOCHS = [
     {
@@ -107,7 +107,7 @@ def boxes(svg):
     found = []
     for one in svg.iter("text"):
         font = float(one.get("font-size", svg.get("font-size")))
-        wide, middle = width(one.text, font), one.get("dy") is not None
+        wide, middle = text_width(one.text, font), one.get("dy") is not None
         left = float(one.get("x")) - {"middle": wide / 2, "end": wide}.get(one.get("text-anchor"), 0)
         base = float(one.get("y")) + 0.35 * font * middle
         found.append((left, base - 0.7 * font, left + wide, base, one.text))

@@ -18,7 +18,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.report.previews import heat_over, make_previews, thinned
+from stvid.report.previews import overlay_heat, make_previews, thin_frames
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 
@@ -109,7 +109,7 @@ def test_long_clips_are_thinned_and_wide_ones_made_smaller(video):
     preview = previews_of(trained, [item(video)], explained={0: 0})[0]
     assert (preview.num_frames, preview.width, preview.height) == (24, 128, 96)
     numbers = [number_of(frame) for frame in frames_of(preview.sprite, preview)]
-    assert numbers == thinned(60)
+    assert numbers == thin_frames(60)
     assert (numbers[0], numbers[-1]) == (0, 59)
     assert {b - a for a, b in itertools.pairwise(numbers)} == {2, 3}
     assert len(preview.evidence) == len(frames_of(preview.focus, preview)) == 24
@@ -165,7 +165,7 @@ def test_the_hotter_the_brighter_and_the_picture_stays_visible():
     """Brightness grows with heat, so colour vision is not needed; grey pictures stay grey where nothing is hot."""
     frames = torch.full((1, 3, 1, 11), 0.5)
     heat = torch.linspace(0, 1, 11).view(1, 1, 11)
-    shown = heat_over(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
+    shown = overlay_heat(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
     brightness = (shown * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
     assert (brightness[0, 0].diff()[3:] > 0).all()
     assert brightness[0, 0, -1] > 1.5 * brightness[0, 0, 0]

@@ -19,10 +19,10 @@ from stvid.evaluation.results import Evaluation, PredictionRow, write_result
 from stvid.evaluation.text import summary_sentence, interval_basis, protocol_sentence, result_text, temporal_verdicts
 from stvid.files import write_json
 from stvid.models.conv3d import Conv3D
-from stvid.report.clips import choose, fitting
+from stvid.report.clips import select_clips, previews_within_budget
 from stvid.report.content import Report
 from stvid.report.previews import Preview
-from stvid.report.report import MOST_BYTES, report_of_run, write_comparison, write_report
+from stvid.report.report import MAX_BYTES, report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import TrainedModel
 
 NASTY = ("<img src=x onerror=alert(1)>", "sit \"down\" & 'up'", "zählen\udcff")
@@ -107,7 +107,7 @@ def make_result(predictions, class_names, **more):
 
 def make_report(class_names=NASTY, *, per_class=8, clips=True, **more):
     predictions = make_predictions(class_names, per_class)
-    choice = choose(predictions)
+    choice = select_clips(predictions)
     epochs = [
         {"epoch": str(e), "lr": "0.1", "train_loss": f"{1 / e}", "val_loss": f"{2 / e}", "val_video_accuracy": "0.5"}
         for e in (1, 2, 3)
@@ -279,11 +279,11 @@ def test_every_clip_stands_in_the_file_once(report, text, page):
         assert text.count(base64.b64encode(one.sprite).decode()) == 1
         assert page.data["clips"][str(video)]["frames"] == NUM_FRAMES
     mistakes = [int(figure["data-video"]) for figure in page.all("figure") if "data-video" in figure]
-    assert mistakes == choose(report.predictions).explained
+    assert mistakes == select_clips(report.predictions).explained
 
 
 def test_mistakes_come_most_confident_first_and_hits_least(report):
-    choice = choose(report.predictions)
+    choice = select_clips(report.predictions)
     wrong = [max(report.predictions[video].probabilities) for video in choice.mistakes]
     right = [max(report.predictions[video].probabilities) for video in choice.hits]
     assert wrong == sorted(wrong, reverse=True)
@@ -294,7 +294,7 @@ def test_mistakes_come_most_confident_first_and_hits_least(report):
 def test_after_the_explained_ones_every_cell_has_its_turn():
     names = ("a", "b", "c")
     predictions = make_predictions(names, per_class=80)
-    choice = choose(predictions)
+    choice = select_clips(predictions)
     turn = [video for video in choice.order if video not in choice.explained][:3]
     assert {predictions[video].label for video in turn} == set(names)
     assert not any(predictions[video].is_right for video in turn)
@@ -305,17 +305,17 @@ def test_clips_beyond_the_budget_are_left_out(tmp_path):
     report = make_report(names, per_class=25, clips=False)
     heavy = preview(0, lossless=True, width=120, height=50)
     assert len(heavy.sprite) > 50_000
-    report = dataclasses.replace(report, previews=dict.fromkeys(choose(report.predictions).order, heavy))
+    report = dataclasses.replace(report, previews=dict.fromkeys(select_clips(report.predictions).order, heavy))
     page = Page(written(report, tmp_path))
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     assert 50 < len(page.data["clips"]) < 199
     assert len(page.data["videos"]) == 199
 
 
 def test_fitting_stops_at_the_first_that_does_not_fit():
     small = preview(0)
-    assert list(fitting([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))) == [2, 0]
-    assert fitting([0], {0: small}, -5) == {}
+    assert list(previews_within_budget([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))) == [2, 0]
+    assert previews_within_budget([0], {0: small}, -5) == {}
 
 
 def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_path):
@@ -351,7 +351,7 @@ def test_a_page_that_would_be_too_large_is_cut_and_says_so(tmp_path):
         names, per_class=1, clips=False, predictions=predictions, result=make_result(predictions, names)
     )
     text = written(report, tmp_path)
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     page = Page(text)
     assert "matrix is too large for this page" in page.text
     assert "matrix large" not in text
@@ -364,7 +364,7 @@ def test_tables_of_very_many_classes_hold_those_that_are_recognised_least(tmp_pa
     names = tuple(f"{'x' * 800} {i}" for i in range(500))
     report = make_report(names, per_class=2, clips=False)
     page = Page(written(report, tmp_path))
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     assert "These are the 200 of 500 classes that are recognised least" in page.text
     assert len([head for head in page.all("th", scope="row") if "data-value" in head]) == 200
 
@@ -378,7 +378,7 @@ def test_sections_without_their_input_are_left_out(tmp_path):
     assert linked == ["#result", "#confusion", "#mistakes", "#classes", "#calibration", "#time", "#data", "#record"]
     assert command in page.text
     assert not page.all("button", id="pause-all")
-    assert page.text.count("no preview") == len(choose(report.predictions).explained)
+    assert page.text.count("no preview") == len(select_clips(report.predictions).explained)
 
 
 def test_folds_have_a_table_with_mean_and_spread(tmp_path):
@@ -534,7 +534,7 @@ def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untra
     (untrained.folder / "bad_videos.csv").write_text("path,reason\n/data/bad.avi,cut off\n")
     (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, evaluation)
-    choice = choose(predictions)
+    choice = select_clips(predictions)
     assert report.model == "Conv3D"
     assert list(report.previews) == [video for video in choice.order if video != 0]
     assert {v for v, one in report.previews.items() if one.focus} == set(choice.explained) - {0}

@@ -7,7 +7,7 @@ import pytest
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
 from stvid.evaluation.compare import compare_runs
-from stvid.report.report import MOST_BYTES, write_comparison, write_report
+from stvid.report.report import MAX_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -46,7 +46,7 @@ def address(tmp_path_factory):
     path = tmp_path_factory.mktemp("browser") / "report.html"
     names = (*NASTY, *(f"a class with quite a long name, number {i}" for i in range(7)))
     write_report(make_report(names, per_class=20), path)
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
     return path.as_uri()
 
 

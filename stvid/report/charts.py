@@ -14,13 +14,13 @@ from typing import NamedTuple
 from stvid.data.sampling import PLAYBACKS
 from stvid.evaluation.text import count, interval, percent, printable
 from stvid.report.rendering import environment
-from stvid.report.scales import Scale, Tick, around, width
+from stvid.report.scales import Scale, Tick, limits_around, text_width
 
 FONT = 11
 ACCENT, SECOND, MUTED = "var(--accent)", "var(--second)", "var(--muted)"
 WIDTH, HEIGHT = 340, 238
 TOP, BOTTOM = 38, 34  # above the axes: title and legend; below: numbers and name of the axis
-LONGEST_NAME = 48  # letters of a run's name below a chart
+MAX_NAME_LENGTH = 48  # letters of a run's name below a chart
 UNITS = ("", " k", " M", " G", " T", " P", " E")
 
 
@@ -57,13 +57,13 @@ def learning_curves(epochs: Sequence[Mapping[str, str]], best: int) -> list[str]
     charts = []
     for name, (title, curves) in PANELS.items():
         scale = 100 if name == "accuracy" else 1
-        points = {curve: _points(epochs, curve.column, scale) for curve in curves}
+        points = {curve: _finite_points(epochs, curve.column, scale) for curve in curves}
         if drawn := {curve: found for curve, found in points.items() if found}:
             charts.append(_learning_curve(name, title, drawn, best, num_epochs=len(epochs), legend=len(curves) > 1))
     return charts
 
 
-def _points(epochs: Sequence[Mapping[str, str]], column: str, scale: float) -> list[tuple[int, float]]:
+def _finite_points(epochs: Sequence[Mapping[str, str]], column: str, scale: float) -> list[tuple[int, float]]:
     """Epoch and value, where there is a finite one."""
     rows = [(int(row["epoch"]), scale * float(row[column])) for row in epochs if row.get(column)]
     return [(epoch, value) for epoch, value in rows if math.isfinite(value)]
@@ -79,11 +79,11 @@ def _learning_curve(
     legend: bool,
 ) -> str:
     everything = [point for found in points.values() for point in found]
-    y = Scale(**around(value for _, value in everything), start=HEIGHT - BOTTOM, end=TOP)
-    y_ticks = y.ticks(_height)
+    y = Scale(**limits_around(value for _, value in everything), start=HEIGHT - BOTTOM, end=TOP)
+    y_ticks = y.ticks(_label_height)
     first, last = min(epoch for epoch, _ in everything), max(epoch for epoch, _ in everything)
     room = min(0.05 * (last - first), 0.5) or 0.5
-    x = Scale(low=first - room, high=last + room, start=_left(y_ticks), end=WIDTH - 14)
+    x = Scale(low=first - room, high=last + room, start=_axis_start(y_ticks), end=WIDTH - 14)
     said = []
     for curve, found in points.items():
         at_best = dict(found).get(best)
@@ -97,7 +97,7 @@ def _learning_curve(
         heading=title,
         x=x,
         y=y,
-        x_ticks=x.ticks(_width, whole=True),
+        x_ticks=x.ticks(_label_width, whole=True),
         y_ticks=y_ticks,
         curves=points,
         best=best if first <= best <= last else None,
@@ -107,7 +107,7 @@ def _learning_curve(
 
 def _legend(curves: Sequence[Curve], start: float) -> list[tuple[Curve, float]]:
     """Curves and the places where their entries begin, one behind the other: a dash, then the name."""
-    sizes = [26 + width(curve.name, 10) + 8 for curve in curves]
+    sizes = [26 + text_width(curve.name, 10) + 8 for curve in curves]
     start = min(start, WIDTH - sum(sizes))
     return list(zip(curves, itertools.accumulate(sizes, initial=start), strict=False))
 
@@ -133,16 +133,16 @@ def reliability(result: Mapping) -> str:
         x=x,
         right=right,
         number=number,
-        x_ticks=x.ticks(_width),
-        right_ticks=right.ticks(_height),
-        number_ticks=number.ticks(_height, text=_brief, whole=True),
+        x_ticks=x.ticks(_label_width),
+        right_ticks=right.ticks(_label_height),
+        number_ticks=number.ticks(_label_height, text=_short_count, whole=True),
         bins=filled,
         gap=7 / len(bins),
-        brief=_brief,
+        brief=_short_count,
     )
 
 
-def _brief(number: float) -> str:
+def _short_count(number: float) -> str:
     """At most four letters of a number of videos: `987`, `1.2k`, `12k`."""
     return f"{number:g}" if number < 1000 else f"{number / 1000:.1f}k" if number < 9950 else f"{number / 1000:.0f}k"
 
@@ -152,7 +152,7 @@ def audit_bars(result: Mapping) -> str:
     found = [("as they are", result), *((name.replace("_", " "), result["audit"][name]) for name in PLAYBACKS[1:])]
     rows = [(name, one["video_accuracy"], one["video_accuracy_ci95"]) for name, one in found]
     chance, bottom = 1 / len(result["class_names"]), 20 + 30 * len(rows)
-    x = Scale(low=0, high=100, start=8 + max(width(name, FONT) for name, *_ in rows), end=WIDTH - 12)
+    x = Scale(low=0, high=100, start=8 + max(text_width(name, FONT) for name, *_ in rows), end=WIDTH - 12)
     said = "; ".join(f"{name}: {percent(accuracy)} ({interval(bounds)})" for name, accuracy, bounds in rows)
     return _svg(
         "audit",
@@ -163,7 +163,7 @@ def audit_bars(result: Mapping) -> str:
         x=x,
         top=20,
         bottom=bottom,
-        x_ticks=x.ticks(_width),
+        x_ticks=x.ticks(_label_width),
         rows=rows,
         chance=100 * chance,
     )
@@ -186,9 +186,9 @@ def accuracy_over_cost(points: Sequence[Point], *, cost: str, identity: str) -> 
         cost: what the axis says, such as `FLOPs a video`.
         identity: prefix of the chart's ids, one of its own on a page.
     """
-    y = Scale(**around(100 * bound for point in points for bound in point.bounds), start=HEIGHT - BOTTOM, end=24)
-    y_ticks = y.ticks(_height)
-    x = Scale(**around((point.cost for point in points), 0.1, is_log=True), start=_left(y_ticks), end=WIDTH - 12)
+    y = Scale(**limits_around(100 * bound for point in points for bound in point.bounds), start=HEIGHT - BOTTOM, end=24)
+    y_ticks = y.ticks(_label_height)
+    x = Scale(**limits_around((point.cost for point in points), 0.1, is_log=True), start=_axis_start(y_ticks), end=WIDTH - 12)
     places = [(x(point.cost), y(100 * point.accuracy)) for point in points]
     said = "; ".join(f"{p.name}: {percent(p.accuracy)} ({interval(p.bounds)}) at {p.cost:.3g}" for p in points)
     return _svg(
@@ -199,19 +199,19 @@ def accuracy_over_cost(points: Sequence[Point], *, cost: str, identity: str) -> 
         height=HEIGHT + 8 + 15 * len(points),
         x=x,
         y=y,
-        x_ticks=x.ticks(_width, text=_with_unit),
+        x_ticks=x.ticks(_label_width, text=_with_unit),
         y_ticks=y_ticks,
         cost=cost,
-        points=list(zip(points, places, _numbers(places, x, y), strict=True)),
-        names=[(HEIGHT + 16 + 15 * i, _short(printable(point.name))) for i, point in enumerate(points)],
+        points=list(zip(points, places, _label_positions(places, x, y), strict=True)),
+        names=[(HEIGHT + 16 + 15 * i, _shorten_name(printable(point.name))) for i, point in enumerate(points)],
     )
 
 
-def _numbers(places: Sequence[tuple[float, float]], x: Scale, y: Scale) -> list[tuple[float, float]]:
+def _label_positions(places: Sequence[tuple[float, float]], x: Scale, y: Scale) -> list[tuple[float, float]]:
     """Middles of the numbers beside the points: each where it covers no point and no other number, if that can be."""
     taken, chosen = list(places), []
     for i, (left, top) in enumerate(places, start=1):
-        aside = 7 + width(str(i), FONT) / 2
+        aside = 7 + text_width(str(i), FONT) / 2
         choices = [(left + dx * aside, top + dy) for dy in (0, -12, 12) for dx in (1, -1)]
         inside = [one for one in choices if x.start < one[0] < x.end and y.end < one[1] < y.start]
         free = [one for one in inside if all(abs(one[0] - a) > aside - 1 or abs(one[1] - b) > 9 for a, b in taken)]
@@ -226,22 +226,22 @@ def _with_unit(number: float) -> str:
     return f"{number / 1000**power:g}{UNITS[power]}"
 
 
-def _short(name: str) -> str:
+def _shorten_name(name: str) -> str:
     """The end of a long name, where runs differ."""
-    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+    return name if len(name) <= MAX_NAME_LENGTH else f"…{name[1 - MAX_NAME_LENGTH :]}"
 
 
-def _width(label: str) -> float:
-    return width(label, FONT)
+def _label_width(label: str) -> float:
+    return text_width(label, FONT)
 
 
-def _height(label: str) -> float:
+def _label_height(label: str) -> float:
     return 1.6 * FONT
 
 
-def _left(ticks: Sequence[Tick]) -> float:
+def _axis_start(ticks: Sequence[Tick]) -> float:
     """Where axes begin whose numbers stand at the left of them."""
-    return 10 + max(width(tick.label, FONT) for tick in ticks)
+    return 10 + max(text_width(tick.label, FONT) for tick in ticks)
 
 
 def _svg(template: str, identity: str, title: str, description: str, *, height: float = HEIGHT, **content) -> str:

@@ -14,12 +14,12 @@ from stvid.evaluation.results import PredictionRow
 from stvid.evaluation.text import part_suffix, printable
 from stvid.report.previews import Preview
 
-MISTAKES, HITS = 12, 6  # videos that are explained: the most confident mistakes, the least confident hits
-MOST_CLIPS = 400  # of a page
-MOST_LISTED = 3000  # videos of a page; of more, those that come first in the choice
+NUM_MISTAKES, NUM_CORRECT = 12, 6  # videos that are explained: the most confident mistakes, the least confident hits
+MAX_CLIPS = 400  # of a page
+MAX_VIDEOS = 3000  # videos of a page; of more, those that come first in the choice
 
 
-class Choice(NamedTuple):
+class ClipSelection(NamedTuple):
     """Positions of videos among the predictions; failed ones are in none.
 
     Attributes:
@@ -42,7 +42,7 @@ def confidence(one: PredictionRow) -> float:
     return max(one.probabilities)
 
 
-def choose(predictions: Sequence[PredictionRow]) -> Choice:
+def select_clips(predictions: Sequence[PredictionRow]) -> ClipSelection:
     """The explained videos first, then all mistakes, then all hits, each cell of the confusion matrix in its turn.
 
     Within a cell, the most confident mistakes and the least confident hits come first.
@@ -51,14 +51,14 @@ def choose(predictions: Sequence[PredictionRow]) -> Choice:
     sure = {video: confidence(predictions[video]) for video in read}
     wrong = sorted((video for video in read if not predictions[video].is_right), key=lambda video: -sure[video])
     right = sorted((video for video in read if predictions[video].is_right), key=lambda video: sure[video])
-    choice = Choice([], wrong[:MISTAKES], right[:HITS])
+    choice = ClipSelection([], wrong[:NUM_MISTAKES], right[:NUM_CORRECT])
     first = set(choice.explained)
     rest = ([video for video in videos if video not in first] for videos in (wrong, right))
-    choice.order.extend(chain(choice.explained, *(_in_turns(videos, predictions) for videos in rest)))
+    choice.order.extend(chain(choice.explained, *(_round_robin(videos, predictions) for videos in rest)))
     return choice
 
 
-def _in_turns(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> list[int]:
+def _round_robin(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> list[int]:
     """First of every cell its first video, then of every cell its second one, and so on."""
     cells = defaultdict(list)
     for video in videos:
@@ -71,19 +71,19 @@ def encoded_size(preview: Preview) -> int:
     return 4 * (len(preview.sprite) + len(preview.focus or b"")) // 3 + 300
 
 
-def fitting(order: Sequence[int], previews: Mapping[int, Preview], budget: int) -> dict[int, Preview]:
+def previews_within_budget(order: Sequence[int], previews: Mapping[int, Preview], budget: int) -> dict[int, Preview]:
     """The previews that fit, in order; the first that does not ends the list."""
     chosen = {}
     for video in order:
         if video in previews:
             budget -= encoded_size(previews[video])
-            if budget < 0 or len(chosen) == MOST_CLIPS:
+            if budget < 0 or len(chosen) == MAX_CLIPS:
                 break
             chosen[video] = previews[video]
     return chosen
 
 
-def root_of(paths: Sequence[str]) -> str | None:
+def common_folder(paths: Sequence[str]) -> str | None:
     """The folder that all files have in common; None where there is none but the drive."""
     try:
         common = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -113,10 +113,10 @@ def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> di
     }
 
 
-def cards(predictions: Sequence[PredictionRow], class_names: Sequence[str], choice: Choice) -> dict[int, dict]:
+def cards(predictions: Sequence[PredictionRow], class_names: Sequence[str], choice: ClipSelection) -> dict[int, dict]:
     """The cards of the videos that the page can show, in the order of the choice."""
-    root = root_of([one.path for one in predictions])
-    return {video: card(predictions[video], class_names, root) for video in choice.order[:MOST_LISTED]}
+    root = common_folder([one.path for one in predictions])
+    return {video: card(predictions[video], class_names, root) for video in choice.order[:MAX_VIDEOS]}
 
 
 def page_data(

@@ -10,13 +10,13 @@ from stvid.evaluation.compare import Comparison, Disagreement, PairedTest
 from stvid.evaluation.results import Evaluation
 from stvid.evaluation.text import SIGNIFICANCE_LEVEL
 from stvid.report.charts import Point, accuracy_over_cost
-from stvid.report.clips import root_of
+from stvid.report.clips import common_folder
 from stvid.report.rendering import render
 
 SECTIONS = {"result": "Result", "tests": "Tests", "cost": "Cost", "classes": "Classes", "differing": "Differences"}
-COSTS = ("parameters", "FLOPs a video", "answer", "training step", "clips/s", "training time", "on")
-MOST_DIFFERING = 200  # videos, listed
-UNITS = (("hours", 3600), ("minutes", 60))
+COST_COLUMNS = ("parameters", "FLOPs a video", "answer", "training step", "clips/s", "training time", "on")
+MAX_LISTED = 200  # videos, listed
+TIME_UNITS = (("hours", 3600), ("minutes", 60))
 
 
 def comparison_page(comparison: Comparison) -> bytes:
@@ -24,7 +24,7 @@ def comparison_page(comparison: Comparison) -> bytes:
     evaluations = comparison.evaluations
     has_costs = any(one.cost or one.training for one in evaluations)
     sections = [(key, name) for key, name in SECTIONS.items() if key != "cost" or has_costs]
-    root = root_of([one.path for one in comparison.differing])
+    root = common_folder([one.path for one in comparison.differing])
     return render(
         "comparison.html",
         {},
@@ -34,25 +34,25 @@ def comparison_page(comparison: Comparison) -> bytes:
         runs=evaluations,
         num_classes=len(evaluations[0].result["class_names"]),
         num_common=comparison.num_common,
-        lead=_lead(comparison),
+        lead=_summary(comparison),
         common=comparison.common_accuracy if any(comparison.left_out.values()) else {},
         notes=_notes(comparison),
         tests=comparison.tests,
         grouped=any(one.result["num_groups"] for one in evaluations),
-        costs=[(one.name, _costs(one)) for one in evaluations] if has_costs else [],
-        cost_names=COSTS,
+        costs=[(one.name, _cost_cells(one)) for one in evaluations] if has_costs else [],
+        cost_names=COST_COLUMNS,
         charts=_charts(evaluations),
         whole_video=any(one.cost["whole_video"] for one in evaluations if one.cost),
         recalls=[
             (name, [one.result["per_class"][name]["recall"] for one in evaluations])
             for name in evaluations[0].result["class_names"]
         ],
-        differing=[_difference(one, root) for one in comparison.differing[:MOST_DIFFERING]],
+        differing=[_disagreement_row(one, root) for one in comparison.differing[:MAX_LISTED]],
         num_differing=len(comparison.differing),
     )
 
 
-def _lead(comparison: Comparison) -> str:
+def _summary(comparison: Comparison) -> str:
     """Which run is the best on the common videos, and whether that could be chance."""
     best, second = sorted(comparison.common_accuracy, key=lambda name: -comparison.common_accuracy[name])[:2]
     pair = {best, second}
@@ -60,10 +60,10 @@ def _lead(comparison: Comparison) -> str:
     if test.only_first == test.only_second:
         return f"{best} and {second} are right on the same number of videos."
     ahead = f"{best} is ahead of {second} by {100 * abs(test.difference):.1f} points on the same videos"
-    return f"{ahead}; that {_verdict(test)} ({notation.p_equals(test.p_corrected)})."
+    return f"{ahead}; that {_significance_phrase(test)} ({notation.p_equals(test.p_corrected)})."
 
 
-def _verdict(test: PairedTest) -> str:
+def _significance_phrase(test: PairedTest) -> str:
     return "is hardly chance" if test.p_corrected < SIGNIFICANCE_LEVEL else "may well be chance"
 
 
@@ -87,8 +87,8 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _costs(one: Evaluation) -> list[str]:
-    """In the order of `COSTS`."""
+def _cost_cells(one: Evaluation) -> list[str]:
+    """In the order of `COST_COLUMNS`."""
     cost, training = one.cost or {}, one.training or {}
     speed, seconds = training.get("clips_per_second"), training.get("training_seconds")
     priced = [notation.DASH] * 4
@@ -127,10 +127,10 @@ def _training_times(evaluations: tuple[Evaluation, ...]) -> dict[str, list[tuple
     """In the largest unit of which all have at least two; else in seconds."""
     times = [(one, one.training["training_seconds"]) for one in evaluations if one.training]
     shortest = min((seconds for _, seconds in times), default=0)
-    name, size = next(((name, size) for name, size in UNITS if shortest >= 2 * size), ("seconds", 1))
+    name, size = next(((name, size) for name, size in TIME_UNITS if shortest >= 2 * size), ("seconds", 1))
     return {f"{name} of training": [(one, seconds / size) for one, seconds in times]}
 
 
-def _difference(one: Disagreement, root: str | None) -> dict:
+def _disagreement_row(one: Disagreement, root: str | None) -> dict:
     name = os.path.relpath(one.path, root) if root else one.path
     return {"name": f"{name}{notation.part_suffix(one.start, one.end)}", "truth": one.label, "answers": one.answers}

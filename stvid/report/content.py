@@ -13,7 +13,7 @@ from stvid.evaluation import text as words
 from stvid.evaluation.results import PredictionRow
 from stvid.report import charts, tables
 from stvid.report import tables as facts
-from stvid.report.clips import cards, choose, fitting, page_data, root_of
+from stvid.report.clips import cards, select_clips, previews_within_budget, page_data, common_folder
 from stvid.report.previews import Preview
 from stvid.report.rendering import render
 
@@ -33,9 +33,9 @@ SECTIONS = {
     "data": "Data",
     "record": "Record",
 }
-MOST_PROBLEMS = 100  # videos that could not be read, listed
-MOST_VIDEOS = 400  # that can be looked up, as many as there may be clips
-MOST_ROWS = 200  # of a table of classes
+MAX_UNREADABLE = 100  # videos that could not be read, listed
+MAX_VIDEOS = 400  # that can be looked up, as many as there may be clips
+MAX_CLASS_ROWS = 200  # of a table of classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +81,18 @@ def report_page(report: Report, *, clip_bytes: int, text_bytes: int, most_bytes:
         most_bytes: of the whole page; where it is large without clips, these take less.
     """
     content = _content(report)
-    without = len(_rendered(report, content, {}))
-    for cut in CUTS:
+    without = len(_render_page(report, content, {}))
+    for cut in TRUNCATIONS:
         if without > text_bytes:
             content |= cut(content)
-            without = len(_rendered(report, content, {}))
+            without = len(_render_page(report, content, {}))
     budget = min(clip_bytes, most_bytes - without)
-    return _rendered(report, content, fitting(list(content["cards"]), report.previews, budget))
+    return _render_page(report, content, previews_within_budget(list(content["cards"]), report.previews, budget))
 
 
 def _content(report: Report) -> dict:
     result = report.result
-    choice = choose(report.predictions)
+    choice = select_clips(report.predictions)
     content = {
         "name": report.name,
         "model": report.model,
@@ -104,23 +104,23 @@ def _content(report: Report) -> dict:
         "sentence": words.summary_sentence(result),
         "protocol": words.protocol_sentence(result),
         "interval_basis": words.interval_basis(result),
-        "numbers": facts.headline_numbers(result),
+        "numbers": facts.metric_entries(result),
         "pairs": tables.confused_pairs(result),
         "rows": tables.confusion_rows(result),
         "totals": tables.cell_totals(result),
         "class_rows": tables.class_rows(result),
         "absent": listing([name for name in result["class_names"] if not result["per_class"][name]["num_videos"]]),
-        "costs": facts.cost_groups(report.cost, result, report.run),
-        "record": facts.record_facts(result, report.run),
+        "costs": facts.cost_tables(report.cost, result, report.run),
+        "record": facts.provenance_entries(result, report.run),
         "config": report.config,
-        "judged_by": _judged_by(report),
+        "judged_by": _evaluated_checkpoint(report),
         "drawn_with": report.drawn_with,
         "num_classes": len(result["class_names"]),
         "left_out": {},
-        **_time(report),
-        **_calibration(result),
-        **_training(report),
-        **_data(report),
+        **_audit_content(report),
+        **_calibration_content(result),
+        **_training_content(report),
+        **_data_content(report),
     }
     needs = {"training": "curves", "cost": "costs"}
     absent = {identity for identity, key in needs.items() if not content[key]}
@@ -128,7 +128,7 @@ def _content(report: Report) -> dict:
     return content
 
 
-def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
+def _render_page(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
     result = report.result
     data = page_data(report.predictions, result["class_names"], content["cards"], content["totals"], previews)
     explained = [preview for preview in previews.values() if preview.focus]
@@ -143,7 +143,7 @@ def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview])
     )
 
 
-def _time(report: Report) -> dict:
+def _audit_content(report: Report) -> dict:
     if "audit" not in report.result:
         return {"audit_command": report.audit_command}
     return {
@@ -154,7 +154,7 @@ def _time(report: Report) -> dict:
     }
 
 
-def _judged_by(report: Report) -> str | None:
+def _evaluated_checkpoint(report: Report) -> str | None:
     """Which checkpoint gave the answers, where the page is made with another one."""
     if report.drawn_with is None:
         return None
@@ -162,7 +162,7 @@ def _judged_by(report: Report) -> str | None:
     return f"{os.path.basename(result['checkpoint'])} (epoch {result['epoch']}, step {result['step']:,})"
 
 
-def _calibration(result: Mapping) -> dict:
+def _calibration_content(result: Mapping) -> dict:
     return {
         "reliability": charts.reliability(result),
         "calibration": words.calibration_sentence(result),
@@ -170,15 +170,15 @@ def _calibration(result: Mapping) -> dict:
     }
 
 
-def _training(report: Report) -> dict:
+def _training_content(report: Report) -> dict:
     return {
         "curves": charts.learning_curves(report.epochs, report.result["epoch"]) if report.epochs else [],
         "num_epochs": len(report.epochs),
     }
 
 
-def _data(report: Report) -> dict:
-    root = root_of([one.path for one in report.predictions])
+def _data_content(report: Report) -> dict:
+    root = common_folder([one.path for one in report.predictions])
     splits, rows = tables.data_rows(report.run["data"]) if report.run else ([], [])
 
     def shown(path: str) -> str:
@@ -192,13 +192,13 @@ def _data(report: Report) -> dict:
         "splits": splits,
         "data_rows": rows,
         "data_totals": [sum(row["counts"][i] for row in rows) for i in range(len(splits))],
-        "problems": problems[:MOST_PROBLEMS],
-        "more_problems": len(problems) - len(problems[:MOST_PROBLEMS]),
-        "data_facts": facts.data_facts(report.result, report.run, root),
+        "problems": problems[:MAX_UNREADABLE],
+        "more_problems": len(problems) - len(problems[:MAX_UNREADABLE]),
+        "data_facts": facts.data_entries(report.result, report.run, root),
     }
 
 
-def without_matrix(content: Mapping) -> dict:
+def drop_matrix(content: Mapping) -> dict:
     """The pairs that are most often confused stay; a cell of no pair can no longer be opened."""
     open_cells = [f"{pair['truth']}-{pair['answer']}" for pair in content["pairs"]]
     totals = {cell: content["totals"][cell] for cell in open_cells}
@@ -206,20 +206,20 @@ def without_matrix(content: Mapping) -> dict:
     return {"rows": [], "totals": totals, "left_out": {**content["left_out"], "matrix": said}}
 
 
-def fewer_videos(content: Mapping) -> dict:
+def truncate_videos(content: Mapping) -> dict:
     """Those that are worth a clip stay; for the others, what a cell opens names `predictions.csv`."""
-    return {"cards": dict(islice(content["cards"].items(), MOST_VIDEOS))}
+    return {"cards": dict(islice(content["cards"].items(), MAX_VIDEOS))}
 
 
-def fewer_classes(content: Mapping) -> dict:
+def truncate_classes(content: Mapping) -> dict:
     """In every table, the classes that are recognised least."""
-    if content["num_classes"] <= MOST_ROWS:
+    if content["num_classes"] <= MAX_CLASS_ROWS:
         return {}
-    rows = sorted(content["class_rows"], key=lambda row: 2.0 if row["recall"] is None else row["recall"])[:MOST_ROWS]
+    rows = sorted(content["class_rows"], key=lambda row: 2.0 if row["recall"] is None else row["recall"])[:MAX_CLASS_ROWS]
     kept = {row["name"] for row in rows}
     others = ("audit_classes", "data_rows")
     cut = {key: [row for row in content[key] if row["name"] in kept] for key in others if key in content}
     return {**cut, "class_rows": rows, "left_out": {**content["left_out"], "classes": len(kept)}}
 
 
-CUTS = (without_matrix, fewer_videos, fewer_classes)
+TRUNCATIONS = (drop_matrix, truncate_videos, truncate_classes)

@@ -24,19 +24,19 @@ from stvid.data.sampler import SampleKey
 from stvid.evaluation.explain import explain
 from stvid.run.checkpoint import TrainedModel
 
-MOST_FRAMES = 24
-MOST_WIDTH = 128  # pixels
-QUALITY = 45  # of WebP, 0 to 100
-GREY = (0.299, 0.587, 0.114)  # what red, green and blue add to brightness
+MAX_FRAMES = 24
+MAX_WIDTH = 128  # pixels
+WEBP_QUALITY = 45  # of WebP, 0 to 100
+LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to brightness
 # "inferno" of matplotlib (public domain) at equal distances: brightness grows evenly from black to pale yellow, so it
 # is read alike by the colour-blind and in print
 INFERNO = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
     (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
-DIMMED = 0.6  # brightness that the picture keeps where nothing was looked at
-COVER = 0.7  # how much of the picture the greatest heat covers
-BRIGHT = 0.99  # share of the pixels that stay below white
+GREY_BRIGHTNESS = 0.6  # brightness that the picture keeps where nothing was looked at
+HEAT_OPACITY = 0.7  # how much of the picture the greatest heat covers
+WHITE_QUANTILE = 0.99  # share of the pixels that stay below white
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +103,18 @@ def make_previews(
     for index, video in enumerate(videos):
         sample = dataset[SampleKey(0, index)]
         if not isinstance(sample, Failure):
-            seconds = _seconds(dataset, index)
+            seconds = _clip_seconds(dataset, index)
             previews[video] = _preview(trained, sample["clips"][0], explained.get(video), seconds)
     return previews
 
 
 def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, seconds: float) -> Preview:
-    kept = thinned(len(clip_TCHW))
-    frames_TCHW = _small(clip_TCHW[kept, :3].float() / 255)
+    kept = thin_frames(len(clip_TCHW))
+    frames_TCHW = _shrink(clip_TCHW[kept, :3].float() / 255)
     focus = evidence = None
     if class_index is not None:
         explanation = explain(trained, clip_TCHW, class_index)
-        focus = _sprite(heat_over(frames_TCHW, _small(explanation.heat_THW[kept, None])[:, 0]))
+        focus = _sprite(overlay_heat(frames_TCHW, _shrink(explanation.heat_THW[kept, None])[:, 0]))
         evidence = None if explanation.evidence_T is None else explanation.evidence_T[kept].tolist()
     height, width = frames_TCHW.shape[2:]
     return Preview(
@@ -128,37 +128,37 @@ def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, 
     )
 
 
-def thinned(num_frames: int) -> list[int]:
+def thin_frames(num_frames: int) -> list[int]:
     """The frames of a clip that are shown: all, or 24 from the first to the last at equal distances."""
-    if num_frames <= MOST_FRAMES:
+    if num_frames <= MAX_FRAMES:
         return list(range(num_frames))
-    return [round(i * (num_frames - 1) / (MOST_FRAMES - 1)) for i in range(MOST_FRAMES)]
+    return [round(i * (num_frames - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
 
 
-def heat_over(frames_TCHW: Tensor, heat_THW: Tensor) -> Tensor:
+def overlay_heat(frames_TCHW: Tensor, heat_THW: Tensor) -> Tensor:
     """Pictures in dimmed grey, and the brighter and yellower the hotter; all in [0, 1].
 
     Args:
         frames_TCHW: `T x 3 x H x W`.
         heat_THW: of the same size.
     """
-    grey_T1HW = (frames_TCHW * torch.tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
-    grey_T1HW = (grey_T1HW / grey_T1HW.quantile(BRIGHT).clamp_min(0.2)).clamp_max(1)  # dark videos can be seen, too
+    grey_T1HW = (frames_TCHW * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    grey_T1HW = (grey_T1HW / grey_T1HW.quantile(WHITE_QUANTILE).clamp_min(0.2)).clamp_max(1)  # dark videos can be seen, too
     colours = torch.tensor(INFERNO) / 255
     place_THW = heat_THW.clamp(0, 1) * (len(colours) - 1)
     low = place_THW.long().clamp(max=len(colours) - 2)
     share_THW1 = (place_THW - low)[..., None]
     colour_THWC = colours[low] * (1 - share_THW1) + colours[low + 1] * share_THW1
-    cover_T1HW = COVER * heat_THW[:, None].clamp(0, 1)
-    return DIMMED * grey_T1HW * (1 - cover_T1HW) + colour_THWC.movedim(-1, 1) * cover_T1HW
+    cover_T1HW = HEAT_OPACITY * heat_THW[:, None].clamp(0, 1)
+    return GREY_BRIGHTNESS * grey_T1HW * (1 - cover_T1HW) + colour_THWC.movedim(-1, 1) * cover_T1HW
 
 
-def _small(pictures_TCHW: Tensor) -> Tensor:
+def _shrink(pictures_TCHW: Tensor) -> Tensor:
     """At most 128 pixels wide, aspect kept."""
     height, width = pictures_TCHW.shape[2:]
-    if width <= MOST_WIDTH:
+    if width <= MAX_WIDTH:
         return pictures_TCHW
-    size = (max(round(height * MOST_WIDTH / width), 1), MOST_WIDTH)
+    size = (max(round(height * MAX_WIDTH / width), 1), MAX_WIDTH)
     return F.interpolate(pictures_TCHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
@@ -167,11 +167,11 @@ def _sprite(pictures_TCHW: Tensor) -> bytes:
     row_HWC = torch.cat(list(pictures_TCHW), dim=2).permute(1, 2, 0)
     file = io.BytesIO()
     pixels = (row_HWC * 255).round().to(torch.uint8).contiguous().numpy()
-    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY, method=6)
+    Image.fromarray(pixels).save(file, "WEBP", quality=WEBP_QUALITY, method=6)
     return file.getvalue()
 
 
-def _seconds(dataset: Views, index: int) -> float:
+def _clip_seconds(dataset: Views, index: int) -> float:
     """From the first frame of the middle clip to its last.
 
     Where a clip is longer than its video, the steps past the end count as long as those within.

@@ -21,12 +21,12 @@ ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3.5" fill="#0b5cad"/>'
     '<path d="M6 4.4v7.2L12 8z" fill="#fff"/></svg>'
 )
-BREAKS = re.compile(r"(?<=[_/\\])(?=.)", re.DOTALL)  # places in a long name where a line may end
+LINE_BREAKS = re.compile(r"(?<=[_/\\])(?=.)", re.DOTALL)  # places in a long name where a line may end
 
 
 def breakable(name: str) -> Markup:
     """A name as HTML that can be broken behind `_` and `/`."""
-    return Markup("<wbr>").join(BREAKS.split(name))
+    return Markup("<wbr>").join(LINE_BREAKS.split(name))
 
 
 FILTERS = {

@@ -23,7 +23,7 @@ from stvid.evaluation.results import (
 )
 from stvid.evaluation.text import headline
 from stvid.files import replacing
-from stvid.report.clips import MOST_CLIPS, choose, encoded_size
+from stvid.report.clips import MAX_CLIPS, select_clips, encoded_size
 from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
@@ -40,11 +40,11 @@ from stvid.run.start import is_multirun
 from stvid.training.callbacks.bad_videos import read_bad_videos
 
 log = logging.getLogger(__name__)
-MOST_BYTES = 8_000_000  # of a page
-CLIP_BYTES = 5_500_000  # of it for clips, as base64
-TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
+MAX_BYTES = 8_000_000  # of a page
+MAX_CLIP_BYTES = 5_500_000  # of it for clips, as base64
+MAX_TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
 BEST = "best.ckpt"  # what a run folder stands for
-AT_ONCE = 64  # previews that are made before the next look at what they weigh
+PREVIEW_BATCH = 64  # previews that are made before the next look at what they weigh
 
 
 def write_results(
@@ -98,9 +98,9 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
     result = read_result(folder)
     predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
     run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
-    is_judged = is_pooled or _is_judged(trained, result)
+    is_judged = is_pooled or _is_evaluated_checkpoint(trained, result)
     explained = not is_pooled and is_judged
-    facts = _facts_of_run(trained.folder, run) if not is_pooled else {}
+    facts = _run_details(trained.folder, run) if not is_pooled else {}
     return Report(
         name=trained.folder.parent.name if is_pooled else trained.folder.name,
         model=type(trained.model).__name__,
@@ -114,7 +114,7 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
     )
 
 
-def _facts_of_run(folder: Path, run: Mapping) -> dict:
+def _run_details(folder: Path, run: Mapping) -> dict:
     """What is known of one run's training; of a cross-validation there are several."""
     config = folder / "config.yaml"
     return {
@@ -125,7 +125,7 @@ def _facts_of_run(folder: Path, run: Mapping) -> dict:
     }
 
 
-def _is_judged(trained: TrainedModel, result: Mapping) -> bool:
+def _is_evaluated_checkpoint(trained: TrainedModel, result: Mapping) -> bool:
     """Whether a result is of these very weights: file, epoch and step of the checkpoint are the same."""
     judged = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
     return judged == (trained.path.name, trained.epoch, trained.step)
@@ -154,7 +154,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write(path, report_page(report, clip_bytes=CLIP_BYTES, text_bytes=TEXT_BYTES, most_bytes=MOST_BYTES))
+    _write_page(path, report_page(report, clip_bytes=MAX_CLIP_BYTES, text_bytes=MAX_TEXT_BYTES, most_bytes=MAX_BYTES))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
@@ -163,10 +163,10 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write(path, comparison_page(comparison))
+    _write_page(path, comparison_page(comparison))
 
 
-def _write(path: Path, page: bytes) -> None:
+def _write_page(path: Path, page: bytes) -> None:
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
     with replacing(path) as partial:
@@ -176,7 +176,7 @@ def _write(path: Path, page: bytes) -> None:
 def _previews(
     trained: TrainedModel, result: Mapping, predictions: Sequence[PredictionRow], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
-    """As many as a page has room for, in the order of `choose`; `explain`: this model gave the answers."""
+    """As many as a page has room for, in the order of `select_clips`; `explain`: this model gave the answers."""
     gone = [one.path for one in predictions if not os.path.exists(one.path)]
     if gone:
         log.warning(
@@ -185,7 +185,7 @@ def _previews(
             len(predictions),
             gone[0],
         )
-    choice = choose(predictions)
+    choice = select_clips(predictions)
     items = [
         Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
         for one in predictions
@@ -193,12 +193,12 @@ def _previews(
     place = {name: i for i, name in enumerate(result["class_names"])}
     explained = {video: place[predictions[video].predicted] for video in choice.explained * explain}
     previews, spent = {}, 0
-    for start in range(0, min(len(choice.order), MOST_CLIPS), AT_ONCE):
-        videos = choice.order[start : start + AT_ONCE]
+    for start in range(0, min(len(choice.order), MAX_CLIPS), PREVIEW_BATCH):
+        videos = choice.order[start : start + PREVIEW_BATCH]
         asked = {video: explained[video] for video in videos if video in explained}
         previews |= make_previews(trained, items, videos=videos, explained=asked, cache=cache)
         spent = sum(map(encoded_size, previews.values()))
-        if spent > CLIP_BYTES:
+        if spent > MAX_CLIP_BYTES:
             break
     return previews
 

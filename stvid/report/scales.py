@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LETTER = 0.6  # width of a letter over the size of the font, about; digits of common fonts have 0.5 to 0.6
-BETWEEN = 14  # units between the labels of an axis, at least
+LETTER_WIDTH = 0.6  # width of a letter over the size of the font, about; digits of common fonts have 0.5 to 0.6
+MIN_LABEL_GAP = 14  # units between the labels of an axis, at least
 
 
 class Tick(NamedTuple):
@@ -52,14 +52,14 @@ class Scale:
         """
         choices = log_numbers(self.low, self.high) if self.is_log else round_numbers(self.low, self.high, whole=whole)
         for numbers in choices:
-            labels = _decimals(numbers) if text is None else map(text, numbers)
+            labels = _equal_decimals(numbers) if text is None else map(text, numbers)
             ticks = [Tick(self(number), label) for number, label in zip(numbers, labels, strict=True)]
-            if all(_are_apart(a, b, size) for a, b in itertools.pairwise(ticks)):
+            if all(_do_not_overlap(a, b, size) for a, b in itertools.pairwise(ticks)):
                 return ticks
         return []
 
 
-def around(numbers: Iterable[float], margin: float = 0.05, *, is_log: bool = False) -> dict:
+def limits_around(numbers: Iterable[float], margin: float = 0.05, *, is_log: bool = False) -> dict:
     """`low`, `high` and `is_log` of a scale that holds the numbers, with a share of their range left at both ends."""
     found = [math.log(number) if is_log else number for number in numbers]
     low, high = min(found), max(found)
@@ -94,12 +94,12 @@ def log_numbers(low: float, high: float) -> Iterator[list[float]]:
     yield from round_numbers(low, high)
 
 
-def width(text: str, font: float) -> float:
+def text_width(text: str, font: float) -> float:
     """About how wide a text is, in units."""
-    return LETTER * font * len(text)
+    return LETTER_WIDTH * font * len(text)
 
 
-def _decimals(numbers: list[float]) -> list[str]:
+def _equal_decimals(numbers: list[float]) -> list[str]:
     plain = [f"{number:.10g}" for number in numbers]
     if any("e" in text for text in plain):
         return [text.replace("e-0", "e-").replace("e+", "e") for text in plain]
@@ -107,5 +107,5 @@ def _decimals(numbers: list[float]) -> list[str]:
     return [f"{number:.{digits}f}" for number in numbers]
 
 
-def _are_apart(a: Tick, b: Tick, size: Callable[[str], float]) -> bool:
-    return abs(b.place - a.place) >= (size(a.label) + size(b.label)) / 2 + BETWEEN
+def _do_not_overlap(a: Tick, b: Tick, size: Callable[[str], float]) -> bool:
+    return abs(b.place - a.place) >= (size(a.label) + size(b.label)) / 2 + MIN_LABEL_GAP

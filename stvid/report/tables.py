@@ -10,28 +10,28 @@ from stvid.evaluation import text as words
 from stvid.evaluation.results import was_trained_on_gpu
 from stvid.evaluation.text import confused_with
 
-TOPS = ("2", "3", "5")
-MANY = 20  # classes, above which top 5 says more than top 2
-Facts = list[tuple[str, str] | tuple[str, str, str | None]]  # name, value, and perhaps a note
-SHADES = (0.1, 0.25, 0.5, 0.8)  # shares of a row at which a cell's colour changes
-MANY_CLASSES = 30  # above these the matrix is folded away behind the list of pairs
-PAIRS, PAIRS_OF_MANY = 6, 20
+TOP_K = ("2", "3", "5")
+NUM_CLASSES_FOR_TOP5 = 20  # classes, above which top 5 says more than top 2
+Entries = list[tuple[str, str] | tuple[str, str, str | None]]  # name, value, and perhaps a note
+SHADE_BOUNDS = (0.1, 0.25, 0.5, 0.8)  # shares of a row at which a cell's colour changes
+LARGE_MATRIX = 30  # above these the matrix is folded away behind the list of pairs
+NUM_PAIRS, NUM_PAIRS_LARGE = 6, 20
 
 
-def headline_numbers(result: Mapping) -> Facts:
+def metric_entries(result: Mapping) -> Entries:
     """All numbers of a result but the video accuracy."""
 
     def noted(name: str, note: str) -> tuple[str, str, str]:
         bounds = notation.interval(result[f"{name}_ci95"])
         return name.replace("_", " "), notation.percent(result[name]), f"{note}, {bounds}"
 
-    numbers: Facts = [
+    numbers: Entries = [
         noted("clip_accuracy", "every view for itself"),
         noted("mean_class_accuracy", "every class counts alike"),
     ]
-    tops = {k: notation.percent(share) for k, share in result["top_k_accuracy"].items() if k in TOPS}
+    tops = {k: notation.percent(share) for k, share in result["top_k_accuracy"].items() if k in TOP_K}
     if tops:
-        shown = "5" if "5" in tops and len(result["class_names"]) > MANY else "2"
+        shown = "5" if "5" in tops and len(result["class_names"]) > NUM_CLASSES_FOR_TOP5 else "2"
         others = ", ".join(f"top {k}: {share}" for k, share in tops.items() if k != shown)
         numbers.append((f"top {shown}", tops[shown], others or "truth among the 2 most probable answers"))
     numbers.append(("macro F1", notation.decimal(result["macro_f1"]), "mean over the classes"))
@@ -41,23 +41,23 @@ def headline_numbers(result: Mapping) -> Facts:
     return numbers
 
 
-def cost_groups(cost: CostReport | None, result: Mapping, run: Mapping) -> list[tuple[str, str, Facts]]:
+def cost_tables(cost: CostReport | None, result: Mapping, run: Mapping) -> list[tuple[str, str, Entries]]:
     """Title, what it is about, and facts: what the model needs by count, and what the training was seen to need."""
     groups = []
     if cost is not None:
-        groups.append(("The model", _input_text(cost), _counted(cost, result["protocol"])))
+        groups.append(("The model", _input_description(cost), _estimated_entries(cost, result["protocol"])))
     if run:
-        groups.append(("Its training", f"As measured, on {_device(run)}.", _measured(run)))
+        groups.append(("Its training", f"As measured, on {_device_name(run)}.", _measured_entries(run)))
     return groups
 
 
-def _input_text(cost: CostReport) -> str:
+def _input_description(cost: CostReport) -> str:
     shape = " × ".join(map(str, cost.input_shape))
     device = {"cpu": "a CPU", "cuda": "a CUDA device"}[cost.device]
     return f"Counted, for clips of {shape} (channels × frames × height × width) in {cost.precision} on {device}."
 
 
-def _counted(cost: CostReport, protocol: Mapping) -> Facts:
+def _estimated_entries(cost: CostReport, protocol: Mapping) -> Entries:
     views = protocol["num_clips"] * protocol["num_crops"]
     trained = cost.trainable_parameters
     share = None if trained == cost.parameters else f"{count_text(trained)} of them trained"
@@ -72,8 +72,8 @@ def _counted(cost: CostReport, protocol: Mapping) -> Facts:
     ]
 
 
-def _measured(run: Mapping) -> Facts:
-    facts: Facts = [("training time", notation.duration(run["training_seconds"]), "all epochs, validation included")]
+def _measured_entries(run: Mapping) -> Entries:
+    facts: Entries = [("training time", notation.duration(run["training_seconds"]), "all epochs, validation included")]
     if run["clips_per_second"] is not None:
         facts.append(("speed", f"{run['clips_per_second']:.1f} clips/s", "in training"))
     if run["waiting"] is not None:
@@ -84,16 +84,16 @@ def _measured(run: Mapping) -> Facts:
     return facts
 
 
-def _device(run: Mapping) -> str:
+def _device_name(run: Mapping) -> str:
     hardware = run["hardware"]
     if was_trained_on_gpu(run) and hardware["gpus"]:
         return hardware["gpus"][0]["name"]
     return f"{hardware['cpu'] or 'a CPU'}, {notation.count(hardware['cores'], 'core')}"
 
 
-def record_facts(result: Mapping, run: Mapping) -> Facts:
+def provenance_entries(result: Mapping, run: Mapping) -> Entries:
     """Checkpoint, seed, code, versions and machine."""
-    facts: Facts = []
+    facts: Entries = []
     if "folds" in result:
         facts.append(("runs", ", ".join(fold["run"] for fold in result["folds"])))
     else:
@@ -115,9 +115,9 @@ def record_facts(result: Mapping, run: Mapping) -> Facts:
     return facts
 
 
-def data_facts(result: Mapping, run: Mapping, root: str | None) -> Facts:
+def data_entries(result: Mapping, run: Mapping, root: str | None) -> Entries:
     """Where the judged videos lie, in how many groups, and the fingerprint of the run's data set."""
-    facts: Facts = [] if root is None else [("folder", root)]
+    facts: Entries = [] if root is None else [("folder", root)]
     if result["num_groups"]:
         facts.append((f"groups in {result['split']}", f"{result['num_groups']:,}"))
     if run:
@@ -127,7 +127,7 @@ def data_facts(result: Mapping, run: Mapping, root: str | None) -> Facts:
 
 def is_large(result: Mapping) -> bool:
     """Whether the confusion matrix is too large to be looked at first."""
-    return len(result["class_names"]) > MANY_CLASSES
+    return len(result["class_names"]) > LARGE_MATRIX
 
 
 def confusion_rows(result: Mapping) -> list[dict]:
@@ -151,7 +151,7 @@ def _cells(names: Sequence[str], truth: int, counts: Sequence[int], longest: int
             else:
                 cells.append({"blank": 1})
             continue
-        shade = 1 + sum(number / total > bound for bound in SHADES)
+        shade = 1 + sum(number / total > bound for bound in SHADE_BOUNDS)
         label = f"truth {names[truth]}, answered {names[answer]}: {notation.count(number, 'video')}"
         kind = "h" if truth == answer else "m"
         cells.append({"answer": answer, "count": number, "shade": f"{kind}{shade}", "label": label})
@@ -177,7 +177,7 @@ def confused_pairs(result: Mapping) -> list[dict]:
         if number and truth != answer
     ]
     pairs.sort(key=lambda pair: (-pair["count"], -pair["share"]))
-    return pairs[: PAIRS_OF_MANY if is_large(result) else PAIRS]
+    return pairs[: NUM_PAIRS_LARGE if is_large(result) else NUM_PAIRS]
 
 
 def class_rows(result: Mapping) -> list[dict]:
@@ -221,7 +221,7 @@ def audit_classes(result: Mapping) -> list[dict]:
 
 def shade(share: float | None) -> str:
     """The colour of a cell that says how much of a class was recognised."""
-    return f"h{1 + sum(share > bound for bound in SHADES)}" if share else ""
+    return f"h{1 + sum(share > bound for bound in SHADE_BOUNDS)}" if share else ""
 
 
 def data_rows(data: Mapping) -> tuple[list[str], list[dict]]:
