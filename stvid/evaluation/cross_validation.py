@@ -12,7 +12,7 @@ from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.evaluate import compute_metrics
 from stvid.evaluation.results import PredictionRow
-from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_playbacks
+from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics
 from stvid.run.checkpoint import TrainedModel
 
 
@@ -70,7 +70,7 @@ def pool_folds(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
         "class_names": first["class_names"],
         "protocol": protocol,
         **compute_metrics(predictions, first["class_names"]),
-        **(audit_playbacks(predictions, played, first["class_names"], folds[0].clip) if played else {}),
+        **(audit_metrics(predictions, played, first["class_names"], folds[0].clip) if played else {}),
         "num_seen": sum(fold.result["num_seen"] for fold in folds),
         "manifest": first["manifest"],
         "folds": [

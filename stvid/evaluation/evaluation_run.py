@@ -13,7 +13,7 @@ from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.cross_validation import Fold, fold_name, pool_folds
 from stvid.evaluation.evaluate import absent_classes, evaluate, select_test_split
 from stvid.evaluation.results import PredictionRow, write_result
-from stvid.evaluation.temporal_audit import audit_playbacks, predict_playbacks
+from stvid.evaluation.temporal_audit import audit_metrics, predict_playbacks
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import is_sweep_folder, runs_in
 
@@ -30,7 +30,7 @@ class EvaluationOptions:
         num_crops: crops of each: 1, 3 or 5; None likewise.
         manifest: a table of other videos; None: the run's own.
         allow_leaks: let it hold what the run was trained on.
-        audit: play the videos in other ways, too, see `audit_playbacks`.
+        audit: play the videos in other ways, too, see `audit_metrics`.
         calibrate: fit a temperature on val first, see `calibrate`.
         num_workers: processes that read videos.
     """
@@ -40,7 +40,7 @@ class EvaluationOptions:
     num_crops: int | None = None
     manifest: str | None = None
     allow_leaks: bool = False
-    audit_playbacks: bool = False
+    audit_metrics: bool = False
     calibrate: bool = False
     num_workers: int | str = "auto"
 
@@ -92,7 +92,7 @@ def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = 
     played = {}
     if question.audit:
         played = predict_playbacks(trained, data, split=question.split, speak=speak, **how)
-        result |= audit_playbacks(predictions, played, trained.class_names, trained.clip)
+        result |= audit_metrics(predictions, played, trained.class_names, trained.clip)
         if speak:
             write_result(folder, result, predictions)
     fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
