@@ -34,7 +34,7 @@ def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=Fal
     """Writes an evaluation as `stvid evaluate` does; `own`: as a run does at its end."""
     folder = run if own else run / "evaluate" / split
     folder.mkdir(parents=True)
-    accuracy = sum(one.is_right for one in predictions) / len(predictions)
+    accuracy = sum(one.is_correct for one in predictions) / len(predictions)
     content = {
         "split": split,
         "class_names": list(classes),

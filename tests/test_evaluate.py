@@ -96,7 +96,7 @@ def test_a_sweep_over_folds_is_a_cross_validation(cross_validation):
     folder, words = cross_validation
     result, rows, _, _ = as_arrays(folder / "evaluate" / "test")
     assert result["num_videos"] == len(rows) == 24
-    assert len({row.video for row in rows}) == 24
+    assert len({row.video_key for row in rows}) == 24
     own = [json.loads((folder / str(i) / "evaluate" / "test" / "result.json").read_text()) for i in range(4)]
     accuracies = [one["video_accuracy"] for one in own]
     assert [fold["video_accuracy"] for fold in result["folds"]] == accuracies

@@ -297,7 +297,7 @@ def test_after_the_explained_ones_every_cell_has_its_turn():
     choice = select_clips(predictions)
     turn = [video for video in choice.order if video not in choice.explained][:3]
     assert {predictions[video].label for video in turn} == set(names)
-    assert not any(predictions[video].is_right for video in turn)
+    assert not any(predictions[video].is_correct for video in turn)
 
 
 def test_clips_beyond_the_budget_are_left_out(tmp_path):

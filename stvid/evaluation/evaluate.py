@@ -241,7 +241,7 @@ def compute_metrics(predictions: Sequence[PredictionRow], class_names: Sequence[
     groups = [one.video if one.group is None else one.group for one in predictions]
     over_groups = 1 < len(set(groups)) < len(groups)  # of a cross-validation, a video may be there several times
     counts = Counter(one.label for one in predictions)
-    right = [float(one.is_right) for one in predictions]
+    right = [float(one.is_correct) for one in predictions]
     share = [one.views_right / one.views if one.views else 0.0 for one in predictions]
     known = {"groups_N": groups if over_groups else None}
     one_over_class = [1 / counts[one.label] for one in predictions]

@@ -64,11 +64,11 @@ class PredictionRow:
     probabilities: tuple[float, ...] = ()
 
     @property
-    def is_right(self) -> bool:
+    def is_correct(self) -> bool:
         return self.predicted == self.label
 
     @property
-    def video(self) -> tuple[str, float | None, float | None]:
+    def video_key(self) -> tuple[str, float | None, float | None]:
         """What tells it from any other video or part."""
         return self.path, self.start, self.end
 

@@ -49,8 +49,8 @@ def select_clips(predictions: Sequence[PredictionRow]) -> ClipSelection:
     """
     read = [video for video, one in enumerate(predictions) if not one.failed]
     sure = {video: confidence(predictions[video]) for video in read}
-    wrong = sorted((video for video in read if not predictions[video].is_right), key=lambda video: -sure[video])
-    right = sorted((video for video in read if predictions[video].is_right), key=lambda video: sure[video])
+    wrong = sorted((video for video in read if not predictions[video].is_correct), key=lambda video: -sure[video])
+    right = sorted((video for video in read if predictions[video].is_correct), key=lambda video: sure[video])
     choice = ClipSelection([], wrong[:NUM_MISTAKES], right[:NUM_CORRECT])
     first = set(choice.explained)
     rest = ([video for video in videos if video not in first] for videos in (wrong, right))
@@ -99,7 +99,7 @@ def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> di
     """
     name = (os.path.relpath(one.path, root) if root else one.path) + part_suffix(one.start, one.end)
     other = class_names.index(one.label)
-    if one.is_right:
+    if one.is_correct:
         others = (i for i in range(len(class_names)) if i != other)
         other = max(others, key=lambda i: one.probabilities[i], default=other)
     return {
@@ -107,7 +107,7 @@ def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> di
         "truth": printable(one.label),
         "answer": printable(one.predicted),
         "confidence": round(confidence(one), 4),
-        "what": "next probable" if one.is_right else "truth",
+        "what": "next probable" if one.is_correct else "truth",
         "other": printable(class_names[other]),
         "other_probability": round(one.probabilities[other], 4),
     }
