@@ -13,7 +13,7 @@ from PIL import Image
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.cross_validation import Fold, pool_folds
+from stvid.evaluation.evaluation_run import Fold, pool_folds
 from stvid.evaluation.evaluate import compute_metrics
 from stvid.evaluation.results import Evaluation, PredictionRow, write_result
 from stvid.evaluation.text import summary_sentence, interval_basis, protocol_sentence, result_text, temporal_verdicts
@@ -314,7 +314,9 @@ def test_clips_beyond_the_budget_are_left_out(tmp_path):
 
 def test_fitting_stops_at_the_first_that_does_not_fit():
     small = preview(0)
-    assert list(previews_within_budget([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))) == [2, 0]
+    assert list(
+        previews_within_budget([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))
+    ) == [2, 0]
     assert previews_within_budget([0], {0: small}, -5) == {}
 
 

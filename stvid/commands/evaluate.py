@@ -7,8 +7,7 @@ import argparse
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.errors import InputError
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text
 from stvid.files import write_json
@@ -40,9 +39,9 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
     )
     runs, folder = runs_of(options.runs)
     if folder is None:
-        judgement = evaluate_run(runs[0], question, speak=first)
+        judgement = evaluate_run(runs[0], question, is_main_process=first)
     else:
-        judgement = evaluate_folds(runs, question, folder=folder, speak=first)
+        judgement = evaluate_folds(runs, question, folder=folder, is_main_process=first)
     if not first:
         return
     if options.report:

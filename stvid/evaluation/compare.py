@@ -272,7 +272,9 @@ def _test_lines(comparison: Comparison) -> list[str]:
         low, high = test.interval
         difference = (f"{test.difference:+.3f}", f"{low:+.3f} to {high:+.3f}")
         p_values = [text.p_value(p) for p in ([test.p, test.p_corrected] if corrected else [test.p])]
-        rows.append((f"{test.first} - {test.second}", *difference, str(test.only_first), str(test.only_second), *p_values))
+        rows.append(
+            (f"{test.first} - {test.second}", *difference, str(test.only_first), str(test.only_second), *p_values)
+        )
     lines = ["paired tests: exact McNemar test, Tango's interval of the difference", aligned(rows, left=1)]
     if corrected:
         lines.append(f"p, Holm: corrected for {len(comparison.tests)} tests; use this one")

@@ -112,7 +112,9 @@ def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, 
         return torch.autograd.grad(logits_S.sum(), features_STF)[0]
 
 
-def _explain_frame_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+def _explain_frame_model(
+    model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int
+) -> tuple[Tensor, Tensor]:
     """Heat and evidence of a model that encodes frames and classifies their features.
 
     By the chain rule, so that the activations of a few frames are held at once: the logit's gradient for the features,

@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 COLUMNS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
 FRAMES_OF_WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
 MAX_CHUNKS = 200  # of frames in a step; more take long to price
-AUTO_PRECISION = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
+AUTO_PRECISION = {
+    "cpu": "32-true",
+    "cuda": "bf16-mixed",
+}  # what trainer.precision=auto most often was, where a run does not say
 
 
 @dataclass(frozen=True, kw_only=True)
