@@ -63,7 +63,7 @@ def accuracy_interval(
 def _bootstrap_variance(
     scores: np.ndarray, weights: np.ndarray, groups: Sequence[Hashable], rng: np.random.Generator
 ) -> float:
-    """Variance of the weighted mean over resampled groups; the factor `G / (G - 1)` removes the bias of the bootstrap."""
+    """Variance of the weighted mean over resampled groups; `G / (G - 1)` removes the bias of the bootstrap."""
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group_ids = [numbers[group] for group in groups]
     sums_G = np.bincount(group_ids, weights * scores)

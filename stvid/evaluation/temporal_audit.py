@@ -73,9 +73,9 @@ def audit_metrics(
         clip: the geometry of the clips.
 
     Returns:
-        `audit`: for each playback `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None for a class without
-        videos), `confusion`, `lost` (number of videos that are correct only if unchanged) and `gained` (only if
-        changed); `still_classes`, see there; and `audit_note`, which explains limits of the audit.
+        `audit`: for each playback `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None for a class
+        without videos), `confusion`, `lost` (number of videos that are correct only if unchanged) and `gained` (only
+        if changed); `still_classes`, see there; and `audit_note`, which explains limits of the audit.
     """
     audit, unchanged = {}, compute_metrics(predictions, class_names)
     for playback, changed_predictions in playbacks.items():

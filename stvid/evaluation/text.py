@@ -263,8 +263,8 @@ def temporal_verdicts(result: Mapping) -> list[str]:
     if result["video_accuracy_ci95"][0] <= chance:
         bounds = interval(result["video_accuracy_ci95"])
         return [
-            f"The accuracy of {percent(accuracy)} ({bounds}) is not clearly above chance ({percent(chance)}): the audit "
-            "cannot show whether the model uses time."
+            f"The accuracy of {percent(accuracy)} ({bounds}) is not clearly above chance ({percent(chance)}): the "
+            "audit cannot show whether the model uses time."
         ]
     sentences = []
     for playback, (time_is_used, time_is_not_used) in TIME_VERDICTS.items():

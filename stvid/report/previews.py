@@ -45,7 +45,7 @@ class Preview:
 
     Attributes:
         sprite: WebP, the frames side by side, the first at the left.
-        focus: the same in grey with the heat of `explain` drawn over it; None where nothing was explained.
+        heat_sprite: the same in grey with the heat of `explain` drawn over it; None where nothing was explained.
         num_frames: in the sprite.
         width, height: of one frame, pixels.
         seconds: that the clip lasts in the video, from its first frame to its last; at least one frame's time.
@@ -54,7 +54,7 @@ class Preview:
     """
 
     sprite: bytes
-    focus: bytes | None
+    heat_sprite: bytes | None
     num_frames: int
     width: int
     height: int
@@ -111,15 +111,15 @@ def make_previews(
 def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, seconds: float) -> Preview:
     kept = thin_frames(len(clip_TCHW))
     frames_TCHW = _shrink(clip_TCHW[kept, :3].float() / 255)
-    focus = evidence = None
+    heat_sprite = evidence = None
     if class_index is not None:
         explanation = explain(trained, clip_TCHW, class_index)
-        focus = _sprite(overlay_heat(frames_TCHW, _shrink(explanation.heat_THW[kept, None])[:, 0]))
+        heat_sprite = _sprite(overlay_heat(frames_TCHW, _shrink(explanation.heat_THW[kept, None])[:, 0]))
         evidence = None if explanation.evidence_T is None else explanation.evidence_T[kept].tolist()
     height, width = frames_TCHW.shape[2:]
     return Preview(
         sprite=_sprite(frames_TCHW),
-        focus=focus,
+        heat_sprite=heat_sprite,
         num_frames=len(frames_TCHW),
         width=width,
         height=height,
