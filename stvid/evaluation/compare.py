@@ -190,8 +190,8 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
                 ", ".join(sorted(names)) or "(none)" for names in (first_classes - classes, classes - first_classes)
             )
             raise InputError(
-                f"different classes: only in {first.folder}: {only_first}; only in {run.folder}: {only_run}. Only models "
-                "with the same classes can be compared"
+                f"different classes: only in {first.folder}: {only_first}; only in {run.folder}: {only_run}. "
+                "Only models with the same classes can be compared"
             )
     if not common_videos(evaluations)[0]:
         folders = ", ".join(str(run.folder) for run in evaluations)

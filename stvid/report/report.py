@@ -1,4 +1,4 @@
-"""`report.html` and `comparison.html`: one file each that opens anywhere and loads nothing."""
+"""Writes `report.html` and `comparison.html`, each a single self-contained file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stvid.evaluation.results import (
 )
 from stvid.evaluation.text import headline
 from stvid.files import replacing
-from stvid.report.clips import MAX_CLIPS, select_clips, encoded_size
+from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
 from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
@@ -40,11 +40,11 @@ from stvid.run.start import is_multirun
 from stvid.training.callbacks.bad_videos import read_bad_videos
 
 log = logging.getLogger(__name__)
-MAX_BYTES = 8_000_000  # of a page
-MAX_CLIP_BYTES = 5_500_000  # of it for clips, as base64
-MAX_TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
+MAX_BYTES = 8_000_000  # size of a page
+MAX_CLIP_BYTES = 5_500_000  # clips as base64
+MAX_TEXT_BYTES = 4_000_000  # the rest of the page; above this it is truncated
 BEST = "best.ckpt"  # what a run folder stands for
-PREVIEW_BATCH = 64  # previews that are made before the next look at what they weigh
+PREVIEW_BATCH = 64  # previews made before their size is checked again
 
 
 def write_results(
@@ -84,38 +84,38 @@ def write_results(
 
 
 def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
-    """Gathers what there is to say of an evaluation, and makes the clips that show it.
+    """Collects the content of a report, and makes the previews.
 
     Args:
-        trained: the model; of a cross-validation, that of any fold.
-        folder: of the evaluation, with `result.json` and `predictions.csv`. None: the run's own, its result on val.
-        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
+        trained: the model; for a cross-validation, that of any fold.
+        folder: folder of the evaluation, with `result.json` and `predictions.csv`; None: the run folder itself, with
+            the result on val.
+        cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
 
     Raises:
-        InputError: no `result.json` or `predictions.csv` there, or one of an older version.
+        InputError: `result.json` or `predictions.csv` is missing or of an older version.
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
     predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
     run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
-    is_judged = is_pooled or _is_evaluated_checkpoint(trained, result)
-    explained = not is_pooled and is_judged
-    facts = _run_details(trained.folder, run) if not is_pooled else {}
+    is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
+    checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
         name=trained.folder.parent.name if is_pooled else trained.folder.name,
         model=type(trained.model).__name__,
         result=result,
         predictions=predictions,
         cost=estimate_cost(trained, run),
-        previews=_previews(trained, result, predictions, explain=explained, cache=cache),
+        previews=_previews(trained, result, predictions, explain=is_evaluated and not is_pooled, cache=cache),
         audit_command=_audit_command(trained, result),
-        drawn_with=None if is_judged else f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})",
-        **facts,
+        other_checkpoint=None if is_evaluated else checkpoint,
+        **({} if is_pooled else _run_details(trained.folder, run)),
     )
 
 
 def _run_details(folder: Path, run: Mapping) -> dict:
-    """What is known of one run's training; of a cross-validation there are several."""
+    """The parts of a `Report` that describe the training of one run."""
     config = folder / "config.yaml"
     return {
         "run": run,
@@ -126,39 +126,39 @@ def _run_details(folder: Path, run: Mapping) -> dict:
 
 
 def _is_evaluated_checkpoint(trained: TrainedModel, result: Mapping) -> bool:
-    """Whether a result is of these very weights: file, epoch and step of the checkpoint are the same."""
-    judged = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
-    return judged == (trained.path.name, trained.epoch, trained.step)
+    """Whether the result belongs to this checkpoint: same file name, epoch and step."""
+    evaluated = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
+    return evaluated == (trained.path.name, trained.epoch, trained.step)
 
 
 def _audit_command(trained: TrainedModel, result: Mapping) -> str:
-    """For the same runs, checkpoint, videos and views, wherever it is typed."""
+    """Command line of an audit with the same runs, checkpoint, videos and views; it works in any folder."""
     if "folds" in result:
         runs = [Path(fold["run"]) for fold in result["folds"]]
     else:
         name = Path(result["checkpoint"]).name
         runs = [trained.folder if name == BEST else trained.path.with_name(name)]
-    words = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
+    arguments = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
     if result["manifest"]:
-        words += ["--manifest", str(Path(result["manifest"]).absolute())]
-        words += ["--allow-leaks"] if result["num_seen"] else []
+        arguments += ["--manifest", str(Path(result["manifest"]).absolute())]
+        arguments += ["--allow-leaks"] if result["num_seen"] else []
     for key, option in (("num_clips", "--clips"), ("num_crops", "--crops")):
         if result["protocol"][key] != trained.protocol[key]:
-            words += [option, str(result["protocol"][key])]
-    return shlex.join(["stvid", "evaluate", *words, "--audit"])
+            arguments += [option, str(result["protocol"][key])]
+    return shlex.join(["stvid", "evaluate", *arguments, "--audit"])
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the page, at most 8 MB of it: as many clips as fit. The file is written whole or not at all.
+    """Writes the page, at most 8 MB, with as many clips as fit. The file is replaced atomically.
 
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write_page(path, report_page(report, clip_bytes=MAX_CLIP_BYTES, text_bytes=MAX_TEXT_BYTES, most_bytes=MAX_BYTES))
+    _write_page(path, report_page(report, clip_bytes=MAX_CLIP_BYTES, text_bytes=MAX_TEXT_BYTES, max_bytes=MAX_BYTES))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Writes the page that sets several runs side by side.
+    """Writes the page that compares several runs.
 
     Raises:
         InputError: the folder of the file does not exist.
@@ -168,7 +168,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def _write_page(path: Path, page: bytes) -> None:
     if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+        raise InputError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist")
     with replacing(path) as partial:
         partial.write_bytes(page)
 
@@ -176,29 +176,26 @@ def _write_page(path: Path, page: bytes) -> None:
 def _previews(
     trained: TrainedModel, result: Mapping, predictions: Sequence[PredictionRow], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
-    """As many as a page has room for, in the order of `select_clips`; `explain`: this model gave the answers."""
-    gone = [one.path for one in predictions if not os.path.exists(one.path)]
-    if gone:
+    """Previews in the order of `select_clips`, as many as fit on a page; `explain`: with heat maps."""
+    missing = [row.path for row in predictions if not os.path.exists(row.path)]
+    if missing:
         log.warning(
-            "%d of %d videos are no longer there, so the page has no clips of them: %s",
-            len(gone),
-            len(predictions),
-            gone[0],
+            "%d of %d videos no longer exist, so the page has no clips of them; the first: %s",
+            *(len(missing), len(predictions), missing[0]),
         )
-    choice = select_clips(predictions)
+    selection = select_clips(predictions)
     items = [
-        Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
-        for one in predictions
+        Item(path=row.path, label=row.label, split=result["split"], start=row.start, end=row.end, group=row.group)
+        for row in predictions
     ]
-    place = {name: i for i, name in enumerate(result["class_names"])}
-    explained = {video: place[predictions[video].predicted] for video in choice.explained * explain}
-    previews, spent = {}, 0
-    for start in range(0, min(len(choice.order), MAX_CLIPS), PREVIEW_BATCH):
-        videos = choice.order[start : start + PREVIEW_BATCH]
-        asked = {video: explained[video] for video in videos if video in explained}
-        previews |= make_previews(trained, items, videos=videos, explained=asked, cache=cache)
-        spent = sum(map(encoded_size, previews.values()))
-        if spent > MAX_CLIP_BYTES:
+    index = {name: i for i, name in enumerate(result["class_names"])}
+    explained = {video: index[predictions[video].predicted] for video in selection.explained * explain}
+    previews = {}
+    for start in range(0, min(len(selection.order), MAX_CLIPS), PREVIEW_BATCH):
+        videos = selection.order[start : start + PREVIEW_BATCH]
+        classes = {video: explained[video] for video in videos if video in explained}
+        previews |= make_previews(trained, items, videos=videos, explained=classes, cache=cache)
+        if sum(map(encoded_size, previews.values())) > MAX_CLIP_BYTES:
             break
     return previews
 
@@ -211,5 +208,5 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
-    """`report.html` beside an evaluation's `result.json`; see `report_of_run`."""
+    """Writes `report.html` next to the `result.json` of an evaluation; see `report_of_run`."""
     write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
