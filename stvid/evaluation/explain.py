@@ -1,6 +1,6 @@
-"""What in a clip speaks for a class: where a model looked, and which frames counted.
+"""Explanations of a prediction: Grad-CAM heat maps, and the evidence of each frame by integrated gradients.
 
-T frames   C channels   H, W height and width   F features of a frame   N images, one or two a frame   S steps
+T frames   C channels   H, W height and width   F features of a frame   N images, one or two per frame   S steps
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel
 
-CHUNK_FRAMES = 16  # encoded at once; memory does not grow with longer clips
+CHUNK_FRAMES = 16  # frames encoded at once, so that memory does not grow with the length of the clip
 QUADRATURE_STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
 STEP_CHUNK = 8
-MAX_EXTRA_TOKENS = 8  # tokens of a vision transformer that are no part of the picture: class, distillation, registers
+MAX_EXTRA_TOKENS = 8  # tokens of a vision transformer without a position in the image: class, distillation, registers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What speaks for a class in one clip.
+    """Explanation of one class for one clip.
 
     Attributes:
-        heat_THW: float32 in [0, 1], where the model looked: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), the
-            greatest value of the clip being 1; all 0 where nothing speaks for the class, or where the network has no
-            layer that keeps the places of a picture.
-        evidence_T: what each frame adds to the class's logit, by integrated gradients (Sundararajan et al. 2017,
-            arXiv:1703.01365); None for models that do not read frame by frame. See `frame_evidence`.
+        heat_THW: float32 in [0, 1], Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), scaled so that the maximum of
+            the clip is 1; all 0 if nothing supports the class, or if no layer of the network has spatial positions.
+        evidence_T: contribution of each frame to the logit of the class, by integrated gradients (Sundararajan et al.
+            2017, arXiv:1703.01365); None for models that do not encode frame by frame. See `frame_evidence`.
     """
 
     heat_THW: Tensor
@@ -42,18 +41,19 @@ class Explanation:
 
 
 def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Explanation:
-    """Explains one class's logit for one clip. The model stays as it is, on the device where it is.
+    """Explains the logit of one class for one clip. The model is not changed and stays on its device.
 
-    Grad-CAM: `relu(sum_c a_c * A_c)` with the activations A of the last layer whose result has places (and times, in
-    a 3D network and a clip of several frames), and a_c the mean over these of the logit's gradient for channel c. Image
-    networks on single frames have weights a_c for every frame; where a frame is two images (`clip.input=rgb_diff`), the
-    sums of both are added. Of a vision transformer the tokens of the picture are taken where they last have a say.
+    Grad-CAM is `relu(sum_c a_c * A_c)`. A are the activations of the last layer with spatial positions (and, in a 3D
+    network and for several frames, with temporal ones); a_c is the mean over all positions of the gradient of the logit
+    with respect to channel c. An image network has separate weights a_c for each frame; if a frame consists of two
+    images (`clip.input=rgb_diff`), their sums are added. In a vision transformer, A are the image tokens at the last
+    layer where they still influence the output.
 
     Args:
         trained: the model.
-        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.preprocess.as_input` gives it; any T of at least 1,
-            all of them the clip's own frames.
-        class_index: position among `trained.class_names`.
+        clip_TCHW: uint8 `T x clip.channels x H x W`, as returned by `stvid.preprocess.as_input`; T >= 1,
+            without padding.
+        class_index: index in `trained.class_names`.
     """
     model = trained.model
     device = next(model.parameters()).device
@@ -68,9 +68,9 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
             heat_THW, evidence_T = _explain_frame_model(model, preprocess, clip_TCHW, class_index)
         else:
             heat_THW, evidence_T = _explain_volume_model(model, preprocess, clip_TCHW, class_index), None
-    greatest = heat_THW.max()
-    if greatest > 0:
-        heat_THW = heat_THW / greatest
+    maximum = heat_THW.max()
+    if maximum > 0:
+        heat_THW = heat_THW / maximum
     return Explanation(
         heat_THW=heat_THW.float().clamp(0, 1).cpu(), evidence_T=None if evidence_T is None else evidence_T.cpu()
     )
@@ -79,33 +79,36 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
 def frame_evidence(
     classify: Callable[[Tensor], Tensor], features_TF: Tensor, class_index: int, *, steps: int = QUADRATURE_STEPS
 ) -> Tensor:
-    """What each frame adds to a class's logit, `T`; integrated gradients over the frames' features.
+    """Contribution of each frame to the logit of a class, by integrated gradients over the features of the frames.
 
     `e_t = sum_f (x - b)_tf * integral over a in [0, 1] of d logit(b + a (x - b)) / d x_tf`, and the sum over the frames
-    is `logit(x) - logit(b)`. The baseline b is the clip's mean feature vector, at every frame: the same picture all the
-    time. Zero features would be no picture at all, so that much of the evidence would only say that there is one; this
-    way it tells the moments that make the answer another from those that are like all others. Of a clip of one frame,
-    or one that stands still, all evidence is 0.
+    is `logit(x) - logit(b)`. The baseline b repeats the mean feature vector of the clip at every frame, like a still
+    image. The evidence therefore shows which moments change the prediction. (With a baseline of zeros, most of the
+    evidence would only show that there is an image at all.) If the clip has one frame or does not move, the evidence
+    is 0.
 
     Args:
         classify: features `S x T x F` -> logits `S x K`.
-        features_TF: of the clip.
-        class_index: of the logit.
-        steps: points of the quadrature (Gauss-Legendre).
+        features_TF: features of the clip.
+        class_index: index of the logit.
+        steps: points of the Gauss-Legendre quadrature.
+
+    Returns:
+        Evidence `T`, in units of the logit.
     """
     baseline_F = features_TF.mean(dim=0)
-    away_TF = features_TF - baseline_F
+    offset_TF = features_TF - baseline_F
     points, weights = (torch.from_numpy(x).to(features_TF) for x in np.polynomial.legendre.leggauss(steps))
     points_S, weights_S = (points + 1) / 2, weights / 2  # from [-1, 1] to [0, 1]
     gradient_TF = torch.zeros_like(features_TF)
     for point, weight in zip(points_S.split(STEP_CHUNK), weights_S.split(STEP_CHUNK), strict=True):
-        between_STF = baseline_F + point[:, None, None] * away_TF
-        gradient_TF += (_logit_gradient(classify, between_STF, class_index) * weight[:, None, None]).sum(dim=0)
-    return (gradient_TF * away_TF).sum(dim=1)
+        interpolated_STF = baseline_F + point[:, None, None] * offset_TF
+        gradient_TF += (_logit_gradient(classify, interpolated_STF, class_index) * weight[:, None, None]).sum(dim=0)
+    return (gradient_TF * offset_TF).sum(dim=1)
 
 
 def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_index: int) -> Tensor:
-    """The gradient of a class's logit. cuDNN's recurrent layers have none in evaluation mode, torch's own have."""
+    """Gradient of a logit with respect to the features; without cuDNN, whose RNNs have no backward in eval mode."""
     features_STF = features_STF.detach().requires_grad_()
     with torch.backends.cudnn.flags(enabled=False):
         logits_S = classify(features_STF)[:, class_index]
@@ -115,10 +118,10 @@ def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, 
 def _explain_frame_model(
     model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Heat and evidence of a model that encodes frames and classifies their features.
+    """Heat map and evidence of a model that encodes frames and classifies their features.
 
-    By the chain rule, so that the activations of a few frames are held at once: the logit's gradient for the features,
-    then, chunk by chunk, from the features to the layer that is looked at.
+    The chain rule limits memory to the activations of a few frames: first the gradient of the logit with respect to the
+    features, then, chunk by chunk, from the features to the layer of the heat map.
     """
     parts = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, getattr(model, "encoder_chunk", None) or CHUNK_FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
@@ -150,7 +153,7 @@ def _explain_frame_model(
 
 
 def _explain_volume_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
-    """Heat of a 3D network."""
+    """Heat map of a 3D network."""
     with _record_outputs(_backbone(model)) as seen:
         logit = model(preprocess(clip_TCHW[None]).requires_grad_())[0, class_index]
     spacious = [x for x in seen.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
@@ -164,7 +167,7 @@ def _explain_volume_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: T
 
 
 def _gradient_weighted_sum(activations: Tensor, gradient: Tensor) -> Tensor:
-    """`N x C x ...` each -> `N x ...`: channels by the mean of their gradient."""
+    """`N x C x ...` each -> `N x ...`: sum over the channels, weighted by the mean of their gradient."""
     weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
     return (weights * activations).sum(dim=1)
 
@@ -175,9 +178,9 @@ ToSpatial = Callable[[Tensor], Tensor]
 def _last_spatial_layer(
     seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int | None
 ) -> tuple[str, ToSpatial] | None:
-    """The last layer whose result has places that the features depend on, and how it becomes `N x C x h x w`.
+    """The last layer with spatial positions that influence the features, and the conversion of its output to `N x C x h x w`.
 
-    Behind the last attention of a vision transformer only its class token has a say, so it is tried out.
+    A gradient tests the influence: after the last attention of a vision transformer, only the class token has one.
     """
     trial = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
     for name, x in reversed(seen.items()):
@@ -191,12 +194,12 @@ def _last_spatial_layer(
 
 
 def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int | None) -> ToSpatial | None:
-    """How a layer's result becomes `N x C x h x w`; None: it has no places.
+    """Converts the output of a layer to `N x C x h x w`; None if it has no spatial positions.
 
     Args:
-        shape: of the result: `N x C x h x w`, `N x h x w x C`, or tokens `N x (extra + h * w) x C`.
+        shape: of the output: `N x C x h x w`, `N x h x w x C`, or tokens `N x (extra + h * w) x C`.
         size: H and W of the image.
-        width: C of tokens; other sequences are none of the image's own.
+        width: C of tokens; other sequences are not image tokens.
     """
 
     def is_grid(height: int, width: int) -> bool:
@@ -222,23 +225,23 @@ def _backbone(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _record_outputs(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects what the parts of a network that have parameters give, by name, in the order in which they are done."""
-    seen: dict[str, Tensor] = {}
+    """Collects the outputs of all modules with parameters: name -> output, in the order of execution."""
+    outputs: dict[str, Tensor] = {}
     handles = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        def keep(module: nn.Module, arguments: tuple, result: object) -> None:
-            seen.pop(name, None)
+    def record(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, arguments: tuple, result: object) -> None:
+            outputs.pop(name, None)
             if isinstance(result, Tensor) and result.requires_grad:
-                seen[name] = result
+                outputs[name] = result
 
-        handles.append(module.register_forward_hook(keep))
+        handles.append(module.register_forward_hook(hook))
 
     for name, module in network.named_modules():
         if next(module.parameters(), None) is not None:
-            watch(name, module)
+            record(name, module)
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -246,7 +249,7 @@ def _record_outputs(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every part back in its own."""
+    """Evaluation mode; afterwards every module is back in its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
