@@ -77,7 +77,7 @@ class Sweep:
 
     Args:
         runner: runs trials.
-        settings: how to search.
+        settings: the keys below `sweep`.
         overrides: all overrides of the command line but those of Hydra's own keys.
 
     Raises:
