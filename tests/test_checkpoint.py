@@ -2,12 +2,12 @@ import shutil
 
 import pytest
 import torch
+from stvid.models.input_check import check_fit
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.input_check import check_fit
 from stvid.run.checkpoint import build_model, load_checkpoint
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
@@ -174,12 +174,12 @@ def test_an_error_of_the_model_stays_what_it_is_with_the_clip_that_it_got(num_fr
         (
             {"encoder": "vgg11"},
             {"size": (24, 64)},
-            r"model.encoder \(=vgg11\) takes pictures of at least 32 x 32 pixels, not 24 x 64: set clip.size=32",
+            r"model.encoder \(=vgg11\) takes images of at least 32 x 32 pixels, not 24 x 64: set clip.size=32",
         ),
         (
             {"encoder": "vit_b_32"},
             {"size": 64, "num_frames": 1},
-            r"\(=vit_b_32\) takes pictures of 224 x 224 pixels only, not 64 x 64: set clip.size=224, or .*image_size",
+            r"\(=vit_b_32\) takes images of 224 x 224 pixels only, not 64 x 64: set clip.size=224, or .*image_size",
         ),
         ({}, {"input": "rgb_diff"}, r"clips must be B x 3 x T x H x W, got \(1, 6, 16, 64, 64\)"),
     ],

@@ -19,7 +19,7 @@ from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import write_json
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model
+from stvid.run.checkpoint import build_model, trusted_modules
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
 
 log = logging.getLogger("stvid")
@@ -49,7 +49,8 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     if classes < 1:
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
-    model = _without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels)
+    options = {"in_channels": clip.channels, "trust": trusted_modules(config.trust, config.model.get("_target_"))}
+    model = _without_memory(_plain(config.model), num_classes=classes, **options)
     if config.gradient_checkpointing:
         checkpoint_stages(model)
     if device is None:
@@ -66,12 +67,12 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     )
 
 
-def _without_memory(config: Mapping, **sizes: int) -> nn.Module:
+def _without_memory(config: Mapping, **options: object) -> nn.Module:
     try:
         with torch.device("meta"):
-            return build_model(config, **sizes, pretrained=False)
+            return build_model(config, **options, pretrained=False)
     except NotImplementedError:  # RegNet computes its widths with tensors
-        return build_model(config, **sizes, pretrained=False)
+        return build_model(config, **options, pretrained=False)
 
 
 def cost_text(planned: Plan, report: CostReport) -> str:
