@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from stvid.errors import InputError
-from stvid.models.base import check_probability
 from stvid.models.encoders import build_encoder
 from stvid.models.i3d import I3D
 
@@ -78,9 +77,3 @@ def test_a_network_for_one_size_takes_no_other(name, image_size, size):
             InputError, match=rf"images of {size} x {size} pixels only, not {size} x 160: set clip.size"
         ):
             encoder(torch.empty(1, 3, size, 160))
-
-
-@pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan")])
-def test_a_probability_lies_below_1(value):
-    with pytest.raises(InputError, match=r"model\.dropout \(=.*\) must lie in \[0, 1\)"):
-        check_probability("dropout", value)

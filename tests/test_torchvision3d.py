@@ -6,7 +6,6 @@ import pytest
 import torch
 import torchvision
 
-from stvid.models.base import forward_by_length
 from stvid.models.c3d import C3D
 from stvid.models.conv3d import Conv3D
 from stvid.models.torchvision3d import NAMES, TorchvisionVideoModel
@@ -203,19 +202,3 @@ def test_c3d_is_the_published_network():
     widths = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
     by_hand = sum(27 * a * b + b for a, b in widths) + 8193 * 4096 + 4097 * 4096 + 4097 * 101
     assert sum(p.numel() for p in model.parameters()) == by_hand == 78_409_573
-
-
-def test_clips_of_each_length_go_through_together_and_without_their_padding():
-    seen = []
-
-    def network(clips):
-        seen.append(tuple(clips.shape))
-        return clips.mean(dim=(2, 3, 4))
-
-    clips = torch.randn(4, 3, 9, 2, 2)
-    lengths = torch.tensor([9, 4, 9, 2])
-    for i, n in enumerate(lengths):
-        clips[i, :, n:] = float("nan")
-    out = forward_by_length(network, clips, lengths)
-    assert sorted(seen) == [(1, 3, 2, 2, 2), (1, 3, 4, 2, 2), (2, 3, 9, 2, 2)]
-    torch.testing.assert_close(out, torch.stack([clips[i, :, :n].mean(dim=(1, 2, 3)) for i, n in enumerate(lengths)]))
