@@ -18,7 +18,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.report.previews import overlay_heat, make_previews, thin_frames
+from stvid.report.previews import make_previews, overlay_heat, thin_frames
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 

@@ -13,13 +13,13 @@ from PIL import Image
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.evaluation_run import Fold, pool_folds
 from stvid.evaluation.evaluate import compute_metrics
+from stvid.evaluation.evaluation_run import Fold, pool_folds
 from stvid.evaluation.results import Evaluation, PredictionRow, write_result
-from stvid.evaluation.text import summary_sentence, interval_basis, protocol_sentence, result_text, temporal_verdicts
+from stvid.evaluation.text import interval_basis, protocol_sentence, result_text, summary_sentence, temporal_verdicts
 from stvid.files import write_json
 from stvid.models.conv3d import Conv3D
-from stvid.report.clips import select_clips, previews_within_budget
+from stvid.report.clips import previews_within_budget, select_clips
 from stvid.report.content import Report
 from stvid.report.previews import Preview
 from stvid.report.report import MAX_BYTES, report_of_run, write_comparison, write_report

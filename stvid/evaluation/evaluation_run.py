@@ -36,6 +36,7 @@ class EvaluationOptions:
         audit: also evaluate changed playbacks, see `temporal_audit`.
         calibrate: first fit a temperature on val, see `calibrate`.
         num_workers: processes that read videos.
+        trust: modules outside of stvid that may be imported, see `load_checkpoint`.
     """
 
     split: str = "test"
@@ -46,6 +47,7 @@ class EvaluationOptions:
     audit: bool = False
     calibrate: bool = False
     num_workers: int | str = "auto"
+    trust: Sequence[str] = ()
 
 
 class Fold(NamedTuple):
@@ -92,7 +94,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     Raises:
         InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on.
     """
-    trained = load_checkpoint(run)
+    trained = load_checkpoint(run, trust=options.trust)
     data = select_test_split(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     absent = absent_classes(data, options.split)
     if is_main_process and absent:

@@ -64,7 +64,7 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
         torch.autocast(device.type, enabled=False),
         _eval_mode(model),
     ):
-        if hasattr(model, "encode") and hasattr(model, "classify"):
+        if model.supports_feature_cache:
             heat_THW, evidence_T = _explain_frame_model(model, preprocess, clip_TCHW, class_index)
         else:
             heat_THW, evidence_T = _explain_volume_model(model, preprocess, clip_TCHW, class_index), None
@@ -116,51 +116,54 @@ def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, 
 
 
 def _explain_frame_model(
-    model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int
+    model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int
 ) -> tuple[Tensor, Tensor]:
     """Heat map and evidence of a model that encodes frames and classifies their features.
 
     The chain rule limits memory to the activations of a few frames: first the gradient of the logit with respect to the
     features, then, chunk by chunk, from the features to the layer of the heat map.
     """
-    parts = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, getattr(model, "encoder_chunk", None) or CHUNK_FRAMES))
+    chunks = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, model.max_chunk or CHUNK_FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
-    backbone, size = _backbone(model), tuple(clip_TCHW.shape[-2:])
+    size, images_per_frame = tuple(clip_TCHW.shape[-2:]), max(model.in_channels // 3, 1)
 
-    def encoded(part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        x = preprocess(clip_TCHW[None, part]) if whole is None else whole[:, :, part]
-        with _record_outputs(backbone) as seen:
-            return model.encode(x.requires_grad_(torch.is_grad_enabled())), seen
+    def classify(features_BTF: Tensor) -> Tensor:
+        return model.forward_head(model.aggregate(features_BTF))
 
-    only = encoded(parts[0]) if len(parts) == 1 else None
+    def encode(chunk: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        x = preprocess(clip_TCHW[None, chunk]) if whole is None else whole[:, :, chunk]
+        with _record_outputs(model.backbone) as outputs:
+            return model.encode(x.requires_grad_(torch.is_grad_enabled())), outputs
+
+    only = encode(chunks[0]) if len(chunks) == 1 else None
     with torch.no_grad():
-        features_TF = torch.cat([only[0].detach()] if only else [encoded(part)[0] for part in parts], dim=1)[0]
-    slope_TF = _logit_gradient(model.classify, features_TF[None], class_index)[0]
+        features_TF = torch.cat([only[0].detach()] if only else [encode(chunk)[0] for chunk in chunks], dim=1)[0]
+    feature_gradient_TF = _logit_gradient(classify, features_TF[None], class_index)[0]
     heat, layer = [], None
-    for part in parts:
-        found_1TF, seen = only or encoded(part)
+    for chunk in chunks:
+        features_1TF, outputs = only or encode(chunk)
         if layer is None:
-            layer = _last_spatial_layer(seen, found_1TF, size, getattr(backbone, "num_features", None))
+            layer = _last_spatial_layer(outputs, features_1TF, size, features_TF.shape[1] // images_per_frame)
             if layer is None:
                 heat = [torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)]
                 break
-        activations, places = seen[layer[0]], layer[1]
-        (gradient,) = torch.autograd.grad(found_1TF, activations, grad_outputs=slope_TF[None, part])
-        heat_Nhw = _gradient_weighted_sum(places(activations.detach()), places(gradient))
-        heat_Thw = heat_Nhw.unflatten(0, (len(part), -1)).sum(dim=1).relu()
+        name, to_spatial = layer
+        (gradient,) = torch.autograd.grad(features_1TF, outputs[name], grad_outputs=feature_gradient_TF[None, chunk])
+        heat_Nhw = _gradient_weighted_sum(to_spatial(outputs[name].detach()), to_spatial(gradient))
+        heat_Thw = heat_Nhw.unflatten(0, (len(chunk), -1)).sum(dim=1).relu()
         heat.append(F.interpolate(heat_Thw[:, None], size=size, mode="bilinear")[:, 0])
-    return torch.cat(heat), frame_evidence(model.classify, features_TF, class_index)
+    return torch.cat(heat), frame_evidence(classify, features_TF, class_index)
 
 
-def _explain_volume_model(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
+def _explain_volume_model(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
     """Heat map of a 3D network."""
-    with _record_outputs(_backbone(model)) as seen:
+    with _record_outputs(model.backbone) as outputs:
         logit = model(preprocess(clip_TCHW[None]).requires_grad_())[0, class_index]
-    spacious = [x for x in seen.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
-    timed = [x for x in spacious if x.shape[2] > 1]
-    if not spacious:
+    spatial = [x for x in outputs.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
+    temporal = [x for x in spatial if x.shape[2] > 1]
+    if not spatial:
         return torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)
-    activations = (timed or spacious)[-1]
+    activations = (temporal or spatial)[-1]
     (gradient,) = torch.autograd.grad(logit, activations)
     heat = _gradient_weighted_sum(activations.detach(), gradient).relu()
     return F.interpolate(heat[:, None], size=(len(clip_TCHW), *clip_TCHW.shape[-2:]), mode="trilinear")[0, 0]
@@ -176,24 +179,24 @@ ToSpatial = Callable[[Tensor], Tensor]
 
 
 def _last_spatial_layer(
-    seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int | None
+    outputs: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int
 ) -> tuple[str, ToSpatial] | None:
-    """The last layer with spatial positions that influence the features, and the conversion of its output to `N x C x h x w`.
+    """The last layer with spatial positions that influence the features, and the conversion to `N x C x h x w`.
 
     A gradient tests the influence: after the last attention of a vision transformer, only the class token has one.
     """
-    trial = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
-    for name, x in reversed(seen.items()):
-        places = _spatial_layout(tuple(x.shape), size, width)
-        if places is None or len(x) % features_1TF.shape[1]:
+    probe = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
+    for name, x in reversed(outputs.items()):
+        to_spatial = _spatial_layout(tuple(x.shape), size, width)
+        if to_spatial is None or len(x) % features_1TF.shape[1]:
             continue
-        (gradient,) = torch.autograd.grad(features_1TF, x, trial, retain_graph=True, allow_unused=True)
-        if gradient is not None and places(gradient).any():
-            return name, places
+        (gradient,) = torch.autograd.grad(features_1TF, x, probe, retain_graph=True, allow_unused=True)
+        if gradient is not None and to_spatial(gradient).any():
+            return name, to_spatial
     return None
 
 
-def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int | None) -> ToSpatial | None:
+def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int) -> ToSpatial | None:
     """Converts the output of a layer to `N x C x h x w`; None if it has no spatial positions.
 
     Args:
@@ -217,10 +220,6 @@ def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int | 
         if tokens % height == 0 and is_grid(height, tokens // height):
             return lambda x, extra=extra, height=height: x[:, extra:].transpose(1, 2).unflatten(2, (height, -1))
     return None
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    return model.backbone()[0] if isinstance(model, VideoModel) else model
 
 
 @contextlib.contextmanager

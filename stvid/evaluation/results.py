@@ -150,7 +150,7 @@ class Evaluation:
     training: dict | None
 
 
-def read_evaluation(run: str | Path, split: str) -> Evaluation:
+def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -> Evaluation:
     """The evaluation of a run, or of a sweep as a cross-validation, on a split; `val` may be the run's own.
 
     What the model costs is told of a sweep's first run.
@@ -171,7 +171,7 @@ def read_evaluation(run: str | Path, split: str) -> Evaluation:
             raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
     result = read_result(folder)
     run = read_json(_first_run(home) / RESULT_NAME)
-    trained = _load_if_possible(_first_run(path))
+    trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(
         name=home.absolute().name,
         folder=folder,
@@ -205,9 +205,9 @@ def _first_run(path: Path) -> Path:
     return runs_in(path)[0] if is_sweep_folder(path) else path
 
 
-def _load_if_possible(model: Path) -> TrainedModel | None:
+def _load_if_possible(model: Path, trust: Sequence[str]) -> TrainedModel | None:
     try:
-        return load_checkpoint(model)
+        return load_checkpoint(model, trust=trust)
     except InputError:  # evaluations are comparable without it
         return None
 
@@ -241,7 +241,7 @@ def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None
 
 def _used_feature_cache(trained: TrainedModel) -> bool:
     features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
-    return features != "off" and getattr(trained.model, "encoder_is_frozen", False)
+    return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
 
 
 def training_device_and_precision(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
@@ -297,7 +297,7 @@ def estimate_cost(trained: TrainedModel, run: Mapping) -> CostReport | None:
 
 def _batch_size(trained: TrainedModel, num_frames: int) -> int:
     """As in training; one clip where frames go through the model in very many chunks."""
-    size, chunk = trained.config["data"]["datamodule"]["batch_size"], getattr(trained.model, "encoder_chunk", None)
+    size, chunk = trained.config["data"]["datamodule"]["batch_size"], trained.model.max_chunk
     if not isinstance(size, int) or (chunk is not None and size * num_frames > MAX_CHUNKS * chunk):
         return 1
     return size
