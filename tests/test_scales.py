@@ -105,5 +105,9 @@ def test_a_scale_around_numbers_leaves_room():
 def test_numbers_that_are_all_alike_have_room_too(number, expected):
     found = limits_around([number, number])
     assert (found["low"], found["high"]) == expected
-    assert limits_around([8.0, 8.0], is_log=True) == {"low": pytest.approx(4), "high": pytest.approx(16), "is_log": True}
+    assert limits_around([8.0, 8.0], is_log=True) == {
+        "low": pytest.approx(4),
+        "high": pytest.approx(16),
+        "is_log": True,
+    }
     assert math.isfinite(Scale(**found, start=0, end=100)(number))
