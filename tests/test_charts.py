@@ -39,7 +39,7 @@ def all_charts():
         *charts.learning_curves(EPOCHS, best=3),
         charts.reliability({"reliability": BINS}),
         charts.audit_bars(AUDITED),
-        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", identity="cost-0"),
+        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", chart_id="cost-0"),
     ]
 
 
@@ -62,8 +62,8 @@ def test_descriptions_state_the_numbers(drawn):
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
-    assert "75.0\u00a0% of 8 videos right" in reliability
-    assert "as they are: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
+    assert "75.0\u00a0% of 8 videos correct" in reliability
+    assert "unchanged: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
     for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
         assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
@@ -130,7 +130,7 @@ def audit_of(num_classes):
 
 def costs_of(*costs):
     points = [charts.Point("a run with a long name " * 5, cost, 0.8, (0.7, 0.9)) for cost in costs]
-    return [charts.accuracy_over_cost(points, cost="FLOPs a video", identity="cost-0")]
+    return [charts.accuracy_over_cost(points, cost="FLOPs a video", chart_id="cost-0")]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_frames_are_those_of_the_middle_clip(video):
     assert (preview.num_frames, preview.width, preview.height) == (8, 128, 96)
     assert [number_of(frame) for frame in frames_of(preview.sprite, preview)] == [22 + 2 * i for i in range(8)]
     assert preview.seconds == pytest.approx(14 / 25)
-    assert preview.focus is None
+    assert preview.heat_sprite is None
     assert preview.evidence is None
 
 
@@ -96,9 +96,9 @@ def test_what_was_explained_has_a_focus_and_evidence(run_folder):
     trained, items = load_checkpoint(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
     found = previews_of(trained, items, videos=[2, 0], explained={2: 1})
     assert list(found) == [2, 0]
-    assert found[0].focus is None
+    assert found[0].heat_sprite is None
     assert found[2].evidence is None  # a 3D network does not read frame by frame
-    assert frames_of(found[2].focus, found[2]).shape == frames_of(found[2].sprite, found[2]).shape == (4, 32, 32, 3)
+    assert frames_of(found[2].heat_sprite, found[2]).shape == frames_of(found[2].sprite, found[2]).shape == (4, 32, 32, 3)
     lstm = trained_with(trained.clip, CNNLSTM(num_classes=2))
     assert len(previews_of(lstm, items, videos=[1], explained={1: 0})[1].evidence) == 4
 
@@ -112,7 +112,7 @@ def test_long_clips_are_thinned_and_wide_ones_made_smaller(video):
     assert numbers == thin_frames(60)
     assert (numbers[0], numbers[-1]) == (0, 59)
     assert {b - a for a, b in itertools.pairwise(numbers)} == {2, 3}
-    assert len(preview.evidence) == len(frames_of(preview.focus, preview)) == 24
+    assert len(preview.evidence) == len(frames_of(preview.heat_sprite, preview)) == 24
     assert preview.seconds == pytest.approx(59 / 25, abs=1e-3)
 
 
@@ -177,4 +177,4 @@ def test_the_hotter_the_brighter_and_the_picture_stays_visible():
 def test_a_preview_is_small(video):
     clip = ClipSpec(num_frames=16, frame_stride=2, size=112)
     preview = previews_of(trained_with(clip), [item(video)], explained={0: 0})[0]
-    assert len(preview.sprite) + len(preview.focus) < 30_000
+    assert len(preview.sprite) + len(preview.heat_sprite) < 30_000

@@ -64,10 +64,10 @@ def test_numbers_of_any_axis_are_round_inside_apart_and_at_least_two(is_log):
         ticks = scale.ticks(lambda text: 30)
         assert len({tick.label for tick in ticks}) == len(ticks) >= 2
         for a, b in itertools.pairwise(ticks):
-            assert b.place - a.place > 30
+            assert b.position - a.position > 30
         for tick in ticks:
-            assert 30 <= tick.place <= 330
-            assert tick.place == pytest.approx(scale(float(tick.label)), abs=0.11), "what it says is where it stands"
+            assert 30 <= tick.position <= 330
+            assert tick.position == pytest.approx(scale(float(tick.label)), abs=0.11), "what it says is where it stands"
 
 
 def test_round_numbers_are_multiples_of_one_two_or_five():
