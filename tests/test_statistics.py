@@ -51,9 +51,7 @@ def test_a_perfect_accuracy_has_an_interval_of_positive_width():
     low, high = accuracy_interval([1.0] * 20)
     assert (round(low, 3), high) == (0.839, 1.0)  # Wilson's formula by hand: 1 / (1 + z^2 / 20)
     assert accuracy_interval([0.0] * 20) == pytest.approx((0.0, 1 - low), abs=1e-5)
-    assert (
-        accuracy_interval([1.0] * 20, groups_N=[i // 4 for i in range(20)]).low < low
-    )  # five groups: less information
+    assert accuracy_interval([1.0] * 20, groups_N=[i // 4 for i in range(20)]).low < low  # five groups
 
 
 def test_groups_with_equal_accuracies_hardly_widen_the_interval():
