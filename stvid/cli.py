@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stvid import __version__
 from stvid.errors import InputError, report_errors
-from stvid.run.folder import home
+from stvid.run.folder import project_root
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(overrides: Sequence[str]) -> None:
-    script = home() / "train.py"
+    script = project_root() / "train.py"
     sys.argv = [str(script), *overrides]
     runpy.run_path(str(script), run_name="__main__")
 

@@ -49,7 +49,13 @@ class Seven(pl.LightningDataModule):
 
 
 def run(task, folder, **options):
-    return find_lr(lambda **changes: pl.Trainer(**{**TRAINER, **options, **changes}), task, Seven(), folder)
+    return find_lr(
+        lambda **changes: pl.Trainer(**{**TRAINER, **options, **changes}),
+        task,
+        Seven(),
+        table=folder / "lr_finder.csv",
+        picture=folder / "lr_finder.png",
+    )
 
 
 def rows_of(folder):

@@ -12,8 +12,9 @@ from stvid.data.feature_cache import FeatureStore, Stored
 from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
-from stvid.run.config import literal
-from stvid.run.start import kept_manifest, save_run
+from stvid.run.config import escape_interpolations
+from stvid.run.folder import RunFolder
+from stvid.run.start import save_run, stored_manifest
 from stvid.training.callbacks.bad_videos import BadVideos, read_bad_videos
 
 NAMES = (
@@ -108,15 +109,15 @@ def test_bad_videos_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "\x85"])  # which PyYAML reads as a line break
 def test_a_config_keeps_names_as_text(tmp_path, name):
-    OmegaConf.save(OmegaConf.create(literal({"class_names": [name]})), tmp_path / "c.yaml")
+    OmegaConf.save(OmegaConf.create(escape_interpolations({"class_names": [name]})), tmp_path / "c.yaml")
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "c.yaml"), resolve=True) == {"class_names": [name]}
 
 
 @pytest.mark.parametrize("names", [("1", "0"), ("${x}", "???", "2")])
 def test_a_run_finds_its_videos_again_with_its_classes_in_their_order(tmp_path, names):
     items = tuple(Item(path=f"/{name}", label=name, split="train") for name in names)
-    save_run(tmp_path, {"class_names": list(names)}, Manifest(items=items, class_names=names))
-    assert kept_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
+    save_run(RunFolder(tmp_path), {"class_names": list(names)}, Manifest(items=items, class_names=names))
+    assert stored_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
 
 
 def test_stored_features_keep_the_label(tmp_path):

@@ -58,7 +58,7 @@ def test_a_bad_step_is_named_however_late_it_is_known(late, lag, steps_begun):
 
 def test_no_checkpoint_is_written_of_a_step_that_was_not_looked_at(late, tmp_path):
     late(None)
-    last = LastCheckpoint(tmp_path / "checkpoints", every=2, preemption=Preemption())
+    last = LastCheckpoint(tmp_path / "checkpoints" / "last.ckpt", every=2, preemption=Preemption())
     with pytest.raises(InputError, match="after 2 steps"):
         fit(new_task(Breaks()), BATCHES, callbacks=[last], enable_checkpointing=True)
     kept = torch.load(last.path, weights_only=True)

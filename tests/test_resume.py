@@ -16,7 +16,7 @@ from test_task import Means, new_task
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
-from stvid.run.resume import resumed
+from stvid.run.resume import resume_config
 from stvid.training.callbacks.checkpoints import AtomicCheckpoints, EarlyStop
 from stvid.training.callbacks.preemption import Preemption
 from stvid.training.callbacks.progress import EpochTable
@@ -148,7 +148,7 @@ OWN = {
 
 def beside(*overrides, allow=False):
     fresh = OmegaConf.create({**FRESH, "allow_changes": allow})
-    return OmegaConf.to_container(resumed(OmegaConf.create(OWN), ["resume=RUN", *overrides], fresh))
+    return OmegaConf.to_container(resume_config(OmegaConf.create(OWN), ["resume=RUN", *overrides], fresh))
 
 
 def test_what_changes_nothing_may_stand_beside_resume_and_reaches_every_place():
@@ -230,7 +230,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch, wher
 def test_a_run_of_an_older_version_says_what_it_lacks():
     fresh = OmegaConf.create({**FRESH, "loss": {"label_smoothing": 0.1}})
     with pytest.raises(InputError, match="older version of stvid, without loss"):
-        resumed(OmegaConf.create(OWN), ["resume=RUN"], fresh)
+        resume_config(OmegaConf.create(OWN), ["resume=RUN"], fresh)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -276,8 +276,9 @@ def ordinary_steps(tmp_path, monkeypatch, entered, **options):
                 entered(batch_idx == 1)
 
     data = type("Data", (), {"most_bad": 9, "bad": {}})
+    files = {name: tmp_path / name for name in ("best_checkpoint", "last_checkpoint", "bad_videos")}
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
-    watching = [Window(), *callbacks(tmp_path, data, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
+    watching = [Window(), *callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
     momentum = OptimizerFactory(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
     mixing = Mixing(mixup=0.8, cutmix=1.0)
     task = new_task(Normed(), optimization=momentum, mixing=mixing, class_weights=[1.0, 2.0, 3.0])

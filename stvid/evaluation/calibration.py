@@ -21,7 +21,7 @@ from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import CALIBRATION_NAME
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def calibrate(
         "step": trained.step,
     }
     if speak:
-        write_json(file := trained.folder / CALIBRATION_NAME, found)
+        write_json(file := RunFolder(trained.folder).calibration_json, found)
         _tell(found, file)
     return replace(trained, temperature=temperature)
 

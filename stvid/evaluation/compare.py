@@ -12,6 +12,7 @@ from stvid.errors import InputError
 from stvid.evaluation import text as notation
 from stvid.evaluation.results import WHOLE_VIDEO, Evaluation, PredictionRow
 from stvid.evaluation.statistics import holm, mcnemar, paired_interval
+from stvid.run.folder import RunFolder
 
 Video = tuple[tuple[str, float | None, float | None], str]  # `Prediction.video`, and its label
 MOST_DIFFERING = 10  # lines
@@ -200,7 +201,7 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     parts = []
     for one in evaluations:
         folder = one.folder.resolve()
-        parts.append((folder.parent.parent if folder.parent.name == "evaluate" else folder).parts)
+        parts.append(RunFolder(folder).evaluated_run.path.parts)
     tails = ([Path(*each[-n:]).as_posix() for each in parts] for n in range(1, max(map(len, parts)) + 1))
     return next(names for names in tails if len(set(names)) == len(names))
 

@@ -15,7 +15,7 @@ from stvid.evaluation.evaluate import absent_classes, evaluate, select_test_spli
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import audit, predict_playbacks
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import is_sweep_folder, runs_in
+from stvid.run.folder import RunFolder, finished_runs
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = 
     result, predictions = evaluate(trained, data, split=question.split, **how)
     result["manifest"] = question.manifest and str(Path(question.manifest).absolute())
     other = f"_{Path(question.manifest).stem}" if question.manifest else ""
-    folder = trained.folder / "evaluate" / f"{question.split}{other}"
+    folder = RunFolder(trained.folder).evaluation(f"{question.split}{other}").path
     if speak:
         write_result(folder, result, predictions)
     played = {}
@@ -121,9 +121,11 @@ def evaluate_folds(
             log.info("%s (%d of %d)", run, number + 1, len(runs))
         judgements.append(evaluate_run(run, question, speak=speak))
     result, predictions = pooled([one.fold for one in judgements])
-    whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
+    whole = RunFolder(folder).is_sweep and [run.absolute() for run in runs] == [
+        run.absolute() for run in finished_runs(folder)
+    ]
     some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
-    folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
+    folder = RunFolder(folder).evaluation(f"{judgements[0].folder.name}{some}").path
     if speak:
         write_result(folder, result, predictions)
     return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
@@ -19,68 +18,21 @@ from stvid.evaluation.results import (
     read_json,
     read_predictions,
     read_result,
-    write_result,
 )
-from stvid.evaluation.text import headline
 from stvid.files import replacing
 from stvid.report.clips import MOST_CLIPS, choose, encoded_size
 from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import (
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    RESULT_NAME,
-    display_path,
-    home,
-)
-from stvid.run.provenance import run_record
-from stvid.run.start import is_multirun
+from stvid.run.folder import RunFolder
 from stvid.training.callbacks.bad_videos import read_bad_videos
 
 log = logging.getLogger(__name__)
 MOST_BYTES = 8_000_000  # of a page
 CLIP_BYTES = 5_500_000  # of it for clips, as base64
 TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
-BEST = "best.ckpt"  # what a run folder stands for
 AT_ONCE = 64  # previews that are made before the next look at what they weigh
-
-
-def write_results(
-    trained: TrainedModel,
-    result: Mapping,
-    predictions: Sequence[PredictionRow],
-    *,
-    config: Mapping,
-    data,
-    training: Mapping,
-    epochs: int,
-) -> None:
-    """What a run leaves behind when training is done: `result.json` and `predictions.csv`, what to type next, the page.
-
-    Args:
-        trained: the model; the files go into its run folder.
-        result: of the evaluation on val; the file also holds how training went, and all that it came from.
-        predictions: likewise.
-        config: the run's, see `as_used`.
-        data: the `VideoDataModule`.
-        training: on which kind of device, in which precision, and how it went, see `EpochTable.summary`.
-        epochs: that were trained.
-    """
-    run = trained.folder
-    facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
-    result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
-    write_result(run, result, predictions)
-    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
-    log.info("run folder   %s", display_path(run))
-    log.info(
-        "test it      stvid evaluate %s%s", display_path(run), "" if data.manifest.select("test") else " --split val"
-    )
-    log.info("use it       stvid predict %s VIDEO...", display_path(run))
-    if config["report"] and not is_multirun():  # of forty trials nobody looks at forty pages
-        draw_report(trained, run, cache=probe_cache(data.manifest))
-        log.info("look at it   %s", display_path(run / REPORT_NAME))
 
 
 def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
@@ -96,8 +48,8 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
-    predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
-    run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
+    predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
+    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
     is_judged = is_pooled or _is_judged(trained, result)
     explained = not is_pooled and is_judged
     facts = _facts_of_run(trained.folder, run) if not is_pooled else {}
@@ -116,11 +68,12 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
 
 def _facts_of_run(folder: Path, run: Mapping) -> dict:
     """What is known of one run's training; of a cross-validation there are several."""
-    config = folder / "config.yaml"
+    files = RunFolder(folder)
+    config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(folder / "metrics.csv"),
-        "bad_videos": read_bad_videos(folder / "bad_videos.csv"),
+        "epochs": _read_rows(files.metrics_csv),
+        "bad_videos": read_bad_videos(files.bad_videos_csv),
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
@@ -137,7 +90,8 @@ def _audit_command(trained: TrainedModel, result: Mapping) -> str:
         runs = [Path(fold["run"]) for fold in result["folds"]]
     else:
         name = Path(result["checkpoint"]).name
-        runs = [trained.folder if name == BEST else trained.path.with_name(name)]
+        is_best = name == RunFolder(trained.folder).best_ckpt.name  # which a run folder stands for
+        runs = [trained.folder if is_best else trained.path.with_name(name)]
     words = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
     if result["manifest"]:
         words += ["--manifest", str(Path(result["manifest"]).absolute())]
@@ -212,4 +166,4 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
     """`report.html` beside an evaluation's `result.json`; see `report_of_run`."""
-    write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
+    write_report(report_of_run(trained, folder, cache=cache), RunFolder(folder).report_html)

@@ -18,7 +18,7 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
-from stvid.run.folder import CALIBRATION_NAME, CHECKPOINTS, find_checkpoint
+from stvid.run.folder import RunFolder, find_checkpoint
 
 log = logging.getLogger(__name__)
 ALLOWED_TARGET = re.compile(r"(stvid\.models\.\w+)\.(\w+)")
@@ -30,7 +30,7 @@ def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], pro
     """Plain data that goes into every checkpoint, and all that `load_checkpoint` needs beside the weights.
 
     Args:
-        config: the run's, resolved, with the values that were really used (`stvid.run.start.as_used`).
+        config: the run's, resolved, with the values that were really used (`stvid.run.start.with_used_values`).
         clip: the clip's geometry.
         class_names: in the order of the model's outputs.
         protocol: how held-out videos are judged: `num_clips`, `num_crops`.
@@ -156,9 +156,7 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True) -> TrainedModel
     )
     _check_state(model, state, path)
     model.load_state_dict(state)
-    folder = path.absolute().parent
-    folder = folder.parent if folder.name == CHECKPOINTS else folder
-    trained = TrainedModel(path=path, folder=folder, model=model.eval(), **facts)
+    trained = TrainedModel(path=path, folder=RunFolder.of(path).path, model=model.eval(), **facts)
     return replace(trained, temperature=_temperature(trained)) if calibrated else trained
 
 
@@ -195,7 +193,7 @@ def _shape(value: object) -> tuple[int, ...] | None:
 
 def _temperature(trained: TrainedModel) -> float:
     """The one that was fitted for this very checkpoint; 1 where there is none."""
-    file = trained.folder / CALIBRATION_NAME
+    file = RunFolder(trained.folder).calibration_json
     if not file.is_file():
         return 1.0
     try:

@@ -28,11 +28,16 @@ DIVERGED = 4.0  # times the best smoothed loss
 
 
 def find_lr(
-    make_trainer: Callable[..., pl.Trainer], task: pl.LightningModule, data: pl.LightningDataModule, folder: Path
+    make_trainer: Callable[..., pl.Trainer],
+    task: pl.LightningModule,
+    data: pl.LightningDataModule,
+    *,
+    table: Path,
+    picture: Path,
 ) -> float | None:
     """Trains for 100 steps at rates from 1e-6 to 10 and says at which the loss fell fastest. Spoils the model.
 
-    Writes `lr_finder.csv` (lr, loss, smoothed) and `lr_finder.png`. Where there are fewer batches than steps, several
+    Writes a table (lr, loss, smoothed) and a picture. Where there are fewer batches than steps, several
     epochs are gone through; a loss of more than four times the best one ends the test.
 
     Args:
@@ -40,7 +45,8 @@ def find_lr(
         task: with `optimization.lr`, to which the rates of its parameter groups are in proportion; it logs
             `train_loss_step`.
         data: set up.
-        folder: for the files.
+        table: file for the CSV table.
+        picture: file for the PNG picture.
 
     Returns:
         The rate for `optimizer.lr`; None where the loss did not fall.
@@ -62,9 +68,9 @@ def find_lr(
         log.info("at a learning rate of %.1e gradients are no longer finite", test.rates[len(test.losses)])
     found = suggestion(test.rates, test.losses)
     if trainer.is_global_zero:
-        write(folder / "lr_finder.csv", test.rates, test.losses)
-        draw(folder / "lr_finder.png", test.rates, test.losses, found)
-        log.info("written: %s and lr_finder.png", folder / "lr_finder.csv")
+        write(table, test.rates, test.losses)
+        draw(picture, test.rates, test.losses, found)
+        log.info("written: %s and %s", table, picture.name)
         _tell(found, task.optimization)
     return found
 

@@ -63,11 +63,11 @@ class BestCheckpoint(Checkpoint):
     """`best.ckpt`: the model with the best score on val (see `ValScore`), written after its validation.
 
     Args:
-        folder: where it lies. The folder may have moved since the run was interrupted.
+        path: of the checkpoint. Its folder may have moved since the run was interrupted.
     """
 
-    def __init__(self, folder: Path):
-        self.path, self.best = Path(folder) / "best.ckpt", None
+    def __init__(self, path: Path):
+        self.path, self.best = Path(path), None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (score := val_score(trainer)).is_better_than(self.best):
@@ -85,7 +85,7 @@ class LastCheckpoint(Checkpoint):
     """`last.ckpt`, from which a run goes on: after every epoch, every so many steps, and when the run is told to stop.
 
     Args:
-        folder: where it lies.
+        path: of the checkpoint.
         every: optimizer steps between checkpoints within an epoch, at least 1; None: none there.
         preemption: knows whether somebody wants the run to stop. It stops after the step it is at (several processes:
             after the next one), or, where that is the epoch's last, after the epoch.
@@ -94,10 +94,10 @@ class LastCheckpoint(Checkpoint):
         InputError: `every` below 1.
     """
 
-    def __init__(self, folder: Path, *, every: int | None, preemption: Preemption):
+    def __init__(self, path: Path, *, every: int | None, preemption: Preemption):
         if every is not None and every < 1:
             raise InputError(f"save_every (={every}) must be at least 1 step, or null for epochs only")
-        self.path, self.every, self.preemption = Path(folder) / "last.ckpt", every, preemption
+        self.path, self.every, self.preemption = Path(path), every, preemption
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
