@@ -51,14 +51,17 @@ def help_text(overrides: Sequence[str] = (), *, width: int = 100) -> str:
         if equals and group in chosen:
             chosen[group] = choice
     train = train_command()
+    usage = {
+        f"{train} model=cnn_lstm data=folder data.root=DIR": "videos in one folder per class",
+        f"{train} -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3": "a sweep: one run per combination",
+        f"{train} resume=RUN": "resume an interrupted run",
+        f"{train} model=cnn_lstm --help": "the keys of another choice",
+        f"{train} --cfg job": "print the config, do not train",
+        f"{train} --hydra-help": "options of Hydra",
+    }
     paragraphs = [
         f"Train a model: {train} [group=choice] [key=value]",
-        f"  {train} model=cnn_lstm data=folder data.root=DIR\n"
-        f"  {train} -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3      a sweep: one run per combination\n"
-        f"  {train} resume=RUN\n"
-        f"  {train} model=cnn_lstm --help      the keys of another choice\n"
-        f"  {train} --cfg job                  print the config, do not train\n"
-        f"  {train} --hydra-help               options of Hydra",
+        "\n".join(_row(command, purpose, width) for command, purpose in usage.items()),
         "CHOICES (* the one whose keys are listed below)",
         *(_choices_text(group, chosen[group], width) for group in config_groups()),
         "KEYS with their values, which key=value overrides; ??? must be given",
