@@ -37,7 +37,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.device import autocast, cpu_has_fast_bf16, num_cores, resolve_precision
 from stvid.preprocess import Preprocess, channels_last, run_model
 from stvid.run.checkpoint import build_model

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D

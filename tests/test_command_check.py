@@ -98,7 +98,12 @@ def test_leaks_and_conflicts_name_splits_labels_and_files():
 
 @pytest.mark.parametrize(
     ("short", "words"),
-    [("repeat_last", "stands still"), ("wrap", "begin again"), ("pad", "are shorter"), ("error", "will refuse them")],
+    [
+        ("repeat_last", "stands still"),
+        ("wrap", "repeated in order"),
+        ("pad", "are shorter"),
+        ("error", "will refuse them"),
+    ],
 )
 def test_what_becomes_of_short_videos_is_told(short, words):
     found = [{"path": "/videos/run/a.mp4", "start": None, "end": None, "num_frames": 20, "span": 31}]

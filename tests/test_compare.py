@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs, comparison_text, differences
 from stvid.evaluation.results import PredictionRow, read_evaluation, write_predictions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from stvid.cost.table import aligned, count_text
+from stvid.cost.report import aligned, count_text
 from stvid.errors import InputError
 from stvid.evaluation import text as notation
 from stvid.evaluation.results import WHOLE_VIDEO, Evaluation, PredictionRow

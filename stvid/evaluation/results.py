@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.cost.estimate import CostReport, estimate
+from stvid.cost.estimate import estimate
+from stvid.cost.report import CostReport
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json

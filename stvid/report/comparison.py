@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from stvid.cost.table import bytes_text, count_text
+from stvid.cost.report import bytes_text, count_text
 from stvid.evaluation import text as notation
 from stvid.evaluation.compare import Comparison, Difference, PairedTest
 from stvid.evaluation.results import Evaluation

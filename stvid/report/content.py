@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stvid.cost.estimate import CostReport
+from stvid.cost.report import CostReport
 from stvid.errors import listing
 from stvid.evaluation import text as words
 from stvid.evaluation.results import PredictionRow

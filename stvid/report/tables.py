@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stvid.cost.estimate import CostReport
-from stvid.cost.table import bytes_text, count_text
+from stvid.cost.report import CostReport, bytes_text, count_text
 from stvid.evaluation import text as notation
 from stvid.evaluation import text as words
 from stvid.evaluation.results import on_gpu

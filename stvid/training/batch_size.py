@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from stvid.clip import ClipSpec
-from stvid.cost import CostReport
 from stvid.cost.planning import Plan, free_bytes
-from stvid.cost.table import brief, bytes_text
+from stvid.cost.report import CostReport, bytes_text, summary_line
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import clip_lengths
 from stvid.device import autocast
@@ -90,19 +89,19 @@ def plan_batch(
         ema=ema is not None,
     )
     if size == "auto":
-        size = planned.chosen_batch(most=max(len(data.train), 2))
+        size = planned.resolve_batch_size(limit=max(len(data.train), 2))
         if device.type == "cuda":
             size = _confirmed(planned, optimization, size, try_step)
         log.info("data.batch_size=auto takes %d clips, of %d training videos", size, len(data.train))
     try:
-        report = planned.price(size)
+        report = planned.estimate(size)
     except InputError as error:
         log.info("cost not known: %s", error)
         return size
     except Exception:  # a model that computes with NumPy, for example, can be trained and not simulated
         log.warning("cost not known: the simulation of a training step failed, training goes on", exc_info=True)
         return size
-    log.info("%s", brief(report))
+    log.info("%s", summary_line(report))
     _warn_of_memory(planned, report)
     return size
 
@@ -132,7 +131,7 @@ def _warn_of_memory(planned: Plan, report: CostReport) -> None:
     free = free_bytes(planned.device)
     if free is None or report.peak_train_bytes <= free:
         return
-    fits = planned.largest_batch(most=report.batch_size)
+    fits = planned.largest_batch(limit=report.batch_size)
     hint = f"the largest batch that fits: data.batch_size={fits}" if fits else "not even 2 clips fit"
     log.warning("only %s of memory are free, so this is likely to stop for want of it; %s", bytes_text(free), hint)
 
