@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     if options.processes < 1:
         raise InputError(f"--processes (={options.processes}) must be at least 1")
     if options.processes > 1 and not is_distributed():
-        raise SystemExit(launch_processes(options.again, options.processes))
+        raise SystemExit(launch_processes(options.run_again, options.processes))
     limit_cpu_threads(default_device().type)
     with init_distributed() as is_main_process:
         _evaluate(options, is_main_process)
