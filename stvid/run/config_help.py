@@ -19,6 +19,7 @@ from stvid.run.folder import project_root
 
 SHARED = {"data": "loading"}  # group -> a file that its choices include, not a choice itself
 INTERNAL = ("datamodule", "hydra", "defaults")  # sections that no user sets
+SCRIPT = "python train.py"  # in comments of configs/; an installed package has `stvid train` instead
 COLUMN = 34  # of the comments
 MIN_WIDTH, MAX_WIDTH = 80, 120
 
@@ -117,7 +118,7 @@ def read_choice(group: str, choice: str) -> dict[str, tuple[str, str]]:
 def describe_choice(group: str, choice: str) -> str:
     """The first comment line of a choice's file, after a line with the command of an experiment."""
     lines = (_configs() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
-    return next(line.removeprefix("# ") for line in lines if not line.startswith(("# @package", "# python train.py")))
+    return next(line.removeprefix("# ") for line in lines if not line.startswith(("# @package", f"# {SCRIPT}")))
 
 
 def _configs() -> Path:
@@ -143,8 +144,11 @@ def _entries(file: Path) -> dict[str, tuple[str, str]]:
 
 
 def _choices_text(group: str, chosen: str | None, width: int) -> str:
-    rows = ((f"{group}={name}{' *' * (name == chosen)}", describe_choice(group, name)) for name in choices_of(group))
-    return "\n".join(_row(left, comment, width) for left, comment in rows)
+    lines = []
+    for choice in choices_of(group):
+        comment = describe_choice(group, choice).replace(SCRIPT, train_command())
+        lines.append(_row(f"{group}={choice}{' *' if choice == chosen else ''}", comment, width))
+    return "\n".join(lines)
 
 
 def _keys_text(title: str, entries: Mapping[str, tuple[str, str]], width: int) -> str:
