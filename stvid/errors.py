@@ -34,7 +34,7 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Prints an error that the user can fix as one line on stderr and exits with code 2; others keep their traceback."""
+    """Prints an error that the user can fix on stderr and exits with code 2; other errors keep their traceback."""
     try:
         yield
     except InputError as error:
