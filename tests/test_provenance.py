@@ -118,6 +118,6 @@ def test_the_record_describes_the_machine_without_its_name_or_its_users(tmp_path
     assert "/data/set" not in text
 
 
-def test_the_peak_is_at_least_what_was_just_filled_and_at_most_what_there_is():
+def test_peak_memory_is_between_what_was_just_filled_and_all_memory():
     numbers = torch.ones(2**26)  # a quarter of a GiB
     assert len(numbers) / 2**28 < peak_host_gib() < hardware()["memory_gib"]

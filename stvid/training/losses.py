@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stvid.device import HostCopy
 from stvid.distributed import all_gather_object, all_reduce, get_world_size
-from stvid.errors import SHOWN, InputError
+from stvid.errors import MAX_NAMES, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +189,8 @@ def _message(step: Step) -> str:
     losses = [path for bad, _ in everybody for paths in bad for path in paths]
     files = sorted(set(losses or [path for _, paths in everybody for batch in paths for path in batch]))
     what = "the loss" if losses else "a gradient"
-    more = f"\n  and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
-    shown = "\n".join(f"  {path}" for path in files[:SHOWN])
+    more = f"\n  and {len(files) - MAX_NAMES} more" if len(files) > MAX_NAMES else ""
+    shown = "\n".join(f"  {path}" for path in files[:MAX_NAMES])
     return (
         f"{what} is not finite after {step.number} steps. Nothing has been saved since, so the checkpoints are sound. "
         f"The clips were of:\n{shown}{more}\n"
