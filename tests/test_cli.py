@@ -2,16 +2,23 @@
 
 import csv
 import json
+import runpy
 import shutil
 
 import pytest
 from conftest import in_process
 
+from stvid import __version__
 from stvid.cli import main
 
 
 def command(*arguments):
     return in_process(["stvid", *map(str, arguments)], lambda: main(list(map(str, arguments))))
+
+
+def test_the_package_runs_as_a_program():
+    done = in_process(["stvid", "--version"], lambda: runpy.run_module("stvid", run_name="__main__"))
+    assert (done.returncode, done.stdout) == (0, f"stvid {__version__}\n")
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 import copy
 import csv
+import importlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import yaml
 from conftest import ROOT, TINY, break_half_way, in_process, make_folder, stvid, train_py
 
 from stvid import device as hardware
+from stvid import training as training_package
 from stvid.cli import main
 from stvid.commands import cost as pricing
 from stvid.data.layouts.class_folders import folder
@@ -244,7 +247,7 @@ def test_the_runs_of_a_sweep_are_in_one_folder_with_a_summary(video_folder, tmp_
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "messages"),
     [
         (["data=folder"], ["data.root must be given"]),
         (["data=folder", "data.root=/nowhere"], ["/nowhere does not exist"]),
@@ -274,14 +277,33 @@ def test_the_runs_of_a_sweep_are_in_one_folder_with_a_summary(video_folder, tmp_
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
-def test_a_wrong_override_is_one_message_and_exit_code_2(overrides, words, tmp_path, video_folder):
+def test_a_wrong_override_is_one_message_and_exit_code_2(overrides, messages, tmp_path, video_folder):
     if not any(text.startswith("data=") for text in overrides):
         overrides = ["data=folder", f"data.root={video_folder}", *overrides]
     done = train_py(*TINY, f"hydra.run.dir={tmp_path / 'run'}", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+    assert all(message in done.stderr for message in messages), done.stderr
     assert not (tmp_path / "run").exists(), "an empty run folder was left behind"
+
+
+def test_the_first_line_is_printed_before_the_data_set_is_read(tmp_path):
+    run = tmp_path / "run"
+    done = train_py("data=folder", "data.root=/nowhere", f"hydra.run.dir={run}", *TINY)
+    assert done.stdout == f"training Conv3D on /nowhere; run folder {run}\n"
+    assert "/nowhere does not exist" in done.stderr
+
+
+def test_importing_stvid_training_leaves_the_warning_filters_alone():
+    before = list(warnings.filters)
+    importlib.reload(training_package)
+    assert warnings.filters == before
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        training_package.ignore_expected_warnings()
+        warnings.warn("It is recommended to use `self.log(..., sync_dist=True)`", stacklevel=1)
+        warnings.warn("another warning", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another warning"]
 
 
 def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):
