@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
+def file_lock(path: str | os.PathLike) -> Iterator[None]:
     """Runs the block in one process at a time, with a lock file beside `path`. A killed process releases the lock.
 
     Without permission to write beside `path` there is no lock.

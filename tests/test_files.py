@@ -3,7 +3,7 @@ import multiprocessing
 
 import pytest
 
-from stvid.files import one_at_a_time, replacing, write_json
+from stvid.files import file_lock, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -22,7 +22,7 @@ def test_names_that_are_not_utf_8_are_the_same_after_reading(tmp_path):
 
 
 def _enter(path, out):
-    with one_at_a_time(path):
+    with file_lock(path):
         with out.open("a") as file:
             file.write("in ")
         for _ in range(200_000):  # long enough for another process to interleave
@@ -43,7 +43,7 @@ def test_one_process_at_a_time_runs_the_block(tmp_path):
 
 def test_without_permission_to_write_there_is_no_lock(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with one_at_a_time(tmp_path / "file" / "cache"):
+    with file_lock(tmp_path / "file" / "cache"):
         pass
-    with pytest.raises(FileNotFoundError), one_at_a_time(tmp_path / "cache"):
+    with pytest.raises(FileNotFoundError), file_lock(tmp_path / "cache"):
         raise FileNotFoundError

@@ -25,7 +25,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler
 from stvid.device import cores_per_process
 from stvid.errors import InputError, VideoError
-from stvid.files import one_at_a_time
+from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
 from stvid.video.types import VideoInfo
@@ -169,7 +169,7 @@ def probe_items(
 
     Several processes that look at the same files do not all decode them: one does, and fills the cache.
     """
-    with contextlib.nullcontext() if cache is None else one_at_a_time(cache):
+    with contextlib.nullcontext() if cache is None else file_lock(cache):
         return probe_all(
             [item.path for item in items],
             num_workers=max(num_workers, 1),  # only another process can be killed when it hangs

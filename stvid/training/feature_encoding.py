@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stvid.device import autocast
 from stvid.errors import InputError
-from stvid.files import one_at_a_time
+from stvid.files import file_lock
 from stvid.progress import Bar
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
         **{name: version for name in LIBRARIES if (version := _version(name))},
     }
     for name, stored in data.use_features(facts).items():
-        with one_at_a_time(stored.store.path):  # of several processes, one encodes
+        with file_lock(stored.store.path):  # of several processes, one encodes
             _fill(name, stored, data, encode)
     log.info("random views of each training video: %d; data.passes=N keeps N, data.features=off none", data.passes)
     model.train()
