@@ -136,7 +136,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     close_logger(logger)
 
     # result: the best checkpoint, evaluated on val
-    trained = load_checkpoint(folder.path, calibrated=False)
+    trained = load_checkpoint(folder.path, calibrated=False, trust=config.trust)
     val = select_test_split(trained, split="val")
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:

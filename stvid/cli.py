@@ -127,6 +127,11 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_number_or_text, default="auto", help=description)
 
 
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    description = "import a model of your own, if the run names a class in this package or module; may be repeated"
+    parser.add_argument("--trust", metavar="MODULE", action="append", default=[], help=description)
+
+
 def _add_cost(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands, "cost", "parameters, memory and compute of a model, before training", output_files=("json", "out")
@@ -173,6 +178,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(parser)
+    _add_trust(parser)
     description = "processes that evaluate together, one per GPU (default: 1)"
     parser.add_argument("--processes", type=int, default=1, metavar="N", help=description)
     parser.add_argument("--json", metavar="F", help="also write the result to this file")
@@ -189,6 +195,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     description = "which evaluation (default: for one run its own on val, for several test)"
     parser.add_argument("--split", help=description)
     parser.add_argument("--out", metavar="F.html", help="write the page to this file")
+    _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the comparison to this file")
 
 
@@ -198,6 +205,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
     _add_workers(parser)
+    _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
 
 

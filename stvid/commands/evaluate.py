@@ -38,6 +38,7 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         audit=options.audit,
         calibrate=options.calibrate,
         num_workers=options.workers,
+        trust=options.trust,
     )
     runs, folder = resolve_runs(options.runs)
     if folder is None:
@@ -47,7 +48,7 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
     if not is_main_process:
         return
     if options.report:
-        draw_report(load_checkpoint(runs[0]), evaluation.folder, cache=evaluation.probe_cache)
+        draw_report(load_checkpoint(runs[0], trust=options.trust), evaluation.folder, cache=evaluation.probe_cache)
     result = evaluation.result
     if options.json:
         write_json(options.json, result)

@@ -18,7 +18,8 @@ from stvid.run.checkpoint import TrainedModel, load_checkpoint
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads(default_device().type)
     paths = expand_sources(options.sources)
-    predictions = predict_files(load_checkpoint(options.run), paths, top=options.top, num_workers=options.workers)
+    trained = load_checkpoint(options.run, trust=options.trust)
+    predictions = predict_files(trained, paths, top=options.top, num_workers=options.workers)
     for prediction in predictions:
         print(prediction["path"])
         if "error" in prediction:

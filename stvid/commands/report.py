@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         raise InputError(f"--json {options.json}: only a comparison of several runs is written there; this is one run")
     runs, sweep = resolve_runs(options.runs)
-    trained = load_checkpoint(runs[0])
+    trained = load_checkpoint(runs[0], trust=options.trust)
     split = options.split or ("test" if sweep else "val")
     folder = _evaluation_folder(RunFolder(sweep or trained.folder), split, is_given=bool(options.split or sweep))
     if not folder.result_json.is_file():
@@ -46,7 +46,7 @@ def _evaluation_folder(run: RunFolder, split: str, *, is_given: bool) -> RunFold
 
 def _compare(options: argparse.Namespace) -> None:
     split = options.split or "test"
-    comparison = compare_runs([read_evaluation(run, split) for run in options.runs])
+    comparison = compare_runs([read_evaluation(run, split, trust=options.trust) for run in options.runs])
     print(comparison_text(comparison))
     if options.json:
         write_json(options.json, comparison.to_dict())

@@ -9,16 +9,16 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
-from stvid.models.input_check import check_fit
+from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model, load_checkpoint
+from stvid.run.checkpoint import build_model, is_trusted, load_checkpoint
+from stvid.run.config import known_targets, targets
 
 log = logging.getLogger("stvid")
-RESUME_KEYS = ("resume", "allow_changes")
+RESUME_KEYS = ("resume", "allow_changes", "trust")
 ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
     "data.num_workers",
     "data.probe_timeout",
@@ -30,7 +30,7 @@ ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
 )
 FIXED_KEYS = ("clip", "model", "optimizer", "ema", "compile", "gradient_checkpointing", "find_lr")  # by the checkpoint
 MANIFEST_KEY = "data.datamodule.manifest"
-UNSAVED_KEYS = ("sweep",)  # in the config of a command line, but not in that of a run
+UNSAVED_KEYS = ("sweep", "trust")  # in the config of a command line, but not of every run
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -62,6 +62,18 @@ def resume_config(stored: DictConfig, overrides: Sequence[str], new: DictConfig)
     for override in parsed:
         _apply(config, override, new)
     return config
+
+
+def check_targets(stored: DictConfig, new: DictConfig, trust: Sequence[str]) -> None:
+    """Raises InputError if a run's config names code that is not in configs/, in the command, or trusted."""
+    allowed = {node["_target_"] for _, node in targets(OmegaConf.to_container(new, resolve=True))} | known_targets()
+    for key, node in targets(OmegaConf.to_container(stored, resolve=False)):
+        target = str(node["_target_"])
+        if not (target in allowed or is_trusted(target, trust)):
+            raise InputError(
+                f"resume={new.resume}: {key}._target_ (={target}) of the run is code outside of stvid, which is "
+                f"imported only from modules that you trust: add trust=[{target.partition('.')[0]}]"
+            )
 
 
 def check_complete(stored: DictConfig, new: DictConfig) -> None:
@@ -132,12 +144,12 @@ def _keys(node: DictConfig, place: str = "") -> Iterator[str]:
 
 def build_or_resume_model(
     checkpoint: Path | None, config: Mapping, clip: ClipSpec, *, num_classes: int
-) -> tuple[nn.Module, tuple[int, int]]:
+) -> tuple[VideoModel, tuple[int, int]]:
     """The model in training mode, and the `position` where training starts (see `TrainedModel`).
 
     Args:
         checkpoint: the checkpoint to resume from; None: build a new model.
-        config: the run's: `model`, `gradient_checkpointing`, `compile`.
+        config: the run's: `model`, `gradient_checkpointing`, `compile`, `trust`.
         clip: the clips that the model gets.
         num_classes: outputs of the model.
 
@@ -145,13 +157,14 @@ def build_or_resume_model(
         InputError: the model cannot be built, or does not take such clips; an unknown mode of `compile`.
     """
     if checkpoint is None:
-        model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels)
+        sizes = {"num_classes": num_classes, "in_channels": clip.channels}
+        model = build_model(config["model"], **sizes, trust=config["trust"])
         position = (0, 0)
     else:
-        trained = load_checkpoint(checkpoint)
+        trained = load_checkpoint(checkpoint, trust=config["trust"])
         model, position = trained.model.train(), trained.position
         _check_same_batches(trained.config, config, position)
-    check_fit(model, clip)
+    check_input(model, clip)
     if config["gradient_checkpointing"]:
         checkpoint_stages(model)
     if config["compile"] is not None:

@@ -19,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
-from stvid.run.config import check_config, escape_interpolations
+from stvid.run.checkpoint import trusted_modules, update_targets
+from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_interpolations
 from stvid.run.folder import RunFolder, display_path
-from stvid.run.resume import RESUME_KEYS, check_complete, resume_config
+from stvid.run.resume import RESUME_KEYS, check_complete, check_targets, resume_config
 
 log = logging.getLogger("stvid")
+STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
 def is_multirun() -> bool:
@@ -45,6 +47,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     folder = _hydra_folder()
     sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
     _let_other_processes_join(folder)
+    trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
     is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     is_restarted = is_run and (sweep or is_requeued)
@@ -53,6 +56,8 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
             raise InputError(
                 f"{folder.path} holds a run already. Resume it (resume={folder.path}), or choose another hydra.run.dir"
             )
+        config = drop_keys_of_replaced_model(config, overrides)
+        config.trust = trust
         check_config(config)
         if not sweep:
             _check_no_sweep_settings(overrides)
@@ -60,13 +65,14 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         return _on_one_device(config) if sweep else config, folder
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
-    stored = OmegaConf.load(folder.config_yaml)
+    stored = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=False)))
     check_complete(stored, config)
     if not is_restarted:
         stored = resume_config(stored, overrides, config)
-    stored.resume = str(folder.path)
+    stored.resume, stored.trust = str(folder.path), trust
     if folder.manifest_csv.is_file():
-        stored.data.datamodule.manifest = {"_target_": "stvid.run.start.stored_manifest", "run": str(folder.path)}
+        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": str(folder.path)}
+    check_targets(stored, config, [*trust, STORED_MANIFEST])
     return stored, folder
 
 

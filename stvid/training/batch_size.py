@@ -74,7 +74,7 @@ def plan_batch(
             f"data.batch_size=auto: {num_processes} processes must have the same batch size; `stvid cost` says "
             "what fits, give the number"
         )
-    chunk = getattr(model, "encoder_chunk", None)
+    chunk = model.max_chunk
     if size != "auto" and chunk is not None and size * clip.num_frames > MANY_CHUNKS * chunk:
         log.info("cost not known: so many chunks of frames take long to simulate; `stvid cost` does")
         return size

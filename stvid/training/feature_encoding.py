@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from stvid.device import autocast
 from stvid.errors import InputError
 from stvid.files import file_lock
+from stvid.preprocess import encode_clips
 from stvid.progress import Bar
 
 log = logging.getLogger(__name__)
+ENCODER_KEYS = ("_target_", "encoder", "image_size")  # on these keys of our models the features depend
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # of encoders, beside torchvision
 
 
@@ -27,7 +29,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 
     Args:
         data: a `VideoDataModule`, set up.
-        task: with `model` and `preprocess`; the model has `encoder_is_frozen` and `encode` where it has an encoder.
+        task: with `model` (a `VideoModel`) and `preprocess`.
         precision: as `resolve_precision` gives it.
         device: where to compute.
         config: the model's, as plain data; with the weights, it tells one encoder from another.
@@ -35,7 +37,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     Raises:
         InputError: clips are to be cut, which features cannot be.
     """
-    if data.features == "off" or not getattr(task.model, "encoder_is_frozen", False):
+    if data.features == "off" or not (task.model.supports_feature_cache and task.model.backbone_is_frozen):
         return
     if getattr(task.mixing, "cutmix", 0):
         raise InputError(
@@ -48,14 +50,12 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     def encode(clips_BTCHW: Tensor, lengths_B: Tensor | None) -> Tensor:
         lengths = None if lengths_B is None else lengths_B.to(device)
         with autocast(device, precision):
-            clips = clips_BTCHW.to(device)
-            if preprocess.normalize == "clip":
-                return model.encode(preprocess(clips, lengths), lengths).cpu()
-            return model.encode(clips, lengths, prepare=preprocess).cpu()
+            return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
+    is_ours = str(config["_target_"]).startswith("stvid.")
     facts = {
-        "encoder": weights_fingerprint(model.encoder),
-        "model": {key: str(value) for key, value in config.items() if key in ("_target_", "encoder", "image_size")},
+        "encoder": weights_fingerprint(model.backbone),
+        "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,

@@ -71,9 +71,7 @@ class ParamGroups:
         if not asked:
             return {}
         told = f"optimizer.{asked[0]} (={getattr(self, asked[0])})"
-        if not hasattr(model, "backbone_stages"):
-            raise InputError(f"{told}: {type(model).__name__} has no backbone_stages()")
-        stages = model.backbone_stages()
+        stages = model.stage_parameters()
         if not any(parameter.requires_grad for stage in stages for parameter in stage):
             raise InputError(f"{told}: all of the backbone is frozen")
         top, decay = self.lr if self.backbone_lr is None else self.backbone_lr, self.layer_decay or 1.0

@@ -145,7 +145,7 @@ class ClassificationTask(pl.LightningModule):
     def _answer(self, inputs: Tensor, batch: Mapping) -> Tensor:
         """Logits `B x K` of a batch's clips, or of the features that have been stored of them."""
         if "features" in batch:
-            return self.model.classify(inputs, batch["lengths"])
+            return self.model.forward_head(self.model.aggregate(inputs, batch["lengths"]))
         return self(inputs, batch["lengths"])
 
     def on_train_start(self) -> None:
