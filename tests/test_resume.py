@@ -12,13 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, TINY, make_folder, train_py
 from omegaconf import OmegaConf
-from test_task import Means, new_task
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
 from stvid.run.resume import resumed
-from stvid.training.callbacks.checkpoints import AtomicCheckpoints, EarlyStop
-from stvid.training.callbacks.preemption import Preemption
+from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable
 
 OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
@@ -203,48 +201,10 @@ def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
 
 
-@pytest.mark.parametrize("where", ["preemption", "task"])
-def test_a_signal_that_comes_while_processes_agree_is_not_lost(monkeypatch, where):
-    """At an epoch's end, and in a step, in whose one exchange it takes part."""
-    preemption, task = Preemption(), new_task(Means())
-    task.stop_signal = lambda: preemption.received
-    for module in ("preemption", "task"):
-        monkeypatch.setattr(f"stvid.training.{module}.num_processes", lambda: 2)
-
-    def told(all_reduce):
-        monkeypatch.setattr(f"stvid.training.{where}.over_all", all_reduce)
-        if where == "preemption":
-            return preemption.wanted_by_any(task)
-        task._agree_on_step(4)
-        return preemption.wanted(task)
-
-    def all_reduce(values, take):
-        preemption._note(signal.SIGTERM, None)  # right now
-        return values
-
-    assert not told(all_reduce)
-    assert told(lambda values, take: values)
-    assert preemption.agreed == signal.SIGTERM
-
-
 def test_a_run_of_an_older_version_says_what_it_lacks():
     fresh = OmegaConf.create({**FRESH, "loss": {"label_smoothing": 0.1}})
     with pytest.raises(InputError, match="older version of stvid, without loss"):
         resumed(OmegaConf.create(OWN), ["resume=RUN"], fresh)
-
-
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):
-    io, path = AtomicCheckpoints(), tmp_path / "checkpoints" / "last.ckpt"
-    io.save_checkpoint({"step": 1}, path)
-
-    def killed(content, file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        io.save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
 
 
 def test_a_run_stops_when_it_gets_no_better(video_folder, tmp_path):

@@ -75,7 +75,7 @@ def plan_batch(
         )
     chunk = getattr(model, "encoder_chunk", None)
     if size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk:
-        log.info("cost not estimated: a step with this many chunks takes long to simulate; `stvid cost` does it")
+        log.info("cost not known: a step with this many chunks takes long to simulate; `stvid cost` does it")
         return size
     plan = Plan(
         model=model,
@@ -95,10 +95,10 @@ def plan_batch(
     try:
         report = plan.estimate(size)
     except InputError as error:
-        log.info("cost not estimated: %s", error)
+        log.info("cost not known: %s", error)
         return size
     except Exception:  # a model that uses NumPy, for example, can be trained but not simulated
-        log.warning("cost not estimated: the simulation of a training step failed; training continues", exc_info=True)
+        log.warning("cost not known: the simulation of a training step failed; training continues", exc_info=True)
         return size
     log.info("%s", summary_line(report))
     _warn_if_too_large(plan, report)
