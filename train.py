@@ -78,7 +78,7 @@ def train(config: DictConfig, run: Path) -> float:
     trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
     close_logger(logger)
 
-    held = select_test_split(trained := load_checkpoint(run, calibrated=False), split="val")
+    held = select_test_split(trained := load_checkpoint(run, calibrated=False, trust=config.trust), split="val")
     result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **table.summary()}

@@ -128,6 +128,11 @@ def _add_workers(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--workers", type=_workers, default="auto", help=description)
 
 
+def _add_trust(verb: argparse.ArgumentParser) -> None:
+    description = "import a model of your own, if the run names a class in this package or module; may be repeated"
+    verb.add_argument("--trust", metavar="MODULE", action="append", default=[], help=description)
+
+
 def _add_cost(verbs: argparse._SubParsersAction) -> None:
     verb = _add_verb(
         verbs, "cost", "parameters, memory and compute of a model, before training", output_files=("json", "out")
@@ -174,6 +179,7 @@ def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     verb.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(verb)
+    _add_trust(verb)
     description = "processes that evaluate together, one per GPU (default: 1)"
     verb.add_argument("--processes", type=int, default=1, metavar="N", help=description)
     verb.add_argument("--json", metavar="F", help="also write the result to this file")
@@ -187,6 +193,7 @@ def _add_report(verbs: argparse._SubParsersAction) -> None:
     description = "which evaluation (default: for one run its own on val, for several test)"
     verb.add_argument("--split", help=description)
     verb.add_argument("--out", metavar="F.html", help="write the page to this file")
+    _add_trust(verb)
     verb.add_argument("--json", metavar="F", help="also write the comparison to this file")
 
 
@@ -196,6 +203,7 @@ def _add_predict(verbs: argparse._SubParsersAction) -> None:
     verb.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
     verb.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
     _add_workers(verb)
+    _add_trust(verb)
     verb.add_argument("--json", metavar="F", help="also write the predictions to this file")
 
 

@@ -91,9 +91,9 @@ for name in ("fork", "getpgid", "killpg", "sched_getaffinity", "setsid", "syscon
 for name in sys.argv[1:]:
     importlib.import_module(name)
 
-from stvid.device import num_cores
-from stvid.provenance import hardware, peak_host_gib
-from stvid.training.preemption import SIGNALS
+from stvid.device import num_cores, peak_host_gib
+from stvid.run.provenance import hardware
+from stvid.training.callbacks.preemption import SIGNALS
 assert num_cores() == os.cpu_count()
 assert peak_host_gib() is None and hardware()["memory_gib"] is None
 assert SIGNALS == (signal.SIGTERM, signal.SIGINT)

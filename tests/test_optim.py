@@ -149,8 +149,6 @@ def test_a_rate_that_applies_to_no_parameter_is_an_input_error(key):
     options = {**SETTINGS, key: 0.5}
     with pytest.raises(InputError, match=rf"optimizer.{key} \(=0.5\): all of the backbone is frozen"):
         OptimizerFactory(**options).configure(CNNLSTM(num_classes=3, freeze="all"), 10)
-    with pytest.raises(InputError, match=rf"optimizer.{key} \(=0.5\): Linear has no backbone_stages"):
-        OptimizerFactory(**options).configure(nn.Linear(2, 2), 10)
 
 
 def test_groups_set_rates_and_decay_and_the_first_matching_pattern_wins():

@@ -15,7 +15,7 @@ from torch import nn
 from two_processes import CASES
 
 from stvid.errors import InputError
-from stvid.models.i3d import InflatedNetwork
+from stvid.models.i3d import I3D
 from stvid.run.checkpoint import build_model
 from stvid.training.parallel import CPUSyncBatchNorm, SyncedBatchNorm
 
@@ -99,7 +99,7 @@ def test_two_processes_take_the_step_of_one_with_every_model(name, differences):
 
 def test_a_frozen_batch_norm_stays_frozen_when_replaced(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
-    model = SyncedBatchNorm().apply(InflatedNetwork(num_classes=2, freeze="bn1")).train()
+    model = SyncedBatchNorm().apply(I3D(num_classes=2, freeze="bn1")).train()
     assert isinstance(model.network.bn1, CPUSyncBatchNorm)
     assert not model.network.bn1.training
     assert model.network.layer1[0].bn1.training

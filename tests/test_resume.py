@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
+from stvid.run.checkpoint import MOVED_TARGETS
 from stvid.run.resume import resumed
 from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable
@@ -129,6 +130,32 @@ def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
     config = OmegaConf.load(run / "config.yaml")
     assert config.trainer.max_epochs == 4
     assert config.data.datamodule.num_workers == 1
+
+
+def test_a_run_of_the_version_before_the_new_layout_resumes(whole, tmp_path):
+    """Its config has the old names, and no key `trust`."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    text = (run / "config.yaml").read_text().replace("trust: []\n", "")
+    for old, new in MOVED_TARGETS.items():
+        text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
+    assert "stvid.training.optim.Optimization\n" in text
+    (run / "config.yaml").write_text(text)
+    done = train_py(f"resume={run}", "trainer.max_epochs=4", "allow_changes=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows_of(run / "metrics.csv")) == 4
+
+
+def test_code_that_only_the_run_names_is_not_imported_without_trust(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    config.loss, config.trust = {"_target_": "unknown_package.Loss"}, ["unknown_package"]
+    OmegaConf.save(config, run / "config.yaml")
+    done = train_py(f"resume={run}")
+    assert done.returncode == 2
+    assert "loss._target_ (=unknown_package.Loss) of the run is code outside of stvid" in done.stderr
+    assert "add trust=[unknown_package]" in done.stderr
+    done = train_py(f"resume={run}", "trust=[unknown_package]")
+    assert "No module named 'unknown_package'" in done.stderr  # it was tried
 
 
 WIRES = {"num_workers": "${data.num_workers}", "augment": "${augment}", "manifest": {"root": "${data.root}"}}

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from stvid.clip import ClipSpec
 from stvid.device import HostCopy
 from stvid.errors import InputError
+from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
 from stvid.training.callbacks import callbacks
 from stvid.training.callbacks.progress import EpochTable
@@ -29,7 +30,7 @@ LABELS = torch.tensor([0, 2, 1, 0])
 RECORD = {"class_names": ["a", "b", "c"]}
 
 
-class Fixed(nn.Module):
+class Fixed(VideoModel):
     """A model with constant logits."""
 
     def __init__(self, logits_BK):
@@ -40,7 +41,7 @@ class Fixed(nn.Module):
         return self.logits_BK
 
 
-class Means(nn.Module):
+class Means(VideoModel):
     """A linear layer on the mean colour, whose gradient has a simple formula."""
 
     def __init__(self):

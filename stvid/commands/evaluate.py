@@ -37,6 +37,7 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         audit=options.audit,
         calibrate=options.calibrate,
         num_workers=options.workers,
+        trust=options.trust,
     )
     runs, folder = runs_of(options.runs)
     if folder is None:
@@ -46,7 +47,7 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
     if not first:
         return
     if options.report:
-        draw_report(load_checkpoint(runs[0]), judgement.folder, cache=judgement.probe_cache)
+        draw_report(load_checkpoint(runs[0], trust=options.trust), judgement.folder, cache=judgement.probe_cache)
     result = judgement.result
     if options.json:
         write_json(options.json, result)

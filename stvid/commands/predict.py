@@ -72,7 +72,9 @@ def predict_files(
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads(default_device().type)
     paths = expand_sources(options.sources)
-    predictions = predict_files(load_checkpoint(options.run), paths, top=options.top, num_workers=options.workers)
+    predictions = predict_files(
+        load_checkpoint(options.run, trust=options.trust), paths, top=options.top, num_workers=options.workers
+    )
     for prediction in predictions:
         print(prediction["path"])
         if "error" in prediction:

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         raise InputError(f"--json {options.json}: a comparison of several runs is written there; here is one")
     runs, sweep = runs_of(options.runs)
-    trained = load_checkpoint(runs[0])
+    trained = load_checkpoint(runs[0], trust=options.trust)
     folder = sweep or trained.folder
     split = options.split or ("test" if sweep else "val")
     if options.split or sweep:
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     split = options.split or "test"
-    comparison = compare_runs([read_evaluation(run, split) for run in options.runs])
+    comparison = compare_runs([read_evaluation(run, split, trust=options.trust) for run in options.runs])
     print(comparison_text(comparison))
     if options.json:
         write_json(options.json, comparison.to_dict())

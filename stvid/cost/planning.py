@@ -25,7 +25,7 @@ DEFAULT_BATCH_SIZE = 16  # clips, for `auto` where the free memory is unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A model and how it is to be trained.
+    """A model and the settings of its training that determine its cost.
 
     Attributes:
         model: may be on the meta device.

@@ -33,6 +33,7 @@ class EvaluationOptions:
         audit: play the videos in other ways, too, see `audit`.
         calibrate: fit a temperature on val first, see `calibrate`.
         num_workers: processes that read videos.
+        trust: modules outside of stvid that may be imported, see `load_checkpoint`.
     """
 
     split: str = "test"
@@ -43,6 +44,7 @@ class EvaluationOptions:
     audit: bool = False
     calibrate: bool = False
     num_workers: int | str = "auto"
+    trust: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = 
     Raises:
         InputError: no such run or split, unknown classes, impossible views, videos the run was trained on.
     """
-    trained = load_checkpoint(run)
+    trained = load_checkpoint(run, trust=question.trust)
     data = select_test_split(
         trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks
     )

@@ -64,7 +64,7 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
         torch.autocast(device.type, enabled=False),
         _evaluating(model),
     ):
-        if hasattr(model, "encode") and hasattr(model, "classify"):
+        if model.supports_feature_cache:
             heat_THW, evidence_T = _of_frames(model, preprocess, clip_TCHW, class_index)
         else:
             heat_THW, evidence_T = _of_volume(model, preprocess, clip_TCHW, class_index), None
@@ -112,30 +112,33 @@ def _slope(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_ind
         return torch.autograd.grad(logits_S.sum(), features_STF)[0]
 
 
-def _of_frames(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+def _of_frames(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
     """Heat and evidence of a model that encodes frames and classifies their features.
 
     By the chain rule, so that the activations of a few frames are held at once: the logit's gradient for the features,
     then, chunk by chunk, from the features to the layer that is looked at.
     """
-    parts = torch.arange(len(clip_TCHW)).split(min(FRAMES, getattr(model, "encoder_chunk", None) or FRAMES))
+    parts = torch.arange(len(clip_TCHW)).split(min(FRAMES, model.max_chunk or FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
-    backbone, size = _backbone(model), tuple(clip_TCHW.shape[-2:])
+    size, images_a_frame = tuple(clip_TCHW.shape[-2:]), max(model.in_channels // 3, 1)
+
+    def classify(features_BTF: Tensor) -> Tensor:
+        return model.forward_head(model.aggregate(features_BTF))
 
     def encoded(part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         x = preprocess(clip_TCHW[None, part]) if whole is None else whole[:, :, part]
-        with _watching(backbone) as seen:
+        with _watching(model.backbone) as seen:
             return model.encode(x.requires_grad_(torch.is_grad_enabled())), seen
 
     only = encoded(parts[0]) if len(parts) == 1 else None
     with torch.no_grad():
         features_TF = torch.cat([only[0].detach()] if only else [encoded(part)[0] for part in parts], dim=1)[0]
-    slope_TF = _slope(model.classify, features_TF[None], class_index)[0]
+    slope_TF = _slope(classify, features_TF[None], class_index)[0]
     heat, layer = [], None
     for part in parts:
         found_1TF, seen = only or encoded(part)
         if layer is None:
-            layer = _layer_with_places(seen, found_1TF, size, getattr(backbone, "num_features", None))
+            layer = _layer_with_places(seen, found_1TF, size, features_TF.shape[1] // images_a_frame)
             if layer is None:
                 heat = [torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)]
                 break
@@ -144,12 +147,12 @@ def _of_frames(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, clas
         heat_Nhw = _weighted(places(activations.detach()), places(gradient))
         heat_Thw = heat_Nhw.unflatten(0, (len(part), -1)).sum(dim=1).relu()
         heat.append(F.interpolate(heat_Thw[:, None], size=size, mode="bilinear")[:, 0])
-    return torch.cat(heat), frame_evidence(model.classify, features_TF, class_index)
+    return torch.cat(heat), frame_evidence(classify, features_TF, class_index)
 
 
-def _of_volume(model: nn.Module, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
+def _of_volume(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
     """Heat of a 3D network."""
-    with _watching(_backbone(model)) as seen:
+    with _watching(model.backbone) as seen:
         logit = model(preprocess(clip_TCHW[None]).requires_grad_())[0, class_index]
     spacious = [x for x in seen.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
     timed = [x for x in spacious if x.shape[2] > 1]
@@ -171,7 +174,7 @@ Places = Callable[[Tensor], Tensor]
 
 
 def _layer_with_places(
-    seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int | None
+    seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int
 ) -> tuple[str, Places] | None:
     """The last layer whose result has places that the features depend on, and how it becomes `N x C x h x w`.
 
@@ -188,7 +191,7 @@ def _layer_with_places(
     return None
 
 
-def _places(shape: tuple[int, ...], size: tuple[int, int], width: int | None) -> Places | None:
+def _places(shape: tuple[int, ...], size: tuple[int, int], width: int) -> Places | None:
     """How a layer's result becomes `N x C x h x w`; None: it has no places.
 
     Args:
@@ -212,10 +215,6 @@ def _places(shape: tuple[int, ...], size: tuple[int, int], width: int | None) ->
         if tokens % height == 0 and is_grid(height, tokens // height):
             return lambda x, extra=extra, height=height: x[:, extra:].transpose(1, 2).unflatten(2, (height, -1))
     return None
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    return model.backbone()[0] if isinstance(model, VideoModel) else model
 
 
 @contextlib.contextmanager

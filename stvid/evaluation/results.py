@@ -147,7 +147,7 @@ class Evaluation:
     training: dict | None
 
 
-def read_evaluation(run: str | Path, split: str) -> Evaluation:
+def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -> Evaluation:
     """The evaluation of a run, or of a sweep as a cross-validation, on a split; `val` may be the run's own.
 
     What the model costs is told of a sweep's first run.
@@ -168,7 +168,7 @@ def read_evaluation(run: str | Path, split: str) -> Evaluation:
             raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
     result = read_result(folder)
     run = read_json(_model_of(home) / RESULT_NAME)
-    trained = _loaded(_model_of(path))
+    trained = _loaded(_model_of(path), trust)
     return Evaluation(
         name=home.absolute().name,
         folder=folder,
@@ -202,9 +202,9 @@ def _model_of(path: Path) -> Path:
     return runs_in(path)[0] if is_sweep_folder(path) else path
 
 
-def _loaded(model: Path) -> TrainedModel | None:
+def _loaded(model: Path, trust: Sequence[str]) -> TrainedModel | None:
     try:
-        return load_checkpoint(model)
+        return load_checkpoint(model, trust=trust)
     except InputError:  # evaluations are comparable without it
         return None
 
@@ -238,7 +238,7 @@ def _training(run: Mapping, trained: TrainedModel | None) -> dict | None:
 
 def _on_stored_features(trained: TrainedModel) -> bool:
     features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
-    return features != "off" and getattr(trained.model, "encoder_is_frozen", False)
+    return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
 
 
 def trained_on(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
@@ -294,7 +294,7 @@ def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
 
 def _batch_size(trained: TrainedModel, num_frames: int) -> int:
     """As in training; one clip where frames go through the model in very many chunks."""
-    size, chunk = trained.config["data"]["datamodule"]["batch_size"], getattr(trained.model, "encoder_chunk", None)
+    size, chunk = trained.config["data"]["datamodule"]["batch_size"], trained.model.max_chunk
     if not isinstance(size, int) or (chunk is not None and size * num_frames > MANY_CHUNKS * chunk):
         return 1
     return size

@@ -35,7 +35,24 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` would have, checked."""
     with initialize_config_dir(str(home() / "configs"), version_base="1.3"):
         config = compose("train", overrides=list(overrides))
+    config = drop_keys_of_replaced_model(config, overrides)
     check(config)
+    return config
+
+
+def drop_keys_of_replaced_model(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """If an override sets `model._target_`, only model keys that are overrides too remain.
+
+    The other keys are from the chosen file of configs/model, and belong to the model that it names.
+
+    Args:
+        config: composed with the overrides.
+        overrides: `key=value` of the command line.
+    """
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if "model._target_" in keys:
+        given = {key.split(".")[1] for key in keys if key.startswith("model.")}
+        config.model = OmegaConf.masked_copy(config.model, [key for key in config.model if key in given])
     return config
 
 
@@ -63,8 +80,8 @@ def check(config: DictConfig) -> None:
     _check_data_keys(config.data)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise InputError(f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295")
-    wiring = dict(_targets(OmegaConf.to_container(config, resolve=False)))
-    for place, node in _targets(OmegaConf.to_container(config, resolve=True)):
+    wiring = dict(targets(OmegaConf.to_container(config, resolve=False)))
+    for place, node in targets(OmegaConf.to_container(config, resolve=True)):
         if node["_target_"].startswith("stvid."):
             _check_types(place, node, wiring.get(place, {}))
         if node["_target_"].startswith("timm.") and importlib.util.find_spec("timm") is None:
@@ -77,13 +94,13 @@ def _warn_of_random_stages(model: DictConfig) -> None:
         log.warning("model.freeze=%s without model.weights: what stays as it is, is random", model.freeze)
 
 
-def _targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
+def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
     """Every part of a config that is built into something, with its dotted place."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield place, node
         for key, below in node.items():
-            yield from _targets(below, f"{place}.{key}".strip("."))
+            yield from targets(below, f"{place}.{key}".strip("."))
 
 
 def _check_types(place: str, node: dict, wiring: dict) -> None:
@@ -124,6 +141,14 @@ def _check_data_keys(data: DictConfig) -> None:
     for key in data:
         if key != "datamodule" and key not in known:
             raise InputError(f"unknown config key data.{key}{nearest(str(key), map(str, known))}")
+
+
+@functools.cache
+def known_targets() -> frozenset[str]:
+    """Every `_target_` in the files of configs/."""
+    files = (home() / "configs").rglob("*.yaml")
+    names = (re.findall(r"^\s*_target_: *([\w.]+)", file.read_text(encoding="utf-8"), re.M) for file in files)
+    return frozenset(name for file_names in names for name in file_names)
 
 
 def literal(node: object) -> object:

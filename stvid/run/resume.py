@@ -9,13 +9,13 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
-from stvid.models.input_check import check_fit
+from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model, load_checkpoint
+from stvid.run.checkpoint import build_model, is_trusted, load_checkpoint
+from stvid.run.config import known_targets, targets
 from stvid.run.folder import CHECKPOINTS
 
 log = logging.getLogger("stvid")
@@ -30,8 +30,8 @@ HARMLESS = (  # what comes out of a run does not depend on these
 )
 KEPT = ("clip", "model", "optimizer", "ema", "compile", "gradient_checkpointing", "find_lr")  # checkpoints say which
 VIDEOS = "data.datamodule.manifest"
-NOT_KEPT = ("sweep",)
-OURS = ("resume", "allow_changes")
+NOT_KEPT = ("sweep", "trust")
+OURS = ("resume", "allow_changes", "trust")
 COMPILE = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -61,6 +61,18 @@ def resumed(own: DictConfig, overrides: Sequence[str], fresh: DictConfig) -> Dic
     for one in parsed:
         _apply(own, one, fresh)
     return own
+
+
+def check_targets(own: DictConfig, fresh: DictConfig, trust: Sequence[str]) -> None:
+    """Raises InputError if a run's config names code that is not in configs/, in the command, or trusted."""
+    allowed = {node["_target_"] for _, node in targets(OmegaConf.to_container(fresh, resolve=True))} | known_targets()
+    for key, node in targets(OmegaConf.to_container(own, resolve=False)):
+        target = str(node["_target_"])
+        if not (target in allowed or is_trusted(target, trust)):
+            raise InputError(
+                f"resume={fresh.resume}: {key}._target_ (={target}) of the run is code outside of stvid, which is "
+                f"imported only from modules that you trust: add trust=[{target.partition('.')[0]}]"
+            )
 
 
 def check_complete(own: DictConfig, fresh: DictConfig) -> None:
@@ -129,12 +141,12 @@ def last_checkpoint(run: Path, *, resume: bool) -> Path | None:
 
 def starting_model(
     last: Path | None, config: Mapping, clip: ClipSpec, *, num_classes: int
-) -> tuple[nn.Module, tuple[int, int]]:
+) -> tuple[VideoModel, tuple[int, int]]:
     """In training mode, with the `position` where training begins (see `Trained`).
 
     Args:
         last: the checkpoint to go on from; None: there is none.
-        config: the run's: `model`, `gradient_checkpointing`, `compile`.
+        config: the run's: `model`, `gradient_checkpointing`, `compile`, `trust`.
         clip: what the model will see.
         num_classes: outputs of the model.
 
@@ -142,13 +154,14 @@ def starting_model(
         InputError: the model cannot be built, or cannot take such clips; an unknown mode of `compile`.
     """
     if last is None:
-        model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels)
+        sizes = {"num_classes": num_classes, "in_channels": clip.channels}
+        model = build_model(config["model"], **sizes, trust=config["trust"])
         position = (0, 0)
     else:
-        before = load_checkpoint(last)
+        before = load_checkpoint(last, trust=config["trust"])
         model, position = before.model.train(), before.position
         _check_same_batches(before.config, config, position)
-    check_fit(model, clip)
+    check_input(model, clip)
     if config["gradient_checkpointing"]:
         checkpoint_stages(model)
     if config["compile"] is not None:

@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
-from stvid.run.config import check, literal
+from stvid.run.checkpoint import trusted_modules, update_targets
+from stvid.run.config import check, drop_keys_of_replaced_model, literal
 from stvid.run.folder import CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, display_path
-from stvid.run.resume import OURS, check_complete, resumed
+from stvid.run.resume import OURS, check_complete, check_targets, resumed
 
 log = logging.getLogger("stvid")
 
@@ -40,10 +41,13 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
     kept = run / CONFIG_NAME
     sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
     _let_other_processes_join(run)
+    trust = trusted_modules(config.trust, config.model.get("_target_"))
     again = kept.exists() and (sweep or (config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"))
     if not config.resume and not again:
         if kept.exists() and _is_first_process():
             raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
+        config = drop_keys_of_replaced_model(config, overrides)
+        config.trust = trust
         check(config)
         if not sweep:
             _check_no_sweep(overrides)
@@ -51,13 +55,14 @@ def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
         return _on_one_device(config) if sweep else config, run
     if not kept.is_file():
         raise InputError(f"resume={config.resume} goes on in its own folder; leave out hydra.run.dir")
-    own = OmegaConf.load(kept)
+    own = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(kept), resolve=False)))
     check_complete(own, config)
     if not again:
         own = resumed(own, overrides, config)
-    own.resume = str(run)
+    own.resume, own.trust = str(run), trust
     if (run / MANIFEST_NAME).is_file():
         own.data.datamodule.manifest = {"_target_": "stvid.run.start.kept_manifest", "run": str(run)}
+    check_targets(own, config, [*trust, "stvid.run.start.kept_manifest"])
     return own, run
 
 

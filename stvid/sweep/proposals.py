@@ -27,7 +27,8 @@ class GridSearch:
 
     Args:
         folder: of the sweep; not used, a grid keeps no state.
-        space, settings: what to search, and how.
+        space: what varies.
+        settings: of the sweep.
     """
 
     def __init__(self, *, folder: Path, space: Space, settings: Settings) -> None:
@@ -52,7 +53,8 @@ class OptunaSearch:
 
     Args:
         folder: of the sweep.
-        space, settings: what to search, and how.
+        space: what varies.
+        settings: of the sweep.
     """
 
     def __init__(self, *, folder: Path, space: Space, settings: Settings) -> None:

@@ -107,9 +107,21 @@ def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Sett
             f"{folder} holds a sweep with other overrides: {' '.join(stored_overrides)}. "
             f"Resume it (-m resume={folder}), or choose another hydra.sweep.dir"
         )
+    if resume:
+        _check_no_code(stored_overrides, folder)
     named = {override.key_or_group.partition(".")[2] or "method" for override in of_settings}
     keys = [field.name for field in fields(Settings) if not resume or field.name in named]
     return stored_overrides, merge_settings(stored_settings, settings, keys, folder)
+
+
+def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
+    """Raises InputError if overrides read from a file choose the code to run; a command line may do that."""
+    for override in overrides:
+        if "_target_" in override or override.lstrip("+").startswith("trust="):
+            raise InputError(
+                f"{folder / SWEEP_NAME} chooses the code to run: {override}. To resume, repeat the command that "
+                f"started the sweep, with hydra.sweep.dir={folder}"
+            )
 
 
 def merge_settings(stored: Settings, settings: Settings, keys: Sequence[str], folder: Path) -> Settings:

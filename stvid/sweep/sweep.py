@@ -22,7 +22,7 @@ from stvid.evaluation.cross_validation import folds_text
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
-from stvid.run.checkpoint import load_checkpoint
+from stvid.run.checkpoint import load_checkpoint, trusted_modules
 from stvid.run.folder import CONFIG_NAME, display_path
 from stvid.run.start import kept_manifest
 from stvid.sweep.jobs import TrialRunner
@@ -77,7 +77,7 @@ class Sweep:
 
     Args:
         runner: runs trials.
-        settings: how to search.
+        settings: the keys below `sweep`.
         overrides: all overrides of the command line but those of Hydra's own keys.
 
     Raises:
@@ -90,8 +90,10 @@ class Sweep:
         self.overrides, self.settings = resolve_sweep(self.folder, command_line, settings)
         self.space = read_space(self.overrides, runner.parser)
         check_method(self.space, self.settings)
+        self.trust: set[str] = set()  # modules outside of stvid that the command names
         for values in covering_points(self.space):
-            runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
+            config = runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
+            self.trust |= set(trusted_modules(config.trust, config.model.get("_target_")))
 
     def run(self) -> None:
         """Runs all trials, then prints the leaderboard and draws it.
@@ -191,9 +193,10 @@ class Sweep:
             print("no cross-validation: the data set has no test videos")
             return
         config = OmegaConf.load(runs[0] / CONFIG_NAME)
-        evaluation = evaluate_folds(runs, EvaluationOptions(num_workers=config.data.num_workers), folder=self.folder)
+        options = EvaluationOptions(num_workers=config.data.num_workers, trust=sorted(self.trust))
+        evaluation = evaluate_folds(runs, options, folder=self.folder)
         if config.report:
-            draw_report(load_checkpoint(runs[0]), evaluation.folder, cache=None)
+            draw_report(load_checkpoint(runs[0], trust=sorted(self.trust)), evaluation.folder, cache=None)
         print(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
         print(f"written to    {display_path(evaluation.folder)}/")
 

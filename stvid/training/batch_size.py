@@ -73,7 +73,7 @@ def plan_batch(
             f"data.batch_size=auto does not work with {num_processes} processes, which need the same batch size: "
             "`stvid cost` shows the largest one, set data.batch_size to that number"
         )
-    chunk = getattr(model, "encoder_chunk", None)
+    chunk = model.max_chunk
     if size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk:
         log.info("cost not known: a step with this many chunks takes long to simulate; `stvid cost` does it")
         return size

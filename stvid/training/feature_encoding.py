@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from stvid.device import autocast
 from stvid.errors import InputError
 from stvid.files import one_at_a_time
+from stvid.preprocess import encode_clips
 from stvid.progress import Bar
 
 log = logging.getLogger(__name__)
+ENCODER_KEYS = ("_target_", "encoder", "image_size")  # config keys of our models that change the features
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
 
 
@@ -27,7 +29,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 
     Args:
         data: a `VideoDataModule`, set up.
-        task: with `model` and `preprocess`; the model has `encoder_is_frozen` and `encode` where it has an encoder.
+        task: with `model` (a `VideoModel`) and `preprocess`.
         precision: Lightning's name, from `resolve_precision`.
         device: device for the encoder.
         config: config of the model, as plain data; part of the key under which features are stored.
@@ -35,9 +37,9 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     Raises:
         InputError: cutmix is on, which needs pixels.
     """
-    if data.features == "off" or not getattr(task.model, "encoder_is_frozen", False):
+    if data.features == "off" or not (task.model.supports_feature_cache and task.model.backbone_is_frozen):
         return
-    if getattr(task.mixing, "cutmix", 0):
+    if task.mixing is not None and task.mixing.cutmix:
         raise InputError(
             f"mixing.cutmix (={task.mixing.cutmix}) needs pixels, but with a frozen encoder the model is trained on "
             "stored features: choose mixing=mixup, or data.features=off"
@@ -48,14 +50,12 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     def encode(clips_BTCHW: Tensor, lengths_B: Tensor | None) -> Tensor:
         lengths = None if lengths_B is None else lengths_B.to(device)
         with autocast(device, precision):
-            clips = clips_BTCHW.to(device)
-            if preprocess.normalize == "clip":
-                return model.encode(preprocess(clips, lengths), lengths).cpu()
-            return model.encode(clips, lengths, prepare=preprocess).cpu()
+            return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
+    is_ours = str(config["_target_"]).startswith("stvid.")
     feature_key = {
-        "encoder": weights_fingerprint(model.encoder),
-        "model": {key: str(value) for key, value in config.items() if key in ("_target_", "encoder", "image_size")},
+        "encoder": weights_fingerprint(model.backbone),
+        "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,

@@ -126,9 +126,7 @@ class OptimizerFactory:
         if not keys:
             return {}
         setting = f"optimizer.{keys[0]} (={getattr(self, keys[0])})"
-        if not hasattr(model, "backbone_stages"):
-            raise InputError(f"{setting}: {type(model).__name__} has no backbone_stages()")
-        stages = model.backbone_stages()
+        stages = model.stage_parameters()
         if not any(parameter.requires_grad for stage in stages for parameter in stage):
             raise InputError(f"{setting}: all of the backbone is frozen")
         top, decay = self.lr if self.backbone_lr is None else self.backbone_lr, self.layer_decay or 1.0

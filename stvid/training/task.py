@@ -147,7 +147,7 @@ class ClassificationTask(pl.LightningModule):
     def _logits(self, inputs: Tensor, batch: Mapping) -> Tensor:
         """Logits `B x K` of the clips of a batch, or of their stored features."""
         if "features" in batch:
-            return self.model.classify(inputs, batch["lengths"])
+            return self.model.forward_head(self.model.aggregate(inputs, batch["lengths"]))
         return self(inputs, batch["lengths"])
 
     def on_train_start(self) -> None:
