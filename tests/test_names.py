@@ -103,7 +103,7 @@ def test_predictions_keep_any_name(tmp_path):
 def test_bad_videos_keep_any_name(tmp_path):
     known = {f"/{name}/{name}": "missing" for name in NAMES}
     trainer = type("Trainer", (), {"is_global_zero": True})
-    BadVideos(path=tmp_path / "bad.csv", most=len(known), known=known).on_fit_start(trainer, None)
+    BadVideos(path=tmp_path / "bad.csv", max_bad=len(known), known=known).on_fit_start(trainer, None)
     assert read_bad_videos(tmp_path / "bad.csv") == known
 
 
