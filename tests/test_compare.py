@@ -78,7 +78,7 @@ def test_an_unreadable_video_counts_as_wrong(tmp_path):
     two = write_evaluation(tmp_path / "two", [row("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
     found = compare_runs(read_all(one, two))
     assert (found.tests[0].only_first, found.tests[0].only_second) == (0, 1)
-    assert found.differing[0].answers[0] == (None, None)
+    assert found.differing[0].predictions[0] == (None, None)
     assert "(unreadable)" in comparison_text(found)
 
 
@@ -118,7 +118,7 @@ def test_disagreements_are_sorted_by_confidence(tmp_path):
     found = find_disagreements(read_all(one, two))
     assert [one.path for one in found] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
     assert found[0].label == "kick"
-    assert found[0].answers == (("kick", 0.99), ("punch", 0.95))
+    assert found[0].predictions == (("kick", 0.99), ("punch", 0.95))
 
 
 def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):

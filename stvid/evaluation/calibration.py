@@ -21,7 +21,7 @@ from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import CALIBRATION_NAME
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def calibrate(
         "step": trained.step,
     }
     if is_main_process:
-        write_json(file := trained.folder / CALIBRATION_NAME, calibration)
+        write_json(file := RunFolder(trained.folder).calibration_json, calibration)
         _log_calibration(calibration, file)
     return replace(trained, temperature=temperature)
 

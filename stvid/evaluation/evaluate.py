@@ -20,7 +20,7 @@ from stvid.evaluation.statistics import accuracy_interval
 from stvid.inference import ViewPredictions, classify
 from stvid.metrics import video_metrics
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import MANIFEST_NAME
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def select_test_split(
     """
     if split not in SPLITS:
         raise InputError(f"--split {split}: must be one of {', '.join(SPLITS)}")
-    path = Path(manifest).expanduser() if manifest else trained.folder / MANIFEST_NAME
+    path = Path(manifest).expanduser() if manifest else RunFolder(trained.folder).manifest_csv
     if not path.is_file():
         raise InputError(f"{path} does not exist: it lists the videos of each split. Name one with --manifest FILE.csv")
     data = Manifest.read_csv(path, class_names=trained.class_names, only_these=False)
@@ -182,7 +182,7 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     - a video of the same group, if both belong to the same data set: the file is inside the common folder of all videos
       of the run's manifest. In another data set, `person01` is another person.
     """
-    own = trained.folder / MANIFEST_NAME
+    own = RunFolder(trained.folder).manifest_csv
     if not own.is_file():
         return []
     table = Manifest.read_csv(own, class_names=trained.class_names)

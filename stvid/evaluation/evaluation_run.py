@@ -18,7 +18,7 @@ from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate,
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.run.folder import is_sweep_folder, runs_in
+from stvid.run.folder import RunFolder, finished_runs
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     result, predictions = evaluate(trained, data, split=options.split, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
     suffix = f"_{Path(options.manifest).stem}" if options.manifest else ""
-    folder = trained.folder / "evaluate" / f"{options.split}{suffix}"
+    folder = RunFolder(trained.folder).evaluation(f"{options.split}{suffix}").path
     if is_main_process:
         write_result(folder, result, predictions)
     playbacks = {}
@@ -150,9 +150,11 @@ def evaluate_folds(
             log.info("%s (%d of %d)", run, number + 1, len(runs))
         evaluations.append(evaluate_run(run, options, is_main_process=is_main_process))
     result, predictions = pool_folds([evaluation.fold for evaluation in evaluations])
-    whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
+    whole = RunFolder(folder).is_sweep and [run.absolute() for run in runs] == [
+        run.absolute() for run in finished_runs(folder)
+    ]
     suffix = "" if whole else "_runs_" + "_".join(run.name for run in runs)
-    folder = folder / "evaluate" / f"{evaluations[0].folder.name}{suffix}"
+    folder = RunFolder(folder).evaluation(f"{evaluations[0].folder.name}{suffix}").path
     if is_main_process:
         write_result(folder, result, predictions)
     return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)

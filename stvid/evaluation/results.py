@@ -18,15 +18,7 @@ from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.run.folder import (
-    CHECKPOINTS,
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    RESULT_NAME,
-    find_checkpoint,
-    is_sweep_folder,
-    runs_in,
-)
+from stvid.run.folder import RunFolder, find_checkpoint, finished_runs
 
 log = logging.getLogger(__name__)
 COLUMNS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
@@ -156,25 +148,23 @@ def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -
     Raises:
         InputError: the run does not exist, or was not evaluated on the split.
     """
-    path = Path(run).expanduser()
-    home = path if path.is_dir() else path.absolute().parent
-    home = home.parent if home.name == CHECKPOINTS else home
-    folder = home / "evaluate" / split
-    if split == "val" and not (folder / RESULT_NAME).is_file():
-        folder = home
-    for name in (RESULT_NAME, PREDICTIONS_NAME):
-        if not (folder / name).is_file():
+    path, home = Path(run).expanduser(), RunFolder.of(run)
+    evaluation = home.evaluation(split)
+    if split == "val" and not evaluation.result_json.is_file():
+        evaluation = home
+    for file in (evaluation.result_json, evaluation.predictions_csv):
+        if not file.is_file():
             find_checkpoint(_first_run(path))
             command = f"stvid evaluate {run} --split {split}"
-            raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
-    result = read_result(folder)
-    run = read_json(_first_run(home) / RESULT_NAME)
+            raise InputError(f"{run} was not evaluated on {split}: there is no {file}. First: {command}")
+    result = read_result(evaluation.path)
+    run = read_json(RunFolder(_first_run(home.path)).result_json)
     trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(
-        name=home.absolute().name,
-        folder=folder,
+        name=home.path.absolute().name,
+        folder=evaluation.path,
         result=result,
-        predictions=read_predictions(folder / PREDICTIONS_NAME, result["class_names"]),
+        predictions=read_predictions(evaluation.predictions_csv, result["class_names"]),
         cost=None if trained is None else _cost_summary(trained, run, result["protocol"]),
         training=_training_summary(run, trained),
     )
@@ -186,11 +176,12 @@ def read_result(folder: Path) -> dict:
     Raises:
         InputError: the file is missing or of an older version.
     """
-    result = read_json(folder / RESULT_NAME)
+    file = RunFolder(folder).result_json
+    result = read_json(file)
     if not result:
-        raise InputError(f"{folder} holds no result.json, so there is nothing to report: stvid evaluate RUN writes one")
+        raise InputError(f"{folder} has no {file.name}, so there is nothing to report: stvid evaluate RUN writes one")
     if "num_seen" not in result:
-        raise InputError(f"{folder / RESULT_NAME} is of an older version of stvid; stvid evaluate RUN writes a new one")
+        raise InputError(f"{file} is of an older version of stvid; stvid evaluate RUN writes a new one")
     return result
 
 
@@ -200,7 +191,7 @@ def read_json(file: Path) -> dict:
 
 
 def _first_run(path: Path) -> Path:
-    return runs_in(path)[0] if is_sweep_folder(path) else path
+    return finished_runs(path)[0] if RunFolder(path).is_sweep else path
 
 
 def _load_if_possible(model: Path, trust: Sequence[str]) -> TrainedModel | None:
@@ -304,6 +295,7 @@ def _batch_size(trained: TrainedModel, num_frames: int) -> int:
 def write_result(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> None:
     """Writes `result.json` and `predictions.csv`, and removes an outdated report."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_NAME).unlink(missing_ok=True)
-    write_json(folder / RESULT_NAME, result)
-    write_predictions(folder / PREDICTIONS_NAME, predictions, result["class_names"])
+    files = RunFolder(folder)
+    files.report_html.unlink(missing_ok=True)
+    write_json(files.result_json, result)
+    write_predictions(files.predictions_csv, predictions, result["class_names"])

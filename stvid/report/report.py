@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
@@ -19,68 +18,21 @@ from stvid.evaluation.results import (
     read_json,
     read_predictions,
     read_result,
-    write_result,
 )
-from stvid.evaluation.text import headline
 from stvid.files import replacing
 from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
 from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import (
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    RESULT_NAME,
-    display_path,
-    home,
-)
-from stvid.run.provenance import run_record
-from stvid.run.start import is_multirun
+from stvid.run.folder import RunFolder
 from stvid.training.callbacks.bad_videos import read_bad_videos
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # size of a page
 MAX_CLIP_BYTES = 5_500_000  # clips as base64
 MAX_TEXT_BYTES = 4_000_000  # the rest of the page; above this it is truncated
-BEST = "best.ckpt"  # what a run folder stands for
 PREVIEW_BATCH = 64  # previews made before their size is checked again
-
-
-def write_results(
-    trained: TrainedModel,
-    result: Mapping,
-    predictions: Sequence[PredictionRow],
-    *,
-    config: Mapping,
-    data,
-    training: Mapping,
-    epochs: int,
-) -> None:
-    """What a run leaves behind when training is done: `result.json` and `predictions.csv`, what to type next, the page.
-
-    Args:
-        trained: the model; the files go into its run folder.
-        result: of the evaluation on val; the file also holds how training went, and all that it came from.
-        predictions: likewise.
-        config: the run's, see `as_used`.
-        data: the `VideoDataModule`.
-        training: on which kind of device, in which precision, and how it went, see `EpochTable.summary`.
-        epochs: that were trained.
-    """
-    run = trained.folder
-    facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
-    result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
-    write_result(run, result, predictions)
-    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
-    log.info("run folder   %s", display_path(run))
-    log.info(
-        "test it      stvid evaluate %s%s", display_path(run), "" if data.manifest.select("test") else " --split val"
-    )
-    log.info("use it       stvid predict %s VIDEO...", display_path(run))
-    if config["report"] and not is_multirun():  # of forty trials nobody looks at forty pages
-        draw_report(trained, run, cache=probe_cache(data.manifest))
-        log.info("look at it   %s", display_path(run / REPORT_NAME))
 
 
 def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
@@ -97,8 +49,8 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
-    predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
-    run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
+    predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
+    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
@@ -116,11 +68,12 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
 
 def _run_details(folder: Path, run: Mapping) -> dict:
     """The parts of a `Report` that describe the training of one run."""
-    config = folder / "config.yaml"
+    files = RunFolder(folder)
+    config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(folder / "metrics.csv"),
-        "bad_videos": read_bad_videos(folder / "bad_videos.csv"),
+        "epochs": _read_rows(files.metrics_csv),
+        "bad_videos": read_bad_videos(files.bad_videos_csv),
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
@@ -137,7 +90,8 @@ def _audit_command(trained: TrainedModel, result: Mapping) -> str:
         runs = [Path(fold["run"]) for fold in result["folds"]]
     else:
         name = Path(result["checkpoint"]).name
-        runs = [trained.folder if name == BEST else trained.path.with_name(name)]
+        is_best = name == RunFolder(trained.folder).best_ckpt.name
+        runs = [trained.folder if is_best else trained.path.with_name(name)]
     arguments = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
     if result["manifest"]:
         arguments += ["--manifest", str(Path(result["manifest"]).absolute())]
@@ -209,4 +163,4 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
     """Writes `report.html` next to the `result.json` of an evaluation; see `report_of_run`."""
-    write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
+    write_report(report_of_run(trained, folder, cache=cache), RunFolder(folder).report_html)
