@@ -24,7 +24,7 @@ class Disagreement:
 
     Attributes:
         path, start, end, label: see `PredictionRow`.
-        predictions: predicted class and its probability for each run, in order; (None, None) if the video was unreadable.
+        predictions: class and probability for each run, in order; (None, None) if the video was unreadable.
     """
 
     path: str
