@@ -120,7 +120,7 @@ def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
     for override in overrides:
         if "_target_" in override or override.lstrip("+").startswith("trust="):
             raise InputError(
-                f"{folder / SWEEP_NAME} chooses the code to run: {override}. To resume, repeat the command that "
+                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {override}. To resume, repeat the command that "
                 f"started the sweep, with hydra.sweep.dir={folder}"
             )
 
