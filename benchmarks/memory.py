@@ -30,7 +30,7 @@ from stvid.training.optim import OptimizerFactory
 
 CLASSES = 400
 ENCODED = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "resnet18"}
-VIDEO_NETWORK = "stvid.models.torchvision3d.VideoNetwork"
+VIDEO_NETWORK = "stvid.models.torchvision3d.TorchvisionVideoModel"
 MODELS = {
     "conv3d": {"_target_": "stvid.models.conv3d.Conv3D"},
     "r3d_18": {"_target_": VIDEO_NETWORK, "name": "r3d_18"},

@@ -7,7 +7,7 @@ import pytest
 
 from stvid.data.sampling import PLAYBACKS
 from stvid.report import charts
-from stvid.report.scales import width
+from stvid.report.scales import text_width
 
 EPOCHS = [
     {
@@ -39,7 +39,7 @@ def all_charts():
         *charts.learning_curves(EPOCHS, best=3),
         charts.reliability({"reliability": BINS}),
         charts.audit_bars(AUDITED),
-        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", identity="cost-0"),
+        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", chart_id="cost-0"),
     ]
 
 
@@ -62,8 +62,8 @@ def test_descriptions_state_the_numbers(drawn):
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
-    assert "75.0\u00a0% of 8 videos right" in reliability
-    assert "as they are: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
+    assert "75.0\u00a0% of 8 videos correct" in reliability
+    assert "unchanged: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
     for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
         assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
@@ -107,7 +107,7 @@ def boxes(svg):
     found = []
     for one in svg.iter("text"):
         font = float(one.get("font-size", svg.get("font-size")))
-        wide, middle = width(one.text, font), one.get("dy") is not None
+        wide, middle = text_width(one.text, font), one.get("dy") is not None
         left = float(one.get("x")) - {"middle": wide / 2, "end": wide}.get(one.get("text-anchor"), 0)
         base = float(one.get("y")) + 0.35 * font * middle
         found.append((left, base - 0.7 * font, left + wide, base, one.text))
@@ -130,7 +130,7 @@ def audit_of(num_classes):
 
 def costs_of(*costs):
     points = [charts.Point("a run with a long name " * 5, cost, 0.8, (0.7, 0.9)) for cost in costs]
-    return [charts.accuracy_over_cost(points, cost="FLOPs a video", identity="cost-0")]
+    return [charts.accuracy_over_cost(points, cost="FLOPs a video", chart_id="cost-0")]
 
 
 @pytest.mark.parametrize(

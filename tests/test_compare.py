@@ -10,7 +10,7 @@ import pytest
 
 from stvid.cost.estimate import estimate
 from stvid.errors import InputError
-from stvid.evaluation.compare import compare_runs, comparison_text, differences
+from stvid.evaluation.compare import compare_runs, comparison_text, find_disagreements
 from stvid.evaluation.results import PredictionRow, read_evaluation, write_predictions
 from stvid.evaluation.statistics import mcnemar
 from stvid.run.checkpoint import load_checkpoint
@@ -34,7 +34,7 @@ def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=Fal
     """Writes an evaluation as `stvid evaluate` does; `own`: as a run does at its end."""
     folder = run if own else run / "evaluate" / split
     folder.mkdir(parents=True)
-    accuracy = sum(one.is_right for one in predictions) / len(predictions)
+    accuracy = sum(one.is_correct for one in predictions) / len(predictions)
     content = {
         "split": split,
         "class_names": list(classes),
@@ -115,7 +115,7 @@ def test_the_most_telling_difference_comes_first(tmp_path):
 
     one = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
     two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
-    found = differences(read_all(one, two))
+    found = find_disagreements(read_all(one, two))
     assert [one.path for one in found] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
     assert found[0].label == "kick"
     assert found[0].answers == (("kick", 0.99), ("punch", 0.95))
@@ -183,8 +183,8 @@ def test_another_protocol_is_told(tmp_path):
     two = judge(tmp_path / "two", many(".."), result={"protocol": protocol})
     found = compare_runs(read_all(one, two))
     assert found.protocols == {"num_clips": [3, 10], "num_crops": [1, 3], "frame_stride": [2, None], "fps": [None, 8.0]}
-    assert "judged differently, num_clips: one 3, two 10" in comparison_text(found)
-    assert "judged differently, fps: one –, two 8" in comparison_text(found)
+    assert "different protocol, num_clips: one 3, two 10" in comparison_text(found)
+    assert "different protocol, fps: one –, two 8" in comparison_text(found)
 
 
 def test_whole_videos_have_all_their_frames(tmp_path):
@@ -192,14 +192,14 @@ def test_whole_videos_have_all_their_frames(tmp_path):
     one = judge(tmp_path / "one", many(".."))
     two = judge(tmp_path / "two", many(".x"), result={"protocol": protocol})
     text = comparison_text(compare_runs(read_all(one, two)))
-    assert "judged differently, num_frames: one 16, two all" in text
-    assert "judged differently, size: one 64 × 64, two 64 × 48" in text
+    assert "different protocol, num_frames: one 16, two all" in text
+    assert "different protocol, size: one 64 × 64, two 64 × 48" in text
     assert "None" not in text
 
 
 def test_groups_are_warned_of(tmp_path):
     runs = [judge(tmp_path / name, many(".."), result={"num_groups": groups}) for name, groups in (("a", 2), ("b", 2))]
-    assert "videos of one group are alike" in comparison_text(compare_runs(read_all(*runs)))
+    assert "videos of one group are similar" in comparison_text(compare_runs(read_all(*runs)))
 
 
 def test_speed_on_stored_features_is_told(tmp_path):
@@ -209,7 +209,7 @@ def test_speed_on_stored_features_is_told(tmp_path):
         dataclasses.replace(one, training={**facts, "stored_features": stored})
         for one, stored in zip(runs, (True, False), strict=True)
     ]
-    assert "clips/s without decoding, on stored features: a\n" in comparison_text(compare_runs(runs))
+    assert "clips/s without decoding, on cached features: a\n" in comparison_text(compare_runs(runs))
 
 
 def test_a_result_of_an_older_version_is_told(tmp_path):
@@ -236,7 +236,7 @@ def test_the_text_is_for_a_terminal(tmp_path):
     two = judge(tmp_path / "two", many("x" * 20 + "." * 20))
     text = comparison_text(compare_runs(read_all(one, two)))
     assert max(map(len, text.splitlines())) <= 120
-    assert "30 videos are right for some and wrong for others; the 10 most telling" in text
+    assert "30 videos are classified correctly by some models and wrongly by others; the 10 most confident" in text
     assert text.count(".mp4") == 10
     assert "one - two" in text
 

@@ -13,7 +13,7 @@ from stvid.cost.report import bytes_text, count_text, layer_table, totals_text
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.torchvision3d import VideoNetwork
+from stvid.models.torchvision3d import TorchvisionVideoModel
 from stvid.preprocess import Preprocess
 
 
@@ -46,7 +46,7 @@ def test_a_single_3d_convolution_costs_what_the_formula_says():
 
 def test_r3d_18_has_the_published_parameters_and_multiply_adds():
     with torch.device("meta"):
-        model = VideoNetwork(num_classes=400, name="r3d_18")
+        model = TorchvisionVideoModel(num_classes=400, name="r3d_18")
     report = estimate(model, (3, 16, 112, 112))
     assert report.parameters == 33_371_472
     assert report.macs / 1e9 == pytest.approx(40.7, abs=0.05)
@@ -260,12 +260,12 @@ def test_an_error_of_the_model_passes_unchanged(mistake):
 
 
 def test_a_clip_that_the_model_does_not_take_is_one_message():
-    with pytest.raises(InputError, match="takes pictures of at least 32 x 32 pixels, not 24 x 24"):
+    with pytest.raises(InputError, match="takes images of at least 32 x 32 pixels, not 24 x 24"):
         estimate(CNNLSTM(num_classes=2, encoder="vgg11", hidden_size=4), (3, 2, 24, 24))
 
 
 def test_tables_fit_120_columns_and_use_units():
-    report = estimate(VideoNetwork(num_classes=400), (3, 4, 32, 32), batch_size=2)
+    report = estimate(TorchvisionVideoModel(num_classes=400), (3, 4, 32, 32), batch_size=2)
     text = layer_table(report) + "\n" + totals_text(report)
     assert max(map(len, text.splitlines())) <= 120
     assert "33,371,472" in text

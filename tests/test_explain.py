@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from stvid.clip import ClipSpec
 from stvid.evaluation.explain import explain, frame_evidence
+from stvid.models.base import VideoModel
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.preprocess import Preprocess, run_model
@@ -95,7 +96,7 @@ def test_heat_of_frames_is_grad_cam_by_its_formula(input_):
     activations = model.encoder.layers(images)
     activations.retain_grad()
     features = model.encoder.project(model.encoder.pool(activations)).reshape(1, 5, -1)
-    model.classify(features)[0, 1].backward()
+    model.forward_head(model.aggregate(features))[0, 1].backward()
     each = (activations.grad.mean(dim=(2, 3), keepdim=True) * activations).sum(dim=1)
     expected = F.relu(each.reshape(5, halves, 4, 4).sum(dim=1)).detach()
     expected = F.interpolate(expected[:, None], size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
@@ -109,7 +110,7 @@ def test_a_long_clip_in_chunks_has_the_heat_of_the_whole():
     model = CNNLSTM(num_classes=3, pooling="mean")
     frames = noise(clip, num_frames=20)
     plain = explain(trained_with(model, clip), frames, 0)
-    model.encoder_chunk = 3
+    model.max_chunk = 3
     chunked = explain(trained_with(model, clip), frames, 0)
     torch.testing.assert_close(chunked.heat_THW, plain.heat_THW, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(chunked.evidence_T, plain.evidence_T, atol=1e-5, rtol=1e-4)
@@ -139,7 +140,7 @@ def test_heat_is_that_of_captum(name):
     assert heated
 
 
-class BrightVolume(nn.Module):
+class BrightVolume(VideoModel):
     """Class 1 is how bright a clip is; a 1 x 1 x 1 convolution and a mean, nothing else."""
 
     def __init__(self):
@@ -162,21 +163,26 @@ def test_the_only_bright_place_at_the_only_bright_moment_is_the_hottest():
     assert heat.max() < 0.02
 
 
-class BrightFrames(nn.Module):
+class BrightFrames(VideoModel):
     """Reads frame by frame; the logit is the sum over time of the squared brightness."""
+
+    supports_feature_cache = True
 
     def __init__(self):
         super().__init__()
         self.look = nn.Conv2d(3, 1, 1, bias=False)
         nn.init.ones_(self.look.weight)
 
-    def encode(self, clips_BCTHW):
+    def encode(self, clips_BCTHW, lengths_B=None):
         return (
             self.look(clips_BCTHW.transpose(1, 2).flatten(0, 1)).mean(dim=(2, 3)).unflatten(0, (len(clips_BCTHW), -1))
         )
 
-    def classify(self, features_BTF):
+    def aggregate(self, features_BTF, lengths_B=None):
         return features_BTF.square().sum(dim=1)
+
+    def forward_head(self, features_BF):
+        return features_BF
 
 
 def test_the_only_frame_that_differs_is_the_one_that_counts():
@@ -204,11 +210,15 @@ def test_the_evidence_of_all_frames_is_what_the_logit_gains_over_the_mean_pictur
     torch.manual_seed(0)
     model = CNNLSTM(num_classes=3, **options).eval()
     features = 3 * torch.randn(12, model.encoder.num_features)
+
+    def classify(features_BTF):
+        return model.forward_head(model.aggregate(features_BTF))
+
     with torch.no_grad():
         still = features.mean(dim=0).expand(12, -1)
-        gained = (model.classify(features[None]) - model.classify(still[None]))[0]
+        gained = (classify(features[None]) - classify(still[None]))[0]
     for index in range(3):
-        found = frame_evidence(model.classify, features, index).sum()
+        found = frame_evidence(classify, features, index).sum()
         assert abs(found - gained[index]) <= 0.03 * abs(gained[index]) + 1e-4
 
 
@@ -255,9 +265,20 @@ def test_the_model_stays_as_it_was(kind):
     run_model(model, Preprocess(clip=clip), noise(clip)[None]).sum().backward()  # and it can still learn
 
 
+class FlatPixels(VideoModel):
+    """A linear layer over all pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3 * 4 * 16, 2)
+
+    def forward(self, clips_BCTHW, lengths_B=None):
+        return self.layer(clips_BCTHW.flatten(1))
+
+
 def test_a_network_without_places_has_no_heat():
     clip = ClipSpec(num_frames=4, size=4)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 16, 2))
+    model = FlatPixels()
     assert not explain(trained_with(model, clip), noise(clip, num_frames=4), 0).heat_THW.any()
 
 

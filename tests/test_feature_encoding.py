@@ -1,4 +1,4 @@
-"""With a frozen encoder a run trains from stored features, and is the same run as without them."""
+"""With a frozen encoder, training on stored features gives the same results as training on clips."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ from stvid.data.transforms import Augment
 from stvid.errors import TRUNCATED, VideoError
 from stvid.run.checkpoint import load_checkpoint
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.feature_encoding import _fill, weights_fingerprint
+from stvid.training.feature_encoding import _fill_cache, weights_fingerprint
 from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
@@ -212,7 +212,7 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill("train", stored, data, encode)
+    _fill_cache("train", stored, data, encode)
     for draw in draws:
         torch.testing.assert_close(stored[draw]["features"][..., 0], clips[draw]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
@@ -224,7 +224,7 @@ def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
         "from stvid import feature_store; feature_store._SAVE_EVERY = 0\n"
-        f"from test_features import encode_until; encode_until(Path({str(tmp_path)!r}), 5)"
+        f"from test_feature_encoding import encode_until; encode_until(Path({str(tmp_path)!r}), 5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -18,7 +18,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.report.previews import heat_over, make_previews, thinned
+from stvid.report.previews import make_previews, overlay_heat, thin_frames
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 
@@ -68,7 +68,7 @@ def test_the_frames_are_those_of_the_middle_clip(video):
     assert (preview.num_frames, preview.width, preview.height) == (8, 128, 96)
     assert [number_of(frame) for frame in frames_of(preview.sprite, preview)] == [22 + 2 * i for i in range(8)]
     assert preview.seconds == pytest.approx(14 / 25)
-    assert preview.focus is None
+    assert preview.heat_sprite is None
     assert preview.evidence is None
 
 
@@ -96,9 +96,11 @@ def test_what_was_explained_has_a_focus_and_evidence(run_folder):
     trained, items = load_checkpoint(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
     found = previews_of(trained, items, videos=[2, 0], explained={2: 1})
     assert list(found) == [2, 0]
-    assert found[0].focus is None
+    assert found[0].heat_sprite is None
     assert found[2].evidence is None  # a 3D network does not read frame by frame
-    assert frames_of(found[2].focus, found[2]).shape == frames_of(found[2].sprite, found[2]).shape == (4, 32, 32, 3)
+    assert (
+        frames_of(found[2].heat_sprite, found[2]).shape == frames_of(found[2].sprite, found[2]).shape == (4, 32, 32, 3)
+    )
     lstm = trained_with(trained.clip, CNNLSTM(num_classes=2))
     assert len(previews_of(lstm, items, videos=[1], explained={1: 0})[1].evidence) == 4
 
@@ -109,10 +111,10 @@ def test_long_clips_are_thinned_and_wide_ones_made_smaller(video):
     preview = previews_of(trained, [item(video)], explained={0: 0})[0]
     assert (preview.num_frames, preview.width, preview.height) == (24, 128, 96)
     numbers = [number_of(frame) for frame in frames_of(preview.sprite, preview)]
-    assert numbers == thinned(60)
+    assert numbers == thin_frames(60)
     assert (numbers[0], numbers[-1]) == (0, 59)
     assert {b - a for a, b in itertools.pairwise(numbers)} == {2, 3}
-    assert len(preview.evidence) == len(frames_of(preview.focus, preview)) == 24
+    assert len(preview.evidence) == len(frames_of(preview.heat_sprite, preview)) == 24
     assert preview.seconds == pytest.approx(59 / 25, abs=1e-3)
 
 
@@ -165,7 +167,7 @@ def test_the_hotter_the_brighter_and_the_picture_stays_visible():
     """Brightness grows with heat, so colour vision is not needed; grey pictures stay grey where nothing is hot."""
     frames = torch.full((1, 3, 1, 11), 0.5)
     heat = torch.linspace(0, 1, 11).view(1, 1, 11)
-    shown = heat_over(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
+    shown = overlay_heat(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
     brightness = (shown * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
     assert (brightness[0, 0].diff()[3:] > 0).all()
     assert brightness[0, 0, -1] > 1.5 * brightness[0, 0, 0]
@@ -177,4 +179,4 @@ def test_the_hotter_the_brighter_and_the_picture_stays_visible():
 def test_a_preview_is_small(video):
     clip = ClipSpec(num_frames=16, frame_stride=2, size=112)
     preview = previews_of(trained_with(clip), [item(video)], explained={0: 0})[0]
-    assert len(preview.sprite) + len(preview.focus) < 30_000
+    assert len(preview.sprite) + len(preview.heat_sprite) < 30_000

@@ -7,7 +7,7 @@ import pytest
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
 from stvid.evaluation.compare import compare_runs
-from stvid.report.report import MOST_BYTES, write_comparison, write_report
+from stvid.report.report import MAX_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -46,7 +46,7 @@ def address(tmp_path_factory):
     path = tmp_path_factory.mktemp("browser") / "report.html"
     names = (*NASTY, *(f"a class with quite a long name, number {i}" for i in range(7)))
     write_report(make_report(names, per_class=20), path)
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
     return path.as_uri()
 
 
@@ -216,7 +216,7 @@ def test_what_the_model_looked_at_is_shown_with_the_frame_s_evidence(opened):
     bars = card.find_elements(By.CSS_SELECTOR, ".evidence span")
     assert [bar.get_attribute("class") for bar in bars] == ["now", "against", "", ""]
     assert card.find_element(By.CSS_SELECTOR, ".evidence").get_attribute("aria-label") == (
-        "Evidence for the answer, 1.25 in all: most in frame 3 (1.00), least in frame 2 (-0.25)"
+        "Evidence for the predicted class, 1.25 in all: most in frame 3 (1.00), least in frame 2 (-0.25)"
     )
     browser.execute_script("arguments[0].focus()", clip)
     press(browser, Keys.ARROW_RIGHT)
@@ -239,7 +239,7 @@ def test_who_wants_no_motion_finds_all_clips_stopped(opened):
 @pytest.mark.parametrize("mode", [LIGHT, DARK], ids=lambda mode: mode["value"])
 def test_text_can_be_read_in_light_and_dark(opened, mode):
     browser = opened(1280, mode)
-    for selector in ("body", ".lead", ".big", ".note", ".fact dt", ".fact span", ".contents a", ".said b", ".path"):
+    for selector in ("body", ".lead", ".big", ".note", ".entry dt", ".entry span", ".contents a", ".said b", ".path"):
         found = browser.find_element(By.CSS_SELECTOR, selector)
         assert browser.execute_script(CONTRAST, found) >= 4.5, selector
     for cell in browser.find_elements(By.CSS_SELECTOR, ".key, .tag, .matrix td button, .heat td[class*=h]"):

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from stvid.report.scales import Scale, around, log_numbers, round_numbers, width
+from stvid.report.scales import Scale, limits_around, log_numbers, round_numbers, text_width
 
 
 def labels(low, high, *, length=200, **more):
     """Of a horizontal axis."""
     is_log = more.pop("is_log", False)
     scale = Scale(low=low, high=high, start=0, end=length, is_log=is_log)
-    return [tick.label for tick in scale.ticks(lambda text: width(text, 10), **more)]
+    return [tick.label for tick in scale.ticks(lambda text: text_width(text, 10), **more)]
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_numbers_of_any_axis_are_round_inside_apart_and_at_least_two(is_log):
     for _ in range(500):
         size = 10 ** rng.uniform(-6, 12)
         found = [size * 10 ** rng.uniform(0, rng.choice((0.001, 0.3, 5))) for _ in range(3)]
-        scale = Scale(**around(found, is_log=is_log), start=30, end=330)
+        scale = Scale(**limits_around(found, is_log=is_log), start=30, end=330)
         ticks = scale.ticks(lambda text: 30)
         assert len({tick.label for tick in ticks}) == len(ticks) >= 2
         for a, b in itertools.pairwise(ticks):
-            assert b.place - a.place > 30
+            assert b.position - a.position > 30
         for tick in ticks:
-            assert 30 <= tick.place <= 330
-            assert tick.place == pytest.approx(scale(float(tick.label)), abs=0.11), "what it says is where it stands"
+            assert 30 <= tick.position <= 330
+            assert tick.position == pytest.approx(scale(float(tick.label)), abs=0.11), "what it says is where it stands"
 
 
 def test_round_numbers_are_multiples_of_one_two_or_five():
@@ -96,14 +96,18 @@ def test_ends_and_middle_stand_where_they_should():
 
 
 def test_a_scale_around_numbers_leaves_room():
-    assert around([3, 1, 2], 0.1) == {"low": pytest.approx(0.8), "high": pytest.approx(3.2), "is_log": False}
-    found = around([100, 1], 0.5, is_log=True)
+    assert limits_around([3, 1, 2], 0.1) == {"low": pytest.approx(0.8), "high": pytest.approx(3.2), "is_log": False}
+    found = limits_around([100, 1], 0.5, is_log=True)
     assert (found["low"], found["high"]) == (pytest.approx(0.1), pytest.approx(1000))
 
 
 @pytest.mark.parametrize(("number", "expected"), [(0, (-1, 1)), (0.5, (0, 1)), (-2, (-4, 0))])
 def test_numbers_that_are_all_alike_have_room_too(number, expected):
-    found = around([number, number])
+    found = limits_around([number, number])
     assert (found["low"], found["high"]) == expected
-    assert around([8.0, 8.0], is_log=True) == {"low": pytest.approx(4), "high": pytest.approx(16), "is_log": True}
+    assert limits_around([8.0, 8.0], is_log=True) == {
+        "low": pytest.approx(4),
+        "high": pytest.approx(16),
+        "is_log": True,
+    }
     assert math.isfinite(Scale(**found, start=0, end=100)(number))

@@ -15,7 +15,7 @@ from torch import nn
 
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
-from stvid.models.weights import load_weights, read_file, read_weights, reshaped
+from stvid.models.weights import load_weights, read_file, read_weights, reshape_kernel
 from stvid.run.checkpoint import build_model
 
 SMALL = {"widths": [4, 6], "strides": [[1, 2, 2], [2, 2, 2]]}
@@ -174,17 +174,17 @@ def test_image_weights_of_another_image_network_are_refused():
 def test_an_inflated_kernel_answers_a_still_clip_like_its_picture():
     picture, kernel = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
     clip = picture[:, :, None].expand(-1, -1, 5, -1, -1)
-    inflated = reshaped(kernel, (4, 3, 5, 3, 3))
+    inflated = reshape_kernel(kernel, (4, 3, 5, 3, 3))
     torch.testing.assert_close(nn.functional.conv3d(clip, inflated)[:, :, 0], nn.functional.conv2d(picture, kernel))
 
 
 def test_a_kernel_for_two_pictures_answers_two_equal_ones_like_one():
     picture, kernel = torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3)
-    both = nn.functional.conv2d(torch.cat([picture, picture], 1), reshaped(kernel, (4, 6, 3, 3)))
+    both = nn.functional.conv2d(torch.cat([picture, picture], 1), reshape_kernel(kernel, (4, 6, 3, 3)))
     torch.testing.assert_close(both, nn.functional.conv2d(picture, kernel))
-    assert reshaped(kernel, (4, 4, 3, 3)) is None
-    assert reshaped(torch.randn(4, 16, 3, 3), (4, 32, 3, 3)) is None
-    assert reshaped(torch.randn(4, 6, 3, 3), (4, 3, 3, 3)) is None
+    assert reshape_kernel(kernel, (4, 4, 3, 3)) is None
+    assert reshape_kernel(torch.randn(4, 16, 3, 3), (4, 32, 3, 3)) is None
+    assert reshape_kernel(torch.randn(4, 6, 3, 3), (4, 3, 3, 3)) is None
 
 
 def test_reshaped_tensors_are_told_with_both_shapes():
@@ -252,7 +252,7 @@ def test_a_run_gives_its_weights_to_a_model_for_other_classes(tmp_path):
 
 def test_a_model_is_rebuilt_without_the_weights_it_began_with(tmp_path):
     build_model({**CONV3D, "weights": str(tmp_path / "long" / "gone.ckpt")}, num_classes=2, pretrained=False)
-    r3d = {"_target_": "stvid.models.torchvision3d.VideoNetwork", "weights": None, "inflate": "gone.pth"}
+    r3d = {"_target_": "stvid.models.torchvision3d.TorchvisionVideoModel", "weights": None, "inflate": "gone.pth"}
     build_model(r3d, num_classes=2, pretrained=False)
 
 

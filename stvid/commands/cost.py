@@ -18,7 +18,7 @@ from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model
+from stvid.run.checkpoint import build_model, trusted_modules
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
 
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
@@ -71,7 +71,8 @@ def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | No
     if classes < 1:
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
-    model = _build_on_meta(_to_container(config.model), num_classes=classes, in_channels=clip.channels)
+    options = {"in_channels": clip.channels, "trust": trusted_modules(config.trust, config.model.get("_target_"))}
+    model = _build_on_meta(_to_container(config.model), num_classes=classes, **options)
     if config.gradient_checkpointing:
         checkpoint_stages(model)
     if device is None:

@@ -7,9 +7,9 @@ import torch
 
 from stvid import device as hardware
 from stvid.clip import ClipSpec
-from stvid.evaluation.results import price
+from stvid.evaluation.results import estimate_cost
 from stvid.models.conv3d import Conv3D
-from stvid.report.tables import cost_groups
+from stvid.report.tables import cost_tables
 from stvid.run.checkpoint import TrainedModel
 
 GPU = {"name": "A GPU", "memory_gib": 80.0}
@@ -43,7 +43,7 @@ def priced(run, precision="auto"):
         config={"data": {"datamodule": {"batch_size": 4}}, "trainer": {"precision": precision}, "ema": None},
         epoch=1,
     )
-    report = price(trained, run)
+    report = estimate_cost(trained, run)
     return report.device, report.precision
 
 
@@ -67,5 +67,5 @@ def test_the_machine_that_is_named_is_that_of_the_training():
         (RUN, "A GPU"),
         ({**RUN, "device": "cpu", "precision": "32-true"}, "A CPU, 2 cores"),  # the GPU was there and was not used
     ):
-        ((_, note, _),) = cost_groups(None, {}, run)
+        ((_, note, _),) = cost_tables(None, {}, run)
         assert named in note
