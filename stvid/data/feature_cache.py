@@ -33,7 +33,7 @@ from stvid.data.sampler import SampleKey, as_draw
 from stvid.errors import VideoError
 from stvid.files import replacing
 from stvid.video.types import AV_VERSION as av_version
-from stvid.video.types import identity
+from stvid.video.types import file_identity
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the files; another one begins anew
@@ -296,7 +296,7 @@ class StoredClips(Dataset):
 
     def _file(self, index: int) -> list | None:
         path = self.clips.items[index].path
-        return identity(path) if os.path.exists(path) else None
+        return file_identity(path) if os.path.exists(path) else None
 
 
 def _collate_in_order(samples: Sequence[Sample | Failure]) -> tuple[Batch, list[Failure | None]]:

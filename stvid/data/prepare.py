@@ -28,9 +28,9 @@ from stvid.errors import VideoError, train_command
 from stvid.files import replacing, write_json
 from stvid.progress import Bar
 from stvid.video.probe import probe, probe_all
-from stvid.video.transcode import Part, comment_of, transcode
+from stvid.video.transcode import Part, read_comment, transcode
 from stvid.video.types import VideoInfo
-from stvid.video.workers import each_file
+from stvid.video.workers import map_files
 
 _HYDRA_WORDS = ("null", "true", "false", "nan", "inf")  # no texts where they stand without quotes
 _TIMED_CLIPS, _TIMED_SECONDS = 64, 30.0  # at most so many clips are timed, and about so long
@@ -77,7 +77,7 @@ def prepare(
         write_json(out / "prepare.json", {"settings": settings})
     remove_partials(out)
     jobs = plan_files(manifest, out / "videos", common=common, how=how)
-    todo = [job for job in jobs.values() if comment_of(job.target) != job.comment]
+    todo = [job for job in jobs.values() if read_comment(job.target) != job.comment]
     try:
         infos, bad = _make(todo, how=how, num_workers=num_workers, timeout=timeout, progress=progress)
     finally:  # an error ends the other processes in the midst of their work
@@ -134,13 +134,13 @@ def _make(
         job.target.parent.mkdir(parents=True, exist_ok=True)
     infos, failed = {}, {}
     work = partial(_make_one, jobs=dict(by_source), how=how)
-    found = each_file(work, list(by_source), num_workers=num_workers, timeout=timeout)
+    found = map_files(work, list(by_source), num_workers=num_workers, timeout=timeout)
     bar = Bar("transcoding videos", total=len(by_source), unit="videos", shown=progress)
     with bar, closing(found):
         for path, result in found:
             bar.advance()
             if isinstance(result, VideoError):  # it may have come after some parts were finished
-                undone = (job for job in by_source[path] if comment_of(job.target) != job.comment)
+                undone = (job for job in by_source[path] if read_comment(job.target) != job.comment)
                 failed |= {key_of(job.item): result for job in undone}
             else:
                 infos[path], errors = result

@@ -11,7 +11,7 @@ from pathlib import Path
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.data.splitting import split_items
 from stvid.errors import InputError
-from stvid.video.images import EXTENSIONS as IMAGE_EXTENSIONS
+from stvid.video.decoding import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 VIDEO_EXTENSIONS = frozenset(
