@@ -171,7 +171,7 @@ def test_devices_share_the_workers_and_a_number_is_for_each(video_folder, monkey
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     data.trainer = None
     assert data.num_workers == 4
-    data.asked_workers = 1
+    data.requested_workers = 1
     data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
     assert data.train_dataloader().num_workers == data.num_workers_alone == 1
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Failure, TrainingClips, Views, collate, part_of
+from stvid.data.dataset import Failure, TrainingClips, Views, collate, item_frames
 from stvid.data.manifest import Item
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
@@ -277,12 +277,12 @@ def test_frames_a_second_are_counted_by_the_clock_where_frames_are_not_evenly_sp
 
 def test_a_part_of_a_video_is_told_by_the_clock_too(uneven):
     views = dataset(Views, uneven, names=["video.mp4"], times=(0.95, 2.0))
-    assert list(part_of(views.items[0], views.infos[0])) == [19, 20, 21, 22, 23, 24]  # 2.0 s is frame 25's
+    assert list(item_frames(views.items[0], views.infos[0])) == [19, 20, 21, 22, 23, 24]  # 2.0 s is frame 25's
 
 
 def test_a_part_holds_the_frames_from_its_start_up_to_its_end(numbered):
     views = dataset(Views, numbered, times=(0.51, 1.0))  # 20 frames a second
-    assert list(part_of(views.items[0], views.infos[0])) == list(range(11, 20))
+    assert list(item_frames(views.items[0], views.infos[0])) == list(range(11, 20))
 
 
 @pytest.mark.parametrize("kind", [Views, TrainingClips])

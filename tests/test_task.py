@@ -275,7 +275,7 @@ def ordinary_steps(tmp_path, monkeypatch, entered, **options):
             if batch_idx in (1, 5):
                 entered(batch_idx == 1)
 
-    data = type("Data", (), {"most_bad": 9, "bad": {}})
+    data = type("Data", (), {"max_bad_videos": 9, "bad": {}})
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
     watching = [Window(), *callbacks(tmp_path, data, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
     momentum = OptimizerFactory(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")

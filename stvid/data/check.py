@@ -18,7 +18,7 @@ from typing import NamedTuple
 from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.content_checks import content_keys, duplicates, find_shortcuts
-from stvid.data.dataset import part_of
+from stvid.data.dataset import item_frames
 from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks
 from stvid.errors import VideoError
 from stvid.video.probe import probe_all
@@ -94,7 +94,7 @@ def is_bad(report: dict) -> bool:
 
 def _part(item: Item, info: VideoInfo | VideoError) -> range | VideoError:
     try:
-        return part_of(item, info)
+        return item_frames(item, info)
     except VideoError as error:
         return error
 

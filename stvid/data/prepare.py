@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Failure, TrainingClips, part_of
+from stvid.data.dataset import Failure, TrainingClips, item_frames
 from stvid.data.manifest import Item, Manifest, are_numbers
 from stvid.data.prepare_plan import Job, Key, check_folder, common_folder, key_of, plan_files, remove_partials, shown
 from stvid.data.sampler import SampleKey
@@ -156,7 +156,7 @@ def _make_one(
         info, parts, failed = probe(path, decode_all=decode_all), [], {}
         for job in jobs[path]:
             try:
-                frames = part_of(job.item, info)
+                frames = item_frames(job.item, info)
             except VideoError as error:
                 failed[key_of(job.item)] = error
             else:

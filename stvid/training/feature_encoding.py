@@ -53,7 +53,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
                 return model.encode(preprocess(clips, lengths), lengths).cpu()
             return model.encode(clips, lengths, prepare=preprocess).cpu()
 
-    facts = {
+    encoder_settings = {
         "encoder": weights_fingerprint(model.encoder),
         "model": {key: str(value) for key, value in config.items() if key in ("_target_", "encoder", "image_size")},
         "precision": precision,
@@ -61,37 +61,37 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
         "torch": torch.__version__,
         **{name: version for name in LIBRARIES if (version := _version(name))},
     }
-    for name, stored in data.use_features(facts).items():
-        with one_at_a_time(stored.store.path):  # of several processes, one encodes
-            _fill(name, stored, data, encode)
+    for split, cached in data.use_cached_features(encoder_settings).items():
+        with one_at_a_time(cached.cache.path):  # of several processes, one encodes
+            _fill(split, cached, data, encode)
     log.info("random views of each training video: %d; data.passes=N keeps N, data.features=off none", data.passes)
     model.train()
 
 
-def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    draws = data.draws(name)
-    stored.store.close()  # another process may have put more into it
-    missing = stored.missing(draws)
+def _fill(split: str, cached, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    keys = data.all_keys(split)
+    cached.cache.close()  # another process may have added samples
+    missing = cached.missing_keys(keys)
     log.info(
-        "features of %s: %d stored, %d to encode; %s", name, len(draws) - len(missing), len(missing), stored.store.path
+        "features of %s: %d cached, %d to encode; %s", split, len(keys) - len(missing), len(missing), cached.cache.path
     )
     began = time.perf_counter()
     while missing:  # once, unless another run has replaced the file meanwhile
-        _encode(name, stored, missing, data, encode)
-        missing = stored.missing(draws)
+        _encode(split, cached, missing, data, encode)
+        missing = cached.missing_keys(keys)
         if not missing:
             log.info("encoded in %.1f s", time.perf_counter() - began)
 
 
-def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    bar = Bar(f"encoding {name}", total=len(draws), unit="videos")
-    with stored.store.adding() as add, bar:
-        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers_alone):
-            if part:
+def _encode(split: str, cached, keys: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
+    with cached.cache.writer() as write, bar:
+        for batch_keys, batch in cached.batches(keys, batch_size=data.batch_size, num_workers=data.num_workers_alone):
+            if batch_keys:
                 features_BTF = encode(batch["clips"], batch["lengths"])
-                for key, content in stored.encoded(part, batch, features_BTF):
-                    add(key, content)
-            bar.advance(len(part))
+                for cache_key, sample in cached.entries(batch_keys, batch, features_BTF):
+                    write(cache_key, sample)
+            bar.advance(len(batch_keys))
 
 
 def _version(package: str) -> str | None:

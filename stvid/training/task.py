@@ -132,7 +132,7 @@ class ClassificationTask(pl.LightningModule):
             InputError: features have been stored, so that the model is not called as a whole.
         """
         if self.device_mesh is not None:
-            if getattr(self.trainer.datamodule, "stored", None):
+            if getattr(self.trainer.datamodule, "cached", None):
                 raise InputError("trainer=fsdp spreads a whole model: with a frozen encoder, add data.features=off")
             if self.trainer.strategy.sync_batchnorm:
                 SyncedBatchNorm().apply(self.model)

@@ -33,7 +33,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
     Raises:
         VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
     """
-    # FFmpeg could read a relative path as a protocol ("12:30.avi"). A file must not lead to the network or another file.
+    # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
     file = os.path.abspath(path)
     try:
         status = os.stat(file)
