@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stvid.data import content_checks as module
-from stvid.data.content_checks import content_keys, duplicates
+from stvid.data.content_checks import content_keys, find_duplicates
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def pairs(lists) -> set[tuple[str, str]]:
 def test_copies_are_those_that_a_comparison_of_all_pairs_finds(files):
     equal = {pair for pair in combinations(files, 2) if filecmp.cmp(*pair, shallow=False)}
     keys = keys_of(files)
-    assert pairs(duplicates(keys)) == equal
+    assert pairs(find_duplicates(keys)) == equal
     assert {pair for pair in combinations(files, 2) if keys[pair[0]] == keys[pair[1]]} == equal
     assert 20 < len(equal) < 100
 
@@ -45,7 +45,7 @@ def test_copies_are_those_that_a_comparison_of_all_pairs_finds(files):
 def test_only_what_has_the_size_of_something_else_is_read(files, tmp_path, monkeypatch):
     (tmp_path / "alone.mp4").write_bytes(bytes(12345))
     read = []
-    monkeypatch.setattr(module, "_digest", lambda path: read.append(path) or path)
+    monkeypatch.setattr(module, "_hash_content", lambda path: read.append(path) or path)
     keys_of([*files, str(tmp_path / "alone.mp4")])
     assert sorted(read) == files
 
@@ -56,7 +56,7 @@ def test_a_link_is_the_same_file_and_no_copy(files, tmp_path, link):
     paths = [files[0], str(tmp_path / "link.mp4"), files[-1]]
     keys = keys_of(paths)
     assert keys[paths[0]] == keys[paths[1]] != keys[paths[2]]
-    assert duplicates(keys) == []
+    assert find_duplicates(keys) == []
 
 
 def folder(path: Path, **images: bytes) -> str:
@@ -74,7 +74,7 @@ def test_a_folder_of_images_is_its_images_names_and_bytes(tmp_path):
         folder(tmp_path / "changed", a=b"12", b=b"4"),
     ]
     (tmp_path / "second" / "notes.txt").write_text("no image")
-    assert duplicates(keys_of([*same, *others])) == [same]
+    assert find_duplicates(keys_of([*same, *others])) == [same]
 
 
 def test_what_cannot_be_read_has_no_key_and_is_nobodys_copy(files, tmp_path):

@@ -72,8 +72,8 @@ def item_frames(item: Item, info: VideoInfo | VideoError) -> range:
 class VideoDataset(Dataset):
     """Base of `TrainingClips` and `Views`: items, the properties of their files, and reading frames.
 
-    `dataset[key]` takes a `SampleKey`, as `EpochSampler` yields, or an index, which means epoch 0. Negative indices count
-    from the end; an index out of range raises IndexError.
+    `dataset[key]` takes a `SampleKey`, as `EpochSampler` yields, or an index, which means epoch 0. Negative indices
+    count from the end; an index out of range raises IndexError.
 
     Attributes:
         items: the items of one split, in a fixed order.

@@ -229,8 +229,8 @@ def check_lengths(dataset: VideoDataset) -> None:
         _, num_frames, span, _ = max(spans)
         raise InputError(
             f"a clip of {dataset.clip.num_frames} frames (frame_stride={dataset.clip.frame_stride}, "
-            f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the longest has {num_frames}. "
-            "Use a smaller clip.num_frames or clip.frame_stride"
+            f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the longest has "
+            f"{num_frames}. Use a smaller clip.num_frames or clip.frame_stride"
         )
 
 

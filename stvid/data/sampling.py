@@ -75,7 +75,7 @@ def uniform_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
 def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) -> list[int]:
     """The frames of one clip: `start + floor(i * stride)`, with `clip.short` as the policy beyond the end.
 
-    For a stride of 2, a clip of six frames and a video of five: `repeat_last` 0 2 4 4 4 4, `wrap` 0 2 4 0 2 4, `pad` 0 2 4.
+    For stride 2, a clip of six frames and a video of five: `repeat_last` 0 2 4 4 4 4, `wrap` 0 2 4 0 2 4, `pad` 0 2 4.
 
     Args:
         num_frames: frames of the video, at least 1.

@@ -100,9 +100,7 @@ class Augment:
         scale, stretch = rng.uniform(*self.scale), math.exp(rng.uniform(*np.log(self.ratio)))
         box_height *= math.sqrt(scale / stretch)
         box_width *= math.sqrt(scale * stretch)
-        shrink = min(
-            height / box_height, width / box_width, 1.0
-        )  # if the box exceeds the frame, shrink it and keep its shape
+        shrink = min(height / box_height, width / box_width, 1.0)  # to fit into the frame, with the same shape
         box_height, box_width = max(int(box_height * shrink), 1), max(int(box_width * shrink), 1)
         top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
         return int(top), int(left), box_height, box_width
