@@ -51,7 +51,7 @@ def common_folder(manifest: Manifest) -> str:
 
 
 def check_folder(out: Path, settings: Mapping, *, common: str, sources: set[str]) -> None:
-    """Raises InputError unless the settings are valid and `out` is new, empty, or was started with the same settings."""
+    """Raises InputError unless the settings are valid, and `out` is new, empty, or has the same settings."""
     for name, minimum, maximum in (("short_side", 16, 4096), ("gop", 1, 1000), ("crf", 0, 51)):
         if not minimum <= settings[name] <= maximum:
             raise InputError(f"{name} (={settings[name]}) must be between {minimum} and {maximum}")
