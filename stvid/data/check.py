@@ -58,7 +58,7 @@ def check_videos(
 
     Returns:
         Plain data. num_files, num_items, num_bad; bad: path, reason (`errors.REASONS`) and detail of files that cannot
-        be decoded and of items without frames; files: properties of each; duplicates: lists of paths; leaks: kind (file,
+        be decoded and of items without frames; files: properties; duplicates: lists of paths; leaks: kind (file,
         content, group), name, splits, num_files, paths (a few); conflicts: labels, paths, start, end; class_counts:
         class -> split -> items; odd: short (on the clip's timeline), durations, median_duration, damaged, sizes, fps;
         shortcuts: see `find_shortcuts`; clip: settings that define which videos are short.

@@ -84,8 +84,8 @@ class Manifest:
             allow_new_classes: append labels that are not in `class_names` as new classes instead of raising.
 
         Raises:
-            InputError: file or column missing, a duplicate column, unknown split or class, invalid times, numeric labels
-                without names.
+            InputError: file or column missing, a duplicate column, unknown split or class, invalid times, or numeric
+                labels without names.
         """
         path = Path(path).absolute()
         rows = _read_rows(path)

@@ -200,8 +200,8 @@ def folder(
 ) -> Manifest:
     """Class folders of video files: `root/CLASS/.../VIDEO`.
 
-    If there are folders `train/` (and `val/`, `test/`) below the root, they are the splits and contain the class folders;
-    a missing `val/` is taken from train. Otherwise a random split is made, stratified by class and with whole groups.
+    Folders `train/` (and `val/`, `test/`) below the root are the splits and contain the class folders; a missing
+    `val/` is taken from train. Otherwise a random split is made, stratified by class and with whole groups.
     The log says which splits were used.
 
     Args:
@@ -245,9 +245,10 @@ def frames(
     group_csv: str | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """Class folders of image folders: `root/CLASS/.../VIDEO/IMAGE`. A folder that directly contains an image is a video.
+    """Class folders of image folders: `root/CLASS/.../VIDEO/IMAGE`.
 
-    An item's path is the folder. Splits are found or made as in `folder`.
+    Every folder that directly contains an image is a video; an item's path is that folder. Splits are found or made as
+    in `folder`.
 
     Args:
         root: the folder of the classes, or of `train/` (and `val/`, `test/`) with classes below them.

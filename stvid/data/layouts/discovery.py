@@ -141,8 +141,8 @@ def split_items(items: Sequence[Item], *, fractions: Mapping[str, float], seed: 
         if len({(item.split, item.label) for item in result}) == len(fractions) * len({item.label for item in items}):
             return tuple(sorted(result, key=lambda item: (item.path, item.start or 0.0)))
     raise InputError(
-        f"no split was found in {_SPLIT_ATTEMPTS} attempts with every class in each of {', '.join(fractions)} and whole "
-        "groups; use smaller groups, or write the splits into a manifest (data=manifest)"
+        f"no split was found in {_SPLIT_ATTEMPTS} attempts with every class in each of {', '.join(fractions)} and "
+        "whole groups; use smaller groups, or write the splits into a manifest (data=manifest)"
     )
 
 
@@ -152,8 +152,8 @@ def _check_enough_groups(groups: Mapping[tuple[str, str], list[Item]], num_split
         if count < num_splits:
             unit = "groups" if any(kind == "group" for kind, _ in groups) else "videos"
             raise InputError(
-                f"class {label!r} has {count} {unit}, too few for {num_splits} splits: add videos, or make train/ val/ test/ "
-                "folders yourself"
+                f"class {label!r} has {count} {unit}, too few for {num_splits} splits: add videos, or make train/ val/ "
+                "test/ folders yourself"
             )
 
 
@@ -238,8 +238,8 @@ def find_lists(root: Path, splits: str | None, *, folders: Sequence[str], files:
     where = f"in, below or beside data.root {root}" if splits is None else f"in data.splits {candidates[0]}"
     hint = f" ({best} has some of them, but no {', '.join(missing)})" if len(missing) < len(files) else ""
     raise InputError(
-        f"the official lists {', '.join(files)} are not {where}{hint}. Unpack {archive} to {root / folders[0]}, or name "
-        "their folder: data.splits=DIR"
+        f"the official lists {', '.join(files)} are not {where}{hint}. Unpack {archive} to {root / folders[0]}, or "
+        "name their folder: data.splits=DIR"
     )
 
 
@@ -293,7 +293,7 @@ def check_all_present(missing: Sequence[str], *, num_listed: int, num_videos: in
     if missing:
         raise InputError(
             f"{len(missing)} of the {num_listed} videos in {lists} are not below data.root {root}, the first: "
-            f"{missing[0]}; it contains {num_videos} videos. Unpack the whole data set, or list the videos that you have "
+            f"{missing[0]}; it contains {num_videos} videos. Unpack the whole data set, or list your videos "
             "in a table (data=manifest)"
         )
 

@@ -36,8 +36,8 @@ def hmdb51(
     """`CLASS/SOURCE_CLASS_....avi` anywhere below the root, split by `CLASS_test_splitN.txt`.
 
     Val is taken from the official train split by whole groups: clips of a class with the same SOURCE in their name.
-    Test is the official split. If a source is in both train and test, its group is divided, with a warning: the official
-    split has priority. Classes are sorted by name.
+    Test is the official split. If a source is in both train and test, its group is divided, with a warning: the
+    official split has priority. Classes are sorted by name.
 
     Args:
         root: a folder that contains the class folders, at any depth.

@@ -33,10 +33,10 @@ def kinetics(*, root: str) -> Manifest:
 
     A table is recognised by the end of its name (`kinetics-400_train.csv`, `validate.csv`) and its columns `label,
     youtube_id,time_start,time_end`. `ID_000010_000020.mp4` is a trimmed clip; `ID.mp4` is a whole video, of which the
-    item is the part given in the table. Rows without a file or a label are left out with a warning, since some videos are
-    always unavailable. Clips in a folder `replacement...` have priority over clips of the same name. Of several tables of
-    one split the one nearest to the root is used. Without tables, the class folders below `train/`, `val/` and `test/`
-    are used. Groups are the YouTube ids; classes are sorted.
+    item is the part given in the table. Rows without a file or a label are left out and logged, since some videos are
+    always unavailable. Clips in a folder `replacement...` have priority over clips of the same name. Of several tables
+    of one split the one nearest to the root is used. Without tables, the class folders below `train/`, `val/` and
+    `test/` are used. Groups are the YouTube ids; classes are sorted.
 
     Args:
         root: the folder.
