@@ -42,7 +42,7 @@ def test_the_split_depends_on_the_seed_alone():
 
 
 def test_too_few_videos_of_a_class_are_named():
-    with pytest.raises(InputError, match="class 'run' has 2 videos, too few to be in each of 3 splits"):
+    with pytest.raises(InputError, match="class 'run' has 2 videos, too few for 3 splits"):
         split_items(items_of(2, 0), fractions=FRACTIONS, seed=0)
 
 

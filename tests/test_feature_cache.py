@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from stvid.data import feature_cache as feature_store
+from stvid.data import feature_cache
 from stvid.data.feature_cache import CachedFeatures, FeatureCache
 
 
@@ -69,7 +69,7 @@ def test_what_another_run_has_added_meanwhile_is_kept(tmp_path):
 @pytest.fixture
 def at_once(monkeypatch):
     """Every item is written as soon as it is added."""
-    monkeypatch.setattr(feature_store, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(feature_cache, "_SAVE_EVERY", 0.0)
 
 
 def test_while_items_are_added_others_read_those_that_are_written(tmp_path, at_once):
@@ -94,7 +94,7 @@ def test_while_items_are_added_others_read_those_that_are_written(tmp_path, at_o
 
 
 def test_many_parts_become_one_file_before_they_are_too_many_to_open(tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(feature_store, "_MAX_PARTS", 4)
+    monkeypatch.setattr(feature_cache, "_MAX_PARTS", 4)
     store, most = FeatureCache(tmp_path, {}), 0
     with store.writer() as add:
         for number in range(19):
@@ -106,7 +106,7 @@ def test_many_parts_become_one_file_before_they_are_too_many_to_open(tmp_path, a
 
 def test_items_are_written_together_until_they_are_many(tmp_path, monkeypatch):
     size = stored(0.0).features_VTF.nbytes
-    monkeypatch.setattr(feature_store, "_MAX_PART_BYTES", 3 * size)
+    monkeypatch.setattr(feature_cache, "_MAX_PART_BYTES", 3 * size)
     with FeatureCache(tmp_path, {}).writer() as add:
         seen = []
         for number in range(7):
@@ -151,11 +151,11 @@ def test_a_trouble_of_the_system_leaves_the_file(tmp_path, monkeypatch):
     assert "one" in store
 
 
-def test_a_file_that_is_no_store_is_begun_anew(tmp_path, caplog):
+def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, caplog):
     store = FeatureCache(tmp_path, {})
     store.path.write_bytes(b"nothing" * 100)
     assert "one" not in store
     assert "two" not in store
-    assert caplog.text.count("begun anew") == 1
+    assert caplog.text.count("is replaced") == 1
     fill(store, one=1.0)
     assert "one" in store

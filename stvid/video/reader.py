@@ -215,20 +215,20 @@ def _decode_with_seeks(
     number, frames = -1, decode(path, container.demux(stream))
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
-        if seeked := keyframe > number + 1:
+        if did_seek := keyframe > number + 1:
             # seek a little behind the keyframe's time, which is not known to the tick
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
             container.seek(info.first_pts + round(seconds / tick), stream=stream)
             frames = decode(path, container.demux(stream))
-        while number < index or seeked:
+        while number < index or did_seek:
             frame = next(frames, None)
             has_time = frame is not None and frame.pts is not None
             actual = info.index_at((frame.pts - info.first_pts) * tick) if has_time else None
             # the pixels that a decoder conceals depend on the frames decoded before
             failed = actual is None or frame.is_corrupt
-            if failed or ((actual > index or frame.pict_type != PictureType.I) if seeked else actual != number + 1):
+            if failed or ((actual > index or frame.pict_type != PictureType.I) if did_seek else actual != number + 1):
                 yield None
                 return
-            number, seeked = actual, False
+            number, did_seek = actual, False
         yield frame
