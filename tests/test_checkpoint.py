@@ -144,7 +144,7 @@ def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
         (tmp_path / "text.ckpt", "no readable checkpoint"),
         (tmp_path / "other.ckpt", "another program"),
         (tmp_path / "nothing", "does not exist"),
-        (tmp_path, r"holds no checkpoints/best\.ckpt"),
+        (tmp_path, r"has no checkpoints/best\.ckpt"),
     ):
         with pytest.raises(InputError, match=words):
             load_checkpoint(path)

@@ -257,7 +257,7 @@ def train_six_steps(tmp_path, monkeypatch, set_window, **options):
             if batch_idx in (1, 5):
                 set_window(batch_idx == 1)
 
-    data = type("Data", (), {"most_bad": 9, "bad": {}})
+    data = type("Data", (), {"max_bad_videos": 9, "bad": {}})
     files = {name: tmp_path / name for name in ("best_checkpoint", "last_checkpoint", "bad_videos")}
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
     watching = [Window(), *callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
