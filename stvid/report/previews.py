@@ -73,7 +73,7 @@ def make_previews(
     """Previews of the middle view of some videos, exactly as the model sees it. Every video is decoded once.
 
     With `clip.input=rgb_diff` the previews show the frames; with `diff` the difference images, because the model sees
-    nothing else. Of clips with more than 24 frames, every preview has 24 equally spaced frames; frames are at most 128
+    nothing else. The preview of a clip with more than 24 frames has 24 equally spaced ones. Frames are at most 128
     pixels wide.
 
     Args:
