@@ -24,14 +24,14 @@ class Disagreement:
 
     Attributes:
         path, start, end, label: see `PredictionRow`.
-        answers: predicted class and its probability for each run, in order; (None, None) if the video was unreadable.
+        predictions: class and probability for each run, in order; (None, None) if the video was unreadable.
     """
 
     path: str
     start: float | None
     end: float | None
     label: str
-    answers: tuple[tuple[str | None, float | None], ...]
+    predictions: tuple[tuple[str | None, float | None], ...]
 
 
 def common_videos(evaluations: Sequence[Evaluation]) -> list[dict[VideoKey, PredictionRow]]:
@@ -49,13 +49,13 @@ def find_disagreements(evaluations: Sequence[Evaluation]) -> list[Disagreement]:
         if len({row.is_correct for row in rows}) == 2:
             (path, start, end), label = key
             predicted = tuple((row.predicted, max(row.probabilities, default=None)) for row in rows)
-            disagreements.append(Disagreement(path=path, start=start, end=end, label=label, answers=predicted))
+            disagreements.append(Disagreement(path=path, start=start, end=end, label=label, predictions=predicted))
     return sorted(disagreements, key=lambda video: (-_confidence(video, True), -_confidence(video, False), video.path))
 
 
 def _confidence(video: Disagreement, is_correct: bool) -> float:
     """Highest probability of the correct (or of the wrong) predictions."""
-    return max(p or 0.0 for name, p in video.answers if (name == video.label) == is_correct)
+    return max(p or 0.0 for name, p in video.predictions if (name == video.label) == is_correct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,10 @@ class Comparison:
                 {"folder": str(run.folder), **{key: getattr(run, key) for key in keys}} for run in self.evaluations
             ],
             "tests": [asdict(test) for test in self.tests],
-            "differing": [asdict(video) for video in self.differing],
+            "differing": [
+                {key: getattr(video, key) for key in ("path", "start", "end", "label")} | {"answers": video.predictions}
+                for video in self.differing
+            ],
         }
 
 
@@ -287,7 +290,7 @@ def _test_lines(comparison: Comparison) -> list[str]:
 def _disagreement_lines(comparison: Comparison) -> list[str]:
     rows = [("video", "truth", *(run.name for run in comparison.evaluations))]
     for video in comparison.differing[:MAX_LISTED]:
-        predicted = ["(unreadable)" if name is None else f"{name} {p:.2f}" for name, p in video.answers]
+        predicted = ["(unreadable)" if name is None else f"{name} {p:.2f}" for name, p in video.predictions]
         rows.append((video.path + text.part_suffix(video.start, video.end), video.label, *predicted))
     total = len(comparison.differing)
     selected = f"; the {MAX_LISTED} most confident" if total > MAX_LISTED else ""

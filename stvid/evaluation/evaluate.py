@@ -144,7 +144,7 @@ def select_test_split(
     path = Path(manifest).expanduser() if manifest else RunFolder(trained.folder).manifest_csv
     if not path.is_file():
         raise InputError(f"{path} does not exist: it lists the videos of each split. Name one with --manifest FILE.csv")
-    data = Manifest.read_csv(path, class_names=trained.class_names, only_these=False)
+    data = Manifest.read_csv(path, class_names=trained.class_names, allow_new_classes=True)
     unknown = data.class_names[len(trained.class_names) :]
     if unknown:
         hint = nearest(unknown[0], trained.class_names)

@@ -139,5 +139,5 @@ def _disagreement_row(video: Disagreement, root: str | None) -> dict:
     return {
         "name": f"{name}{text.part_suffix(video.start, video.end)}",
         "truth": video.label,
-        "predictions": video.answers,
+        "predictions": video.predictions,
     }

@@ -60,7 +60,7 @@ def callbacks(
     return [
         *([] if ema is None else [WeightEMA(decay=ema)]),
         *([LearningRateMonitor(logging_interval="step")] if has_logger else []),
-        BadVideos(path=bad_videos, max_bad=data.most_bad, known=data.bad),
+        BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
         ProgressBar(),
         *([] if early_stopping is None else [EarlyStop(patience=early_stopping)]),
         *([] if report is None else [TrialPruning(report)]),
