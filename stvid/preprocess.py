@@ -100,12 +100,25 @@ class Preprocess(nn.Module):
 def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
     """Logits `B x K` of uint8 clips `B x T x C x H x W`.
 
-    A model that encodes frames in chunks (`encoder_chunk`) receives the pixels and preprocesses them chunk by chunk, so
-    that a long video is never in float32 as a whole. That is impossible with `normalize=clip`.
+    A `VideoModel` with `max_chunk` receives the pixels and preprocesses them chunk by chunk, so that a long video is
+    never in float32 as a whole. That is impossible with `normalize=clip`.
     """
-    if getattr(model, "encoder_chunk", None) is not None and preprocess.normalize != "clip":
-        return model(clips_BTCHW, lengths_B, prepare=preprocess)
+    if _preprocesses_chunks(model, preprocess):
+        return model(clips_BTCHW, lengths_B, preprocess=preprocess)
     return model(preprocess(clips_BTCHW, lengths_B), lengths_B)
+
+
+def encode_clips(
+    model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None
+) -> Tensor:
+    """The same for `model.encode`: features `B x T x F` of uint8 clips `B x T x C x H x W`."""
+    if _preprocesses_chunks(model, preprocess):
+        return model.encode(clips_BTCHW, lengths_B, preprocess=preprocess)
+    return model.encode(preprocess(clips_BTCHW, lengths_B), lengths_B)
+
+
+def _preprocesses_chunks(model: nn.Module, preprocess: Preprocess) -> bool:
+    return model.max_chunk is not None and preprocess.normalize != "clip"
 
 
 def channels_last(model: nn.Module) -> nn.Module:

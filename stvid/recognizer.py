@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,17 +30,21 @@ from stvid.video.probe import probe
 from stvid.video.types import VideoInfo
 
 
-def load(run: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Recognizer:
+def load(
+    run: str | os.PathLike[str], *, device: torch.device | str | None = None, trust: str | Sequence[str] = ()
+) -> Recognizer:
     """Loads the model of a run, ready to predict.
 
     Args:
         run: a run folder (its best checkpoint) or a checkpoint file.
         device: where to compute, such as `cuda:0`; None: an accelerator if there is one, else the CPU.
+        trust: packages or modules with models of your own, such as `["my_package"]`. A checkpoint can name any class;
+            code outside of stvid is imported only from these modules.
 
     Raises:
-        InputError: no such run, or a file that is not a checkpoint of stvid.
+        InputError: no such run, a file that is not a checkpoint of stvid, or a model in a module that is not trusted.
     """
-    return Recognizer(load_checkpoint(run), device=device)
+    return Recognizer(load_checkpoint(run, trust=trust), device=device)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

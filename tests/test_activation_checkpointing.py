@@ -5,21 +5,21 @@ import copy
 import pytest
 import torch
 
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.i3d import InflatedNetwork
+from stvid.models.i3d import I3D
 from stvid.models.layers import checkpoint_stages
-from stvid.models.torchvision3d import VideoNetwork
+from stvid.models.torchvision3d import TorchvisionVideoModel
 
 MODELS = {
     "conv3d": lambda: Conv3D(num_classes=3, depths=2, dropout=0.0),
     "c3d": lambda: C3D(num_classes=3, dropout=0.0),
     "cnn_lstm": lambda: CNNLSTM(num_classes=3, encoder="resnet18", dropout=0.0),
     "small": lambda: CNNLSTM(num_classes=3, dropout=0.0),
-    "r3d_18": lambda: VideoNetwork(name="r3d_18", num_classes=3, freeze=1),
-    "i3d": lambda: InflatedNetwork(network="resnet18", num_classes=3, dropout=0.0),
+    "r3d_18": lambda: TorchvisionVideoModel(name="r3d_18", num_classes=3, freeze=1),
+    "i3d": lambda: I3D(network="resnet18", num_classes=3, dropout=0.0),
 }
 
 
@@ -31,8 +31,8 @@ def test_gradients_and_statistics_stay_what_they_were(name):
     checkpoint_stages(other)
     other = copy.deepcopy(other)  # as an average of the weights has it
     clips = torch.randn(2, 3, 4, 32, 32)
-    for one in (model, other):
-        one(clips).square().sum().backward()
+    for item in (model, other):
+        item(clips).square().sum().backward()
     for (key, mine), its in zip(model.named_parameters(), other.parameters(), strict=True):
         assert (mine.grad is None) == (its.grad is None), key
         if mine.grad is not None:

@@ -1,14 +1,19 @@
+"""Models from configs and checkpoints: what is imported, what is refused, models of a user, moved names."""
+
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, TINY
+from hydra.utils import get_object
 
-from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.input_check import check_fit
-from stvid.run.checkpoint import build_model, load_checkpoint
+from stvid.run.checkpoint import MOVED_TARGETS, build_model, load_checkpoint, trusted_modules
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
 
@@ -62,7 +67,7 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
 def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "stvid.models.layers", None)
     monkeypatch.delitem(__import__("sys").modules, "stvid.models.conv3d")
-    with pytest.raises(ModuleNotFoundError, match=r"stvid\.models\.conv"):
+    with pytest.raises(ModuleNotFoundError, match=r"stvid\.models\.layers"):
         build_model(CONV3D, num_classes=3)
 
 
@@ -98,7 +103,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run_folder, tmp_path):
     def change(content):
         content["stvid"]["config"]["model"]["_target_"] = "os.system"
 
-    with pytest.raises(InputError, match="nothing else is ever called"):
+    with pytest.raises(InputError, match=r"changed\.ckpt: its model, os\.system, is code outside of stvid"):
         load_checkpoint(spoilt(run_folder, tmp_path, change))
 
 
@@ -119,81 +124,206 @@ def test_weights_of_another_model_are_told(run_folder, tmp_path):
     def change(content):
         content["stvid"]["config"]["model"]["widths"] = [16, 32, 64, 64]
 
-    words = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
-    with pytest.raises(InputError, match=words):
+    phrases = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
+    with pytest.raises(InputError, match=phrases):
         load_checkpoint(spoilt(run_folder, tmp_path, change))
 
     def renamed(content):
         state = content["state_dict"]
         state["model.tail.weight"] = state.pop("model.head.weight")
 
-    words = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
-    with pytest.raises(InputError, match=words):
+    phrases = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
+    with pytest.raises(InputError, match=phrases):
         load_checkpoint(spoilt(run_folder, tmp_path, renamed))
 
 
 def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    for path, words in (
+    for path, phrases in (
         (tmp_path / "text.ckpt", "no readable checkpoint"),
         (tmp_path / "other.ckpt", "another program"),
         (tmp_path / "nothing", "does not exist"),
-        (tmp_path, r"holds no checkpoints/best\.ckpt"),
+        (tmp_path, r"has no checkpoints/best\.ckpt"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=phrases):
             load_checkpoint(path)
 
 
-class Picky(torch.nn.Module):
-    """A user's own: takes clips of 8 frames of 24 x 24 pixels and more."""
+@pytest.mark.parametrize(
+    ("target", "trust", "is_imported"),
+    [
+        ("my_package.MyModel", ["my_package"], True),
+        ("my_package.models.MyModel", "my_package", True),
+        ("my_package.MyModel", ["my_pack"], False),
+        ("my_package_2.MyModel", ["my_package"], False),
+        ("my_package.MyModel", ["my_package.models"], False),
+        ("my_package.models.MyModel", ["my_package.models"], True),
+        ("my_package.MyModel", [], False),
+        ("MyModel", ["MyModel"], False),
+    ],
+)
+def test_only_trusted_modules_are_imported(target, trust, is_imported):
+    """None of them exists, so the message says whether an import was tried."""
+    message = (
+        "there is no module my_package" if is_imported else "code outside of stvid.*add --trust my_pack|--trust MyM"
+    )
+    with pytest.raises(InputError, match=message):
+        build_model({"_target_": target}, num_classes=3, trust=trusted_modules(trust))
 
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
 
-    def forward(self, clips):
-        self.calls += 1
-        return torch.nn.functional.avg_pool3d(clips, (8, 24, 24)).mean(dim=(2, 3, 4))
+@pytest.mark.parametrize("trust", [["my package"], ["my_package/models"], [""], [3]])
+def test_trust_takes_names_of_modules(trust):
+    with pytest.raises(InputError, match="must be the name of a package or module"):
+        trusted_modules(trust)
 
 
-@pytest.mark.parametrize(("num_frames", "tried"), [(4, 4), (None, 16)])
-def test_an_error_of_the_model_stays_what_it_is_with_the_clip_that_it_got(num_frames, tried):
-    model = Picky().train()
-    with pytest.raises(RuntimeError) as error:
-        check_fit(model, ClipSpec(num_frames=num_frames, size=(10, 64)))
-    assert "forward" in [entry.name for entry in error.traceback]
-    assert error.value.__notes__ == [f"Picky was given one clip, B x C x T x H x W = 1 x 3 x {tried} x 10 x 64"]
-    assert model.calls == 1
-    assert model.training
+INIT = "    def __init__(self, *, num_classes):\n        super().__init__()\n"
+MODULES = {
+    "no_model": f"import torch\nclass MyModel(torch.nn.Module):\n{INIT}",
+    "no_classes": "import stvid\nclass MyModel(stvid.VideoModel):\n    pass\n",
+    "broken": "import a_library_that_is_missing",
+    "wrong": f"import stvid\nclass MyModel(stvid.VideoModel):\n{INIT}        1 / 0\n",
+}
+NO_MODEL = r"must be a subclass of stvid\.VideoModel whose constructor takes the keyword num_classes"
 
 
 @pytest.mark.parametrize(
-    ("model", "clip", "words"),
+    ("module", "error", "message"),
     [
+        ("no_model", InputError, r"must be a subclass of stvid\.VideoModel whose constructor takes the keyword num_cl"),
         (
-            {"encoder": "vgg11"},
-            {"size": (24, 64)},
-            r"model.encoder \(=vgg11\) takes pictures of at least 32 x 32 pixels, not 24 x 64: set clip.size=32",
+            "no_classes",
+            InputError,
+            r"must be a subclass of stvid\.VideoModel whose constructor takes the keyword num_cl",
         ),
-        (
-            {"encoder": "vit_b_32"},
-            {"size": 64, "num_frames": 1},
-            r"\(=vit_b_32\) takes pictures of 224 x 224 pixels only, not 64 x 64: set clip.size=224, or .*image_size",
-        ),
-        ({}, {"input": "rgb_diff"}, r"clips must be B x 3 x T x H x W, got \(1, 6, 16, 64, 64\)"),
+        ("nowhere", InputError, r"there is no module nowhere, neither in .* nor installed"),
+        ("broken", ModuleNotFoundError, "a_library_that_is_missing"),
+        ("wrong", ZeroDivisionError, "division by zero"),
     ],
 )
-def test_a_clip_that_a_model_of_ours_does_not_take_is_one_message(model, clip, words):
-    model = CNNLSTM(num_classes=2, hidden_size=4, **model).train()
-    with pytest.raises(InputError, match=words):
-        check_fit(model, ClipSpec(**clip))
-    assert model.training
+def test_what_a_model_of_a_user_must_be_is_one_message_and_its_own_errors_stay(
+    module, error, message, tmp_path, monkeypatch
+):
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    with pytest.raises(error, match=message) as caught:
+        build_model({"_target_": f"{module}.MyModel"}, num_classes=3, trust=[module])
+    assert caught.type is error
+    assert sys.path == before
+    sys.modules.pop(module, None)
 
 
-def test_a_model_that_fits_stays_as_it_is():
-    model = build_model(CONV3D, num_classes=3, in_channels=6).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    check_fit(model, ClipSpec(num_frames=None, input="rgb_diff"))
-    assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+MY_PACKAGE = """
+import stvid
+from torch import nn
+
+class MyModel(stvid.VideoModel):
+    def __init__(self, *, num_classes, width=4):
+        super().__init__()
+        self.conv = nn.Conv3d(3, width, 3, padding=1)
+        self.num_features, self.head = width, nn.Linear(width, num_classes)
+
+    def forward_features(self, clips_BCTHW, lengths_B=None):
+        return self.conv(clips_BCTHW).relu().mean(dim=(2, 3, 4))
+"""
+COMMANDS = """
+import json, sys
+from stvid.cli import main
+for command in json.loads(sys.argv[1]):
+    code = 0
+    try:
+        main(command)
+    except SystemExit as stop:
+        code = stop.code
+    print("ended with", code, "imported" if "my_package" in sys.modules else "not imported", flush=True)
+import stvid
+print(stvid.load("run", trust=["my_package"]))
+"""  # seconds of imports are paid once
+
+
+def run_alone(*arguments, cwd):
+    """A Python that does not look for modules in the current folder (-P)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_a_model_of_a_user_trains_and_is_loaded_only_if_it_is_trusted(video_folder, tmp_path):
+    """In a folder that holds nothing but the package."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text(MY_PACKAGE)
+    data = ["data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", "augment=none", *TINY]
+    model = ["model._target_=my_package.MyModel", "+model.width=8"]  # widths, depths, ... of conv3d do not apply
+    trained = run_alone(ROOT / "train.py", *data, *model, "hydra.run.dir=run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    config = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["stvid"]["config"]
+    assert config["model"] == {"_target_": "my_package.MyModel", "width": 8}
+
+    video = str(next(video_folder.rglob("*.mp4")))
+    resume = ["train", "resume=run", "trainer.max_epochs=2", "allow_changes=true", "trainer.accelerator=cpu"]
+    trust = ["--trust", "my_package"]
+    commands = [
+        ["predict", "run", video],
+        ["evaluate", "run", "--split", "val"],
+        ["report", "run"],
+        resume,
+        ["predict", "run", video, *trust],
+        ["evaluate", "run", "--split", "val", "--workers", "0", *trust],
+        ["report", "run", *trust],
+        [*resume, "trust=[my_package]"],
+        ["cost", *model],
+    ]
+    done = run_alone("-c", COMMANDS, json.dumps(commands), cwd=tmp_path)
+    ends = [line for line in done.stdout.splitlines() if line.startswith("ended with")]
+    assert ends == ["ended with 2 not imported"] * 4 + ["ended with 0 imported"] * 5, done.stdout + done.stderr
+    assert done.stderr.count("add --trust my_package to the command") == 3
+    assert done.stderr.count("add trust=[my_package]") == 1
+    assert "MyModel, 2 classes" in done.stdout
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 2
+    assert {path.name for path in tmp_path.iterdir()} == {"my_package", "run"}
+
+
+OLD_TARGETS = {
+    "stvid.models.video_network.VideoNetwork": ({"name": "mc3_18"}, "TorchvisionVideoModel"),
+    "stvid.models.torchvision3d.VideoNetwork": ({"name": "mc3_18"}, "TorchvisionVideoModel"),
+    "stvid.models.inflated.InflatedNetwork": ({"network": "squeezenet1_1"}, "I3D"),
+    "stvid.models.i3d.InflatedNetwork": ({"network": "squeezenet1_1"}, "I3D"),
+}
+
+
+@pytest.mark.parametrize("target", OLD_TARGETS)
+def test_a_checkpoint_of_an_older_version_loads_under_the_new_names(target, tmp_path):
+    options, name = OLD_TARGETS[target]
+    model = build_model({"_target_": target, **options}, num_classes=2)
+    content = {
+        "stvid": {
+            "format": 1,
+            "config": {"model": {"_target_": target, "weights": "gone.pth", **options}},
+            "clip": {"num_frames": 4, "size": 32},
+            "class_names": ["a", "b"],
+            "protocol": {"num_clips": 1, "num_crops": 1},
+        },
+        "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},
+        "epoch": 0,
+        "global_step": 3,
+        "loops": {
+            "fit_loop": {
+                "epoch_progress": {"current": {"ready": 1, "processed": 1}},
+                "epoch_loop.batch_progress": {"current": {"ready": 3}},
+            }
+        },
+    }
+    torch.save(content, tmp_path / "old.ckpt")
+    trained = load_checkpoint(tmp_path / "old.ckpt")
+    assert type(trained.model).__name__ == name
+    assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in model.state_dict().items())
+    assert trained.config["model"]["_target_"].endswith(name)
+
+
+def test_every_moved_target_has_a_present_name_that_exists():
+    for old, new in MOVED_TARGETS.items():
+        assert callable(get_object(new)), old
+        assert new not in MOVED_TARGETS

@@ -7,10 +7,9 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
-from stvid.models.base import freeze_stages
+from stvid.models.base import check_input
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.models.input_check import check_fit
 from stvid.preprocess import Preprocess, run_model
 from stvid.run.checkpoint import build_model
 
@@ -79,8 +78,8 @@ def test_lite0_features_are_those_of_the_published_network():
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(whole._fc(encoder(images)), whole(images))
-    assert encoder.pixels.mean[0] * 255 == pytest.approx(127)
-    assert encoder.pixels.std[0] * 255 == pytest.approx(128)
+    assert encoder.normalization.mean[0] * 255 == pytest.approx(127)
+    assert encoder.normalization.std[0] * 255 == pytest.approx(128)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +100,11 @@ def test_lite0_features_are_those_of_the_published_network():
             {"image_size": 0},
             "model.image_size .=0.: timm/vit_tiny.* cannot be built for it",
         ),
-        ("efficientnet_lite0", {"image_size": 33}, "efficientnet_lite0 takes any"),
+        ("efficientnet_lite0", {"image_size": 33}, "efficientnet_lite0 takes images of any size"),
     ],
 )
-def test_mistakes_are_told(name, options, words):
-    with pytest.raises(InputError, match=words):
+def test_mistakes_are_input_errors(name, options, text):
+    with pytest.raises(InputError, match=text):
         build_encoder(name, **options)
 
 
@@ -129,7 +128,7 @@ def test_a_missing_package_names_the_extra(package, monkeypatch):
 def test_an_encoder_whose_features_are_not_what_it_promises_is_told():
     encoder = nn.Conv2d(3, 4, 3)
     encoder.num_features = 4
-    with pytest.raises(ValueError, match="gives 4 x 6 x 6 for an image, where 4 features are due"):
+    with pytest.raises(ValueError, match="returns 4 x 6 x 6 for an image, expected 4 features"):
         encode_frames(encoder, torch.zeros(1, 3, 2, 8, 8), None)
 
 
@@ -137,7 +136,7 @@ def test_weights_for_larger_pictures_ask_for_their_size(monkeypatch):
     whole = torchvision.models.vit_b_16(image_size=384)
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: whole.state_dict())
     config = {"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "vit_b_16", "weights": "IMAGENET1K_SWAG_E2E_V1"}
-    with pytest.raises(ValueError, match="pictures of 384 pixels: set clip.size=384"):
+    with pytest.raises(ValueError, match="images of 384 pixels: set clip.size=384"):
         build_model(config, num_classes=2)
 
 
@@ -175,14 +174,13 @@ def test_frozen_stages_do_not_move_nor_do_their_statistics(freeze, last):
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     order = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
     assert changed == set(order[order.index(last) + 1 :])
-    assert model.encoder_is_frozen == (last == "layer4")
+    assert model.backbone_is_frozen == (last == "layer4")
 
 
 def test_parameters_that_belong_to_no_stage_freeze_with_what_comes_after_them():
-    encoder = build_encoder("vit_b_32")
-    assert list(encoder.stages)[:2] == ["conv_proj", "encoder.layers.encoder_layer_0"]
-    freeze_stages(encoder, encoder.stages, "encoder.layers.encoder_layer_0")
-    network = encoder.network
+    model = CNNLSTM(num_classes=2, encoder="vit_b_32", freeze="encoder.layers.encoder_layer_0")
+    assert model.frozen == ("conv_proj", "encoder.layers.encoder_layer_0")
+    network = model.encoder.network
     assert not network.class_token.requires_grad
     assert not network.encoder.pos_embedding.requires_grad
     assert network.encoder.layers.encoder_layer_1.ln_1.weight.requires_grad
@@ -212,9 +210,9 @@ def test_chunks_give_the_gradients_of_the_whole(lengths):
         model.recurrent.train()
     clips = torch.randn(3, 3, 7, 32, 32)
     torch.testing.assert_close(chunked(clips, lengths), whole(clips, lengths), atol=1e-5, rtol=1e-5)
-    wanted, found = gradients(whole, clips, lengths), gradients(chunked, clips, lengths)
+    wanted, actual = gradients(whole, clips, lengths), gradients(chunked, clips, lengths)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_chunks_count_once_for_batch_norm():
@@ -290,8 +288,8 @@ def test_pixels_that_the_weights_do_not_know_are_warned_of(monkeypatch, caplog):
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda self, *a, **k: donor.state_dict())
     model = CNNLSTM(num_classes=3, encoder="resnet18", weights="DEFAULT")
     caplog.clear()
-    check_fit(model, ClipSpec(num_frames=2, normalize="fixed"))
+    check_input(model, ClipSpec(num_frames=2, normalize="fixed"))
     assert not caplog.text
-    check_fit(model, ClipSpec(num_frames=2, normalize="frame"))
-    check_fit(model, ClipSpec(num_frames=2, normalize="fixed", mean=(0.4, 0.4, 0.4)))
+    check_input(model, ClipSpec(num_frames=2, normalize="frame"))
+    check_input(model, ClipSpec(num_frames=2, normalize="fixed", mean=(0.4, 0.4, 0.4)))
     assert caplog.text.count("trained on pixels normalised by mean [0.485, 0.456, 0.406]") == 2

@@ -1,4 +1,4 @@
-"""With a frozen encoder a run trains from stored features, and is the same run as without them."""
+"""With a frozen encoder, training on stored features gives the same results as training on clips."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ from stvid.data.transforms import Augment
 from stvid.errors import TRUNCATED, VideoError
 from stvid.run.checkpoint import load_checkpoint
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.feature_encoding import _fill, weights_fingerprint
+from stvid.training.feature_encoding import _fill_cache, weights_fingerprint
 from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
@@ -67,11 +67,11 @@ def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, ov
     assert len(stores(videos)) == 2
     without, _ = run(videos, tmp_path / "off", *overrides, "data.features=off")
     assert with_store == without
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / "on").model.state_dict(),
         load_checkpoint(tmp_path / "off").model.state_dict(),
     )
-    for name, value in one.items():
+    for name, value in entry.items():
         torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
 
 
@@ -142,10 +142,10 @@ def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_
     done = train_py(f"resume={tmp_path / 'cut'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stores(videos) == before
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut")
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(entry[name], other[name]) for name in entry)
 
 
 def test_only_the_draws_that_failed_are_left_out(tmp_path):
@@ -212,7 +212,7 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill("train", cached, data, encode)
+    _fill_cache("train", cached, data, encode)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded

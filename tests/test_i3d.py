@@ -6,10 +6,10 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from stvid.models.i3d import FAMILIES, InflatedNetwork, RepeatingConv3d
+from stvid.models.i3d import FAMILIES, I3D, RepeatingConv3d
 from stvid.run.checkpoint import build_model
 
-I3D = {"_target_": "stvid.models.i3d.InflatedNetwork"}
+CONFIG = {"_target_": "stvid.models.i3d.I3D"}
 NAMES = [
     "alexnet",
     "densenet121",
@@ -42,12 +42,12 @@ def donor_of(name):
 
 def image_features(network, images):
     """What reaches the network's global pooling, averaged over the picture."""
-    found = []
+    actual = []
     last = network.features if hasattr(network, "features") else network.avgpool
-    handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
+    handle = last.register_forward_hook(lambda module, inputs, output: actual.append(output))
     network(images)
     handle.remove()
-    volume = found[0].relu() if isinstance(network, torchvision.models.DenseNet) else found[0]
+    volume = actual[0].relu() if isinstance(network, torchvision.models.DenseNet) else actual[0]
     return volume.mean(dim=(2, 3))
 
 
@@ -70,7 +70,7 @@ def still(images, num_frames):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_still_clip_has_the_features_of_its_picture(name, offered):
     donor = offered(donor_of(name))
-    model = InflatedNetwork(num_classes=4, network=name, weights="DEFAULT").eval()
+    model = I3D(num_classes=4, network=name, weights="DEFAULT").eval()
     images = torch.randn(2, 3, 64, 64)
     features = image_features(donor, images)
     assert model.num_features == features.shape[1]
@@ -80,9 +80,9 @@ def test_a_still_clip_has_the_features_of_its_picture(name, offered):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("depth", "num_frames"), [(1, 4), (3, 1), (3, 2), (5, 2), (7, 9)])
-def test_so_it_has_for_every_depth_and_length(depth, num_frames, offered):
+def test_the_same_for_every_kernel_depth_and_length(depth, num_frames, offered):
     donor = offered(donor_of("resnet18"))
-    model = InflatedNetwork(num_classes=4, weights="IMAGENET1K_V1", kernel_depth=depth).eval()
+    model = I3D(num_classes=4, weights="IMAGENET1K_V1", kernel_depth=depth).eval()
     images = torch.randn(1, 3, 48, 40)
     features = model.forward_features(still(images, num_frames))
     torch.testing.assert_close(features, image_features(donor, images), atol=1e-4, rtol=1e-4)
@@ -91,7 +91,7 @@ def test_so_it_has_for_every_depth_and_length(depth, num_frames, offered):
 @torch.no_grad()
 def test_two_equal_pictures_a_frame_get_the_features_of_one(offered):
     donor = offered(donor_of("resnet18"))
-    model = InflatedNetwork(num_classes=4, weights="DEFAULT", in_channels=6).eval()
+    model = I3D(num_classes=4, weights="DEFAULT", in_channels=6).eval()
     images = torch.randn(1, 3, 32, 32)
     features = model.forward_features(still(torch.cat([images, images], dim=1), 2))
     torch.testing.assert_close(features, image_features(donor, images), atol=1e-4, rtol=1e-4)
@@ -108,7 +108,7 @@ def test_a_moving_clip_is_convolved_with_its_ends_repeated():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet"])
 def test_time_is_never_strided(name):
-    model = InflatedNetwork(num_classes=2, network=name).eval()
+    model = I3D(num_classes=2, network=name).eval()
     seen = []
     for module in model.modules():
         if isinstance(module, nn.Conv3d | nn.MaxPool3d | nn.BatchNorm3d):
@@ -123,7 +123,7 @@ def test_random_kernels_differ_from_frame_to_frame_and_keep_the_deviation():
     """Equal ones could not tell a clip from its reverse."""
     torch.manual_seed(0)
     flat = torchvision.models.resnet18().layer3[0].conv2.weight
-    kernel = InflatedNetwork(num_classes=2).network.layer3[0].conv2.weight
+    kernel = I3D(num_classes=2).network.layer3[0].conv2.weight
     assert kernel.shape == (256, 256, 3, 3, 3)
     assert not torch.equal(kernel[:, :, 0], kernel[:, :, 1])
     torch.testing.assert_close(kernel.std() * 3**0.5, flat.std(), rtol=0.02, atol=0)
@@ -132,17 +132,17 @@ def test_random_kernels_differ_from_frame_to_frame_and_keep_the_deviation():
 def test_files_of_the_image_network_and_of_the_model_itself_are_loaded(tmp_path):
     donor = donor_of("resnet18")
     torch.save(donor.state_dict(), tmp_path / "resnet18.pth")
-    model = InflatedNetwork(num_classes=3, weights=str(tmp_path / "resnet18.pth"))
+    model = I3D(num_classes=3, weights=str(tmp_path / "resnet18.pth"))
     torch.testing.assert_close(model.network.conv1.weight.sum(dim=2), donor.conv1.weight)
     torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "run.ckpt")
-    again = InflatedNetwork(num_classes=3, weights=str(tmp_path / "run.ckpt"))
+    again = I3D(num_classes=3, weights=str(tmp_path / "run.ckpt"))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     with pytest.raises(ValueError, match=r"resnet18\.pth for resnet34 belong to another architecture: .* missing"):
-        InflatedNetwork(num_classes=3, network="resnet34", weights=str(tmp_path / "resnet18.pth"))
+        I3D(num_classes=3, network="resnet34", weights=str(tmp_path / "resnet18.pth"))
 
 
 def test_the_network_is_the_architecture_and_its_weights_are_not_needed_to_rebuild_it():
-    config = {**I3D, "network": "mobilenet_v3_small", "weights": "gone.pth"}
+    config = {**CONFIG, "network": "mobilenet_v3_small", "weights": "gone.pth"}
     assert build_model(config, num_classes=2, pretrained=False).num_features == 576
 
 
@@ -157,14 +157,14 @@ def test_the_network_is_the_architecture_and_its_weights_are_not_needed_to_rebui
     ],
 )
 def test_frozen_stages_are_those_up_to_the_one_that_is_named(name, freeze, frozen):
-    model = InflatedNetwork(num_classes=2, network=name, freeze=freeze).train()
+    model = I3D(num_classes=2, network=name, freeze=freeze).train()
     for part, module in model.network.named_modules():
         if isinstance(module, nn.BatchNorm3d):
             assert module.training != part.startswith(frozen), part
     for part, parameter in model.network.named_parameters():
         assert parameter.requires_grad != part.startswith(frozen), part
     assert all(p.requires_grad for p in model.head.parameters())
-    assert len(list(model.backbone_parameters())) == len(list(model.parameters())) - 2
+    assert len(list(model.backbone.parameters())) == len(list(model.parameters())) - 2
 
 
 REFUSED = ["vit_b_16", "swin_t", "swin_v2_t", "convnext_tiny", "maxvit_t", "shufflenet_v2_x0_5", "inception_v3"]
@@ -173,7 +173,7 @@ REFUSED = ["vit_b_16", "swin_t", "swin_v2_t", "convnext_tiny", "maxvit_t", "shuf
 @pytest.mark.parametrize("name", REFUSED)
 def test_networks_that_cannot_be_inflated_say_so_and_which_can(name):
     with pytest.raises(ValueError, match=rf"model\.network \(={name}\) cannot be inflated: .*resnet, squeezenet, vgg"):
-        InflatedNetwork(num_classes=2, network=name)
+        I3D(num_classes=2, network=name)
 
 
 def test_every_family_that_is_promised_is_tried_above():
@@ -193,6 +193,6 @@ def test_every_family_that_is_promised_is_tried_above():
         ({"in_channels": 2}, r"model\.in_channels .=2. must be 3, or 6"),
     ],
 )
-def test_mistakes_are_told(options, words):
-    with pytest.raises(ValueError, match=words):
-        InflatedNetwork(num_classes=2, **options)
+def test_mistakes_are_input_errors(options, text):
+    with pytest.raises(ValueError, match=text):
+        I3D(num_classes=2, **options)

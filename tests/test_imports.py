@@ -11,6 +11,7 @@ from conftest import ROOT
 ORDER = [
     "errors", "files", "progress", "device", "distributed", "clip", "preprocess", "video", "data", "models", "cost",
     "metrics", "training", "run", "inference", "recognizer", "evaluation", "report", "sweep", "commands", "cli",
+    "__main__",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/reader.py"},
@@ -91,9 +92,9 @@ for name in ("fork", "getpgid", "killpg", "sched_getaffinity", "setsid", "syscon
 for name in sys.argv[1:]:
     importlib.import_module(name)
 
-from stvid.device import num_cores
-from stvid.provenance import hardware, peak_host_gib
-from stvid.training.preemption import SIGNALS
+from stvid.device import num_cores, peak_host_gib
+from stvid.run.provenance import hardware
+from stvid.training.callbacks.preemption import SIGNALS
 assert num_cores() == os.cpu_count()
 assert peak_host_gib() is None and hardware()["memory_gib"] is None
 assert SIGNALS == (signal.SIGTERM, signal.SIGINT)

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from stvid.errors import InputError
-from stvid.models.base import check_probability
 from stvid.models.encoders import build_encoder
-from stvid.models.i3d import InflatedNetwork
+from stvid.models.i3d import I3D
 
 LEAST = {
     "alexnet": 63,
@@ -41,7 +40,7 @@ def test_the_least_that_is_told_is_the_least_that_the_network_takes(name):
         with pytest.raises(InputError) as error:
             encoder(torch.empty(1, 3, least + 2, least - 1))
     message = (
-        f"model.encoder (={name}) takes pictures of at least {least} x {least} pixels, not {least + 2} x {least - 1}"
+        f"model.encoder (={name}) takes images of at least {least} x {least} pixels, not {least + 2} x {least - 1}"
     )
     assert message in str(error.value)
 
@@ -50,7 +49,7 @@ def test_the_least_that_is_told_is_the_least_that_the_network_takes(name):
 def test_an_inflated_network_takes_what_its_image_network_takes(name):
     least = LEAST[name]
     with torch.device("meta"), torch.no_grad():
-        model = InflatedNetwork(num_classes=2, network=name).eval()
+        model = I3D(num_classes=2, network=name).eval()
         assert model(torch.empty(1, 3, 2, least, least)).shape == (1, 2)
         with pytest.raises(RuntimeError):
             model.network(torch.empty(1, 3, 2, least - 1, least - 1))
@@ -75,12 +74,6 @@ def test_a_network_for_one_size_takes_no_other(name, image_size, size):
         with pytest.raises((AssertionError, RuntimeError)):
             encoder.network(torch.empty(1, 3, size, 160))
         with pytest.raises(
-            InputError, match=rf"pictures of {size} x {size} pixels only, not {size} x 160: set clip.size"
+            InputError, match=rf"images of {size} x {size} pixels only, not {size} x 160: set clip.size"
         ):
             encoder(torch.empty(1, 3, size, 160))
-
-
-@pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan")])
-def test_a_probability_lies_below_1(value):
-    with pytest.raises(InputError, match=r"model\.dropout \(=.*\) must lie in \[0, 1\)"):
-        check_probability("dropout", value)

@@ -1,4 +1,4 @@
-"""Mixed clips and labels; what a clip is made of can be read off its pixels."""
+"""Mixup and cutmix on clips of one grey level, so that pixels show which clips were mixed."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ TARGETS = torch.eye(4)
 
 
 def plain_clips(*, frames=3, height=24, width=32):
-    """4 clips, each of one grey level: 0, 60, 120, 180; memory as the loader has it, colours of a pixel together."""
+    """4 clips, each of one grey level: 0, 60, 120, 180; in the memory order of the loader, channels last."""
     levels = torch.tensor([0, 60, 120, 180], dtype=torch.uint8).view(4, 1, 1, 1, 1)
     return levels.expand(4, frames, height, width, 3).contiguous().permute(0, 1, 4, 2, 3)
 
@@ -22,7 +22,7 @@ def mixed(mixing, seed, inputs=None, lengths=None, targets=TARGETS):
 
 
 def partner_and_share(targets_BK):
-    """Of the first clip: which other clip is in it, and its own share."""
+    """Partner of the first clip, and its own share."""
     others = targets_BK[0, 1:]
     return (int(others.argmax()) + 1, float(targets_BK[0, 0])) if others.any() else (None, float(targets_BK[0, 0]))
 
@@ -36,9 +36,9 @@ def test_mixup_blends_every_pixel_by_the_share_of_the_label(seed):
     partner, share = partner_and_share(targets)
     levels = [0, 60, 120, 180]
     for i in range(4):
-        wanted = share * levels[i] + (1 - share) * levels[(i + partner) % 4]
+        expected = share * levels[i] + (1 - share) * levels[(i + partner) % 4]
         assert (clips[i] == clips[i, 0, 0, 0, 0]).all()
-        assert abs(float(clips[i, 0, 0, 0, 0]) - wanted) <= 0.5 + 1e-4
+        assert abs(float(clips[i, 0, 0, 0, 0]) - expected) <= 0.5 + 1e-4
         assert targets[i, i].item() == pytest.approx(share)
         assert targets[i, (i + partner) % 4].item() == pytest.approx(1 - share, abs=1e-6)
 
@@ -60,9 +60,9 @@ def test_cutmix_pastes_one_box_and_labels_by_its_area(seed):
     rows, columns = pasted.any(1).nonzero()[:, 0], pasted.any(0).nonzero()[:, 0]
     assert pasted.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1), "a box without holes"
     for i in range(4):
-        own, other = 60 * i, 60 * ((i + partner) % 4)
+        custom, other = 60 * i, 60 * ((i + partner) % 4)
         assert (clips[i][..., pasted] == other).all()
-        assert (clips[i][..., ~pasted] == own).all()
+        assert (clips[i][..., ~pasted] == custom).all()
         assert targets[i, i].item() == pytest.approx(share)
 
 
@@ -79,9 +79,9 @@ def test_a_longer_partner_is_shown_faster_and_lengths_and_padding_stay(mixing):
     clips[0, :4] = 100
     clips[1] = 10 * torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1)
     for seed in range(20):
-        out, found, targets = mixed(mixing, seed, clips, lengths, torch.eye(2))
+        out, actual, targets = mixed(mixing, seed, clips, lengths, torch.eye(2))
         share = targets[0, 0].item()
-        assert found.tolist() == [4, 8]
+        assert actual.tolist() == [4, 8]
         assert not out[0, 4:].any()
         if mixing.mixup:
             faster = [share * 100 + (1 - share) * level for level in (10, 30, 50, 70)]
@@ -133,13 +133,13 @@ def test_one_clip_alone_or_nothing_asked_for_changes_nothing(mixing):
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0)])
 def test_the_same_chance_gives_the_same_batch_in_the_same_memory_order_and_leaves_the_input_alone(mixing):
     clips, targets = plain_clips(), TARGETS.clone()
-    one, again = (mixed(mixing, 3, clips, None, targets) for _ in range(2))
-    assert torch.equal(one[0], again[0])
-    assert torch.equal(one[2], again[2])
+    item, again = (mixed(mixing, 3, clips, None, targets) for _ in range(2))
+    assert torch.equal(item[0], again[0])
+    assert torch.equal(item[2], again[2])
     assert torch.equal(clips, plain_clips())
     assert torch.equal(targets, TARGETS)
-    assert one[0].stride() == clips.stride()
-    assert any(not torch.equal(mixed(mixing, seed)[2], one[2]) for seed in range(5))
+    assert item[0].stride() == clips.stride()
+    assert any(not torch.equal(mixed(mixing, seed)[2], item[2]) for seed in range(5))
 
 
 def test_mixed_labels_can_be_mixed_again():

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from stvid.models.base import forward_by_length
 from stvid.models.c3d import C3D
 from stvid.models.conv3d import Conv3D
-from stvid.models.torchvision3d import NAMES, VideoNetwork
+from stvid.models.torchvision3d import NAMES, TorchvisionVideoModel
 
 PUBLISHED = {"r3d_18": 33_371_472, "mc3_18": 11_695_440, "r2plus1d_18": 31_505_325, "s3d": 8_320_048}  # 400 classes
 
@@ -17,7 +16,7 @@ PUBLISHED = {"r3d_18": 33_371_472, "mc3_18": 11_695_440, "r2plus1d_18": 31_505_3
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_as_many_as_published(name):
     with torch.device("meta"):
-        model = VideoNetwork(num_classes=400, name=name)
+        model = TorchvisionVideoModel(num_classes=400, name=name)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
 
 
@@ -45,9 +44,9 @@ def test_with_its_weights_it_says_what_torchvision_says(name, monkeypatch):
     donor = donor_of(name)
     offered(monkeypatch, donor)
     clips = torch.randn(1, 3, 16, 48, 48)
-    model = VideoNetwork(num_classes=400, name=name, weights="DEFAULT").eval()
+    model = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT").eval()
     torch.testing.assert_close(model(clips), donor(clips), atol=1e-5, rtol=1e-4)
-    other = VideoNetwork(num_classes=7, name=name, weights="KINETICS400_V1").eval()
+    other = TorchvisionVideoModel(num_classes=7, name=name, weights="KINETICS400_V1").eval()
     torch.testing.assert_close(other.forward_features(clips), model.forward_features(clips))
     assert other(clips).shape == (1, 7)
 
@@ -57,7 +56,7 @@ def test_s3d_says_what_torchvision_says_wherever_that_says_anything(monkeypatch)
     """At its own 16 x 224 x 224, at the least that torchvision takes, and where its poolings leave something over."""
     donor = donor_of("s3d")
     offered(monkeypatch, donor)
-    model = VideoNetwork(num_classes=400, name="s3d", weights="DEFAULT").eval()
+    model = TorchvisionVideoModel(num_classes=400, name="s3d", weights="DEFAULT").eval()
     for shape in ((16, 224, 224), (13, 209, 209), (26, 216, 240)):
         clips = torch.randn(1, 3, *shape)
         torch.testing.assert_close(model(clips), donor(clips), atol=1e-5, rtol=1e-4)
@@ -69,7 +68,7 @@ def test_s3d_says_what_torchvision_says_wherever_that_says_anything(monkeypatch)
 @torch.no_grad()
 def test_a_short_run_of_s3d_is_judged_with_its_own_statistics():
     torch.manual_seed(0)
-    start = VideoNetwork(num_classes=3, name="s3d").network.features[:4].train()
+    start = TorchvisionVideoModel(num_classes=3, name="s3d").network.features[:4].train()
     clips = torch.randn(4, 3, 4, 32, 32) + 2
     for _ in range(150):
         trained = start(clips)
@@ -81,16 +80,16 @@ def test_torchvisions_own_files_are_loaded_and_other_networks_are_not(tmp_path):
     donor = donor_of("mc3_18")
     torch.save(donor.state_dict(), tmp_path / "mc3_18.pth")
     clips = torch.randn(1, 3, 4, 32, 32)
-    model = VideoNetwork(num_classes=400, name="mc3_18", weights=str(tmp_path / "mc3_18.pth")).eval()
+    model = TorchvisionVideoModel(num_classes=400, name="mc3_18", weights=str(tmp_path / "mc3_18.pth")).eval()
     torch.testing.assert_close(model(clips), donor(clips), atol=1e-5, rtol=1e-4)
     assert model.network.state_dict().keys() == donor.state_dict().keys() - {"fc.weight", "fc.bias"}
     torch.save({"state_dict": {f"model.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "run.ckpt")
-    again = VideoNetwork(num_classes=400, name="mc3_18", weights=str(tmp_path / "run.ckpt")).eval()
+    again = TorchvisionVideoModel(num_classes=400, name="mc3_18", weights=str(tmp_path / "run.ckpt")).eval()
     torch.testing.assert_close(again(clips), model(clips))
     with pytest.raises(
         ValueError, match=r"mc3_18\.pth for r3d_18 belong to another architecture.* 12 of another shape"
     ):
-        VideoNetwork(num_classes=400, name="r3d_18", weights=str(tmp_path / "mc3_18.pth"))
+        TorchvisionVideoModel(num_classes=400, name="r3d_18", weights=str(tmp_path / "mc3_18.pth"))
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "mc3_18"])
@@ -98,7 +97,7 @@ def test_resnet18s_kernels_are_spread_over_time(name, monkeypatch):
     """Layer by layer: the sum over time is the kernel of the picture, and every frame has the same share."""
     donor = donor_of("resnet18")
     offered(monkeypatch, donor)
-    model = VideoNetwork(num_classes=1000, name=name, inflate="DEFAULT").network
+    model = TorchvisionVideoModel(num_classes=1000, name=name, inflate="DEFAULT").network
     pairs = [(model.stem[0], donor.conv1), (model.stem[1], donor.bn1)]
     for i in range(1, 5):
         for ours, theirs in zip(getattr(model, f"layer{i}"), getattr(donor, f"layer{i}"), strict=True):
@@ -109,11 +108,11 @@ def test_resnet18s_kernels_are_spread_over_time(name, monkeypatch):
     assert len(pairs) == 40
     for ours, theirs in pairs:
         for key, value in theirs.state_dict().items():
-            found = ours.state_dict()[key]
+            actual = ours.state_dict()[key]
             if value.ndim == 4:
-                assert torch.equal(found, found[:, :, :1].expand_as(found))
-                found = found.sum(dim=2)
-            torch.testing.assert_close(found, value)
+                assert torch.equal(actual, actual[:, :, :1].expand_as(actual))
+                actual = actual.sum(dim=2)
+            torch.testing.assert_close(actual, value)
 
 
 @torch.no_grad()
@@ -122,9 +121,9 @@ def test_two_equal_pictures_a_frame_get_the_answer_of_one(name, monkeypatch):
     donor = donor_of(name)
     offered(monkeypatch, donor)
     clips = torch.randn(1, 3, 4, 32, 32)
-    one = VideoNetwork(num_classes=400, name=name, weights="DEFAULT").eval()
-    two = VideoNetwork(num_classes=400, name=name, weights="DEFAULT", in_channels=6).eval()
-    torch.testing.assert_close(two(torch.cat([clips, clips], dim=1)), one(clips), atol=1e-5, rtol=1e-4)
+    item = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT").eval()
+    two = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT", in_channels=6).eval()
+    torch.testing.assert_close(two(torch.cat([clips, clips], dim=1)), item(clips), atol=1e-5, rtol=1e-4)
 
 
 def learned(model, clips):
@@ -136,7 +135,7 @@ def learned(model, clips):
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
-MC3, S3D = partial(VideoNetwork, name="mc3_18"), partial(VideoNetwork, name="s3d")
+MC3, S3D = partial(TorchvisionVideoModel, name="mc3_18"), partial(TorchvisionVideoModel, name="s3d")
 SMALL = partial(Conv3D, widths=[4, 6, 8], depths=[1, 2, 1], strides=[[1, 2, 2]] * 3)
 
 
@@ -158,19 +157,19 @@ SMALL = partial(Conv3D, widths=[4, 6, 8], depths=[1, 2, 1], strides=[[1, 2, 2]] 
         (C3D, "wide", {"layers", "wide"}, {"head"}),
     ],
 )
-def test_frozen_stages_stay_as_they_are_and_the_others_learn(build, freeze, kept, changed):
+def test_frozen_stages_stay_as_they_are_and_the_others_learn(build, freeze, stored, changed):
     torch.manual_seed(0)
     model = build(num_classes=3, freeze=freeze)
-    found = learned(model, torch.randn(2, 3, 4, 32, 32))
-    assert not [name for name in found if name.startswith(tuple(kept))]
-    assert all(any(name.startswith(part) for name in found) for part in changed)
+    actual = learned(model, torch.randn(2, 3, 4, 32, 32))
+    assert not [name for name in actual if name.startswith(tuple(stored))]
+    assert all(any(name.startswith(part) for name in actual) for part in changed)
 
 
 @pytest.mark.parametrize("build", [MC3, SMALL, C3D])
 def test_the_backbone_is_all_but_the_head(build):
     with torch.device("meta"):
         model = build(num_classes=3)
-    backbone = [id(p) for p in model.backbone_parameters()]
+    backbone = [id(p) for p in model.backbone.parameters()]
     assert backbone == [id(p) for name, p in model.named_parameters() if not name.startswith("head.")]
     assert len(backbone) == len(list(model.parameters())) - 2
 
@@ -184,16 +183,16 @@ def test_the_backbone_is_all_but_the_head(build):
         ({"weights": "DEFAULT", "inflate": "DEFAULT"}, "give one of them"),
         (
             {"name": "r2plus1d_18", "inflate": "DEFAULT"},
-            "r2plus1d_18 have not the shapes .*r3d_18 or mc3_18, or model=i3d",
+            "r2plus1d_18 do not have the shapes .*r3d_18 or mc3_18, or model=i3d",
         ),
         ({"freeze": 6}, "model.freeze .=6. must be all, a number from 0 to 5.* stem, layer1, layer2"),
         ({"freeze": "layer9"}, "model.freeze .=layer9. must be all"),
         ({"in_channels": 4}, "model.in_channels .=4. must be 3, or 6"),
     ],
 )
-def test_mistakes_are_told(options, words):
-    with torch.device("meta"), pytest.raises(ValueError, match=words):
-        VideoNetwork(num_classes=2, **options)
+def test_mistakes_are_input_errors(options, text):
+    with torch.device("meta"), pytest.raises(ValueError, match=text):
+        TorchvisionVideoModel(num_classes=2, **options)
 
 
 def test_c3d_is_the_published_network():
@@ -203,19 +202,3 @@ def test_c3d_is_the_published_network():
     widths = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
     by_hand = sum(27 * a * b + b for a, b in widths) + 8193 * 4096 + 4097 * 4096 + 4097 * 101
     assert sum(p.numel() for p in model.parameters()) == by_hand == 78_409_573
-
-
-def test_clips_of_each_length_go_through_together_and_without_their_padding():
-    seen = []
-
-    def network(clips):
-        seen.append(tuple(clips.shape))
-        return clips.mean(dim=(2, 3, 4))
-
-    clips = torch.randn(4, 3, 9, 2, 2)
-    lengths = torch.tensor([9, 4, 9, 2])
-    for i, n in enumerate(lengths):
-        clips[i, :, n:] = float("nan")
-    out = forward_by_length(network, clips, lengths)
-    assert sorted(seen) == [(1, 3, 2, 2, 2), (1, 3, 4, 2, 2), (2, 3, 9, 2, 2)]
-    torch.testing.assert_close(out, torch.stack([clips[i, :, :n].mean(dim=(1, 2, 3)) for i, n in enumerate(lengths)]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
@@ -12,44 +12,67 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from stvid.clip import ClipSpec
-from stvid.cost import CostReport
-from stvid.cost.planning import MOST, SHARE, UNKNOWN_BATCH, Plan, free_bytes
-from stvid.cost.table import bytes_text, check_picture, draw_growth, growth_table, layer_table, paragraph, totals
+from stvid.cost.planning import DEFAULT_BATCH_SIZE, MAX_BATCH_SIZE, MEMORY_FRACTION, Plan, free_bytes
+from stvid.cost.report import CostReport, aligned, bytes_text, count_text, layer_table, paragraph, totals_text
 from stvid.device import resolve_precision
 from stvid.errors import InputError
-from stvid.files import write_json
+from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model
+from stvid.run.checkpoint import build_model, trusted_modules
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
 
-log = logging.getLogger("stvid")
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
+DEFAULT_CLASSES = 400  # of a data set that is not in CLASSES; the number of Kinetics-400
 FAMILIES = ("conv3d", "cnn_lstm")
-FRAMES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)  # of the comparison
-OTHER_CLASSES = 400  # where the data set would have to be looked at; that of Kinetics, by which models are compared
+FRAMES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)  # clip lengths of the comparison
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, device: str | None) -> Plan:
-    """What `python train.py OVERRIDES` would train, without its data set and without memory for weights.
+def run(options: argparse.Namespace) -> None:
+    if options.out and not options.compare:
+        raise InputError(f"--out {options.out}: only a comparison has a picture; add --compare")
+    if not options.compare:
+        plan = make_plan(options.overrides, classes=options.classes, frames=options.frames, device=options.device)
+        report = plan.estimate(plan.resolve_batch_size())
+        if options.json:
+            write_json(options.json, report.to_dict())
+        print(cost_text(plan, report))
+        return
+    if options.frames is not None:
+        raise InputError(f"--frames {options.frames}: --compare always uses 1 to 1,000 frames; leave it out")
+    if options.out and Path(options.out).suffix not in PICTURE_SUFFIXES:
+        raise InputError(f"--out {options.out}: the picture must end in {', '.join(PICTURE_SUFFIXES)}")
+    reports = compare_costs(options.overrides, classes=options.classes, device=options.device)
+    if options.json:
+        write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
+    print(growth_table(reports))
+    if options.out:
+        draw_growth(reports, Path(options.out))
+        print(f"\ndrawn to {options.out}")
+
+
+def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, device: str | None) -> Plan:
+    """The training that `python train.py OVERRIDES` would start. Needs no data set, and no memory for weights.
 
     Args:
         overrides: config overrides.
-        classes: outputs of the model. None: those of the data set where its name tells, else 400.
+        classes: outputs of the model. None: those of a data set with a known number, else 400.
         frames: of a clip. None: as configured.
-        device: `cpu` or `cuda`; None: what training would use.
+        device: `cpu` or `cuda`; None: the one that training would use.
 
     Raises:
-        InputError: a value out of its range; whole videos, and no number of frames.
+        InputError: a value out of its range; whole videos without a number of frames.
     """
     with hydra_errors_as_input_errors():
         config = compose_config(overrides)
         optimization = instantiate(config.optimizer, _convert_="all")
     clip = _clip(config, frames)
-    classes = _classes(config) if classes is None else classes
+    classes = _num_classes(config) if classes is None else classes
     if classes < 1:
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
-    model = _without_memory(_plain(config.model), num_classes=classes, in_channels=clip.channels)
+    options = {"in_channels": clip.channels, "trust": trusted_modules(config.trust, config.model.get("_target_"))}
+    model = _build_on_meta(_to_container(config.model), num_classes=classes, **options)
     if config.gradient_checkpointing:
         checkpoint_stages(model)
     if device is None:
@@ -66,59 +89,8 @@ def plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, d
     )
 
 
-def _without_memory(config: Mapping, **sizes: int) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return build_model(config, **sizes, pretrained=False)
-    except NotImplementedError:  # RegNet computes its widths with tensors
-        return build_model(config, **sizes, pretrained=False)
-
-
-def cost_text(planned: Plan, report: CostReport) -> str:
-    """The layers, the totals, and what fits here, for a person."""
-    clip = " x ".join(map(str, report.input_shape))
-    device = {"cpu": "a CPU", "cuda": "a CUDA device"}[report.device]
-    head = f"{type(planned.model).__name__} for {planned.num_classes} classes on clips of {clip}, "
-    head += f"batches of {report.batch_size}, "
-    head += f"{report.precision} on {device}"
-    lines = [head, "", layer_table(report), "", totals(report)]
-    free = free_bytes(planned.device)
-    if free is not None:
-        fits = planned.largest_batch()
-        most = f" (no more than {MOST} are tried)" if fits == MOST else ""
-        found = f"a batch of {fits}{most}" if fits else "not even a batch of 2"
-        lines.append(paragraph("fits", f"{found} into {SHARE:.0%} of the {bytes_text(free)} that are free here"))
-    return "\n".join(lines)
-
-
-def compare_costs(overrides: Sequence[str], *, classes: int | None, device: str | None) -> dict[str, list[CostReport]]:
-    """Prices both families of model on clips of 1 to 1,000 frames.
-
-    Args:
-        overrides: config overrides. `model=` is left out of account; `model.KEY=` goes to the family that has the key.
-        classes, device: as for `plan`.
-
-    Raises:
-        InputError: a `model.KEY` that neither family has, or what `plan` raises.
-    """
-    shared = [text for text in overrides if not text.startswith(("model=", "model."))]
-    own = {text: text.removeprefix("model.").partition("=")[0] for text in overrides if text.startswith("model.")}
-    keys = {family: {str(key) for key in compose_config([f"model={family}"]).model} for family in FAMILIES}
-    for text, key in own.items():
-        if not any(key.split(".")[0] in keys[family] for family in FAMILIES):
-            raise InputError(f"{text}: neither {' nor '.join(FAMILIES)} has a key model.{key}")
-    reports = {}
-    for family in FAMILIES:
-        mine = [text for text, key in own.items() if key.split(".")[0] in keys[family]]
-        chosen = [*shared, f"model={family}", *mine]
-        plans = [plan(chosen, classes=classes, frames=frames, device=device) for frames in FRAMES]
-        size = plans[0].batch_size if plans[0].batch_size != "auto" else UNKNOWN_BATCH
-        reports[family] = [planned.price(size) for planned in plans]
-    return reports
-
-
 def _clip(config: DictConfig, frames: int | None) -> ClipSpec:
-    arguments = _plain(config.clip)
+    arguments = _to_container(config.clip)
     arguments.pop("_target_")
     if frames is not None:
         arguments["num_frames"] = frames
@@ -126,37 +98,125 @@ def _clip(config: DictConfig, frames: int | None) -> ClipSpec:
         arguments["num_frames"] = None
     clip = ClipSpec(**arguments)
     if clip.num_frames is None:
-        raise InputError("whole videos have no fixed number of frames; say what to price: --frames N")
+        raise InputError("whole videos have no fixed number of frames; give the number to estimate for: --frames N")
     return clip
 
 
-def _classes(config: DictConfig) -> int:
+def _num_classes(config: DictConfig) -> int:
     layout = config.data.datamodule.manifest["_target_"].rsplit(".", 1)[-1]
-    return CLASSES.get(layout, OTHER_CLASSES)
+    return CLASSES.get(layout, DEFAULT_CLASSES)
 
 
-def _plain(node: DictConfig) -> Mapping:
+def _build_on_meta(config: Mapping, **sizes: int) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return build_model(config, **sizes, pretrained=False)
+    except NotImplementedError:  # RegNet computes its widths with tensors, which have no values on the meta device
+        return build_model(config, **sizes, pretrained=False)
+
+
+def _to_container(node: DictConfig) -> Mapping:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def run(options: argparse.Namespace) -> None:
-    if options.out and not options.compare:
-        raise InputError(f"--out {options.out}: a picture is drawn of a comparison only; add --compare")
-    if not options.compare:
-        planned = plan(options.overrides, classes=options.classes, frames=options.frames, device=options.device)
-        report = planned.price(planned.chosen_batch())
-        if options.json:
-            write_json(options.json, report.to_dict())
-        print(cost_text(planned, report))
-        return
-    if options.frames is not None:
-        raise InputError(f"--frames {options.frames}: --compare prices clips of 1 to 1,000 frames; leave it out")
-    if options.out:
-        check_picture(options.out)
-    reports = compare_costs(options.overrides, classes=options.classes, device=options.device)
-    if options.json:
-        write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
-    print(growth_table(reports))
-    if options.out:
-        draw_growth(reports, options.out)
-        print(f"\ndrawn to {options.out}")
+def cost_text(plan: Plan, report: CostReport) -> str:
+    """The layers, the totals, and the largest batch that fits on this machine."""
+    clip = " x ".join(map(str, report.input_shape))
+    device = {"cpu": "a CPU", "cuda": "a CUDA device"}[report.device]
+    lines = [
+        f"{type(plan.model).__name__} for {plan.num_classes} classes on clips of {clip}, batches of "
+        f"{report.batch_size}, {report.precision} on {device}",
+        *("", layer_table(report), "", totals_text(report)),
+    ]
+    free = free_bytes(plan.device)
+    if free is not None:
+        size = plan.largest_batch()
+        limit = " (no larger one is tried)" if size == MAX_BATCH_SIZE else ""
+        batch = f"a batch of {size}{limit}" if size else "not even a batch of 2"
+        lines.append(
+            paragraph("fits", f"{batch} in {MEMORY_FRACTION:.0%} of the {bytes_text(free)} that are free here")
+        )
+    return "\n".join(lines)
+
+
+def compare_costs(overrides: Sequence[str], *, classes: int | None, device: str | None) -> dict[str, list[CostReport]]:
+    """Estimates both model families on clips of 1 to 1,000 frames.
+
+    Args:
+        overrides: config overrides. `model=` is ignored; `model.KEY=` applies to the families that have the key.
+        classes, device: as for `make_plan`.
+
+    Raises:
+        InputError: a `model.KEY` that neither family has, or an error of `make_plan`.
+    """
+    shared = [text for text in overrides if not text.startswith(("model=", "model."))]
+    model_keys = {text: text.removeprefix("model.").partition("=")[0].split(".")[0] for text in overrides}
+    model_keys = {text: key for text, key in model_keys.items() if text.startswith("model.")}
+    family_keys = {family: {str(key) for key in compose_config([f"model={family}"]).model} for family in FAMILIES}
+    for text, key in model_keys.items():
+        if not any(key in keys for keys in family_keys.values()):
+            raise InputError(f"{text}: neither {' nor '.join(FAMILIES)} has a key model.{key}")
+    reports = {}
+    for family, keys in family_keys.items():
+        own = [text for text, key in model_keys.items() if key in keys]
+        plans = [
+            make_plan([*shared, f"model={family}", *own], classes=classes, frames=frames, device=device)
+            for frames in FRAMES
+        ]
+        size = plans[0].batch_size if plans[0].batch_size != "auto" else DEFAULT_BATCH_SIZE
+        reports[family] = [plan.estimate(size) for plan in plans]
+    return reports
+
+
+def growth_table(reports: Mapping[str, Sequence[CostReport]]) -> str:
+    """A line for each number of frames: FLOPs and activations of a clip, and peak of a training step, for each model.
+
+    Args:
+        reports: name of a model -> its reports. All models have the same numbers of frames in the same order.
+    """
+    columns = ("FLOPs", "activations", "step")
+    rows = [("frames", *(f"{name} {column}" for name in reports for column in columns))]
+    for same_length in zip(*reports.values(), strict=True):
+        cells = [
+            text
+            for report in same_length
+            for text in (
+                count_text(report.flops_forward),
+                bytes_text(report.activation_bytes),
+                bytes_text(report.peak_train_bytes),
+            )
+        ]
+        rows.append((str(same_length[0].input_shape[1]), *cells))
+    first = next(iter(reports.values()))[0]
+    height, width = first.input_shape[2:]
+    header = (
+        f"clips of {height} x {width} pixels, {first.precision}; FLOPs and activations of one clip, "
+        f"peak of a training step on {first.batch_size}"
+    )
+    return f"{header}\n\n{aligned(rows, left=0)}"
+
+
+def draw_growth(reports: Mapping[str, Sequence[CostReport]], path: Path) -> None:
+    """Draws FLOPs, activations and peak of a training step over the number of frames, both axes logarithmic."""
+    from matplotlib.figure import Figure  # without pyplot, which would look for a window system
+
+    first = next(iter(reports.values()))[0]
+    panels = {
+        "FLOPs of inference, one clip": ("flops_forward", count_text),
+        "activations kept in training, one clip": ("activation_bytes", bytes_text),
+        f"peak of a training step on {first.batch_size} clips": ("peak_train_bytes", bytes_text),
+    }
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axes, (title, (field, text)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name, series in reports.items():
+            axes.loglog([r.input_shape[1] for r in series], [getattr(r, field) for r in series], marker="o", label=name)
+        axes.xaxis.set_major_formatter(lambda frames, _: f"{frames:,.0f}")
+        axes.set_yscale("log", base=10 if text is count_text else 2)
+        axes.yaxis.set_major_formatter(lambda number, _, text=text: text(number))
+        axes.set(title=title, xlabel="frames of a clip")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    height, width = first.input_shape[2:]
+    figure.suptitle(f"clips of {height} x {width} pixels, {first.precision}")
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=120)

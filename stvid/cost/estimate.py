@@ -1,108 +1,24 @@
-"""Cost of a module: parameters, memory and compute of a training step and of inference (CostReport)."""
+"""Estimates the cost of a module: parameters, memory and compute of a training step and of inference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from stvid.cost.memory_tracker import INPUT
-from stvid.cost.simulation import NEEDS_VALUES, LayerOutput, Simulation, Step
+from stvid.cost.report import CostReport, LayerCost
+from stvid.cost.simulation import NEEDS_VALUES, LayerOutput, Simulation, TrainingStep
 from stvid.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 DEVICES = ("cpu", "cuda")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerCost:
-    """One layer, for one clip. Sums over all layers are the report's totals.
-
-    Attributes:
-        name: dotted place in the model; empty for the model itself.
-        type: its class.
-        output_shape: without the batch. A layer that sees every frame as an image of its own has the number of images
-            in front: a 2D convolution of an encoder gives `T x C x H x W`.
-        parameters: its own, not its children's. A 3D convolution: `C_out * (C_in / groups * kT * kH * kW + 1)`.
-        activation_bytes: memory that it filled in the forward pass of a training step and that is still held when this
-            pass ends, for the backward pass (or as the model's result). What an in-place layer (ReLU) writes belongs
-            to the layer that made it; what another layer recomputes or throws away is 0, and so is a frozen part.
-        macs: multiply-adds of a forward pass, see `CostReport.macs`.
-    """
-
-    name: str
-    type: str
-    output_shape: tuple[int, ...]
-    parameters: int
-    activation_bytes: int
-    macs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CostReport:
-    """What a model needs in the four senses: parameters, bytes of the model, operational space, operational compute.
-
-    Compute and kept activations are for one clip; peaks say what they are for. All bytes are of the device's memory.
-
-    Attributes:
-        input_shape: of one clip, `C x T x H x W`, as the model gets it.
-        batch_size: clips in the step that was simulated.
-        precision: as Lightning calls it.
-        device: whose ways with memory were simulated, `cpu` or `cuda`.
-        parameters: all of them, a shared one once.
-        trainable_parameters: those of them that have a gradient.
-        model_bytes: parameters and buffers.
-        train_state_bytes: what a training holds between two steps: model, gradients, optimizer, and moving averages of
-            the model where there are any. `model_bytes + n * 4 * trainable_parameters (+ model_bytes)` in float32, with
-            n = 3 for AdamW (gradient, two moments) and 2 for SGD with momentum. Step counters are not counted.
-        input_bytes: what a training step holds of one clip itself when its forward pass ends: the clip as it was
-            delivered (uint8), and as float where the first layer needs it for its gradient.
-        activation_bytes: for one clip, the sum over `layers`; those of a batch are `batch_size` times as much.
-            Copies of weights in low precision are not among them, as they do not grow with the batch.
-        peak_train_bytes: the most that is held at once in a training step on the whole batch, once the optimizer has
-            its state: `train_state_bytes` with the last step's gradients (Lightning frees them after the forward
-            pass), batch, activations, gradients of activations and other temporary memory.
-        peak_inference_bytes: likewise for one clip that is just answered: weights, clip, temporary memory.
-        peak_inference_batch_bytes: for a batch that is just answered.
-        macs: multiply-adds of convolutions and matrix products for one clip, forward. Nothing else is counted: no bias,
-            no norm, no activation, no pooling. A convolution: `C_out * T' * H' * W' * C_in / groups * kT * kH * kW`; a
-            linear layer: `in * out`; an LSTM: `T * 4 * H * (I + H)` per layer and direction with I inputs and H
-            states, a GRU `T * 3 * H * (I + H)`; attention: `2 * L * S * D` per head.
-        flops_forward: `2 * macs`.
-        flops_train_step: forward and backward for one clip, counted as they happen. A layer's backward is twice its
-            forward (gradients of input and of weights); the first layer needs none for its input, a frozen part none
-            at all, and what is recomputed counts again.
-        layers: in the order they compute.
-    """
-
-    input_shape: tuple[int, ...]
-    batch_size: int
-    precision: str
-    device: str
-    parameters: int
-    trainable_parameters: int
-    model_bytes: int
-    train_state_bytes: int
-    input_bytes: int
-    activation_bytes: int
-    peak_train_bytes: int
-    peak_inference_bytes: int
-    peak_inference_batch_bytes: int
-    macs: int
-    flops_forward: int
-    flops_train_step: int
-    layers: tuple[LayerCost, ...]
-
-    def to_dict(self) -> dict:
-        """As plain data, for JSON."""
-        return asdict(self)
-
-
 def adamw(model: nn.Module) -> Optimizer:
-    """AdamW for what is to be trained."""
+    """AdamW for the trainable parameters."""
     return torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -117,74 +33,82 @@ def estimate(
     preprocess: nn.Module | None = None,
     ema: bool = False,
 ) -> CostReport:
-    """Prices a model by running a training step and an answer of it without any memory or arithmetic.
+    """Estimates parameters, memory and compute of a model, without allocating memory or computing anything.
 
-    What is simulated is what a training of stvid's does: convolutions in channels-last memory, Lightning's order of
-    a step, cross entropy for a result `B x K` (the sum of any other one), gradients, the optimizer's own operators.
-    Nothing is allocated, the model is left as it is, and it may be on the meta device.
+        >>> stvid.estimate(torch.nn.Conv3d(3, 16, 3), (3, 100, 224, 224)).parameters   # 16 * (3 * 27 + 1)
+        1312
 
-    Known to be left out: cuDNN's temporary memory and what CUDA itself takes (several hundred MB, of which
-    `torch.cuda.mem_get_info` tells); memory that torch's CUDA allocator cannot use for being fragmented.
+    Simulates one training step and two inference steps as stvid runs them: channels-last memory format, Lightning's
+    order of a step, cross entropy for an output `B x K` (the sum of any other output), and the optimizer's own
+    operators. The model is not changed, and may be on the meta device. `CostReport` has the formulas.
+
+    Not included: cuDNN's workspace; CUDA's own memory (several hundred MB, included in `torch.cuda.mem_get_info`);
+    fragmentation of torch's CUDA allocator.
 
     Args:
         model: any module that takes one tensor.
-        input_shape: of one clip, without the batch, as the model gets it: `(C, T, H, W)`, or what else it takes.
-        batch_size: clips in a step, at least 1.
+        input_shape: of one sample, without the batch, as the model gets it: `(C, T, H, W)` for a clip. All at least 1.
+        batch_size: samples in a training step, at least 1.
         precision: `32-true`, `bf16-mixed`, `16-mixed` or `bf16-true`.
-        device: `cpu` or `cuda`, whose ways with memory are meant; it need not be there.
-        optimizer: makes the optimizer for the model that it is given, a copy without memory.
-        preprocess: what turns the delivered uint8 batch `B x T x C x H x W` into the model's input on the device, as
-            `stvid.preprocess.Preprocess` does; it is part of the step then. None: float input is delivered.
-        ema: a moving average of the model is kept in training.
+        device: `cpu` or `cuda`; this machine need not have it.
+        optimizer: model -> optimizer. It gets a copy of the model without memory.
+        preprocess: turns the uint8 batch `B x T x C x H x W` of the data loader into the model's input on the device,
+            as `stvid.preprocess.Preprocess` does; it becomes part of the step. None: the batch is float32.
+        ema: training keeps a moving average of the model.
+
+    Returns:
+        Bytes, FLOPs and numbers of parameters, in all and for each layer.
 
     Raises:
-        InputError: a value out of its range; input that a model of ours does not take; a computation that depends on
-            the values in a tensor, which there are none of here. Any other error of the model is raised as it is.
+        InputError: a value out of its range; an input that one of stvid's models does not take; a computation that
+            depends on the values in a tensor, since a simulation has none. Other errors of the model pass unchanged.
     """
     input_shape = tuple(input_shape)
     _check(input_shape, batch_size, precision, device)
     if precision == "bf16-true" and preprocess is not None:
-        raise InputError("precision=bf16-true cannot be priced with a preprocess, which gives float32")
+        raise InputError("precision=bf16-true cannot be combined with a preprocess, which returns float32")
     simulation = Simulation(model=model, preprocess=preprocess, precision=precision, device=device)
-    one = (1, *input_shape) if preprocess is None else (1, input_shape[1], input_shape[0], *input_shape[2:])
-    batch = (batch_size, *one[1:])
+    sample_shape = input_shape
+    if preprocess is not None:  # from C x T x H x W to T x C x H x W
+        sample_shape = (input_shape[1], input_shape[0], *input_shape[2:])
     try:
-        step = simulation.train(batch, optimizer)
-        answers = simulation.answer(one), simulation.answer(batch)
+        step = simulation.training_step((batch_size, *sample_shape), optimizer)
+        sample_peak, batch_peak = (simulation.inference_peak((size, *sample_shape)) for size in (1, batch_size))
     except NEEDS_VALUES as error:
         raise InputError(
-            f"{type(model).__name__} cannot be priced: {error} needs the values in a tensor, and a simulation has none"
+            f"the cost of {type(model).__name__} cannot be estimated: {error} needs the values in a tensor, "
+            "and a simulation has none"
         ) from error
-    return _report(simulation, input_shape, batch_size, step, answers, ema)
+    return _report(simulation, input_shape, batch_size, step, (sample_peak, batch_peak), ema)
 
 
 def _report(
     simulation: Simulation,
     input_shape: tuple[int, ...],
     batch_size: int,
-    step: Step,
-    answers: tuple[int, int],
+    step: TrainingStep,
+    inference_peaks: tuple[int, int],
     ema: bool,
 ) -> CostReport:
-    priced = simulation.model
-    model_bytes = sum(tensor.nbytes for tensor in (*priced.parameters(), *priced.buffers()))
-    layers = tuple(_layers(priced, step, batch_size))
+    simulated = simulation.model
+    model_bytes = sum(tensor.nbytes for tensor in (*simulated.parameters(), *simulated.buffers()))
+    ema_bytes = model_bytes if ema else 0
+    layers = tuple(_layers(simulated, step, batch_size))
     macs = sum(layer.macs for layer in layers)
-    averages = model_bytes if ema else 0
     return CostReport(
         input_shape=input_shape,
         batch_size=batch_size,
         precision=simulation.precision,
         device=simulation.device,
-        parameters=sum(parameter.numel() for parameter in priced.parameters()),
-        trainable_parameters=sum(p.numel() for p in priced.parameters() if p.requires_grad),
+        parameters=sum(parameter.numel() for parameter in simulated.parameters()),
+        trainable_parameters=sum(p.numel() for p in simulated.parameters() if p.requires_grad),
         model_bytes=model_bytes,
-        train_state_bytes=model_bytes + step.gradient_bytes + step.optimizer_bytes + averages,
-        input_bytes=step.held_by.get(INPUT, 0) // batch_size,
+        train_state_bytes=model_bytes + step.gradient_bytes + step.optimizer_bytes + ema_bytes,
+        input_bytes=step.activation_bytes.get(INPUT, 0) // batch_size,
         activation_bytes=sum(layer.activation_bytes for layer in layers),
-        peak_train_bytes=step.peak + averages,
-        peak_inference_bytes=answers[0],
-        peak_inference_batch_bytes=answers[1],
+        peak_train_bytes=step.peak + ema_bytes,
+        peak_inference_bytes=inference_peaks[0],
+        peak_inference_batch_bytes=inference_peaks[1],
         macs=macs,
         flops_forward=2 * macs,
         flops_train_step=2 * step.macs // batch_size,
@@ -203,29 +127,29 @@ def _check(input_shape: tuple[int, ...], batch_size: int, precision: str, device
         raise InputError(f"device (={device}) must be one of {', '.join(DEVICES)}")
 
 
-def _layers(model: nn.Module, step: Step, batch_size: int) -> Iterator[LayerCost]:
-    """Modules that compute, hold or own something themselves, in the order they are done, others behind."""
+def _layers(model: nn.Module, step: TrainingStep, batch_size: int) -> Iterator[LayerCost]:
+    """Modules with computation, memory or parameters of their own, in the order they finish; unused ones last."""
     modules = dict(model.named_modules())
-    known: set[int] = set()
-    places = {name: i for i, name in enumerate(step.passed)}
-    for name in sorted(modules, key=lambda name: places.get(name, len(modules))):
+    counted: set[int] = set()
+    positions = {name: i for i, name in enumerate(step.outputs)}
+    for name in sorted(modules, key=lambda name: positions.get(name, len(modules))):
         module = modules[name]
-        own = [p for p in module.parameters(recurse=False) if id(p) not in known]
-        known |= {id(parameter) for parameter in own}
-        held, macs = step.held_by.get(name, 0), step.forward_macs.get(name, 0)
+        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted |= {id(parameter) for parameter in own}
+        activation_bytes, macs = step.activation_bytes.get(name, 0), step.forward_macs.get(name, 0)
         is_leaf = next(module.children(), None) is None
-        if own or held or macs or (is_leaf and name in step.passed):
+        if own or activation_bytes or macs or (is_leaf and name in step.outputs):
             yield LayerCost(
                 name=name,
                 type=type(module).__name__,
-                output_shape=_shape(step.passed.get(name, LayerOutput()), batch_size),
+                output_shape=_output_shape(step.outputs.get(name, LayerOutput()), batch_size),
                 parameters=sum(parameter.numel() for parameter in own),
-                activation_bytes=held // batch_size,
+                activation_bytes=activation_bytes // batch_size,
                 macs=macs // batch_size,
             )
 
 
-def _shape(passed: LayerOutput, batch_size: int) -> tuple[int, ...]:
-    """Without the batch; images of one clip are counted in front, where a clip is several."""
-    images = passed.seen // batch_size
-    return (images, *passed.shape) if images > 1 else passed.shape
+def _output_shape(output: LayerOutput, batch_size: int) -> tuple[int, ...]:
+    """Without the batch; a layer that sees the frames of a clip as images has their number in front."""
+    images = output.samples // batch_size
+    return (images, *output.shape) if images > 1 else output.shape

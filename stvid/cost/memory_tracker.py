@@ -1,4 +1,7 @@
-"""Keeps the books of a computation: which memory is held, who filled it, how much is multiplied."""
+"""Records memory and multiply-adds of a computation: which memory is in use, which layer filled it, what is multiplied.
+
+T time steps   B samples   I inputs of a recurrent layer   H its hidden states
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
-STATE, INPUT = "(state)", "(input)"  # owners of memory that are no layers
-CUDA_BLOCK = 512  # bytes; torch's CUDA allocator gives whole blocks
-CONVOLUTIONS = {aten.convolution: 1, aten.convolution_backward: 2}
+STATE, INPUT = "(state)", "(input)"  # owners that are no layers: model, gradients and optimizer; the batch
+CUDA_BLOCK = 512  # bytes; torch's CUDA allocator rounds up to whole blocks
+CONVOLUTION_PASSES = {aten.convolution: 1, aten.convolution_backward: 2}
 
 
 @dataclass
-class Holding:
-    """Memory that is held now."""
+class Allocation:
+    """Memory in use: bytes, the layer that filled it, and a reference that tells when it is freed."""
 
     size: int
     owner: str
@@ -28,119 +31,125 @@ class Holding:
 
 
 class MemoryTracker(TorchDispatchMode):
-    """While entered, sees every operator that runs, after autograd and autocast have had their say.
+    """While entered, sees every operator that runs, below autograd and autocast.
 
-    A storage counts from the operator that made it until the last tensor (or saved tensor of autograd's) that uses it
-    is gone. So the books hold for what eager torch does, in-place layers, views and recomputation included.
+    A storage counts from the operator that allocates it until the last tensor that uses it is gone, tensors saved by
+    autograd included. So the numbers are right for in-place layers, views and activation checkpointing.
 
     Args:
-        device: `cpu` or `cuda`: whose temporary memory and whose block size.
+        device: `cpu` or `cuda`: whose workspace memory and block size to assume.
 
     Attributes:
-        owner: to whom new memory and multiply-adds go; the caller sets it.
-        held: bytes held now.
-        peak: the most there was at once since `reset_peak`.
-        macs: multiply-adds by owner.
+        owner: layer to which new memory and multiply-adds are attributed; the caller sets it.
+        bytes_in_use: now.
+        peak: maximum of `bytes_in_use` since `reset_peak`.
+        macs: owner -> multiply-adds.
     """
 
-    def __init__(self, *, device: str):
+    def __init__(self, *, device: str) -> None:
         super().__init__()
         self.device = device
         self.owner = STATE
-        self.held = self.peak = 0
+        self.bytes_in_use = self.peak = 0
         self.macs: dict[str, int] = defaultdict(int)
-        self._holdings: dict[int, Holding] = {}
+        self._allocations: dict[int, Allocation] = {}
 
     def reset_peak(self) -> None:
-        self.peak = self.held
+        self.peak = self.bytes_in_use
 
-    def by_owner(self) -> dict[str, int]:
-        """Bytes held now, for each owner."""
-        sums: dict[str, int] = defaultdict(int)
-        for holding in self._holdings.values():
-            sums[holding.owner] += holding.size
-        return dict(sums)
+    def bytes_by_owner(self) -> dict[str, int]:
+        """Owner -> bytes in use now."""
+        totals: dict[str, int] = defaultdict(int)
+        for allocation in self._allocations.values():
+            totals[allocation.owner] += allocation.size
+        return dict(totals)
 
-    def note(self, tensor: Tensor, owner: str, size: int | None = None) -> None:
-        """Enters a tensor's memory, unless it is there already; `size` where the tensor does not tell it."""
+    def track(self, tensor: Tensor, owner: str, size: int | None = None) -> None:
+        """Adds a tensor's memory unless it is tracked already.
+
+        Args:
+            tensor: any.
+            owner: the layer that filled it.
+            size: bytes; None: those of its storage.
+        """
         storage = tensor.untyped_storage()
         key = id(storage)
-        if key in self._holdings:
+        if key in self._allocations:
             return
         size = storage.nbytes() if size is None else size
         if self.device == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
-        self._holdings[key] = Holding(size, owner, weakref.ref(storage, lambda _: self._release(key)))
-        self.held += size
-        self.peak = max(self.peak, self.held)
+        self._allocations[key] = Allocation(size, owner, weakref.ref(storage, lambda _: self._release(key)))
+        self.bytes_in_use += size
+        self.peak = max(self.peak, self.bytes_in_use)
 
     def _release(self, key: int) -> None:
-        self.held -= self._holdings.pop(key).size
+        self.bytes_in_use -= self._allocations.pop(key).size
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         owner = self.owner
         if function is aten._to_copy.default and self._owner_of(args[0]) == STATE:
-            owner = STATE  # autocast's copy of a weight: once, however large the batch
+            owner = STATE  # autocast's copy of a weight: it does not grow with the batch
         if function.overloadpacket is aten.mkldnn_rnn_layer:
             *_, train = args
-            self.note(result[3], owner, lstm_workspace_bytes(args[0], args[2]) if train else 0)
+            self.track(result[3], owner, lstm_workspace_bytes(args[0], args[2]) if train else 0)
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self.note(value, owner)
+                self.track(value, owner)
         self.macs[self.owner] += multiply_adds(function, args, kwargs or {}, result)
-        self.peak = max(self.peak, self.held + self._scratch_bytes(function, args))
+        self.peak = max(self.peak, self.bytes_in_use + self._workspace_bytes(function, args))
         return result
 
     def _owner_of(self, tensor: Tensor) -> str | None:
-        holding = self._holdings.get(id(tensor.untyped_storage()))
-        return holding.owner if holding else None
+        allocation = self._allocations.get(id(tensor.untyped_storage()))
+        return allocation.owner if allocation else None
 
-    def _scratch_bytes(self, function, args: tuple) -> int:
-        """Memory that an operator takes and gives back before it returns, which no tensor shows.
+    def _workspace_bytes(self, function, args: tuple) -> int:
+        """Memory that an operator allocates and frees internally, so that no tensor shows it.
 
-        oneDNN turns a convolution's weights into a blocked order of its own, and in the backward pass the gradient of
-        the weights too. What cuDNN takes depends on the algorithm that it finds quickest, and is not known beforehand.
+        On a CPU, oneDNN copies a convolution's weights into a blocked layout, in the backward pass also the gradient
+        of the weights. On CUDA, cuDNN's workspace depends on the algorithm it chooses, which is not known beforehand.
         """
-        copies = CONVOLUTIONS.get(function.overloadpacket, 0)
-        if self.device != "cpu" or not copies:
+        passes = CONVOLUTION_PASSES.get(function.overloadpacket, 0)
+        if self.device != "cpu" or not passes:
             return 0
-        weight = args[copies]  # convolution(input, weight), convolution_backward(grad, input, weight)
-        return copies * weight.numel() * weight.element_size()
+        weight = args[passes]  # convolution(input, weight), convolution_backward(grad, input, weight)
+        return passes * weight.numel() * weight.element_size()
 
 
 def multiply_adds(function, args: tuple, kwargs: dict, result: object) -> int:
-    """Of one operator: half of torch's count for convolutions, matrix products and attention; 0 for all others.
+    """Multiply-adds of one operator: half of torch's FLOP count; 0 for all but convolutions, products and attention.
 
-    torch has no count for the fused LSTM of CPUs. Its weights are `4H x I` and `4H x H`, and every step of every
-    sequence meets each of them once: `T * B * 4H * (I + H)`, and twice that backward. Nor has it one for CPU attention.
+    torch does not count the fused LSTM of CPUs. Its weights are `4H x I` and `4H x H`; each step of each sequence
+    multiplies every weight once: `T * B * 4H * (I + H)` forward, twice that backward. Nor does it count CPU attention.
     """
     packet = function.overloadpacket
-    if packet is aten.convolution_backward:  # torch's own count of it leaves groups out of account
-        gradient, volume, weight, *_, transposed, _, _, wanted = args
-        return sum(wanted[:2]) * (volume if transposed else gradient).numel() * weight[0].numel()
+    if packet is aten.convolution_backward:  # torch's own count ignores groups
+        gradient, volume, weight, *_, transposed, _, _, output_mask = args
+        return sum(output_mask[:2]) * (volume if transposed else gradient).numel() * weight[0].numel()
     if packet is aten.mkldnn_rnn_layer:
-        return _recurrent(*args[:3])
+        return _lstm_multiply_adds(*args[:3])
     if packet is aten.mkldnn_rnn_layer_backward:
-        return 2 * _recurrent(*args[:3])
+        return 2 * _lstm_multiply_adds(*args[:3])
     if packet is aten._scaled_dot_product_flash_attention_for_cpu:
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3])) // 2
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
         return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])) // 2
-    count = flop_registry.get(packet)
-    return count(*args, **kwargs, out_val=result) // 2 if count else 0
+    flop_count = flop_registry.get(packet)
+    return flop_count(*args, **kwargs, out_val=result) // 2 if flop_count else 0
 
 
-def _recurrent(sequence_TBI: Tensor, input_weights: Tensor, state_weights: Tensor) -> int:
+def _lstm_multiply_adds(sequence_TBI: Tensor, input_weights: Tensor, hidden_weights: Tensor) -> int:
     steps = sequence_TBI.shape[0] * sequence_TBI.shape[1]
-    return steps * (input_weights.numel() + state_weights.numel())
+    return steps * (input_weights.numel() + hidden_weights.numel())
 
 
-def lstm_workspace_bytes(sequence_TBI: Tensor, state_weights: Tensor) -> int:
-    """What oneDNN's fused LSTM keeps for its backward pass beside its result: gates, states, room for gradients.
+def lstm_workspace_bytes(sequence_TBI: Tensor, hidden_weights: Tensor) -> int:
+    """Memory that oneDNN's fused LSTM keeps for its backward pass in addition to its result: gates and states.
 
-    `B * (24 * (T + 1) * max(I, H) + 40 * T * H)` bytes and a few pages; found by measuring torch 2.15, to 15 %.
+    `B * (24 * (T + 1) * max(I, H) + 40 * T * H)` bytes and a few pages; fitted to measurements of torch 2.15, to 15 %.
     """
     steps, batch, inputs = sequence_TBI.shape
-    hidden = state_weights.shape[1]
+    hidden = hidden_weights.shape[1]
     return batch * (24 * (steps + 1) * max(inputs, hidden) + 40 * steps * hidden) + 5 * 4096

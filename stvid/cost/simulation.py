@@ -1,7 +1,7 @@
-"""Runs a model's very training step, with tensors that have a shape, a type and a device but no memory.
+"""Runs a model's real training step with fake tensors, which have a shape, a dtype and a device but no memory.
 
-The only file that knows torch's fake tensors, which are semi-private. On top of them autograd, autocast, recomputation
-and the choice of kernels work as ever, so what is held when need not be guessed.
+The only file that depends on torch's fake tensors, which are semi-private. Autograd, autocast, activation checkpointing
+and kernel selection work on them as usual, so the memory in use at each moment is observed, not modelled.
 """
 
 from __future__ import annotations
@@ -24,130 +24,146 @@ from torch.optim import Optimizer
 from stvid.cost.memory_tracker import INPUT, STATE, MemoryTracker
 from stvid.preprocess import run_model
 
-MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # as `stvid.preprocess.channels_last` has it
-# what operators raise that need values: `item`, `nonzero`, those of other libraries that know no fake tensors
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # the same as in stvid.preprocess.channels_last
+# raised by operators that need values (`item`, `nonzero`), and by those of other libraries without fake tensors
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass
 class LayerOutput:
-    """What a layer gave in a forward pass: how many images (or clips), and the shape of one."""
+    """The output of a layer in a forward pass.
 
-    seen: int = 0
+    Attributes:
+        samples: images or clips that the layer saw, over all its calls on different parts of the batch.
+        shape: of one sample's output.
+        caller: number of the enclosing module's call; calls from the same one see the same samples.
+    """
+
+    samples: int = 0
     shape: tuple[int, ...] = ()
-    caller: int = -1  # the call of the module around it; calls from the same one see the same images
+    caller: int = -1
 
 
 @dataclass
-class Step:
-    """A simulated training step: bytes, multiply-adds, and what each layer (by name) gave, holds and multiplied."""
+class TrainingStep:
+    """A simulated training step.
+
+    Attributes:
+        peak: bytes in use at most.
+        activation_bytes: layer name (or INPUT, STATE) -> bytes in use at the end of the forward pass.
+        forward_macs: layer name -> multiply-adds of the forward pass.
+        macs: multiply-adds of the whole step.
+        gradient_bytes, optimizer_bytes: what gradients and optimizer keep between two steps.
+        outputs: layer name -> its output, in the order in which layers finish.
+    """
 
     peak: int = 0
-    held_by: dict[str, int] = field(default_factory=dict)
+    activation_bytes: dict[str, int] = field(default_factory=dict)
     forward_macs: dict[str, int] = field(default_factory=dict)
     macs: int = 0
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
-    passed: dict[str, LayerOutput] = field(default_factory=dict)  # in the order in which layers are done
+    outputs: dict[str, LayerOutput] = field(default_factory=dict)
 
 
 class Simulation:
-    """A copy of a model that has no memory, and the steps it can be put through.
+    """A copy of a model on fake tensors, and the steps to run on it.
 
     Args:
-        model: any; it stays as it is, and may itself be on the meta device.
+        model: any; it is not changed, and may itself be on the meta device.
         preprocess: turns uint8 batches `B x T x C x H x W` into the model's input, see `stvid.preprocess.Preprocess`.
-            None: the model is fed with float32 as it is.
+            None: the model gets float32 batches directly.
         precision: `32-true`, `bf16-mixed`, `16-mixed` or `bf16-true`.
         device: `cpu` or `cuda`, see `MemoryTracker`.
     """
 
-    def __init__(self, *, model: nn.Module, preprocess: nn.Module | None, precision: str, device: str):
+    def __init__(self, *, model: nn.Module, preprocess: nn.Module | None, precision: str, device: str) -> None:
         self.mode = FakeTensorMode()
         self.precision, self.device = precision, device
-        halved = torch.bfloat16 if precision == "bf16-true" else None
-        self.model = _without_memory(model, self.mode, halved)
-        self.preprocess = None if preprocess is None else _without_memory(preprocess, self.mode)
-        self.batch_type = torch.float32 if preprocess is None else torch.uint8
+        self.model = _fake_copy(model, self.mode, torch.bfloat16 if precision == "bf16-true" else None)
+        self.preprocess = None if preprocess is None else _fake_copy(preprocess, self.mode)
+        self.batch_dtype = torch.float32 if preprocess is None else torch.uint8
         self.names = {module: name for name, module in self.model.named_modules()}
 
-    def answer(self, batch_shape: tuple[int, ...]) -> int:
-        """Peak bytes of a step that only computes the result, for a batch as it is delivered."""
+    def inference_peak(self, batch_shape: tuple[int, ...]) -> int:
+        """Peak bytes of a forward pass without gradients, on a batch as the data loader delivers it."""
         self.model.eval()
-        with self.mode, self._books() as ledger, torch.no_grad(), self._autocast():
-            ledger.reset_peak()
-            self._forward(ledger, self._batch(batch_shape, ledger))
-        return ledger.peak
+        with self.mode, self._tracker() as tracker, torch.no_grad(), self._autocast():
+            tracker.reset_peak()
+            self._forward(tracker, self._batch(batch_shape, tracker))
+        return tracker.peak
 
-    def train(self, batch_shape: tuple[int, ...], make_optimizer: Callable[[nn.Module], Optimizer]) -> Step:
-        """One training step of Lightning's, not the first: gradients of the step before are there, moments too.
+    def training_step(
+        self, batch_shape: tuple[int, ...], make_optimizer: Callable[[nn.Module], Optimizer]
+    ) -> TrainingStep:
+        """A training step in Lightning's order, and not the first: gradients and optimizer state are there already.
 
         Args:
-            batch_shape: of the batch as it is delivered.
-            make_optimizer: the optimizer for a model; not called where nothing is to be trained.
+            batch_shape: of the batch as the data loader delivers it.
+            make_optimizer: model -> optimizer; not called if no parameter is trainable.
         """
         self.model.train()
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        step = Step()
-        with self.mode, self._books() as ledger:
+        step = TrainingStep()
+        with self.mode, self._tracker() as tracker:
             if trainable:
                 optimizer = make_optimizer(self.model)
-                self._as_on_device(optimizer)
+                self._set_foreach(optimizer)
                 for parameter in trainable:
                     parameter.grad = torch.zeros_like(parameter)
                 optimizer.step()
                 step.optimizer_bytes = _state_bytes(optimizer)
                 for parameter in trainable:
-                    ledger.note(parameter.grad, STATE)
-            ledger.reset_peak()
-            ledger.macs.clear()
-            batch = self._batch(batch_shape, ledger)  # which the training loop holds until the step is over
-            loss = self._loss(ledger, batch, step)
+                    tracker.track(parameter.grad, STATE)
+            tracker.reset_peak()
+            tracker.macs.clear()
+            batch = self._batch(batch_shape, tracker)  # the training loop keeps it until the step ends
+            loss = self._loss(tracker, batch, step)
             if trainable:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             step.gradient_bytes = sum(p.grad.nbytes for p in trainable if p.grad is not None)
-            step.peak, step.macs = ledger.peak, sum(ledger.macs.values())
+            step.peak, step.macs = tracker.peak, sum(tracker.macs.values())
             self.model.zero_grad()
         return step
 
-    def _loss(self, ledger: MemoryTracker, batch: Tensor, step: Step) -> Tensor:
-        """Forward pass and loss, as the task has them; fills in what is known of layers between the two."""
+    def _loss(self, tracker: MemoryTracker, batch: Tensor, step: TrainingStep) -> Tensor:
+        """Forward pass and loss as in the training task; fills in what `step` holds about the forward pass."""
         with self._autocast():
-            output = self._forward(ledger, batch, step.passed)
-            step.held_by, step.forward_macs = ledger.by_owner(), dict(ledger.macs)
-            ledger.owner = STATE
+            output = self._forward(tracker, batch, step.outputs)
+            step.activation_bytes, step.forward_macs = tracker.bytes_by_owner(), dict(tracker.macs)
+            tracker.owner = STATE
             if isinstance(output, Tensor) and output.ndim == 2:
                 labels = torch.zeros(len(output), dtype=torch.long)
                 return nn.functional.cross_entropy(output.float(), labels)
-            tensors = [output] if isinstance(output, Tensor) else _tensors(output)
-            return sum(tensor.float().sum() for tensor in tensors)
+            return sum(tensor.float().sum() for tensor in _tensors(output))
 
-    def _batch(self, shape: tuple[int, ...], ledger: MemoryTracker) -> Tensor:
-        ledger.owner = INPUT
-        batch = torch.empty(shape, dtype=self.batch_type)
-        if self.batch_type != torch.uint8 and batch.ndim in MEMORY_FORMATS:
+    def _batch(self, shape: tuple[int, ...], tracker: MemoryTracker) -> Tensor:
+        tracker.owner = INPUT
+        batch = torch.empty(shape, dtype=self.batch_dtype)
+        if self.batch_dtype != torch.uint8 and batch.ndim in MEMORY_FORMATS:
             batch = batch.contiguous(memory_format=MEMORY_FORMATS[batch.ndim])
         return batch.to(torch.bfloat16) if self.precision == "bf16-true" and batch.is_floating_point() else batch
 
-    def _forward(self, ledger: MemoryTracker, batch: Tensor, passed: dict[str, LayerOutput] | None = None) -> Tensor:
-        passed = {} if passed is None else passed
-        calls, around = itertools.count(), [(INPUT, -1)]  # modules that are being called, with the number of the call
+    def _forward(self, tracker: MemoryTracker, batch: Tensor, outputs: dict[str, LayerOutput] | None = None) -> Tensor:
+        """Runs the model; attributes memory to the innermost layer that runs, and records outputs."""
+        outputs = {} if outputs is None else outputs
+        call_numbers, stack = itertools.count(), [(INPUT, -1)]  # running modules: (name, number of the call)
 
         def enter(module: nn.Module, _) -> None:
-            around.append((self.names[module], next(calls)))
-            ledger.owner = around[-1][0]
+            stack.append((self.names[module], next(call_numbers)))
+            tracker.owner = stack[-1][0]
 
         def leave(module: nn.Module, _, result: object) -> None:
-            name, _ = around.pop()
-            ledger.owner, caller = around[-1]
+            name, _ = stack.pop()
+            tracker.owner, caller = stack[-1]
             for tensor in _tensors(result)[:1]:
-                note = passed.setdefault(name, LayerOutput())
-                if note.caller != caller or not note.shape:
-                    note.seen += tensor.shape[0] if tensor.ndim else 1
-                note.shape, note.caller = tuple(tensor.shape[1:]), caller
+                output = outputs.setdefault(name, LayerOutput())
+                if output.caller != caller or not output.shape:
+                    output.samples += tensor.shape[0] if tensor.ndim else 1
+                output.shape, output.caller = tuple(tensor.shape[1:]), caller
 
         hooks = [module.register_forward_pre_hook(enter) for module in self.names]
         hooks += [module.register_forward_hook(leave) for module in self.names]
@@ -159,33 +175,39 @@ class Simulation:
             for hook in hooks:
                 hook.remove()
 
-    def _books(self) -> MemoryTracker:
-        """A ledger in which the model itself is entered."""
-        ledger = MemoryTracker(device=self.device)
+    def _tracker(self) -> MemoryTracker:
+        """A tracker that knows the memory of the model and the preprocessing."""
+        tracker = MemoryTracker(device=self.device)
         for module in (self.model, self.preprocess or nn.Identity()):
             for tensor in (*module.parameters(), *module.buffers()):
-                ledger.note(tensor, STATE)
-        return ledger
+                tracker.track(tensor, STATE)
+        return tracker
 
     def _autocast(self) -> torch.autocast:
-        kind = AUTOCAST.get(self.precision)
-        return torch.autocast("cpu", dtype=kind or torch.bfloat16, enabled=kind is not None)
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
-    def _as_on_device(self, optimizer: Optimizer) -> None:
-        """torch's optimizers update all parameters at once on CUDA, with temporary memory as large as all of them."""
+    def _set_foreach(self, optimizer: Optimizer) -> None:
+        """On CUDA, torch's optimizers update all parameters in one call, with temporary memory of their total size."""
         for group in optimizer.param_groups:
             if self.device == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
                 group["foreach"] = True
 
 
-def _without_memory(model: nn.Module, mode: FakeTensorMode, kind: torch.dtype | None = None) -> nn.Module:
-    """A copy whose tensors are fake ones, weights in the order of `channels_last`, floats of another kind if wanted."""
+def _fake_copy(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy on fake tensors.
+
+    Args:
+        model: is not changed.
+        mode: of the fake tensors.
+        dtype: of floating-point tensors in the copy; None: their own.
+    """
     tensors = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     copies: dict[int, object] = {}
     with mode:
         for tensor in (*model.parameters(), *model.buffers(), *tensors):
-            dtype = kind if kind and tensor.is_floating_point() else tensor.dtype
-            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
+            fake_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=fake_dtype)
             if isinstance(tensor, nn.Parameter):
                 if fake.ndim in MEMORY_FORMATS:
                     fake = fake.contiguous(memory_format=MEMORY_FORMATS[fake.ndim])
@@ -195,6 +217,7 @@ def _without_memory(model: nn.Module, mode: FakeTensorMode, kind: torch.dtype | 
 
 
 def _tensors(value: object) -> list[Tensor]:
+    """All tensors in nested dicts, tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
@@ -202,6 +225,6 @@ def _tensors(value: object) -> list[Tensor]:
 
 
 def _state_bytes(optimizer: Optimizer) -> int:
-    """Of all but step counters."""
+    """Bytes of the optimizer's state without step counters."""
     tensors = [tensor for state in optimizer.state.values() for tensor in _tensors(state)]
     return sum(tensor.nbytes for tensor in tensors if tensor.ndim)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import functools
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler
 from stvid.device import cores_per_process
 from stvid.errors import InputError, VideoError
-from stvid.files import one_at_a_time
+from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
 from stvid.video.types import VideoInfo
@@ -90,6 +90,7 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
 
 def worker_options(num_workers: int, *, persistent: bool = False) -> dict:
     """Worker arguments of a DataLoader. `persistent`: the processes live until the loader is deleted."""
+    _kill_workers_at_exit(os.getpid())
     return {
         "num_workers": num_workers,
         "persistent_workers": persistent and num_workers > 0,
@@ -106,14 +107,23 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def _end_readers() -> None:
-    """Python waits for its daemonic processes when it ends, after a SIGTERM that those above do not heed."""
-    readers = [child for child in multiprocessing.active_children() if child.daemon]
-    if readers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call each of them a crash
-    for reader in readers:
-        reader.kill()
+@functools.cache
+def _kill_workers_at_exit(pid: int) -> None:
+    """Registers `_kill_workers`, once per process: a child process inherits the cache, but not the finalizer.
+
+    When Python exits, multiprocessing runs its finalizers, then sends SIGTERM to the remaining workers and waits for
+    them. They ignore SIGTERM (see above), so it would wait forever. `atexit` is not enough: a process that
+    multiprocessing started does not run its functions in time.
+    """
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _kill_workers() -> None:
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each of them as a crash
+    for worker in workers:
+        worker.kill()
 
 
 def resolve_workers(num_workers: int | str, *, num_processes: int | None = None) -> int:
@@ -166,7 +176,7 @@ def probe_items(
 
     Of several processes with the same cache one probes at a time, so the files are decoded only once.
     """
-    with contextlib.nullcontext() if cache is None else one_at_a_time(cache):
+    with contextlib.nullcontext() if cache is None else file_lock(cache):
         return probe_all(
             [item.path for item in items],
             num_workers=max(num_workers, 1),  # a hang can only be killed in another process
@@ -250,7 +260,7 @@ class TimedLoader(DataLoader):
         """The same for the work that the GPU has finished; this does not synchronise."""
         return self._clock.seconds
 
-    @cached_property
+    @functools.cached_property
     def _clock(self) -> IdleClock:
         return IdleClock()
 

@@ -5,11 +5,9 @@ B batch   C channels   T frames   H, W height and width   K classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
-from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, forward_by_length, freeze_stages
+from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, forward_by_length
 from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
 
@@ -21,25 +19,25 @@ STAGES = (
     ((512, 512), (2, 2, 2)),
     ((512, 512), (2, 2, 2)),
 )
-GRID = (1, 4, 4)  # what the published clip of 16 x 112 x 112 leaves
+GRID = (1, 4, 4)  # T x H x W of the last volume for the published clips of 16 x 112 x 112
 
 
 class C3D(VideoModel):
     """The network of the paper; 78 million parameters, most of them in the two wide layers.
 
-    A clip of 16 x 112 x 112 leaves a volume of 512 x 1 x 4 x 4. Any other size is averaged to that grid (repeated
-    where it is smaller), and poolings take what is left at an edge, so every clip of at least one pixel will do.
+    A clip of 16 x 112 x 112 gives a volume of 512 x 1 x 4 x 4. Clips of other sizes are pooled to that grid, and the
+    pooling layers keep incomplete windows at the edges, so a clip may have any size from one pixel on.
 
     Args:
         num_classes: K.
         in_channels: C of the input.
-        weights: None, or a file of this class, such as a run's checkpoint; its head is kept where K is the same.
-        dropout: probability behind each of the two wide layers, in [0, 1).
-        freeze: parts that stay as they are: how many from the input on, the last one's name (`stage1` to `stage5`, each
-            up to a pooling; `wide`), or `all` but the head.
+        weights: None (random), or a file of this class, such as a run's checkpoint; its head is used if K is equal.
+        dropout: probability after each of the two wide layers, in [0, 1).
+        freeze: stages that are not trained: their number from the input on, the name of the last one (`stage1` to
+            `stage5`, each up to a pooling layer; `wide`), or `all` (all but the head).
 
     Raises:
-        InputError: a value out of its range, no such stage, weights of another network.
+        InputError: a value out of range, no such stage, weights of another architecture.
     """
 
     def __init__(
@@ -76,26 +74,23 @@ class C3D(VideoModel):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.num_features, num_classes)
         for layer in self.modules():
-            if isinstance(layer, nn.Conv3d):  # without batch norm, the default is too small for eight layers
+            if isinstance(layer, nn.Conv3d):  # without batch norm, torch's default is too small for eight layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
-        self.frozen = freeze_stages(*self.backbone(), freeze)
+        self.freeze_stages(freeze)
 
-    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """All but the head, see `VideoModel`."""
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """`stage1` to `stage5`, and `wide`; see `VideoModel`."""
         stages = {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
-        return nn.ModuleList([self.layers, self.wide]), {**stages, "wide": self.wide}
+        return {**stages, "wide": self.wide}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> `B x 4096`: what the paper's fc7 says of the valid frames of each clip."""
+        """`B x C x T x H x W` -> `B x 4096`: the paper's fc7, of the valid frames of each clip."""
         check_clips(clips_BCTHW, self.in_channels)
         return forward_by_length(self._features, clips_BCTHW, lengths_B)
 
     def _features(self, clips_BCTHW: Tensor) -> Tensor:
         return self.wide(self.pool(self.layers(clips_BCTHW)))
-
-    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))

@@ -1,18 +1,18 @@
-"""A 3D CNN in the manner of C3D (Tran et al. 2015, arXiv:1412.0767), with batch norm.
+"""A small 3D CNN, similar to C3D (Tran et al. 2015, arXiv:1412.0767), with batch norm.
 
 B batch   C channels   T frames   H, W height and width   K classes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stvid.clip import conv_output_size
 from stvid.errors import InputError
-from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, freeze_stages
+from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability
 from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
 
@@ -20,24 +20,24 @@ KERNEL, PADDING = 3, 1
 
 
 class Conv3D(VideoModel):
-    """Stages of [3x3x3 convolution, batch norm, ReLU], each begun with a stride; mean over time and space; a head.
+    """Stages of [3x3x3 convolution, batch norm, ReLU]; the mean over time and space; a linear head.
 
-    A kernel has one 3x3x3 block per input channel; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
+    The first convolution of a stage has the stage's stride; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
 
     Args:
         num_classes: K.
         in_channels: C of the input.
         widths: output channels of each stage.
-        depths: convolutions in each stage; one number serves all.
+        depths: convolutions of each stage; one number for all stages, or one for each.
         strides: of each stage's first convolution, as [time, height, width].
-        weights: None, or a file of this class, such as a run's checkpoint; its head is kept where K is the same.
+        weights: None (random), or a file of this class, such as a run's checkpoint; its head is used if K is equal.
         dropout: probability before the head, in [0, 1).
-        freeze: stages that stay as they are, statistics of batch norm included: how many from the input on, the last
-            one's name (`stage1`, ...), or `all` but the head.
+        freeze: stages that are not trained, batch norm statistics included: their number from the input on, the name
+            of the last one (`stage1`, ...), or `all` (all but the head).
 
     Raises:
-        InputError: widths, depths and strides that do not belong together, a value out of its range, no such stage,
-            weights of another network.
+        InputError: widths, depths and strides of different lengths, a value out of range, no such stage, weights of
+            another architecture.
     """
 
     def __init__(
@@ -77,17 +77,18 @@ class Conv3D(VideoModel):
         self.head = nn.Linear(channels, num_classes)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
-        self.frozen = freeze_stages(*self.backbone(), freeze)
+        self.freeze_stages(freeze)
 
-    def backbone(self) -> tuple[nn.Module, Mapping[str, nn.Module]]:
-        """All but the head, see `VideoModel`."""
-        return self.layers, {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """`stage1`, `stage2`, ...; see `VideoModel`."""
+        return {f"stage{number}": stage for number, stage in enumerate(self.layers.stages, start=1)}
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> features `B x num_features`: the mean over the valid part of the last volume.
+        """`B x C x T x H x W` -> `B x F`: the mean over the valid part of the last volume.
 
-        Frames past a clip's length are zeroed before every convolution, which is what its own zero padding does at
-        the end of a clip: so the features are those of the clip alone (exactly so with batch norm in eval mode).
+        Frames after a clip's length are set to zero before every convolution, as zero padding does at the end of a
+        clip. So the features are those of the clip alone (with batch norm in evaluation mode).
         """
         check_clips(clips_BCTHW, self.in_channels)
         x = clips_BCTHW
@@ -98,10 +99,6 @@ class Conv3D(VideoModel):
         if lengths_B is None:
             return x.mean(dim=(2, 3, 4))
         return _mask(x, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]
-
-    def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
-        return self.head(self.dropout(self.forward_features(clips_BCTHW, lengths_B)))
 
 
 def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:

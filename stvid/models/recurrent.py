@@ -19,20 +19,20 @@ POOLING = ("last", "mean", "max", "attention")
 
 
 class Recurrent(nn.Module):
-    """torch's LSTM or GRU, told about lengths.
+    """torch's LSTM or GRU over sequences of different lengths.
 
     Args:
         kind: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho et al. 2014, arXiv:1406.1078).
         input_size: F.
-        hidden_size: width of a layer; D, or half of it where both ways are read.
-        num_layers: one above the other.
-        bidirectional: read the sequence from both ends.
-        dropout: probability of an output between two layers to be left out, in [0, 1).
-        recurrent_dropout: share of the weights between a step and the next that a batch leaves out, the same ones in
-            all steps, in [0, 1) (DropConnect of AWD-LSTM, Merity et al. 2018, arXiv:1708.02182).
+        hidden_size: hidden units of a layer; D, or half of D if bidirectional.
+        num_layers: number of stacked layers.
+        bidirectional: read the sequence in both directions.
+        dropout: probability between two layers, in [0, 1).
+        recurrent_dropout: probability of dropping a recurrent weight, in [0, 1); the same weights in all steps of a
+            batch (DropConnect of AWD-LSTM, Merity et al. 2018, arXiv:1708.02182).
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value out of range.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Recurrent(nn.Module):
         )
         self.recurrent_dropout = recurrent_dropout
         self.num_features = hidden_size * (2 if bidirectional else 1)
-        _remember_by_default(self.layers)
+        _initialize(self.layers)
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x T x F` -> states `B x T' x D`; T' is the greatest length, steps past a clip's own length are 0."""
+        """`B x T x F` -> states `B x T' x D`; T' is the greatest length, states after a sequence's length are 0."""
         if lengths_B is None:
             return self._run(features_BTF)
         packed = pack_padded_sequence(features_BTF, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
@@ -71,7 +71,7 @@ class Recurrent(nn.Module):
         return states_BTD
 
     def step(self, features_BF: Tensor, state: object | None) -> tuple[Tensor, object]:
-        """One more step: its state `B x D`, and what to come back with (None in the beginning)."""
+        """The next step of a sequence, `B x F` -> `B x D`, and the state for the step after it (None: the first)."""
         out_B1D, state = self.layers(features_BF[:, None], state)
         return out_B1D[:, 0], state
 
@@ -87,27 +87,27 @@ class Recurrent(nn.Module):
 
 
 def _with_weights(layers: nn.LSTM | nn.GRU, sequence: Tensor | PackedSequence, weights: dict[str, Tensor]):
-    """What `layers(sequence)[0]` would be with other weights; the modules themselves only take parameters."""
+    """`layers(sequence)[0]` with other weights; the modules themselves only use their parameters."""
     function = torch.lstm if isinstance(layers, nn.LSTM) else torch.gru
     flat = [weights.get(name, getattr(layers, name)) for name in layers._flat_weights_names]
     directions = 2 if layers.bidirectional else 1
-    how = (layers.bias, layers.num_layers, layers.dropout, layers.training, layers.bidirectional)
+    options = (layers.bias, layers.num_layers, layers.dropout, layers.training, layers.bidirectional)
     data, batch_sizes = (
         (sequence.data, sequence.batch_sizes) if isinstance(sequence, PackedSequence) else (sequence, None)
     )
     batch = len(sequence) if batch_sizes is None else int(batch_sizes[0])
     zeros = data.new_zeros(layers.num_layers * directions, batch, layers.hidden_size)
-    start = (zeros, zeros) if isinstance(layers, nn.LSTM) else zeros
+    initial = (zeros, zeros) if isinstance(layers, nn.LSTM) else zeros
     if batch_sizes is None:
-        return function(data, start, flat, *how, layers.batch_first)[0]
-    return sequence._replace(data=function(data, batch_sizes, start, flat, *how)[0])
+        return function(data, initial, flat, *options, layers.batch_first)[0]
+    return sequence._replace(data=function(data, batch_sizes, initial, flat, *options)[0])
 
 
 @torch.no_grad()
-def _remember_by_default(layers: nn.LSTM | nn.GRU) -> None:
-    """Recurrent weights orthogonal; forget gates of an LSTM open (bias 1, Jozefowicz et al. 2015).
+def _initialize(layers: nn.LSTM | nn.GRU) -> None:
+    """Makes recurrent weights orthogonal and forget gates of an LSTM open (bias 1, Jozefowicz et al. 2015).
 
-    torch stores the gates one below the other: of an LSTM input, forget, cell, output.
+    torch stores the gates of an LSTM in the order input, forget, cell, output.
     """
     size = layers.hidden_size
     for name, parameter in layers.named_parameters():
@@ -119,11 +119,11 @@ def _remember_by_default(layers: nn.LSTM | nn.GRU) -> None:
 
 
 class Pooled(NamedTuple):
-    """What pooling keeps of the steps so far; its size does not grow with them."""
+    """State of pooling after some steps of a stream; its size does not depend on their number."""
 
     vector_BD: Tensor  # last: the state; mean, attention: the weighted sum; max: the maximum
     weight_B1: Tensor  # mean: the number of steps; attention: the sum of the weights
-    score_B1: Tensor  # attention: the greatest score, which the weights are relative to
+    score_B1: Tensor  # attention: the greatest score; weights are relative to it
 
 
 class Pooling(nn.Module):
@@ -135,24 +135,24 @@ class Pooling(nn.Module):
     Args:
         kind: one of `POOLING`.
         num_features: D.
-        both_ways: the second half of a state was read from the end; `last` is then where each half ends.
+        bidirectional: the second half of a state was computed from the end backwards; its last step is the first one.
     """
 
-    def __init__(self, kind: str, *, num_features: int, both_ways: bool = False):
+    def __init__(self, kind: str, *, num_features: int, bidirectional: bool = False):
         super().__init__()
         if kind not in POOLING:
             raise InputError(f"model.pooling (={kind}) must be one of {', '.join(POOLING)}")
-        self.kind, self.both_ways = kind, both_ways
+        self.kind, self.bidirectional = kind, bidirectional
         self.score = nn.Linear(num_features, 1, bias=False) if kind == "attention" else None
 
     def forward(self, states_BTD: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x T x D` -> `B x D`; steps past a length have no influence."""
-        batch, steps, size = states_BTD.shape
+        """`B x T x D` -> `B x D`; steps after a length have no influence."""
         if lengths_B is None:
-            lengths_B = torch.full((batch,), steps, device=states_BTD.device)
+            return self._pool_all(states_BTD)
+        batch, steps, size = states_BTD.shape
         if self.kind == "last":
             last_BD = states_BTD[torch.arange(batch, device=states_BTD.device), lengths_B - 1]
-            if not self.both_ways:
+            if not self.bidirectional:
                 return last_BD
             return torch.cat([last_BD[:, : size // 2], states_BTD[:, 0, size // 2 :]], dim=1)
         valid_BT1 = (torch.arange(steps, device=states_BTD.device)[None] < lengths_B[:, None])[..., None]
@@ -163,20 +163,30 @@ class Pooling(nn.Module):
         weights_BT1 = self.score(states_BTD).masked_fill(~valid_BT1, -torch.inf).softmax(dim=1)
         return (states_BTD * weights_BT1).sum(dim=1)
 
-    def step(self, state_BD: Tensor, so_far: Pooled | None) -> tuple[Tensor, Pooled]:
-        """One more state: the vector over all steps until now, `B x D`, and what to come back with."""
-        one = state_BD.new_ones(len(state_BD), 1)
-        score = self.score(state_BD) if self.kind == "attention" else one
-        if so_far is None:
-            return state_BD, Pooled(state_BD, one, score)
+    def _pool_all(self, states_BTD: Tensor) -> Tensor:
+        """The same if all steps are valid."""
         if self.kind == "last":
-            return state_BD, Pooled(state_BD, one, score)
+            half = states_BTD.shape[2] // 2
+            last_BD = states_BTD[:, -1]
+            return torch.cat([last_BD[:, :half], states_BTD[:, 0, half:]], dim=1) if self.bidirectional else last_BD
+        if self.kind == "mean":
+            return states_BTD.mean(dim=1)
         if self.kind == "max":
-            vector = torch.maximum(so_far.vector_BD, state_BD)
-            return vector, Pooled(vector, one, score)
+            return states_BTD.amax(dim=1)
+        return (states_BTD * self.score(states_BTD).softmax(dim=1)).sum(dim=1)
+
+    def step(self, state_BD: Tensor, pooled: Pooled | None) -> tuple[Tensor, Pooled]:
+        """Adds a step, `B x D`: the pooled vector of all steps so far, `B x D`, and the state for the next step."""
+        ones = state_BD.new_ones(len(state_BD), 1)
+        score = self.score(state_BD) if self.kind == "attention" else ones
+        if pooled is None or self.kind == "last":
+            return state_BD, Pooled(state_BD, ones, score)
+        if self.kind == "max":
+            vector = torch.maximum(pooled.vector_BD, state_BD)
+            return vector, Pooled(vector, ones, score)
         # relative to the greatest score so far, so that no exponential can overflow; for `mean` all scores are 1
-        greatest = torch.maximum(so_far.score_B1, score)
-        old, new = (so_far.score_B1 - greatest).exp(), (score - greatest).exp()
-        vector = so_far.vector_BD * old + state_BD * new
-        weight = so_far.weight_B1 * old + new
+        greatest = torch.maximum(pooled.score_B1, score)
+        old, new = (pooled.score_B1 - greatest).exp(), (score - greatest).exp()
+        vector = pooled.vector_BD * old + state_BD * new
+        weight = pooled.weight_B1 * old + new
         return vector / weight, Pooled(vector, weight, greatest)

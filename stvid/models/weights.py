@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
 
 from stvid.errors import InputError
+from stvid.models.base import Normalization
 
 log = logging.getLogger(__name__)
-WRAPPERS = ("state_dict", "model_state", "model")  # under which training programs keep the state dict
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # as torchvision's files name its layers
-UNREADABLE = (  # what torch.load says of files that are cut off, scrambled, or no weights at all
+WRAPPERS = ("state_dict", "model_state", "model")  # keys of the state dict in checkpoints of training programs
+PREFIXES = ("module.", "_orig_mod.", "model.")  # from DistributedDataParallel, torch.compile, Lightning
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")  # names of layers in torchvision's files
+UNREADABLE = (  # errors of torch.load for files that are truncated, damaged, or not weights
     pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
     struct.error, OSError,
 )  # fmt: skip
@@ -35,13 +36,13 @@ SHOWN = 3  # names of tensors in a message
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of the tensors of a state dict.
+    """How the tensors of a state dict were used.
 
     Attributes:
-        source: where it came from.
-        matched: names taken as they are.
-        reshaped: names taken in another shape, with both shapes.
-        skipped: names of decisions (heads) that the model has not, or for other classes.
+        source: of the state dict.
+        matched: names of tensors loaded unchanged.
+        reshaped: names of tensors loaded in another shape, with both shapes.
+        skipped: names of tensors of heads that the model does not have, or for another number of classes.
     """
 
     source: str
@@ -50,46 +51,46 @@ class LoadReport:
     skipped: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = [f"{len(self.matched)} matched", _counted(self.reshaped, "reshaped"), _counted(self.skipped, "skipped")]
-        return f"weights {self.source}: {', '.join(told)}"
+        counts = [f"{len(self.matched)} matched", _count(self.reshaped, "reshaped"), _count(self.skipped, "skipped")]
+        return f"weights {self.source}: {', '.join(counts)}"
 
 
 def read_weights(weights: str, *, network: str | None = None, key: str = "weights") -> dict[str, Tensor]:
-    """The state dict behind a word of the user's, by the names of the network's own parameters.
+    """Reads the state dict that the user's option names; its keys are the names of the network's parameters.
 
     Args:
-        weights: a local file (see `read_file`), or torchvision's weights of `network`: `DEFAULT` or a name. Those are
-            downloaded on first use.
-        network: a network of torchvision's; None: only files will do.
-        key: the config key below `model` that holds the word.
+        weights: a local file (see `read_file`), or torchvision's weights of `network`: `DEFAULT` or a name (downloaded
+            on first use).
+        network: a network of torchvision; None: only files are allowed.
+        key: the config key below `model` that holds `weights`.
 
     Raises:
-        InputError: neither a file nor a name; a file that cannot be read, weights that cannot be downloaded.
+        InputError: neither a file nor a name; a file that cannot be read; weights that cannot be downloaded.
     """
-    weights = str(weights)  # yaml knows words that are no text, such as true
+    weights = str(weights)  # YAML has values that are not text, such as true
     if names_file(weights, key=key):
         try:
             return read_file(weights)
         except InputError as error:
             raise InputError(f"model.{key} (={weights}): {error}") from error
     if network is None:
-        hint = "this model has none to download, give a file (.pth, .ckpt, .safetensors) or a run"
+        hint = "there are none to download for this model; give a file (.pth, .ckpt, .safetensors) or a run"
         raise InputError(f"model.{key} (={weights}): there is no such file; {hint}")
-    found = find_weights(network, weights, key=key)
+    entry = find_weights(network, weights, key=key)
     try:
-        return _plain(found.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as error:  # no way out of this machine; a download that was cut off
+        return _normalize_names(entry.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:  # no network; a truncated download
         raise InputError(
-            f"model.{key} (={weights}): {found.url} could not be downloaded ({error}). Fetch it elsewhere and give the "
-            f"file: model.{key}=FILE"
+            f"model.{key} (={weights}): {entry.url} could not be downloaded ({error}). Download it elsewhere and give "
+            f"the file: model.{key}=FILE"
         ) from error
 
 
 def names_file(weights: str, *, key: str = "weights") -> bool:
-    """Whether a word of the user's names a file that is there.
+    """Whether the user's option names an existing file.
 
     Raises:
-        InputError: it looks like a file, and there is none.
+        InputError: it looks like a file name, and there is no such file.
     """
     path = Path(str(weights)).expanduser()
     if not path.exists() and (os.sep in str(weights) or "/" in str(weights) or path.suffix):
@@ -98,14 +99,14 @@ def names_file(weights: str, *, key: str = "weights") -> bool:
 
 
 def read_file(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, without the prefixes that training programs add; no code in it is ever run.
+    """The state dict in a file, without the prefixes that training programs add. Code in the file is never executed.
 
     Args:
-        path: what `torch.save` wrote (a state dict, or one under `state_dict`, `model` or `model_state`), or
-            `.safetensors`.
+        path: a file written by `torch.save` (a state dict, alone or under `state_dict`, `model` or `model_state`), or
+            a `.safetensors` file.
 
     Raises:
-        InputError: no such file, unreadable, or no tensors by name in it.
+        InputError: no such file, unreadable, or without a state dict.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -115,26 +116,26 @@ def read_file(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        contained = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise InputError(
-            f"{path} holds no state dict, alone or under {', '.join(WRAPPERS)}; it holds {found[:200] or 'nothing'}"
+            f"{path} holds no state dict, alone or under {', '.join(WRAPPERS)}; it holds {contained[:200] or 'nothing'}"
         )
-    return _plain(content)
+    return _normalize_names(content)
 
 
 def load_weights(
     module: nn.Module, state: Mapping[str, Tensor], *, source: str, head: Sequence[str] = ("head.",)
 ) -> LoadReport:
-    """Puts a state dict into a module and logs what was taken.
+    """Loads a state dict into a module and logs which tensors were used.
 
-    All of the module but its head must be in the state dict, and nothing else; see `reshaped` for the shapes that
-    will do. The head is taken where all of it fits, else left as it is.
+    Except for heads, module and state dict must have the same names; `reshape_kernel` adapts some shapes. The head is
+    loaded if all its tensors fit; otherwise it is not changed.
 
     Args:
-        module: as it was built.
+        module: to load into.
         state: tensors by name.
         source: for the log and for errors, such as `resnet18.pth for r3d_18`.
-        head: beginnings of names, in the module or the state dict, that belong to a decision.
+        head: prefixes of names, in the module or the state dict, that belong to a head.
 
     Raises:
         InputError: the state dict belongs to another architecture.
@@ -143,35 +144,35 @@ def load_weights(
     fitting = {
         name: fitted
         for name, value in state.items()
-        if name in own and (fitted := reshaped(value, own[name].shape)) is not None
+        if name in own and (fitted := reshape_kernel(value, own[name].shape)) is not None
     }
     own_head = [name for name in own if name.startswith(head)]
-    if not all(name in fitting for name in own_head):  # not half of it: a bias without its weight is noise
+    if not all(name in fitting for name in own_head):  # never a part of it: a bias without its weight is useless
         fitting = {name: value for name, value in fitting.items() if not name.startswith(head)}
-    _check_trunk(own, state, fitting, source=source, head=head)
+    _check_backbone(own, state, fitting, source=source, head=head)
     with torch.no_grad():
         for name, value in fitting.items():
-            own[name].copy_(value)  # a state dict shares its memory with the module
-    other = [name for name in fitting if state[name].shape != own[name].shape]
+            own[name].copy_(value)  # a module's state dict shares memory with it
+    changed = [name for name in fitting if state[name].shape != own[name].shape]
     report = LoadReport(
         source=source,
-        matched=tuple(name for name in fitting if name not in other),
-        reshaped=tuple(f"{name}: {_size(state[name])} -> {_size(own[name])}" for name in other),
+        matched=tuple(name for name in fitting if name not in changed),
+        reshaped=tuple(f"{name}: {_size(state[name])} -> {_size(own[name])}" for name in changed),
         skipped=tuple(name for name in state if name.startswith(head) and name not in fitting),
     )
     log.info("%s", report)
     return report
 
 
-def reshaped(value: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """A tensor in the shape of a parameter, such that the layer answers alike where its inputs repeat.
+def reshape_kernel(value: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Adapts a tensor to the shape of a parameter: the output of the layer is the same for repeated inputs.
 
-    The kernels of an image network (`O x I x H x W`) are repeated over the time of a 3D network's (`O x I x T x H x W`)
-    and divided by T (Carreira & Zisserman 2017, arXiv:1705.07750). Those over 3 input channels are repeated over
-    several groups of 3 and divided by the number of groups.
+    2D kernels (`O x I x H x W`) are repeated over the time of 3D ones (`O x I x T x H x W`) and divided by T (Carreira
+    & Zisserman 2017, arXiv:1705.07750). Kernels for 3 input channels are repeated for several groups of 3 and divided
+    by the number of groups.
 
     Returns:
-        None where the shapes are of different layers.
+        None if the shapes belong to different layers.
     """
     if value.ndim == 4 and len(shape) == 5:
         value = (value / shape[2])[:, :, None].expand(-1, -1, shape[2], -1, -1)
@@ -181,33 +182,34 @@ def reshaped(value: Tensor, shape: Sequence[int]) -> Tensor | None:
     return value if value.shape == tuple(shape) else None
 
 
-def _check_trunk(own: Mapping, state: Mapping, fitting: Mapping, *, source: str, head: tuple) -> None:
-    """Raises InputError where parameters or statistics before the head have no partner, on either side."""
+def _check_backbone(own: Mapping, state: Mapping, fitting: Mapping, *, source: str, head: tuple) -> None:
+    """Raises InputError if names of parameters or statistics differ, heads excepted."""
 
-    def trunk(names):  # old files do not count the batches of batch norm
+    def without_head(names):  # old files have no num_batches_tracked
         return [name for name in names if not name.startswith(head) and not name.endswith("num_batches_tracked")]
 
-    lacking = [name for name in trunk(own) if name not in fitting]
-    if not lacking and all(name in own for name in trunk(state)):
+    own_names, state_names = without_head(own), without_head(state)
+    lacking = [name for name in own_names if name not in fitting]
+    if not lacking and all(name in own for name in state_names):
         return
-    shapes = [f"{n} ({_size(state[n])}, wanted {_size(own[n])})" for n in lacking if n in state]
-    told = [
-        _counted(names, what)
-        for names, what in (
+    shapes = [f"{n} ({_size(state[n])}, expected {_size(own[n])})" for n in lacking if n in state]
+    problems = [
+        _count(names, problem)
+        for names, problem in (
             ([name for name in lacking if name not in state], "missing"),
             (shapes, "of another shape"),
-            ([name for name in trunk(state) if name not in own], "not known to the model"),
+            ([name for name in state_names if name not in own], "not known to the model"),
         )
         if names
     ]
     raise InputError(
-        f"the weights {source} belong to another architecture: of the model's {len(trunk(own))} tensors "
-        f"{len(trunk(own)) - len(lacking)} were found, {', '.join(told)}"
+        f"the weights {source} belong to another architecture: of the model's {len(own_names)} tensors "
+        f"{len(own_names) - len(lacking)} were found, {', '.join(problems)}"
     )
 
 
-def _plain(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names as the network itself has them; what lies beside what has a prefix (the weights of a loss) is left out."""
+def _normalize_names(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes prefixes; if there is one, tensors without it (such as the weights of a loss) are left out."""
     state = dict(content)
     while prefix := next((p for p in PREFIXES if any(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -217,11 +219,11 @@ def _plain(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, for files that are no pickles
+            warnings.simplefilter("ignore")  # about pickle protocols, for files that are no pickles
             return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise InputError(
-            f"{path} is no file of weights, is cut off, or holds more than tensors, which is never loaded "
+            f"{path} is no file of weights, is truncated, or holds more than tensors, which is never loaded "
             f"({type(error).__name__})"
         ) from error
 
@@ -238,9 +240,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _counted(names: Sequence[str], what: str) -> str:
-    few = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"{len(names)} {what}" + (f" ({few})" if names else "")
+def _count(names: Sequence[str], description: str) -> str:
+    examples = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names)} {description}" + (f" ({examples})" if names else "")
 
 
 def _size(value: Tensor) -> str:
@@ -248,16 +250,18 @@ def _size(value: Tensor) -> str:
 
 
 def find_weights(name: str, weights: str | None, *, key: str = "weights") -> WeightsEnum | None:
-    """What torchvision knows as `weights` (`DEFAULT`, or a name) of its network `name`; None for None.
+    """torchvision's entry for `weights` (`DEFAULT`, or a name) of its network `name`; None for None.
 
-    `key` is the config key below `model` that an error names.
+    `key` is the config key below `model`, for the message.
 
     Raises:
-        InputError: the network has no weights of that name; those it has are told.
+        InputError: the network has no weights of that name; the message lists those it has.
     """
     if weights is None:
         return None
-    from torchvision.models import get_model_weights  # imported here: our own networks need no torchvision
+    from torchvision.models import (
+        get_model_weights,
+    )  # imported here, since conv3d and the small encoder need no torchvision
 
     choices = get_model_weights(name)
     names = ["DEFAULT", *choices.__members__]
@@ -266,24 +270,17 @@ def find_weights(name: str, weights: str | None, *, key: str = "weights") -> Wei
     return choices[weights]
 
 
-class Normalization(NamedTuple):
-    """Mean and deviation per channel, of pixels in [0, 1], that weights were trained with."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def pixels_of(name: str, weights: str | None) -> Normalization | None:
-    """What `weights` of torchvision's network `name` expect; None for None, and for a file, which does not tell."""
+def normalization_of(name: str, weights: str | None) -> Normalization | None:
+    """The normalization of `weights` of torchvision's network `name`; None for None and for files (unknown)."""
     from torchvision.models import get_model_weights
 
     if weights != "DEFAULT" and weights not in get_model_weights(name).__members__:
         return None
-    recipe = find_weights(name, weights).transforms()
-    return Normalization(tuple(recipe.mean), tuple(recipe.std))
+    transforms = find_weights(name, weights).transforms()
+    return Normalization(tuple(transforms.mean), tuple(transforms.std))
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: those that are like it, or some that there are."""
+    """The end of a message about an unknown name: similar names, or some examples."""
     close = " or ".join(difflib.get_close_matches(name, known, n=3))
     return f"; did you mean {close}?" if close else f"; there are {len(known)}, such as {', '.join(known[:3])}"

@@ -77,9 +77,9 @@ class TrialRunner:
         )
         self.launcher_works = False
 
-    def compose(self, overrides: Sequence[str]) -> None:
-        """Raises Hydra's errors for overrides that make no config."""
-        self.loader.load_sweep_config(self.config, list(overrides))
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a trial. Raises Hydra's errors for overrides that make no config."""
+        return self.loader.load_sweep_config(self.config, list(overrides))
 
     def run(self, trials: Sequence[Trial], fixed: Sequence[str], stopped_epoch: Callable[[int], int | None]) -> None:
         """Runs trials, in parallel if the launcher can, and records the result in each.

@@ -18,19 +18,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
-from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import CONFIG_NAME, display_path
-from stvid.run.start import kept_manifest
+from stvid.run.checkpoint import load_checkpoint, trusted_modules
+from stvid.run.folder import RunFolder, display_path
+from stvid.run.start import stored_manifest
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
 from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep
 from stvid.sweep.space import covering_points, read_space
 from stvid.sweep.trials import (
-    PICTURE_NAME,
     RUNNING,
     Trial,
     draw_summary,
@@ -42,7 +40,6 @@ from stvid.sweep.trials import (
 )
 
 log = logging.getLogger(__name__)
-LOCK_NAME = ".lock"
 SWEEPER_NAME = "hydra_plugins.stvid.TrialSweeper"  # `_target_` in configs/hydra/sweeper/stvid.yaml
 FOLD = "data.fold"  # a sweep over this key alone is a cross-validation
 
@@ -77,7 +74,7 @@ class Sweep:
 
     Args:
         runner: runs trials.
-        settings: how to search.
+        settings: the keys below `sweep`.
         overrides: all overrides of the command line but those of Hydra's own keys.
 
     Raises:
@@ -90,8 +87,10 @@ class Sweep:
         self.overrides, self.settings = resolve_sweep(self.folder, command_line, settings)
         self.space = read_space(self.overrides, runner.parser)
         check_method(self.space, self.settings)
+        self.trust: set[str] = set()  # modules outside of stvid that the command names
         for values in covering_points(self.space):
-            runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
+            config = runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
+            self.trust |= set(trusted_modules(config.trust, config.model.get("_target_")))
 
     def run(self) -> None:
         """Runs all trials, then prints the leaderboard and draws it.
@@ -174,7 +173,7 @@ class Sweep:
         is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
         print(summary_text(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
-            draw_summary(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
+            draw_summary(self.trials, self.space.varied, picture := RunFolder(self.folder).summary_png)
             print(f"drawn to      {display_path(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
         if is_folds and not failed and len(self.trials) > 1:
@@ -187,13 +186,14 @@ class Sweep:
     def _cross_validate(self) -> None:
         """Evaluates the test split. That leaks nothing: only the fold varies, so no choice depends on the results."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        if not kept_manifest(run=str(runs[0])).select("test"):
+        if not stored_manifest(run=str(runs[0])).select("test"):
             print("no cross-validation: the data set has no test videos")
             return
-        config = OmegaConf.load(runs[0] / CONFIG_NAME)
-        evaluation = evaluate_folds(runs, EvaluationOptions(num_workers=config.data.num_workers), folder=self.folder)
+        config = OmegaConf.load(RunFolder(runs[0]).config_yaml)
+        options = EvaluationOptions(num_workers=config.data.num_workers, trust=sorted(self.trust))
+        evaluation = evaluate_folds(runs, options, folder=self.folder)
         if config.report:
-            draw_report(load_checkpoint(runs[0]), evaluation.folder, cache=None)
+            draw_report(load_checkpoint(runs[0], trust=sorted(self.trust)), evaluation.folder, cache=None)
         print(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
         print(f"written to    {display_path(evaluation.folder)}/")
 
@@ -205,7 +205,7 @@ def sweep_lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    lock = FileLock(folder / LOCK_NAME)
+    lock = FileLock(RunFolder(folder).lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:

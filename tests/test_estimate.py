@@ -1,4 +1,4 @@
-"""Prices against numbers written by hand."""
+"""Estimates against numbers worked out by hand."""
 
 import json
 
@@ -8,13 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from stvid.clip import ClipSpec
-from stvid.cost import estimate
-from stvid.cost.planning import _left_in_group, free_bytes, largest_batch
-from stvid.cost.table import bytes_text, count_text, growth_table, layer_table, totals
+from stvid.cost.estimate import estimate
+from stvid.cost.report import bytes_text, count_text, layer_table, totals_text
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.models.torchvision3d import VideoNetwork
+from stvid.models.torchvision3d import TorchvisionVideoModel
 from stvid.preprocess import Preprocess
 
 
@@ -39,21 +38,21 @@ def test_a_single_3d_convolution_costs_what_the_formula_says():
     assert layer.parameters == report.parameters == 16 * (3 * 27 + 1) == 1_312
     assert layer.macs == report.macs == 16 * 3 * 27 * 98 * 222 * 222 == 6_259_462_272
     assert layer.activation_bytes == report.activation_bytes == 4 * 16 * 98 * 222 * 222
-    assert report.input_bytes == 4 * 3 * 100 * 224 * 224  # needed for the gradient of the weights
+    assert report.input_bytes == 4 * 3 * 100 * 224 * 224  # for the gradient of the weights
     assert report.flops_forward == 2 * report.macs
-    assert report.flops_train_step == 2 * report.flops_forward  # nothing below wants a gradient of the input
+    assert report.flops_train_step == 2 * report.flops_forward  # no gradient of the input
     assert report.peak_train_bytes >= report.train_state_bytes + report.activation_bytes + report.input_bytes
 
 
 def test_r3d_18_has_the_published_parameters_and_multiply_adds():
     with torch.device("meta"):
-        model = VideoNetwork(num_classes=400, name="r3d_18")
+        model = TorchvisionVideoModel(num_classes=400, name="r3d_18")
     report = estimate(model, (3, 16, 112, 112))
     assert report.parameters == 33_371_472
     assert report.macs / 1e9 == pytest.approx(40.7, abs=0.05)
 
 
-def test_resnet18_and_lstm_multiply_as_often_as_the_formula_by_hand_says():
+def test_resnet18_and_lstm_have_the_multiply_adds_of_the_formula():
     frames, hidden, classes = 5, 96, 400
     with torch.device("meta"):
         model = CNNLSTM(num_classes=classes, encoder="resnet18", hidden_size=hidden)
@@ -65,8 +64,8 @@ def test_resnet18_and_lstm_multiply_as_often_as_the_formula_by_hand_says():
 
 @pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_recurrent_layers_meet_every_weight_once_a_step(cell, gates, directions):
-    class Reader(nn.Module):
+def test_recurrent_layers_use_every_weight_once_per_step(cell, gates, directions):
+    class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
             self.layers = cell(6, 5, num_layers=2, bidirectional=directions == 2, batch_first=True)
@@ -74,13 +73,13 @@ def test_recurrent_layers_meet_every_weight_once_a_step(cell, gates, directions)
         def forward(self, x_BTI):
             return self.layers(x_BTI)[0]
 
-    report = estimate(Reader(), (7, 6), batch_size=3)
-    once = gates * 5 * directions * ((6 + 5) + (5 * directions + 5))
-    assert report.macs == 7 * once
+    report = estimate(Recurrent(), (7, 6), batch_size=3)
+    per_step = gates * 5 * directions * ((6 + 5) + (5 * directions + 5))
+    assert report.macs == 7 * per_step
     assert report.layers[0].output_shape == (7, 5 * directions)
 
 
-def test_grouped_convolutions_cost_three_times_as_much_in_training_as_any_other():
+def test_a_training_step_of_a_grouped_convolution_costs_three_forward_passes():
     """A training step multiplies forward, for the input's gradient (not the first layer's), for the weights'."""
     model = nn.Sequential(nn.Conv2d(3, 32, 1, bias=False), nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False))
     report = estimate(model, (3, 8, 8))
@@ -110,58 +109,61 @@ def test_training_holds_16_bytes_a_parameter_with_adamw_and_12_with_momentum():
 
 
 def test_a_frozen_part_keeps_no_activations_and_has_no_gradients():
-    def price(frozen: int):
+    def frozen_cost(num_frozen: int):
         model = nn.Sequential(nn.Linear(8, 100), nn.Tanh(), nn.Linear(100, 50), nn.Tanh(), nn.Linear(50, 4))
-        model[:frozen].requires_grad_(False)
+        model[:num_frozen].requires_grad_(False)
         return estimate(model, (8,))
 
-    free, frozen = price(0), price(4)
+    free, frozen = frozen_cost(0), frozen_cost(4)
     assert [layer.activation_bytes for layer in free.layers] == [0, 400, 0, 200, 16]
-    assert [layer.activation_bytes for layer in frozen.layers] == [0, 0, 0, 200, 16]  # the head's own input and result
+    assert [layer.activation_bytes for layer in frozen.layers] == [0, 0, 0, 200, 16]  # the head's input and output
     assert frozen.trainable_parameters == 50 * 4 + 4
     assert frozen.train_state_bytes == frozen.model_bytes + 12 * (50 * 4 + 4)
     assert free.flops_train_step == 2 * (2 * 800 + 3 * 5000 + 3 * 200)
     assert frozen.flops_train_step == 2 * (800 + 5000 + 2 * 200)
 
 
-def test_recomputed_activations_are_not_kept_but_computed_again():
-    class Recomputed(nn.Module):
-        def __init__(self, again: bool):
+def test_checkpointed_activations_are_recomputed_and_not_kept():
+    class Checkpointed(nn.Module):
+        def __init__(self, use_checkpoint: bool):
             super().__init__()
-            self.inner, self.again = nn.Sequential(nn.Linear(8, 1000), nn.Tanh(), nn.Linear(1000, 8)), again
+            self.inner = nn.Sequential(nn.Linear(8, 1000), nn.Tanh(), nn.Linear(1000, 8))
+            self.use_checkpoint = use_checkpoint
 
         def forward(self, x):
-            return checkpoint(self.inner, x, use_reentrant=False) if self.again else self.inner(x)
+            return checkpoint(self.inner, x, use_reentrant=False) if self.use_checkpoint else self.inner(x)
 
-    kept, again = (estimate(Recomputed(flag), (8,)) for flag in (False, True))
-    assert kept.activation_bytes == 4 * (1000 + 1000 + 8) - 4000  # what the first layer gives, tanh does not need
-    assert again.activation_bytes == 4 * 8
-    assert again.macs == kept.macs == 16_000
-    assert again.flops_train_step == kept.flops_train_step + 2 * 8_000  # the last layer's result is not needed again
+    stored, checkpointed_model = (estimate(Checkpointed(flag), (8,)) for flag in (False, True))
+    assert stored.activation_bytes == 4 * (1000 + 1000 + 8) - 4000  # tanh does not need the output of the first layer
+    assert checkpointed_model.activation_bytes == 4 * 8
+    assert checkpointed_model.macs == stored.macs == 16_000
+    assert (
+        checkpointed_model.flops_train_step == stored.flops_train_step + 2 * 8_000
+    )  # the last layer is not recomputed
 
 
-def test_autocast_halves_what_convolutions_keep_and_leaves_weights_in_float32():
+def test_autocast_halves_the_activations_of_convolutions_and_keeps_weights_in_float32():
     model = nn.Sequential(nn.Conv3d(4, 8, 3, padding=1), nn.Conv3d(8, 8, 3, padding=1))
     full, mixed = (estimate(model, (4, 4, 8, 8), precision=p) for p in ("32-true", "bf16-mixed"))
-    clip = 4 * 4 * 8 * 8 * 2  # its copy in bf16 is the first layer's
+    clip = 4 * 4 * 8 * 8 * 2  # its bf16 copy belongs to the first layer
     assert mixed.activation_bytes - clip == full.activation_bytes // 2
     assert mixed.train_state_bytes == full.train_state_bytes
     assert estimate(model, (4, 4, 8, 8), precision="bf16-true").train_state_bytes == full.train_state_bytes // 2
 
 
-def test_activations_and_compute_are_of_one_clip_and_peaks_of_the_batch():
-    one, four = (estimate(Conv3D(num_classes=8), (3, 4, 32, 32), batch_size=size) for size in (2, 4))
-    assert one.activation_bytes == pytest.approx(four.activation_bytes, rel=0.01)
-    assert (one.macs, one.flops_train_step) == (four.macs, four.flops_train_step)
-    assert one.peak_inference_bytes == four.peak_inference_bytes < one.peak_inference_batch_bytes
-    assert one.peak_inference_batch_bytes < four.peak_inference_batch_bytes
-    assert one.peak_train_bytes < four.peak_train_bytes
+def test_activations_and_compute_are_for_one_clip_and_peaks_for_the_batch():
+    item, four = (estimate(Conv3D(num_classes=8), (3, 4, 32, 32), batch_size=size) for size in (2, 4))
+    assert item.activation_bytes == pytest.approx(four.activation_bytes, rel=0.01)
+    assert (item.macs, item.flops_train_step) == (four.macs, four.flops_train_step)
+    assert item.peak_inference_bytes == four.peak_inference_bytes < item.peak_inference_batch_bytes
+    assert item.peak_inference_batch_bytes < four.peak_inference_batch_bytes
+    assert item.peak_train_bytes < four.peak_train_bytes
     assert sum(layer.parameters for layer in four.layers) == four.parameters
     assert sum(layer.activation_bytes for layer in four.layers) == four.activation_bytes
     assert sum(layer.macs for layer in four.layers) == four.macs
 
 
-def test_a_model_larger_than_any_memory_is_priced_and_left_alone():
+def test_a_model_larger_than_memory_can_be_estimated_and_no_model_is_changed():
     with torch.device("meta"):
         huge = nn.Linear(10**6, 10**6)
     assert estimate(huge, (10**6,)).model_bytes == 4 * (10**12 + 10**6)
@@ -175,16 +177,16 @@ def test_a_model_larger_than_any_memory_is_priced_and_left_alone():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
-def test_a_cuda_device_is_priced_where_there_is_none(precision):
+def test_cuda_can_be_estimated_without_a_gpu(precision):
     model = nn.Sequential(nn.Conv3d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 2 * 6 * 6, 3))
     cpu, cuda = (estimate(model, (3, 4, 8, 8), precision=precision, device=name) for name in ("cpu", "cuda"))
     assert cuda.macs == cpu.macs
     assert cuda.train_state_bytes == cpu.train_state_bytes
-    assert cuda.peak_train_bytes % 512 == 0  # blocks of its allocator
+    assert cuda.peak_train_bytes % 512 == 0  # blocks of the allocator
     assert cuda.peak_train_bytes > cuda.train_state_bytes
 
 
-def test_delivered_clips_are_priced_as_uint8():
+def test_clips_count_as_uint8_before_preprocessing():
     clip = ClipSpec(num_frames=4, size=32)
     report = estimate(Conv3D(num_classes=2), (3, 4, 32, 32), batch_size=2, preprocess=Preprocess(clip=clip))
     assert report.input_bytes == (1 + 4) * 3 * 4 * 32 * 32
@@ -204,7 +206,7 @@ def test_the_report_is_plain_data():
 
 
 @pytest.mark.parametrize(
-    ("shape", "options", "words"),
+    ("shape", "options", "message"),
     [
         ((3, 0, 8, 8), {}, "input_shape"),
         ((3, 8, 8, 8), {"batch_size": 0}, "batch_size (=0) must be at least 1"),
@@ -212,10 +214,18 @@ def test_the_report_is_plain_data():
         ((3, 8, 8, 8), {"device": "tpu"}, "device (=tpu) must be one of"),
     ],
 )
-def test_what_cannot_be_priced_is_told_in_one_message(shape, options, words):
+def test_wrong_arguments_are_one_message(shape, options, message):
     with pytest.raises(InputError) as error:
         estimate(nn.Conv3d(3, 16, 3), shape, **options)
-    assert words in str(error.value)
+    assert message in str(error.value)
+
+
+def test_the_repr_of_a_report_names_the_input_and_the_totals():
+    lines = repr(estimate(nn.Conv3d(3, 16, 3), (3, 100, 224, 224), batch_size=2)).splitlines()
+    assert lines[0] == "CostReport: input 3 x 100 x 224 x 224, batches of 2, 32-true on cpu"
+    names = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
+    assert names == ["parameters", "model", "memory", "compute"]
+    assert "1,312" in lines[1]
 
 
 class Applied(nn.Module):
@@ -232,13 +242,15 @@ class Applied(nn.Module):
 @pytest.mark.parametrize(
     "function", [lambda x: x * x.sum().item(), lambda x: x[x > 0].view(-1, 3), lambda x: x if x.sum() > 0 else -x]
 )
-def test_a_computation_that_depends_on_values_is_told(function):
-    with pytest.raises(InputError, match=r"Applied cannot be priced: aten\..* needs the values in a tensor"):
+def test_a_computation_that_depends_on_values_is_an_input_error(function):
+    with pytest.raises(
+        InputError, match=r"the cost of Applied cannot be estimated: aten\..* needs the values in a tensor"
+    ):
         estimate(Applied(function), (3,))
 
 
 @pytest.mark.parametrize("mistake", [RuntimeError, ValueError, TypeError, IndexError, AssertionError])
-def test_an_error_of_the_model_stays_what_it_is(mistake):
+def test_an_error_of_the_model_passes_unchanged(mistake):
     def broken(x):
         raise mistake("inside")
 
@@ -249,49 +261,22 @@ def test_an_error_of_the_model_stays_what_it_is(mistake):
         estimate(nn.Conv3d(3, 16, 3), (3, 2, 2, 2))
 
 
-def test_a_clip_that_a_model_of_ours_does_not_take_is_one_message():
-    with pytest.raises(InputError, match="takes pictures of at least 32 x 32 pixels, not 24 x 24"):
+def test_a_clip_that_the_model_does_not_take_is_one_message():
+    with pytest.raises(InputError, match="takes images of at least 32 x 32 pixels, not 24 x 24"):
         estimate(CNNLSTM(num_classes=2, encoder="vgg11", hidden_size=4), (3, 2, 24, 24))
 
 
 def test_tables_fit_120_columns_and_use_units():
-    report = estimate(VideoNetwork(num_classes=400), (3, 4, 32, 32), batch_size=2)
-    text = layer_table(report) + "\n" + totals(report) + "\n" + growth_table({"a": [report], "b": [report]})
+    report = estimate(TorchvisionVideoModel(num_classes=400), (3, 4, 32, 32), batch_size=2)
+    text = layer_table(report) + "\n" + totals_text(report)
     assert max(map(len, text.splitlines())) <= 120
     assert "33,371,472" in text
     assert [bytes_text(n) for n in (0, 1023, 1536, 35.3 * 2**20)] == ["0 B", "1.00 KiB", "1.50 KiB", "35.3 MiB"]
     assert [count_text(n) for n in (12, 33_371_472, 40.7e9, 999_700)] == ["12", "33.4 M", "40.7 G", "1.00 M"]
 
 
-def test_the_largest_batch_is_the_largest_that_fits_even_where_the_peak_has_a_kink():
-    def peak(size: int) -> int:
-        return 1_000 + 10 * size + max(0, 30 * (size - 20))
-
-    for budget in (1_020, 1_035, 1_190, 1_500, 3_000):
-        found = largest_batch(peak, budget=budget, most=200)
-        assert peak(found) <= budget
-        assert found == 200 or peak(found + 1) > budget
-    assert largest_batch(peak, budget=1_019) == 0
-    assert largest_batch(lambda size: size, budget=1e9) == 256
-
-
-def test_free_memory_heeds_the_limit_of_a_container(tmp_path):
-    own = tmp_path / "own"
-    own.write_text("0::/job/step\n")
-    folder = tmp_path / "job"
-    (folder / "step").mkdir(parents=True)
-    (folder / "step" / "memory.max").write_text("max\n")
-    (folder / "step" / "memory.current").write_text("5\n")
-    (folder / "memory.max").write_text("1000\n")
-    (folder / "memory.current").write_text("600\n")
-    (folder / "memory.stat").write_text("anon 500\ninactive_file 100\n")
-    assert _left_in_group(tmp_path, own) == 1000 - 600 + 100
-    assert _left_in_group(tmp_path, tmp_path / "nothing") is None
-    assert free_bytes(torch.device("meta")) is None
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_on_eight_times_the_frames_hardly_needs_more_memory_in_chunks(precision):
+def test_with_encoder_chunks_eight_times_the_frames_need_at_most_a_quarter_more_memory(precision):
     with torch.device("meta"):
         model = CNNLSTM(num_classes=8, encoder="resnet18", encoder_chunk=64)
     peaks = [

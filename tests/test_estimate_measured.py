@@ -1,4 +1,4 @@
-"""Prices against what real models hold and really take."""
+"""Estimates against the measured memory of real training steps."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stvid.clip import ClipSpec
-from stvid.cost import estimate
+from stvid.cost.estimate import estimate
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
@@ -25,7 +25,7 @@ MODELS = {
 
 
 def real_step(model: nn.Module, precision: str):
-    """A function that does a training step as a run does it, and one that only does its forward pass."""
+    """Two functions: a training step as in a run, and its forward pass alone."""
     channels_last(model).train()
     preprocess = Preprocess(clip=CLIP)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
@@ -46,7 +46,7 @@ def real_step(model: nn.Module, precision: str):
 
 
 def measured_peak(build, precision: str) -> int:
-    """Of the second step, from the profiler's notes of every allocation."""
+    """Peak of the second step, from the profiler's memory events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step, _ = real_step(build(), precision)
         step()
@@ -54,14 +54,14 @@ def measured_peak(build, precision: str) -> int:
             step()
     events = profiled.profiler.kineto_results.events()
     begin = next(event.start_ns() for event in events if event.name() == "second step")
-    held = peak = 0
+    in_use = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held if event.start_ns() >= begin else 0)
+        in_use += event.nbytes()
+        peak = max(peak, in_use if event.start_ns() >= begin else 0)
     return peak
 
 
-def price(build, precision: str):
+def estimated(build, precision: str):
     shape = (3, CLIP.num_frames, *CLIP.size)
     return estimate(build(), shape, batch_size=BATCH, precision=precision, preprocess=Preprocess(clip=CLIP))
 
@@ -69,27 +69,27 @@ def price(build, precision: str):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_peak_of_a_training_step_is_within_10_percent_of_the_measured_one(name, precision):
-    predicted, measured = price(MODELS[name], precision).peak_train_bytes, measured_peak(MODELS[name], precision)
-    assert predicted == pytest.approx(measured, rel=0.1)
+    peak = estimated(MODELS[name], precision).peak_train_bytes
+    assert peak == pytest.approx(measured_peak(MODELS[name], precision), rel=0.1)
 
 
 @pytest.mark.parametrize("build", [MODELS["conv3d"], lambda: C3D(num_classes=8), MODELS["resnet18 + lstm"]])
 def test_kept_activations_are_what_autograd_saves(build):
-    """autograd's own saved tensors, each memory once; weights are not activations, nor is the clip."""
+    """The tensors that autograd saves, each storage once, without weights and the clip."""
     model = build()
     _, forward = real_step(model, "32-true")
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         loss = forward()
-    report = price(build, "32-true")
+    report = estimated(build, "32-true")
     clip = 4 * 3 * CLIP.num_frames * CLIP.size[0] * CLIP.size[1]
     assert loss.requires_grad
     assert report.activation_bytes * BATCH == pytest.approx(sum(saved.values()) - clip * BATCH, rel=0.01)
