@@ -121,7 +121,7 @@ def test_balance_draws_small_classes_more_often(video_folder, tmp_path):
 
 def test_a_clip_longer_than_every_video_is_an_error(video_folder):
     data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
-    with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the best has 12"):
+    with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the longest has 12"):
         data.setup()
 
 

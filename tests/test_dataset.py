@@ -242,7 +242,7 @@ def test_an_index_alone_is_the_draw_of_epoch_0(numbered, kind):
         assert torch.equal(data[index]["clips"], data[SampleKey(0, int(index) % 2)]["clips"])
         assert data[SampleKey(0, int(index))]["video"] == index % 2
     for key in (2, -3, SampleKey(0, 2), (0, -3)):
-        with pytest.raises(IndexError, match="there are 2"):
+        with pytest.raises(IndexError, match="out of range for 2 items"):
             data[key]
     with pytest.raises(TypeError):
         data["0"]

@@ -221,15 +221,15 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, videos):
 def test_originals_and_copies_are_kept_apart(tmp_path, videos):
     manifest = manifest_of(items_of(*videos))
     for out in (tmp_path / "data", tmp_path / "data/small", tmp_path / "data/b"):
-        with pytest.raises(InputError, match="where the videos are"):
+        with pytest.raises(InputError, match="the folder of the videos"):
             run(manifest, out)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    with pytest.raises(InputError, match="where the videos are"):
+    with pytest.raises(InputError, match="the folder of the videos"):
         run(manifest, tmp_path / "link/small")
-    with pytest.raises(InputError, match="holds a video"):
+    with pytest.raises(InputError, match="contains a video"):
         run(manifest, tmp_path)
     run(manifest, tmp_path / "out")
-    with pytest.raises(InputError, match="holds a video"):
+    with pytest.raises(InputError, match="contains a video"):
         run(Manifest.read_csv(tmp_path / "out/manifest.csv"), tmp_path / "out")
 
 
