@@ -600,7 +600,7 @@ def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, vide
 
 
 def test_a_folder_without_a_result_is_named(untrained, tmp_path):
-    with pytest.raises(InputError, match="holds no result.json, so there is nothing to report"):
+    with pytest.raises(InputError, match="has no result.json, so there is nothing to report"):
         report_of_run(untrained, tmp_path)
 
 

@@ -120,8 +120,8 @@ def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
     for override in overrides:
         if "_target_" in override or override.lstrip("+").startswith("trust="):
             raise InputError(
-                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {override}. To resume, repeat the command that "
-                f"started the sweep, with hydra.sweep.dir={folder}"
+                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {override}. To resume, repeat the command "
+                f"that started the sweep, with hydra.sweep.dir={folder}"
             )
 
 
