@@ -1,9 +1,9 @@
-"""How much faster is an epoch when a frozen encoder's features are stored, and is it the same run?
+"""Speed-up of training on the stored features of a frozen encoder, and whether the results stay the same.
 
     python benchmarks/features.py data=ut_interaction data.root=DIR
 
-Two trainings by the same command (`OVERRIDES` below and what is given), one with `data.features=off`, one with `auto`.
-The first epoch is left out of both means: the readers start in it. Needs the extra `lite0`.
+Trains twice with the same overrides (`OVERRIDES` below and the given ones): with `data.features=off` and with `auto`.
+The mean speed excludes the first epoch, in which the data loading workers start. Requires the extra `lite0`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ OVERRIDES = (
     "data.passes=1",
     "trainer.max_epochs=4",
 )
-SPEED = ("seconds", "clips_per_second", "memory_gib", "waiting")
+SPEED_COLUMNS = ("seconds", "clips_per_second", "memory_gib", "waiting")
 
 
-def run(folder: Path, *overrides: str) -> list[dict[str, str]]:
-    """The rows of `metrics.csv`."""
+def train(folder: Path, *overrides: str) -> list[dict[str, str]]:
+    """Trains and returns the rows of `metrics.csv`."""
     command = [sys.executable, str(TRAIN), *OVERRIDES, *overrides, f"hydra.run.dir={folder}"]
     subprocess.run(command, check=True)
     with (folder / "metrics.csv").open(newline="") as file:
@@ -39,15 +39,15 @@ def run(folder: Path, *overrides: str) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    given = sys.argv[1:]
+    overrides = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        rows = {word: run(Path(folder) / word, *given, f"data.features={word}") for word in ("off", "auto")}
+        runs = {mode: train(Path(folder) / mode, *overrides, f"data.features={mode}") for mode in ("off", "auto")}
     print("\n| data.features | training clips/s from epoch 2 | val loss, last epoch | val video accuracy, last epoch |")
     print("|---|---|---|---|")
-    speed = {word: mean(float(row["clips_per_second"]) for row in found[1:]) for word, found in rows.items()}
-    for word, found in rows.items():
-        print(f"| {word} | {speed[word]:.1f} | {found[-1]['val_loss']} | {found[-1]['val_video_accuracy']} |")
-    results = [[{k: v for k, v in row.items() if k not in SPEED} for row in found] for found in rows.values()]
+    speed = {mode: mean(float(row["clips_per_second"]) for row in rows[1:]) for mode, rows in runs.items()}
+    for mode, rows in runs.items():
+        print(f"| {mode} | {speed[mode]:.1f} | {rows[-1]['val_loss']} | {rows[-1]['val_video_accuracy']} |")
+    results = [[{k: v for k, v in row.items() if k not in SPEED_COLUMNS} for row in rows] for rows in runs.values()]
     print(f"\n{speed['auto'] / speed['off']:.0f} times faster; every other column of metrics.csv is", end=" ")
     print("the same" if results[0] == results[1] else "NOT the same")
 

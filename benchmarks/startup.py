@@ -33,8 +33,8 @@ class Opened(BaseException): pass
 def opened(*arguments, **options): raise Opened
 decoding.av.open = opened
 import stvid.video.probe as probe, stvid.video.workers as workers
-workers.each_file = opened
-probe.each_file = opened
+workers.map_files = opened
+probe.map_files = opened
 from stvid.cli import main
 try:
     main(["predict", *sys.argv[1:]])

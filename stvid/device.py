@@ -1,4 +1,4 @@
-"""Device, precision, CPU threads and cores: what is best for the machine at hand."""
+"""Device, precision, CPU threads and cores, chosen for the machine that runs the program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stvid.errors import InputError
 
-PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # short names, as the Trainer knows them
+PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # short name -> Lightning's name
 GIB = 2**30
 
 
@@ -22,34 +22,38 @@ def num_cores() -> int:
 
 
 def cores_per_process(num_processes: int | None = None) -> int:
-    """CPU cores for each of several processes that work at the same time on this machine, at least 1.
+    """CPU cores for each of the processes that run at the same time on this machine, at least 1.
 
     Args:
-        num_processes: processes on this machine, this one included. None: those that torchrun, Slurm or
-            `stvid.distributed` started here; without any of these, this process is alone.
+        num_processes: processes on this machine, including this one. None: the number that torchrun, Slurm or
+            `stvid.distributed` started on this machine; 1 without a launcher.
     """
-    # Slurm may have bound each of its tasks to cores of its own, or all of them to the same ones.
-    in_job = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    together = int(in_job) if in_job.isdecimal() else num_cores()
-    return max(min(num_cores(), together // (num_processes or _num_started_here())), 1)
+    # Slurm may bind each task to its own cores or all tasks to the same cores
+    slurm_cores = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    node_cores = int(slurm_cores) if slurm_cores.isdecimal() else num_cores()
+    return max(min(num_cores(), node_cores // (num_processes or _local_world_size())), 1)
 
 
-def _num_started_here() -> int:
+def _local_world_size() -> int:
+    """Processes that the launcher started on this machine; 1 without a launcher."""
     if count := os.environ.get("LOCAL_WORLD_SIZE"):
         return int(count)
-    # of each node, such as "8(x2),4": eight tasks on two nodes and four on a third
+    # tasks per node; "8(x2),4" means eight tasks on each of two nodes and four on a third
     tasks = re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
     return max(map(int, tasks), default=1)
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """`32-true`, `16-mixed` or `bf16-mixed` for one of these, a short name (32, 16, bf16), or `auto`.
+    """Lightning's name of a precision: `32-true`, `16-mixed` or `bf16-mixed`.
 
-    `auto` is `bf16-mixed` on CUDA devices of compute capability 8 and more and on CPUs with AVX512-BF16 or AMX, where
-    it trains video models several times faster than float32; `32-true` elsewhere.
+    Args:
+        precision: one of these, a short name (32, 16, bf16), or `auto`. `auto` is `bf16-mixed` on CUDA devices with
+            compute capability 8 or higher and on CPUs with AVX512-BF16 or AMX, where it trains video models several
+            times faster than float32; elsewhere it is `32-true`.
+        accelerator: Lightning's name: `auto`, `cpu`, `gpu`, `cuda` or `mps`.
 
     Raises:
-        InputError: anything else.
+        InputError: an unknown precision.
     """
     if precision != "auto":
         name = PRECISIONS.get(str(precision), precision)
@@ -64,10 +68,10 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
 
 
 def inference_precision(precision: str | int, device: str) -> str:
-    """The precision in which a model answers: its training's, or `32-true` where the device is slow in that.
+    """The precision for inference: that of the training, or `32-true` if the device is slow in it.
 
     Args:
-        precision: as the run's config keeps it.
+        precision: from the run's config.
         device: type of the device, such as `cuda`.
 
     Raises:
@@ -79,7 +83,7 @@ def inference_precision(precision: str | int, device: str) -> str:
 
 
 def default_device() -> torch.device:
-    """The accelerator of this machine, if it has one, else the CPU."""
+    """The accelerator of this machine if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
@@ -90,24 +94,24 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def limit_cpu_threads(device: str) -> None:
-    """On the CPU, limits torch to half of the cores, so that the other half is free for the processes that read videos.
+    """On the CPU, limits torch to half of the cores. The other half is for the processes that read videos.
 
-    With a thread on every core, all threads of an operation wait for the one that a reader displaces: on two cores that
-    made training up to seven times slower. `OMP_NUM_THREADS` takes precedence if set. The number does not depend on
-    `data.num_workers`, so results do not either. Only commands call this; the library leaves torch's threads alone.
+    With one torch thread per core, all threads of an operation wait for the thread whose core a reader uses: on two
+    cores, training was up to seven times slower. `OMP_NUM_THREADS` takes precedence if it is set. The number of threads
+    does not depend on `data.num_workers`, so neither do the results. Only programs call this, the library never does.
     """
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(num_cores() // 2, 1))
 
 
 class HostCopy:
-    """A tensor's values on their way to the CPU.
+    """An asynchronous copy of a tensor to the CPU.
 
-    A GPU computes behind the process that feeds it. `tensor.item()` waits until it has caught up, and then the GPU
-    waits for new work. A copy is made whenever the GPU gets there, and `is_ready` tells whether it did.
+    A GPU runs asynchronously. `tensor.item()` waits until all queued work is done, and then the GPU idles until new
+    work arrives. This copy is queued like any other work; `is_ready` says whether it is done.
 
     Args:
-        values: any tensor; it may be changed or freed afterwards.
+        values: any tensor; the caller may change or free it afterwards.
     """
 
     def __init__(self, values: Tensor):
@@ -118,11 +122,11 @@ class HostCopy:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `read` would return at once; always True where the tensor was not on a GPU."""
+        """Whether `read` returns without waiting; always True if the tensor was not on a GPU."""
         return self.event is None or self.event.query()
 
     def read(self) -> float | int | bool | list:
-        """The values as plain numbers; waits for the GPU where they are not ready."""
+        """The values as Python numbers; waits for the GPU if the copy is not ready."""
         if self.event is not None:
             self.event.synchronize()
         return self.host.tolist()
@@ -136,10 +140,10 @@ def cpu_has_fast_bf16() -> bool:
 
 
 def peak_host_gib() -> float | None:
-    """Peak resident memory of this process in GiB; None where the system does not report it (Windows)."""
+    """Peak resident memory of this process in GiB; None if the system does not report it (Windows)."""
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (GIB if sys.platform == "darwin" else 2**20), 3)  # bytes there, else KiB
+    return round(peak / (GIB if sys.platform == "darwin" else 2**20), 3)  # bytes on macOS, KiB elsewhere

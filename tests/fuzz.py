@@ -25,7 +25,7 @@ from stvid.errors import TIMEOUT, UNREADABLE, VideoError
 from stvid.progress import Bar
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
-from stvid.video.workers import each_file
+from stvid.video.workers import map_files
 
 LIMIT = 10.0  # seconds for one variant
 LARGEST = 200_000  # bytes of a source
@@ -112,7 +112,7 @@ def fuzz(sources: Sequence[Path], *, count: int, seed: int, num_workers: int = 2
     """How often each (kind of damage, outcome) came; crashes and hangs are outcomes too."""
     work = partial(attempt, sources=tuple(sources), seed=seed)
     outcomes = Counter()
-    found = each_file(work, [str(i) for i in range(count)], num_workers=num_workers, timeout=LIMIT)
+    found = map_files(work, [str(i) for i in range(count)], num_workers=num_workers, timeout=LIMIT)
     with Bar("damaging files", total=count, unit="files") as bar:
         for number, result in found:
             bar.advance()

@@ -76,7 +76,7 @@ def test_a_sound_data_set_has_nothing_to_tell(squares):
     assert len(page.splitlines()) <= 12
 
 
-def test_facts_of_each_file_are_told(squares):
+def test_the_report_has_the_properties_of_each_file(squares):
     report = check(manifest_of(squares))
     assert report["files"][3] == {
         "path": str(squares / "to_left" / "03.mp4"),
@@ -173,7 +173,7 @@ def test_a_link_is_no_copy_but_leaks_and_contradicts_as_one(squares, link):
     assert [one["labels"] for one in report["conflicts"]] == [list(CLASSES)]
 
 
-def test_one_file_in_two_splits_is_told_once(squares):
+def test_one_file_in_two_splits_is_reported_once(squares):
     path = squares / "to_left" / "00.mp4"
     report = check(manifest_of(squares, Item(path=str(path), label="to_left", split="test")))
     assert [(leak["kind"], leak["name"], leak["splits"]) for leak in report["leaks"]] == [
@@ -222,7 +222,7 @@ def test_videos_shorter_than_a_clip_are_counted_by_their_part(squares):
     assert not is_bad(report)
 
 
-def test_odd_durations_sizes_and_rates_are_told(squares):
+def test_odd_durations_sizes_and_rates_are_reported(squares):
     long = other_video(squares / "to_left" / "long.mp4", num_frames=60)
     brief = other_video(squares / "to_left" / "brief.mp4", num_frames=6, size=64, fps=30.0)
     odd = check(manifest_of(squares))["odd"]
@@ -232,7 +232,7 @@ def test_odd_durations_sizes_and_rates_are_told(squares):
     assert list(odd["fps"].items()) == [("12", 9), ("30", 1)]
 
 
-def test_a_size_that_tells_the_class_is_told_in_words(tmp_path):
+def test_a_size_that_predicts_the_class_is_in_the_text(tmp_path):
     items = []
     for i in range(12):
         for label, size in zip(CLASSES, (48, 64), strict=True):

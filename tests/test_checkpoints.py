@@ -1,4 +1,4 @@
-"""Which validation counts as the best one, for best.ckpt, early stopping and a run that goes on."""
+"""Checkpoints: the best score, early stopping, resuming, and atomic writing."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from stvid.training.callbacks.checkpoints import BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
+from stvid.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
 from stvid.training.callbacks.preemption import Preemption
 
 NAN = math.nan
@@ -31,7 +31,7 @@ def test_accuracy_comes_first_then_the_loss_and_nan_loses(better, worse):
 
 
 class Scripted(pl.LightningModule):
-    """A weight that counts the epochs, and validations that go as written: accuracy and loss of each epoch."""
+    """A weight that counts the epochs; accuracy and loss of each validation are given."""
 
     def __init__(self, scores):
         super().__init__()
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 4, 6])
-def test_a_run_that_goes_on_elsewhere_remembers_its_best(tmp_path, epochs):
+def test_a_run_resumed_in_another_folder_keeps_its_best_score(tmp_path, epochs):
     fit(tmp_path / "run", TIES, epochs=epochs)
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert fit(moved, TIES, resume=True) == (7, 3, 4.0)
@@ -77,7 +77,7 @@ def test_a_run_that_goes_on_elsewhere_remembers_its_best(tmp_path, epochs):
 
 
 @pytest.mark.parametrize("resume_after", [None, 4, 5])
-def test_a_run_stops_after_so_many_validations_without_a_better_score(tmp_path, resume_after):
+def test_a_run_stops_after_patience_validations_without_a_better_score(tmp_path, resume_after):
     """A lower loss at the same accuracy is better; the epochs before an interruption count."""
     scores = [*TIES, (1.0, 0.0)]
     if resume_after:
@@ -85,6 +85,20 @@ def test_a_run_stops_after_so_many_validations_without_a_better_score(tmp_path, 
     assert fit(tmp_path, scores, patience=3, resume=bool(resume_after)) == (7, 3, 4.0)
 
 
-def test_a_run_that_had_stopped_early_trains_no_further_epoch(tmp_path):
+def test_a_run_that_stopped_early_trains_no_further_epoch(tmp_path):
     fit(tmp_path, TIES, patience=1)
     assert fit(tmp_path, TIES, patience=1, resume=True)[0] == 5
+
+
+def test_a_kill_during_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    io, path = AtomicCheckpoints(), tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+
+    def interrupted_save(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}

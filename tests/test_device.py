@@ -1,9 +1,11 @@
+"""Device, precision, threads and cores, on simulated machines."""
+
 from pathlib import Path
 
 import pytest
 import torch
 
-from stvid import device as hardware
+from stvid import device
 from stvid.errors import InputError
 
 
@@ -15,13 +17,13 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-        monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: fast_cpu)
+        monkeypatch.setattr(device, "cpu_has_fast_bf16", lambda: fast_cpu)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("found", "accelerator", "expected"),
+    ("capabilities", "accelerator", "expected"),
     [
         ({"cuda": (9, 0)}, "auto", "bf16-mixed"),
         ({"cuda": (7, 5)}, "gpu", "32-true"),
@@ -30,20 +32,20 @@ def machine(monkeypatch):
         ({"fast_cpu": False}, "cpu", "32-true"),
     ],
 )
-def test_auto_is_bf16_where_the_hardware_is_fast_at_it(machine, found, accelerator, expected):
-    machine(**found)
-    assert hardware.resolve_precision("auto", accelerator) == expected
+def test_auto_is_bf16_where_the_hardware_is_fast_at_it(machine, capabilities, accelerator, expected):
+    machine(**capabilities)
+    assert device.resolve_precision("auto", accelerator) == expected
 
 
-def test_a_given_precision_is_kept_and_a_strange_one_told():
-    assert hardware.resolve_precision("16-mixed", "gpu") == "16-mixed"
-    assert hardware.resolve_precision(16, "gpu") == "16-mixed"
+def test_a_given_precision_is_kept_and_an_unknown_one_is_an_input_error():
+    assert device.resolve_precision("16-mixed", "gpu") == "16-mixed"
+    assert device.resolve_precision(16, "gpu") == "16-mixed"
     with pytest.raises(InputError, match="bf16-true.*bf16-mixed"):
-        hardware.resolve_precision("bf16-true", "gpu")
+        device.resolve_precision("bf16-true", "gpu")
 
 
 @pytest.mark.parametrize(
-    ("found", "device", "trained", "expected"),
+    ("capabilities", "device_type", "trained", "expected"),
     [
         ({"fast_cpu": True}, "cpu", "bf16-mixed", "bf16-mixed"),
         ({"fast_cpu": False}, "cpu", "bf16-mixed", "32-true"),  # trained on a GPU, used on a laptop
@@ -54,32 +56,75 @@ def test_a_given_precision_is_kept_and_a_strange_one_told():
         ({"cuda": (9, 0)}, "cuda", "auto", "bf16-mixed"),  # a run of an older version
     ],
 )
-def test_a_model_answers_in_its_training_s_precision_where_that_is_fast(machine, found, device, trained, expected):
-    machine(**found)
-    assert hardware.inference_precision(trained, device) == expected
+def test_inference_uses_the_precision_of_training_if_the_device_is_fast_in_it(
+    machine, capabilities, device_type, trained, expected
+):
+    machine(**capabilities)
+    assert device.inference_precision(trained, device_type) == expected
 
 
-def test_a_cpu_is_fast_at_bf16_where_the_kernel_says_so():
+def test_fast_bf16_agrees_with_the_flags_of_the_kernel():
     flags = Path("/proc/cpuinfo")
     if not flags.exists():
         pytest.skip("no /proc/cpuinfo")
-    told = set(flags.read_text().split())
-    assert hardware.cpu_has_fast_bf16() == bool(told & {"avx512_bf16", "amx_tile"})
+    cpu_flags = set(flags.read_text().split())
+    assert device.cpu_has_fast_bf16() == bool(cpu_flags & {"avx512_bf16", "amx_tile"})
 
 
-def test_half_of_the_cores_compute_unless_the_user_says_otherwise(monkeypatch):
+def test_torch_uses_half_of_the_cores_unless_omp_num_threads_is_set(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(hardware, "num_cores", lambda: 2)
+    monkeypatch.setattr(device, "num_cores", lambda: 2)
     try:
         torch.set_num_threads(2)
-        hardware.limit_cpu_threads("cuda")
+        device.limit_cpu_threads("cuda")
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        hardware.limit_cpu_threads("cpu")
+        device.limit_cpu_threads("cpu")
         assert torch.get_num_threads() == 2
         monkeypatch.delenv("OMP_NUM_THREADS")
-        hardware.limit_cpu_threads("cpu")
+        device.limit_cpu_threads("cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+VARIABLES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE")
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Sets the cores of this process and the environment variables of its launcher."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def set_cores(number: int, **variables: str) -> None:
+        monkeypatch.setattr(device, "num_cores", lambda: number)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_cores
+
+
+@pytest.mark.parametrize(
+    ("number", "variables", "expected"),
+    [
+        (16, {}, 16),
+        (16, {"LOCAL_WORLD_SIZE": "4"}, 4),
+        (2, {"LOCAL_WORLD_SIZE": "8"}, 1),
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_ON_NODE": "64"}, 8),  # all tasks on the same cores
+        (8, {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_CPUS_ON_NODE": "64"}, 8),  # each task bound to its own cores
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_CPUS_ON_NODE": "16"}, 4),  # part of the machine, tasks not bound
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "4(x2),8", "SLURM_CPUS_ON_NODE": "64"}, 8),
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "1(x12)", "SLURM_CPUS_ON_NODE": "64"}, 64),
+        (64, {"SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_CPUS_ON_NODE": "64", "LOCAL_WORLD_SIZE": "8"}, 8),  # torchrun
+    ],
+)
+def test_processes_of_a_launcher_share_the_cores(cores, number, variables, expected):
+    cores(number, **variables)
+    assert device.cores_per_process() == expected
+
+
+def test_a_given_number_of_processes_overrides_the_launcher(cores):
+    cores(16, LOCAL_WORLD_SIZE="2")
+    assert [device.cores_per_process(number) for number in (1, 2, 8, 32)] == [16, 8, 2, 1]

@@ -1,4 +1,4 @@
-"""Mixed clips and labels; what a clip is made of can be read off its pixels."""
+"""Mixup and cutmix on clips of one grey level, so that pixels show which clips were mixed."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ TARGETS = torch.eye(4)
 
 
 def plain_clips(*, frames=3, height=24, width=32):
-    """4 clips, each of one grey level: 0, 60, 120, 180; memory as the loader has it, colours of a pixel together."""
+    """4 clips, each of one grey level: 0, 60, 120, 180; in the memory order of the loader, channels last."""
     levels = torch.tensor([0, 60, 120, 180], dtype=torch.uint8).view(4, 1, 1, 1, 1)
     return levels.expand(4, frames, height, width, 3).contiguous().permute(0, 1, 4, 2, 3)
 
@@ -22,7 +22,7 @@ def mixed(mixing, seed, inputs=None, lengths=None, targets=TARGETS):
 
 
 def partner_and_share(targets_BK):
-    """Of the first clip: which other clip is in it, and its own share."""
+    """Partner of the first clip, and its own share."""
     others = targets_BK[0, 1:]
     return (int(others.argmax()) + 1, float(targets_BK[0, 0])) if others.any() else (None, float(targets_BK[0, 0]))
 
@@ -36,9 +36,9 @@ def test_mixup_blends_every_pixel_by_the_share_of_the_label(seed):
     partner, share = partner_and_share(targets)
     levels = [0, 60, 120, 180]
     for i in range(4):
-        wanted = share * levels[i] + (1 - share) * levels[(i + partner) % 4]
+        expected = share * levels[i] + (1 - share) * levels[(i + partner) % 4]
         assert (clips[i] == clips[i, 0, 0, 0, 0]).all()
-        assert abs(float(clips[i, 0, 0, 0, 0]) - wanted) <= 0.5 + 1e-4
+        assert abs(float(clips[i, 0, 0, 0, 0]) - expected) <= 0.5 + 1e-4
         assert targets[i, i].item() == pytest.approx(share)
         assert targets[i, (i + partner) % 4].item() == pytest.approx(1 - share, abs=1e-6)
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, make_folder, train_py
 from omegaconf import OmegaConf
 
-from stvid.data.feature_cache import FeatureStore, Stored
+from stvid.data.feature_cache import CachedFeatures, FeatureCache
 from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
@@ -103,7 +103,7 @@ def test_predictions_keep_any_name(tmp_path):
 def test_bad_videos_keep_any_name(tmp_path):
     known = {f"/{name}/{name}": "missing" for name in NAMES}
     trainer = type("Trainer", (), {"is_global_zero": True})
-    BadVideos(path=tmp_path / "bad.csv", most=len(known), known=known).on_fit_start(trainer, None)
+    BadVideos(path=tmp_path / "bad.csv", max_bad=len(known), known=known).on_fit_start(trainer, None)
     assert read_bad_videos(tmp_path / "bad.csv") == known
 
 
@@ -121,10 +121,10 @@ def test_a_run_keeps_the_order_of_its_classes(tmp_path, names):
 
 
 def test_cached_features_keep_any_label(tmp_path):
-    store = FeatureStore(tmp_path, {})
-    with store.adding() as add:
+    store = FeatureCache(tmp_path, {})
+    with store.writer() as add:
         for number, name in enumerate(NAMES):
-            add(str(number), Stored(features_VTF=np.zeros((1, 1, 1), np.float32), label=name))
+            add(str(number), CachedFeatures(features_VTF=np.zeros((1, 1, 1), np.float32), label=name))
     assert [store[str(number)].label for number in range(len(NAMES))] == list(NAMES)
 
 

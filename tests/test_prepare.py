@@ -354,7 +354,7 @@ def test_the_description_is_a_few_aligned_lines():
     ]
 
 
-def test_nothing_readable_is_told_too(tmp_path):
+def test_a_data_set_without_readable_videos_is_summarised(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/bad.mp4").write_text("no video")
     summary = run(manifest_of(items_of(tmp_path / "data/bad.mp4")), tmp_path / "out")

@@ -288,7 +288,7 @@ from stvid.video import workers
 def work(name):
     open({str(tmp_path)!r} + "/" + name, "w").write(str(os.getpid()))
     time.sleep(600)
-list(workers.each_file(work, ["a", "b"], num_workers=2, timeout=600))
+list(workers.map_files(work, ["a", "b"], num_workers=2, timeout=600))
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
     started = [tmp_path / "a", tmp_path / "b"]

@@ -1,4 +1,4 @@
-"""The table of epochs and the bar, on a trainer that computes next to nothing."""
+"""The table of epochs and the progress bar, with a trivial model."""
 
 import contextlib
 import csv
@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from stvid import progress
 from stvid.data.loading import TimedLoader
-from stvid.training.callbacks import progress as epochs
-from stvid.training.callbacks.progress import COLUMNS, EpochTable, ProgressBar, header, line_of
+from stvid.training.callbacks import progress as progress_callback
+from stvid.training.callbacks.progress import COLUMNS, EpochTable, ProgressBar, format_row, header_lines
 
 OPTIONS = {
     "accelerator": "cpu",
@@ -32,8 +32,8 @@ OPTIONS = {
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Nothing(pl.LightningModule):
-    """A model of one number."""
+class OneWeight(pl.LightningModule):
+    """A model with one weight."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def fit(path, *, epochs=2, train=None, task=None, **options):
     trainer = pl.Trainer(
         max_epochs=epochs, callbacks=[ProgressBar(), table := EpochTable(path=path)], **OPTIONS | options
     )
-    trainer.fit(task or Nothing(), train or loader(), loader(DataLoader, 4))
+    trainer.fit(task or OneWeight(), train or loader(), loader(DataLoader, 4))
     return table
 
 
@@ -68,7 +68,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_row_an_epoch_with_every_column(tmp_path):
+def test_each_epoch_writes_a_row_with_all_columns(tmp_path):
     fit(tmp_path / "metrics.csv")
     rows = rows_of(tmp_path / "metrics.csv")
     assert tuple(rows[0]) == COLUMNS
@@ -83,15 +83,15 @@ def test_the_screen_has_one_header_and_aligned_lines_that_say_clip_or_video(tmp_
     caplog.set_level(logging.INFO, "stvid.training.callbacks.progress")
     fit(tmp_path / "metrics.csv")
     lines = [record.message for record in caplog.records if record.name == "stvid.training.callbacks.progress"][:4]
-    assert lines[:2] == header()
+    assert lines[:2] == header_lines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].split()[:6] == ["1/2", "1.250", "0.500", "2.000", "0.250", "0.750"]
-    assert header()[1].count("accuracy") == 3
-    assert [header()[0].count(word) for word in ("train clip", "val clip", "val video")] == [1, 1, 1]
+    assert header_lines()[1].count("accuracy") == 3
+    assert [header_lines()[0].count(word) for word in ("train clip", "val clip", "val video")] == [1, 1, 1]
 
 
-def test_what_is_not_known_is_a_dash():
-    assert line_of({"epoch": 3, "train_loss": "0.5"}, 16).split() == ["3/16", "0.500", *"-" * 7]
+def test_a_missing_value_is_a_dash():
+    assert format_row({"epoch": 3, "train_loss": "0.5"}, 16).split() == ["3/16", "0.500", *"-" * 7]
 
 
 def test_a_loader_that_does_not_measure_leaves_the_cell_empty(tmp_path):
@@ -100,10 +100,10 @@ def test_a_loader_that_does_not_measure_leaves_the_cell_empty(tmp_path):
     assert table.summary()["waiting"] is None
 
 
-def test_validation_in_the_middle_of_an_epoch_is_no_training_time(tmp_path, now):
-    """Time passes in validation alone, by a made-up clock; so no second is left for training."""
+def test_validation_within_an_epoch_is_not_training_time(tmp_path, now):
+    """With a simulated clock, time passes only in validation."""
 
-    class Slow(Nothing):
+    class Slow(OneWeight):
         def validation_step(self, batch, batch_idx):
             now[0] += 100.0
             super().validation_step(batch, batch_idx)
@@ -113,7 +113,7 @@ def test_validation_in_the_middle_of_an_epoch_is_no_training_time(tmp_path, now)
     assert table.seconds == 400.0
 
 
-def test_a_table_of_an_older_version_is_read_and_written_on(tmp_path):
+def test_a_table_of_an_older_version_is_continued(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step,lr,train_loss,clips_per_second,seconds\n1,6,0.1,1.5,20.0,3.0\n2,9,0.1,1.4,10.0,3.0\n")
     table = EpochTable(path=path)
@@ -126,8 +126,8 @@ def test_a_table_of_an_older_version_is_read_and_written_on(tmp_path):
 
 
 def trainer_at(*, epoch, waited=0.0, **changes):
-    """As much of a trainer as the table looks at, `epoch` epochs behind it."""
-    facts = {
+    """A stand-in for the trainer in an epoch, with the attributes that the table reads."""
+    attributes = {
         "current_epoch": epoch,
         "max_epochs": 3,
         "global_step": 6,
@@ -140,12 +140,12 @@ def trainer_at(*, epoch, waited=0.0, **changes):
         "callback_metrics": {},
         "optimizers": [SimpleNamespace(param_groups=[{"lr": 0.1}])],
     }
-    return SimpleNamespace(**facts | changes)
+    return SimpleNamespace(**attributes | changes)
 
 
-def an_epoch(table, trainer, now, *, seconds, waits, begins=True):
-    """One epoch of two batches of three clips, by a made-up clock."""
-    if begins:
+def run_epoch(table, trainer, now, *, seconds, waits, starts=True):
+    """One epoch of two batches of three clips, with a simulated clock."""
+    if starts:
         table.on_train_epoch_start(trainer, None)
     for _ in range(2):
         table.on_train_batch_start(trainer, None, None, 0)
@@ -158,83 +158,83 @@ def an_epoch(table, trainer, now, *, seconds, waits, begins=True):
 @pytest.fixture
 def now(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(epochs.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress_callback.time, "perf_counter", lambda: now[0])
     return now
 
 
-def test_an_epoch_that_goes_on_in_the_middle_has_the_rates_of_its_rest(tmp_path, now):
-    """Lightning does not announce such an epoch; what was waited for before does not count."""
+def test_an_epoch_resumed_in_the_middle_has_the_speed_of_its_remaining_part(tmp_path, now):
+    """Lightning does not call on_train_epoch_start for it; earlier waiting does not count."""
     table, trainer = EpochTable(path=tmp_path / "m.csv"), trainer_at(epoch=1, waited=50.0)
     now[0] = 1000.0
     table.on_train_start(trainer, None)
-    an_epoch(table, trainer, now, seconds=10.0, waits=4.0, begins=False)
+    run_epoch(table, trainer, now, seconds=10.0, waits=4.0, starts=False)
     (row,) = rows_of(tmp_path / "m.csv")
     assert (row["epoch"], float(row["clips_per_second"]), float(row["waiting"])) == ("2", 0.6, 0.4)
 
 
-def test_the_summary_weighs_epochs_by_their_time(tmp_path, now):
+def test_the_summary_weights_epochs_by_their_time(tmp_path, now):
     table, trainer = EpochTable(path=tmp_path / "m.csv"), trainer_at(epoch=0)
     table.on_train_start(trainer, None)
-    an_epoch(table, trainer, now, seconds=30.0, waits=21.0)
-    an_epoch(table, trainer, now, seconds=10.0, waits=1.0)
-    found = table.summary()
-    assert found["clips_per_second"] == pytest.approx(12 / 40, abs=0.01)
-    assert found["waiting"] == pytest.approx(22 / 40, abs=0.001)
-    assert found["training_seconds"] == 40.0
-    assert found["peak_memory_gib"]["gpu"] is None
-    assert found["peak_memory_gib"]["host"] > 0.05
+    run_epoch(table, trainer, now, seconds=30.0, waits=21.0)
+    run_epoch(table, trainer, now, seconds=10.0, waits=1.0)
+    summary = table.summary()
+    assert summary["clips_per_second"] == pytest.approx(12 / 40, abs=0.01)
+    assert summary["waiting"] == pytest.approx(22 / 40, abs=0.001)
+    assert summary["training_seconds"] == 40.0
+    assert summary["peak_memory_gib"]["gpu"] is None
+    assert summary["peak_memory_gib"]["host"] > 0.05
 
 
 @pytest.fixture
-def said(caplog):
-    """How often advice was given so far."""
+def num_advices(caplog):
+    """A function that returns how often advice was logged so far."""
     caplog.set_level(logging.INFO, "stvid.training.callbacks.progress")
     return lambda: sum("data-bound" in record.message for record in caplog.records)
 
 
-def test_advice_comes_once_and_not_after_the_first_epoch(tmp_path, now, said):
+def test_advice_is_logged_once_and_not_after_the_first_epoch(tmp_path, now, num_advices):
     table = EpochTable(path=tmp_path / "m.csv")
     table.on_train_start(trainer_at(epoch=0), None)
-    told = []
+    counts = []
     for epoch in range(3):
-        an_epoch(table, trainer_at(epoch=epoch), now, seconds=10.0, waits=6.0)
-        told.append(said())
-    assert told == [0, 1, 1]
+        run_epoch(table, trainer_at(epoch=epoch), now, seconds=10.0, waits=6.0)
+        counts.append(num_advices())
+    assert counts == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(10.0, 1), (2.0, 0)])
-def test_advice_comes_after_the_only_epoch_if_it_took_seconds(tmp_path, now, said, seconds, times):
+def test_advice_is_logged_after_the_only_epoch_if_it_is_long(tmp_path, now, num_advices, seconds, times):
     table = EpochTable(path=tmp_path / "m.csv")
     table.on_train_start(trainer_at(epoch=0), None)
-    an_epoch(table, trainer_at(epoch=0, max_epochs=1), now, seconds=seconds, waits=0.6 * seconds)
-    assert said() == times
+    run_epoch(table, trainer_at(epoch=0, max_epochs=1), now, seconds=seconds, waits=0.6 * seconds)
+    assert num_advices() == times
 
 
 @contextlib.contextmanager
 def terminal(monkeypatch):
-    """Makes stdout and stderr a terminal of 100 columns; yields a list that holds what was written there afterwards."""
-    ours, theirs = pytest.importorskip("pty").openpty()
+    """Makes stdout and stderr a terminal of 100 columns; the yielded list contains the output after the block."""
+    master, slave = pytest.importorskip("pty").openpty()
     for name, value in {"COLUMNS": "100", "LINES": "40", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
     written, parts = [], []
 
     def read():
-        with contextlib.suppress(OSError):  # Linux says so where the other end is closed
-            while part := os.read(ours, 65536):
+        with contextlib.suppress(OSError):  # raised on Linux when the other end is closed
+            while part := os.read(master, 65536):
                 parts.append(part)
 
     reader = threading.Thread(target=read)
     reader.start()
-    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
+    with os.fdopen(slave, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "stderr", stream)
         yield written
     reader.join()
-    os.close(ours)
+    os.close(master)
     written.append(b"".join(parts).decode())
 
 
-def test_on_a_terminal_the_bar_shows_the_epoch_and_only_the_table_stays(tmp_path, monkeypatch, caplog):
+def test_on_a_terminal_the_bar_is_temporary_and_the_table_remains(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     caplog.set_level(logging.INFO, "stvid.training.callbacks.progress")
     with terminal(monkeypatch) as written, monkeypatch.context() as patch:

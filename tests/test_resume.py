@@ -12,14 +12,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY, make_folder, train_py
 from omegaconf import OmegaConf
-from test_task import Means, new_task
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
 from stvid.run.checkpoint import MOVED_TARGETS
 from stvid.run.resume import resume_config
-from stvid.training.callbacks.checkpoints import AtomicCheckpoints, EarlyStop
-from stvid.training.callbacks.preemption import Preemption
+from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable
 
 OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
@@ -226,48 +224,10 @@ def test_the_batch_size_cannot_change_within_an_epoch(video_folder, tmp_path, mo
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
 
 
-@pytest.mark.parametrize("module", ["callbacks.preemption", "task"])
-def test_a_signal_during_the_all_reduce_is_not_lost(monkeypatch, module):
-    """At the end of an epoch, and in a step."""
-    preemption, task = Preemption(), new_task(Means())
-    task.stop_signal = lambda: preemption.received
-    for name in ("callbacks.preemption", "task"):
-        monkeypatch.setattr(f"stvid.training.{name}.get_world_size", lambda: 2)
-
-    def stops(all_reduce):
-        monkeypatch.setattr(f"stvid.training.{module}.all_reduce", all_reduce)
-        if module == "callbacks.preemption":
-            return preemption.wanted_by_any(task)
-        task._agree_on_step(4)
-        return preemption.wanted(task)
-
-    def signal_during_all_reduce(values, take):
-        preemption._note(signal.SIGTERM, None)
-        return values
-
-    assert not stops(signal_during_all_reduce)
-    assert stops(lambda values, take: values)
-    assert preemption.agreed == signal.SIGTERM
-
-
 def test_a_run_of_an_older_version_names_its_missing_keys():
     new = OmegaConf.create({**NEW, "loss": {"label_smoothing": 0.1}})
     with pytest.raises(InputError, match="older version of stvid, without loss"):
         resume_config(OmegaConf.create(STORED), ["resume=RUN"], new)
-
-
-def test_a_kill_while_a_checkpoint_is_written_keeps_the_old_one(tmp_path, monkeypatch):
-    io, path = AtomicCheckpoints(), tmp_path / "checkpoints" / "last.ckpt"
-    io.save_checkpoint({"step": 1}, path)
-
-    def killed(content, file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        io.save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
 
 
 def test_early_stopping_ends_a_run_without_improvement(video_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""What the training step does with a batch; the oracles are formulas written out."""
+"""The training step, compared with formulas; it does not synchronise with the GPU."""
 
 import contextlib
 import math
@@ -20,7 +20,6 @@ from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
 from stvid.training.callbacks import callbacks
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.ema import WeightEMA
 from stvid.training.losses import CrossEntropy
 from stvid.training.mixing import Mixing
 from stvid.training.optim import OptimizerFactory
@@ -32,7 +31,7 @@ RECORD = {"class_names": ["a", "b", "c"]}
 
 
 class Fixed(VideoModel):
-    """Logits that are the same whatever is shown."""
+    """A model with constant logits."""
 
     def __init__(self, logits_BK):
         super().__init__()
@@ -43,7 +42,7 @@ class Fixed(VideoModel):
 
 
 class Means(VideoModel):
-    """One linear layer over the mean colour: something of which the gradient is easily written down."""
+    """A linear layer on the mean colour, whose gradient has a simple formula."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +63,7 @@ def new_task(model, **options):
 
 def loss(**options):
     task = new_task(Fixed(LOGITS.clone()), **options)
-    task._window = lambda batch_idx: 1.0
+    task._accumulation_factor = lambda batch_idx: 1.0
     task.log = lambda *args, **kwargs: None
     clips = torch.zeros(4, 2, 3, 4, 4, dtype=torch.uint8)
     return task.training_step({"clips": clips, "lengths": None, "labels": LABELS, "paths": ["x"] * 4}, 0).item()
@@ -93,13 +92,13 @@ def fit(task, batches, *, callbacks=(), **options):
 
 
 def weights_of(task, hook):
-    """A list that fills with the weights, and the callback that fills it."""
+    """A list of weights, and the callback that appends to it in each call of a hook."""
     seen = []
-    return seen, type("Keep", (pl.Callback,), {hook: lambda *args: seen.append(task.model.head.weight + 0)})()
+    return seen, type("Record", (pl.Callback,), {hook: lambda *args: seen.append(task.model.head.weight + 0)})()
 
 
 def gradient(model, batches, preprocess):
-    """Of the mean over all clips of the batches, by autograd alone."""
+    """Gradient of the mean loss over all clips of the batches, by autograd."""
     clips, labels = (torch.cat([one[key] for one in batches]) for key in ("clips", "labels"))
     value = nn.functional.cross_entropy(model(preprocess(clips)), labels)
     return torch.autograd.grad(value, model.head.weight)[0]
@@ -110,7 +109,7 @@ def test_the_loss_is_the_mean_cross_entropy():
     assert loss() == pytest.approx(torch.stack(by_hand).mean().item(), abs=1e-5)
 
 
-def test_class_weights_make_a_clip_count_by_its_class():
+def test_the_loss_with_class_weights_is_the_weighted_mean():
     weights = [0.5, 2.0, 3.0]
     each = [-(row[label] - row.exp().sum().log()).item() for row, label in zip(LOGITS, LABELS, strict=True)]
     counts = [weights[label] for label in LABELS]
@@ -119,7 +118,7 @@ def test_class_weights_make_a_clip_count_by_its_class():
     assert loss(class_weights=[1.0, 1.0, 1.0]) == pytest.approx(loss(), abs=1e-6)
 
 
-def test_accumulated_gradients_are_the_mean_over_the_batches_also_of_the_last_few():
+def test_accumulated_gradients_are_the_mean_over_the_batches_also_in_a_shorter_last_step():
     task = new_task(Means())
     weights, batches = task.model.head.weight.detach().clone(), [batch(i) for i in range(3)]
     for together in (batches[:2], batches[2:]):
@@ -130,21 +129,21 @@ def test_accumulated_gradients_are_the_mean_over_the_batches_also_of_the_last_fe
     torch.testing.assert_close(task.model.head.weight.detach(), weights, rtol=0, atol=1e-6)
 
 
-def test_gradients_are_clipped_to_the_norm_that_was_told():
+def test_gradients_are_clipped_to_the_given_norm():
     task = new_task(Means())
     before, one = task.model.head.weight.detach().clone(), batch(0)
-    found = gradient(task.model, [one], task.preprocess)
+    expected = gradient(task.model, [one], task.preprocess)
     fit(task, [one], gradient_clip_val=0.01)
     moved = (before - task.model.head.weight.detach()) / 0.5
-    torch.testing.assert_close(moved, found * 0.01 / found.norm(), rtol=1e-4, atol=1e-8)
-    assert task.gradient_norm.item() == pytest.approx(found.norm().item(), rel=1e-4)
+    torch.testing.assert_close(moved, expected * 0.01 / expected.norm(), rtol=1e-4, atol=1e-8)
+    assert task.gradient_norm.item() == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
-def test_what_is_mixed_is_what_is_learned():
-    """With every clip mixed into its neighbour by the same share, the loss is that of the mixed truth."""
+def test_the_loss_of_mixed_clips_uses_mixed_targets():
+    """The loss is the mixture of the losses of both classes, with the share of mixup."""
     logits, mixing = LOGITS[:2], Mixing(mixup=1.0)
     task = new_task(Fixed(logits.clone()), mixing=mixing)
-    task._window = lambda batch_idx: 1.0
+    task._accumulation_factor = lambda batch_idx: 1.0
     task.log = lambda *args, **kwargs: None
     task.rng = np.random.default_rng(7)
     one = {**batch(0), "labels": LABELS[:2]}
@@ -161,21 +160,21 @@ def expected_share(mixing):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_step_and_names_the_files(bad):
+def test_a_nan_or_infinite_loss_stops_before_the_step_and_names_the_videos(bad):
     class Breaks(Means):
         def forward(self, clips_BCTHW, lengths_B=None):
             logits = super().forward(clips_BCTHW, lengths_B)
             return logits * bad if len(logits) == 3 else logits  # the batch of three
 
     task, batches = new_task(Breaks()), [batch(0), batch(1), batch(2, size=3), batch(3)]
-    before, keep = weights_of(task, "on_train_batch_start")
+    before, record = weights_of(task, "on_train_batch_start")
     with pytest.raises(InputError, match=r"(?s)the loss is not finite after 2 steps.*2\.mp4") as caught:
-        fit(task, batches, callbacks=[keep])
+        fit(task, batches, callbacks=[record])
     assert "1.mp4" not in str(caught.value)
     assert torch.equal(task.model.head.weight, before[2])
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_step_too():
+def test_a_nan_gradient_stops_before_the_step():
     task = new_task(Means())
     task.model.head.weight.register_hook(lambda gradient: gradient * math.nan)
     before = task.model.head.weight.detach().clone()
@@ -184,39 +183,21 @@ def test_a_gradient_that_is_no_number_stops_before_the_step_too():
     assert torch.equal(task.model.head.weight, before)
 
 
-def test_chance_in_a_step_depends_on_seed_epoch_and_step_alone():
+def test_randomness_depends_only_on_seed_epoch_step_and_rank():
     task = new_task(Means(), seed=3)
     task._trainer = type("Trainer", (), {"current_epoch": 5, "global_rank": 0})()
 
-    def drawn(batch_idx):
-        torch.rand(batch_idx + 1)  # whatever came before
+    def random_numbers(batch_idx):
+        torch.rand(batch_idx + 1)  # the earlier state does not matter
         task.on_train_batch_start({}, batch_idx)
         return torch.rand(3).tolist(), task.rng.random()
 
-    assert drawn(7) == drawn(7)
-    assert drawn(7) != drawn(8)
+    assert random_numbers(7) == random_numbers(7)
+    assert random_numbers(7) != random_numbers(8)
 
 
-def test_the_average_of_the_weights_follows_its_formula_and_is_what_is_kept():
-    task = new_task(Means())
-    seen, keep = weights_of(task, "on_train_batch_end")
-    average = WeightEMA(decay=0.3)
-    fit(task, [batch(i) for i in range(5)], callbacks=[keep, average])
-    by_hand = seen[0]
-    for n, weights in enumerate(seen[1:], start=1):
-        decay = min(0.3, (1 + n) / (10 + n))
-        by_hand = decay * by_hand + (1 - decay) * weights
-    assert average.decay_at(1) == pytest.approx(2 / 11)
-    torch.testing.assert_close(task.model.head.weight, by_hand, rtol=0, atol=1e-7)
-
-
-def test_an_impossible_average_is_told():
-    with pytest.raises(InputError, match=r"ema \(=1.5\)"):
-        WeightEMA(decay=1.5)
-
-
-# what makes a GPU wait: values read from it, shapes that depend on values, values put there from Python
-WAITS = {
+# operations that synchronise with the GPU: reading values, shapes that depend on values, values copied from Python
+SYNC_OPS = {
     "_local_scalar_dense",
     "nonzero",
     "equal",
@@ -229,20 +210,20 @@ WAITS = {
 READERS = ("item", "tolist", "numpy", "cpu")
 
 
-class Waits(TorchDispatchMode):
-    """Counts what would make a GPU wait, on a CPU, where `HostCopy` is what copies without waiting."""
+class SyncCounter(TorchDispatchMode):
+    """Counts on a CPU what would synchronise with a GPU; `HostCopy` would not."""
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.found, self.counting = Counter(), False
+        self.counts, self.counting = Counter(), False
         for name in READERS:
             monkeypatch.setattr(torch.Tensor, name, self.counted(name, getattr(torch.Tensor, name)))
 
-    def counted(self, name, usual):
+    def counted(self, name, original):
         def read(tensor, *args, **kwargs):
             if self.counting and sys._getframe(1).f_code is not HostCopy.read.__code__:
-                self.found[name] += 1
-            return usual(tensor, *args, **kwargs)
+                self.counts[name] += 1
+            return original(tensor, *args, **kwargs)
 
         return read
 
@@ -250,8 +231,8 @@ class Waits(TorchDispatchMode):
         name = function.overloadpacket.__name__
         indices = args[1] if name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple) else ()
         by_value = any(index is not None and index.dtype == torch.bool for index in indices if hasattr(index, "dtype"))
-        if self.counting and (name in WAITS or by_value):
-            self.found[name] += 1
+        if self.counting and (name in SYNC_OPS or by_value):
+            self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 
 
@@ -264,19 +245,19 @@ class Normed(Means):
         return super().forward(self.norm(clips_BCTHW))
 
 
-def ordinary_steps(tmp_path, monkeypatch, entered, **options):
-    """Six steps with all that a run does in them, and a bar that is drawn in every one.
+def train_six_steps(tmp_path, monkeypatch, set_window, **options):
+    """Six steps with the callbacks of a run; the bar is drawn in every step.
 
-    `entered` is called with True when the second begins, and with False when the last does.
+    Calls `set_window` with True at the start of the second step and with False at the start of the last.
     """
     monkeypatch.setattr("stvid.progress.Bar.due", True)
 
     class Window(pl.Callback):
         def on_train_batch_start(self, trainer, task, batch, batch_idx):
             if batch_idx in (1, 5):
-                entered(batch_idx == 1)
+                set_window(batch_idx == 1)
 
-    data = type("Data", (), {"most_bad": 9, "bad": {}})
+    data = type("Data", (), {"max_bad_videos": 9, "bad": {}})
     files = {name: tmp_path / name for name in ("best_checkpoint", "last_checkpoint", "bad_videos")}
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
     watching = [Window(), *callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
@@ -287,44 +268,44 @@ def ordinary_steps(tmp_path, monkeypatch, entered, **options):
     fit(task, [batch(i) for i in range(6)], callbacks=watching, **options)
 
 
-def waits_in_ordinary_steps(tmp_path, monkeypatch):
-    """Of four steps, as they would be counted on a GPU."""
-    with Waits(monkeypatch) as waits:
-        ordinary_steps(tmp_path, monkeypatch, lambda within: setattr(waits, "counting", within))
-    return waits.found
+def syncs_in_four_steps(tmp_path, monkeypatch):
+    """Operations in four steps that would synchronise with a GPU."""
+    with SyncCounter(monkeypatch) as counter:
+        train_six_steps(tmp_path, monkeypatch, lambda within: setattr(counter, "counting", within))
+    return counter.counts
 
 
-def test_an_ordinary_step_makes_no_gpu_wait(monkeypatch, tmp_path):
-    assert not waits_in_ordinary_steps(tmp_path, monkeypatch)
+def test_a_training_step_does_not_synchronise_with_the_gpu(monkeypatch, tmp_path):
+    assert not syncs_in_four_steps(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_sees_no_wait_in_an_ordinary_step(monkeypatch, tmp_path):
-    def entered(within):
+def test_cuda_reports_no_synchronisation_in_a_training_step(monkeypatch, tmp_path):
+    def set_window(within):
         torch.cuda.set_sync_debug_mode("error" if within else "default")
 
     try:
-        ordinary_steps(tmp_path, monkeypatch, entered, accelerator="gpu", devices=1)
+        train_six_steps(tmp_path, monkeypatch, set_window, accelerator="gpu", devices=1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_the_count_of_waits_sees_them(monkeypatch, tmp_path):
-    """As an oracle of the test above: each of these would be found."""
-    x, waits = torch.ones(3), Waits(monkeypatch)
-    waits.counting = True
-    with waits:
+def test_the_counter_detects_synchronisations(monkeypatch, tmp_path):
+    """Checks the counter of the tests above."""
+    x, counter = torch.ones(3), SyncCounter(monkeypatch)
+    counter.counting = True
+    with counter:
         for read in (float, bool, int):
             read(x.sum())
         x.tolist(), x.cpu(), x.nonzero(), x[x > 0], x[[0, 1]], torch.tensor(1.0), f"{x.sum():.2f}"
-    assert waits.found.total() == 11
+    assert counter.counts.total() == 11
     HostCopy(x).read()
-    assert waits.found.total() == 11
+    assert counter.counts.total() == 11
 
 
 @contextlib.contextmanager
 def two_processes():
-    """One process that takes itself for the first of two; what they exchange stays as it is."""
+    """A fake process group of two processes; collectives return their input."""
     store = pytest.importorskip("torch.testing._internal.distributed.fake_pg").FakeStore()
     torch.distributed.init_process_group("fake", rank=0, world_size=2, store=store)
     try:
@@ -333,6 +314,6 @@ def two_processes():
         torch.distributed.destroy_process_group()
 
 
-def test_of_several_processes_one_exchange_a_step_is_waited_for(monkeypatch, tmp_path):
+def test_several_processes_synchronise_once_per_step(monkeypatch, tmp_path):
     with two_processes():
-        assert waits_in_ordinary_steps(tmp_path, monkeypatch) == {"tolist": 4}
+        assert syncs_in_four_steps(tmp_path, monkeypatch) == {"tolist": 4}

@@ -99,20 +99,20 @@ def test_the_kept_area_stays_in_the_given_range():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
         ({"scale": (0.0, 1.0)}, "augment.scale"),
         ({"flip": 2}, "augment.flip (=2)"),
         ({"hue": 0.7}, "[0, 0.5]"),
         ({"rand_augment": -1}, "augment.rand_augment (=-1)"),
-        ({"rand_magnitude": 31}, "augment.rand_magnitude (=31) must lie in 0 to 30"),
+        ({"rand_magnitude": 31}, "augment.rand_magnitude (=31) must be in 0 to 30"),
         ({"erase": 1.5}, "augment.erase (=1.5)"),
     ],
 )
-def test_impossible_augmentations_are_told(arguments, words):
+def test_invalid_augmentations_are_errors(arguments, expected):
     with pytest.raises(InputError) as error:
         Augment(**arguments)
-    assert words in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_flip_pairs_must_name_classes():

@@ -93,7 +93,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "trap": Command(tmp_path / "ran")}, tmp_path / "trap.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
     for name in ("trap.pth", "plain.pth"):
-        with pytest.raises(ValueError, match=f"{name} is no file of weights, is cut off, or holds more than tensors"):
+        with pytest.raises(ValueError, match=f"{name} is no file of weights, is truncated, or holds more than tensors"):
             read_file(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -150,7 +150,7 @@ def test_a_file_that_counts_no_batches_will_do():
     [
         (lambda s: s.pop("layers.1.1.running_var"), r"10 tensors 9 were found, 1 missing .layers\.1\.1\.running_var."),
         (lambda s: s.update({"layers.9.0.weight": torch.ones(1)}), r"1 not known to the model .layers\.9\.0\.weight."),
-        (lambda s: s.update({"layers.0.0.weight": torch.ones(4, 2, 3, 3, 3)}), "4x2x3x3x3, wanted 4x3x3x3x3"),
+        (lambda s: s.update({"layers.0.0.weight": torch.ones(4, 2, 3, 3, 3)}), "4x2x3x3x3, expected 4x3x3x3x3"),
         (lambda s: s.clear(), r"10 tensors 0 were found, 10 missing .layers\.0\.0\.weight, .*, \.\.\.\)"),
     ],
 )
@@ -212,7 +212,7 @@ def test_old_names_of_densenet_are_known(tmp_path):
         (True, "r3d_18", "True. is not among the weights"),
         ("nothing.pth", "r3d_18", r"model\.weights \(=nothing\.pth\): there is no such file"),
         ("runs/nothing", "r3d_18", "there is no such file"),
-        ("DEFAULT", None, "there is no such file; this model has none to download, give a file .* or a run"),
+        ("DEFAULT", None, "there is no such file; there are none to download for this model; give a file .* or a run"),
     ],
 )
 def test_words_that_are_neither_a_file_nor_a_name_are_told(weights, network, words):

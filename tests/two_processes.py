@@ -1,8 +1,8 @@
-"""One optimizer step of every model, by two processes and by one: how far apart are the weights?
+"""Compares one optimizer step of every model between two processes and one.
 
-    python two_processes.py FILE        writes what it finds as json
+    python two_processes.py FILE        writes the differences as JSON
 
-One step only: in a deep network with random weights, the next one enlarges rounding errors too much to compare.
+Only one step: in a deep network with random weights, further steps amplify rounding errors.
 """
 
 import copy
@@ -33,9 +33,9 @@ CASES = {
     "cnn_lstm, a frozen batch norm": ("cnn_lstm", {"encoder": "resnet18", "freeze": "bn1"}, False),
     "cnn_lstm, norms of timm": ("cnn_lstm", {"encoder": "timm/mobilenetv3_small_050"}, False),
 }
-EXACT = ("r2plus1d_18", "s3d")  # in float64: in float32 rounding alone changes their gradients by several per cent
+IN_FLOAT64 = ("r2plus1d_18", "s3d")  # in float32, rounding changes their gradients by several per cent
 CLIPS, CLASSES = 4, 3
-SHARES = (slice(0, 3), slice(3, 4))  # of the clips: what each of the two processes sees
+SHARES = (slice(0, 3), slice(3, 4))  # clips of each of the two processes
 
 
 def step(model: nn.Module, share: slice, *, processes: int) -> None:
@@ -50,41 +50,42 @@ def step(model: nn.Module, share: slice, *, processes: int) -> None:
     optimizer.zero_grad()
 
 
-def farthest(model: nn.Module, other: nn.Module) -> tuple[str, float]:
-    """Of the weights and statistics of two models, the one that differs most, and by how much."""
-    found = other.state_dict()
-    apart = {name: (value - found[name]).abs().max().item() for name, value in model.state_dict().items()}
-    return max(apart.items(), key=lambda item: item[1])
+def largest_difference(model: nn.Module, other: nn.Module) -> tuple[str, float]:
+    """Name of the weight or buffer that differs most between two models, and its largest difference."""
+    state = other.state_dict()
+    differences = {name: (value - state[name]).abs().max().item() for name, value in model.state_dict().items()}
+    return max(differences.items(), key=lambda item: item[1])
 
 
 def compare(name: str, is_first: bool) -> dict:
-    """Trains as one process and as two."""
+    """Trains as one process and as two; rank 0 returns the differences."""
     file, changes, recomputes = CASES[name]
     config = {**OmegaConf.to_container(OmegaConf.load(CONFIGS[file])), "dropout": 0.0, **changes}
     torch.manual_seed(0)
-    model, found = build_model(config, num_classes=CLASSES, pretrained=False), {}
-    model.to(torch.float64 if name in EXACT else torch.float32)
+    model, result = build_model(config, num_classes=CLASSES, pretrained=False), {}
+    model.to(torch.float64 if name in IN_FLOAT64 else torch.float32)
     names = list(model.state_dict())
     if is_first:
-        step(one := copy.deepcopy(model), slice(None), processes=1)
-        moved = [(p - q).abs().max().item() for p, q in zip(model.parameters(), one.parameters(), strict=True)]
-        found["moved"] = max(moved)
+        step(single := copy.deepcopy(model), slice(None), processes=1)
+        updates = [(p - q).abs().max().item() for p, q in zip(model.parameters(), single.parameters(), strict=True)]
+        result["update"] = max(updates)
     if recomputes:
         checkpoint_stages(model)
-    together = DistributedDataParallel(SyncedBatchNorm().apply(model), gradient_as_bucket_view=True)
-    step(together, SHARES[0 if is_first else 1], processes=2)
+    parallel = DistributedDataParallel(SyncedBatchNorm().apply(model), gradient_as_bucket_view=True)
+    step(parallel, SHARES[0 if is_first else 1], processes=2)
     if is_first:
-        found["farthest"], found["same_names"] = farthest(one, model), names == list(model.state_dict())
-    return found
+        result["difference"] = largest_difference(single, model)
+        result["same_names"] = names == list(model.state_dict())
+    return result
 
 
 def main(file: Path) -> None:
-    c3d.GRID = (1, 1, 1)  # 46 million parameters rather than 78
+    c3d.GRID = (1, 1, 1)  # 46 million parameters instead of 78
     torch.set_num_threads(1)
     with init_distributed() as is_first:
-        found = {name: compare(name, is_first) for name in CASES}
+        results = {name: compare(name, is_first) for name in CASES}
         if is_first:
-            file.write_text(json.dumps(found))
+            file.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import argparse
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.errors import InputError
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text
 from stvid.files import write_json
@@ -42,9 +41,9 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
     )
     runs, folder = resolve_runs(options.runs)
     if folder is None:
-        evaluation = evaluate_run(runs[0], evaluation_options, speak=is_main_process)
+        evaluation = evaluate_run(runs[0], evaluation_options, is_main_process=is_main_process)
     else:
-        evaluation = evaluate_folds(runs, evaluation_options, folder=folder, speak=is_main_process)
+        evaluation = evaluate_folds(runs, evaluation_options, folder=folder, is_main_process=is_main_process)
     if not is_main_process:
         return
     if options.report:

@@ -18,8 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint, trusted_modules

@@ -1,4 +1,4 @@
-"""The batch size of a run: predicted from the free memory, on a GPU confirmed by real training steps."""
+"""The batch size of a run: estimated from the free memory and, on a GPU, confirmed by real training steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from stvid.preprocess import Preprocess, channels_last, run_model
 from stvid.training.optim import OptimizerFactory
 
 log = logging.getLogger("stvid")
-MANY_CHUNKS = 200  # of frames in a step, a simulation of tens of seconds
-LEAST = 2  # clips in a batch, because batch norm may need two
+MAX_SIMULATED_CHUNKS = 200  # chunks of frames in a step; simulating them takes tens of seconds
+MIN_BATCH_SIZE = 2  # clips; batch norm may need two
 
 
 def plan_batch(
@@ -38,47 +38,46 @@ def plan_batch(
     *,
     try_step: Callable[[int], None] | None = None,
 ) -> int:
-    """Says what a run will need before it starts, and returns its batch size.
+    """Logs the estimated cost of a run before it starts, and returns its batch size.
 
-    `auto` is the largest batch that fits into 80 % of the memory that is free now, at most 256 clips and at most the
-    number of training videos; 16 where the free memory is not known. That is a prediction, without the workspaces that
-    cuDNN allocates. So on a CUDA device two training steps are tried, and the batch is halved while they run out of
-    memory. A number stays as it is; where its step needs more than is free, a warning names the largest batch that
-    fits.
+    `auto` is the largest batch that fits into 80 % of the free memory, at most 256 clips and at most the number of
+    training videos; 16 if the free memory is unknown. The estimate does not include cuDNN's workspaces. Therefore, on a
+    CUDA device, two training steps are run, and the batch size is halved as long as they run out of memory. A given
+    number is returned unchanged; if a step needs more memory than is free, a warning names the largest batch that fits.
 
-    Whole videos are priced as if every one were as long as the longest, and clips as if no features of theirs were
-    stored. A model that cannot be simulated is trained unpriced, unless the batch size depends on it, and so is one
-    whose frames are encoded in more than 200 chunks, which takes long to simulate. An error in a simulation is logged
-    with its traceback: a mistake in the model comes again when it is trained.
+    For whole videos, the estimate assumes that every video is as long as the longest. It ignores stored features.
+    Training continues without an estimate, unless `auto` needs one, if the model cannot be simulated, or if a step
+    encodes frames in more than 200 chunks, which takes long to simulate. An error in the simulation is logged with its
+    traceback; if the model is wrong, training raises it again.
 
     Args:
-        model: on the CPU; it stays as it is.
-        optimization: how it learns.
+        model: on the CPU; not changed.
+        optimization: builds its optimizer.
         data: set up.
-        device: where training will be; the model need not be there yet.
-        precision: as `resolve_precision` gives it.
-        num_processes: that train together.
-        ema: decay of an average of the weights; None: there is none.
-        try_step: trains on so many clips, or raises torch.OutOfMemoryError; None: `try_training`.
+        device: device of the training; the model need not be there yet.
+        precision: Lightning's name, from `resolve_precision`.
+        num_processes: number of processes that train together.
+        ema: decay of the moving average of the weights; None: no average.
+        try_step: trains on the given number of clips, or raises torch.OutOfMemoryError; None: `try_training`.
 
     Raises:
-        InputError: `auto`, and not even 2 clips fit; `auto` for several processes, which would each find another.
+        InputError: `auto`, and not even 2 clips fit; `auto` with several processes, which might choose different sizes.
     """
-    optimization.configure(model, 1)  # a mistake in it is not one of the model's
+    optimization.configure(model, 1)  # raises InputError before the simulation, which logs all errors as the model's
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
     log.info("%s for %d classes on %s, precision %s", type(model).__name__, classes, device, precision)
     if clip.num_frames is None:
         clip = replace(clip, num_frames=max(clip_lengths(data.train)))
     if size == "auto" and num_processes > 1:
         raise InputError(
-            f"data.batch_size=auto: {num_processes} processes must have the same batch size; `stvid cost` says "
-            "what fits, give the number"
+            f"data.batch_size=auto does not work with {num_processes} processes, which need the same batch size: "
+            "`stvid cost` shows the largest one, set data.batch_size to that number"
         )
     chunk = model.max_chunk
-    if size != "auto" and chunk is not None and size * clip.num_frames > MANY_CHUNKS * chunk:
-        log.info("cost not known: so many chunks of frames take long to simulate; `stvid cost` does")
+    if size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk:
+        log.info("cost not known: a step with this many chunks takes long to simulate; `stvid cost` does it")
         return size
-    planned = Plan(
+    plan = Plan(
         model=model,
         num_classes=classes,
         clip=clip,
@@ -89,67 +88,71 @@ def plan_batch(
         ema=ema is not None,
     )
     if size == "auto":
-        size = planned.resolve_batch_size(limit=max(len(data.train), 2))
+        size = plan.resolve_batch_size(limit=max(len(data.train), 2))
         if device.type == "cuda":
-            size = _confirmed(planned, optimization, size, try_step)
-        log.info("data.batch_size=auto takes %d clips, of %d training videos", size, len(data.train))
+            size = _confirm_by_training(plan, optimization, size, try_step)
+        log.info("data.batch_size=auto: %d clips, of %d training videos", size, len(data.train))
     try:
-        report = planned.estimate(size)
+        report = plan.estimate(size)
     except InputError as error:
         log.info("cost not known: %s", error)
         return size
-    except Exception:  # a model that computes with NumPy, for example, can be trained and not simulated
-        log.warning("cost not known: the simulation of a training step failed, training goes on", exc_info=True)
+    except Exception:  # a model that uses NumPy, for example, can be trained but not simulated
+        log.warning("cost not known: the simulation of a training step failed; training continues", exc_info=True)
         return size
     log.info("%s", summary_line(report))
-    _warn_of_memory(planned, report)
+    _warn_if_too_large(plan, report)
     return size
 
 
-def _confirmed(planned: Plan, optimization: OptimizerFactory, size: int, try_step: Callable[[int], None] | None) -> int:
-    def really(batch_size: int) -> None:
+def _confirm_by_training(
+    plan: Plan, optimization: OptimizerFactory, size: int, try_step: Callable[[int], None] | None
+) -> int:
+    """The batch size, or a smaller one if training steps run out of memory."""
+
+    def run_steps(batch_size: int) -> None:
         try_training(
-            planned.model,
+            plan.model,
             optimization,
-            planned.clip,
+            plan.clip,
             batch_size=batch_size,
-            device=planned.device,
-            precision=planned.precision,
-            ema=planned.ema,
+            device=plan.device,
+            precision=plan.precision,
+            ema=plan.ema,
         )
 
-    found = halve_until_it_fits(size, try_step or really)
-    if not found:
+    confirmed = halve_until_it_fits(size, try_step or run_steps)
+    if not confirmed:
         raise InputError(
-            f"data.batch_size=auto: a training step on 2 clips runs out of the memory of {planned.device}. "
+            f"data.batch_size=auto: a training step with 2 clips runs out of memory on {plan.device}. "
             "Choose a smaller clip.size or clip.num_frames, or another model"
         )
-    return found
+    return confirmed
 
 
-def _warn_of_memory(planned: Plan, report: CostReport) -> None:
-    free = free_bytes(planned.device)
+def _warn_if_too_large(plan: Plan, report: CostReport) -> None:
+    free = free_bytes(plan.device)
     if free is None or report.peak_train_bytes <= free:
         return
-    fits = planned.largest_batch(limit=report.batch_size)
-    hint = f"the largest batch that fits: data.batch_size={fits}" if fits else "not even 2 clips fit"
-    log.warning("only %s of memory are free, so this is likely to stop for want of it; %s", bytes_text(free), hint)
+    largest = plan.largest_batch(limit=report.batch_size)
+    hint = f"the largest batch that fits: data.batch_size={largest}" if largest else "not even 2 clips fit"
+    log.warning("only %s of memory are free, training will probably run out of memory; %s", bytes_text(free), hint)
 
 
 def halve_until_it_fits(size: int, step: Callable[[int], None]) -> int:
-    """The batch size, halved as often as a step on so many clips runs out of memory; 0: not even 2 clips fit.
+    """Halves the batch size until a training step no longer runs out of memory; 0: not even 2 clips fit.
 
     Args:
         size: clips, at least 2.
-        step: trains on so many clips; raises torch.OutOfMemoryError where they do not fit.
+        step: trains on the given number of clips; raises torch.OutOfMemoryError if they do not fit.
     """
-    while size >= LEAST:
+    while size >= MIN_BATCH_SIZE:
         if _fits(size, step):
             return size
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.info("a training step on %d clips runs out of memory", size)
+        log.info("a training step with %d clips runs out of memory", size)
         size //= 2
     return 0
 
@@ -158,7 +161,7 @@ def _fits(size: int, step: Callable[[int], None]) -> bool:
     try:
         step(size)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # the latter is cuDNN's, cuBLAS's
+        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # the latter in cuDNN and cuBLAS
             return False
         raise
     return True
@@ -174,23 +177,23 @@ def try_training(
     precision: str,
     ema: bool,
 ) -> None:
-    """Two training steps on random pixels: in the second, the optimizer's state is in memory from the beginning.
+    """Runs two training steps on random pixels; from the second on, the optimizer's state is in memory too.
 
-    Weights, buffers and random generators are afterwards what they were before, also after an error.
+    Restores weights, buffers and random generators, also after an error.
 
     Args:
         model: without gradients, and not on the device yet.
-        optimization: how it learns.
+        optimization: builds its optimizer.
         clip: `num_frames` is a number.
         batch_size: clips.
-        device: where to train.
-        precision: as `resolve_precision` gives it.
-        ema: an average of the weights is kept, too.
+        device: device to train on.
+        precision: Lightning's name, from `resolve_precision`.
+        ema: training keeps a moving average of the weights.
 
     Raises:
         torch.OutOfMemoryError: there is too little memory.
     """
-    with _restored(model, device):
+    with _restored_state(model, device):
         channels_last(model).to(device)
         preprocess = Preprocess(clip=clip).to(device)
         optimizer, _ = optimization.configure(model, 1)
@@ -201,30 +204,28 @@ def try_training(
             with autocast(device, precision):
                 logits_BK = run_model(model, preprocess, clips_BTCHW).float()
             loss = nn.functional.cross_entropy(logits_BK, torch.zeros(batch_size, dtype=torch.int64, device=device))
-            optimizer.zero_grad()  # here, as in training: the gradients of the step before outlive the forward pass
+            optimizer.zero_grad()  # as in training: gradients of the last step stay in memory until here
             loss.backward()
             optimizer.step()
-        del average  # kept until here
+        del average  # in memory until here
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    before = [tensor.detach().clone() for tensor in _tensors(model)]
-    home = next(_tensors(model)).device
-    compiled, model._compiled_call_impl = (
-        model._compiled_call_impl,
-        None,
-    )  # it would compile for sizes that are not used
+def _restored_state(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restores the model and the random generators at the end of the block."""
+    saved = [tensor.detach().clone() for tensor in _tensors(model)]
+    saved_device = next(_tensors(model)).device
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None  # no compilation for unused batch sizes
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         model._compiled_call_impl = compiled
         model.zero_grad()
-        model.to(home)
+        model.to(saved_device)
         with torch.no_grad():
-            for tensor, old in zip(_tensors(model), before, strict=True):
-                tensor.copy_(old)
+            for tensor, value in zip(_tensors(model), saved, strict=True):
+                tensor.copy_(value)
 
 
 def _tensors(model: nn.Module) -> chain[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is what is judged and kept."""
+"""Exponential moving average of the weights, used for validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from stvid.training.parallel import ShardedStrategy
 
 
 class WeightEMA(WeightAveraging):
-    """`average <- d * average + (1 - d) * weights` after every optimizer step, batch norm's statistics included.
+    """`average <- d * average + (1 - d) * weights` after every optimizer step, including batch norm statistics.
 
-    `d = min(decay, (1 + n) / (10 + n))` at step n, counted from 0, so that a short run is not judged by the weights
-    it began with (as TensorFlow's `num_updates`). Validation and checkpoints see the average (Tarvainen & Valpola
-    2017, arXiv:1703.01780); a checkpoint holds the weights that are trained, too, for a run that goes on.
+    `d = min(decay, (1 + n) / (10 + n))` at step n, counted from 0, so that the initial weights have little influence
+    in a short run (as `num_updates` in TensorFlow). Validation and checkpoints use the average (Tarvainen & Valpola
+    2017, arXiv:1703.01780). A checkpoint also contains the weights in training, which a resumed run needs.
 
     Args:
         decay: in [0, 1); 0.999 averages over about the last 1,000 steps.
+
+    Raises:
+        InputError: `decay` is out of range, or training is sharded (`trainer=fsdp`).
     """
 
     def __init__(self, *, decay: float):
@@ -32,15 +35,13 @@ class WeightEMA(WeightAveraging):
         self.decay = decay
 
     def decay_at(self, step: int) -> float:
-        """Of the average as it is, in step n."""
+        """The decay d at a step, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step))
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, ShardedStrategy):
-            raise InputError(
-                f"ema (={self.decay}): trainer=fsdp keeps no average of the weights; leave one of them out"
-            )
-        self._device = trainer.strategy.root_device  # the model is not there yet
+            raise InputError(f"ema (={self.decay}) does not work with trainer=fsdp; use ema=null or another trainer")
+        self._device = trainer.strategy.root_device  # the model is moved there later
         super().setup(trainer, task, stage)
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -50,7 +51,7 @@ class WeightEMA(WeightAveraging):
 
     @torch.no_grad()
     def _update(self, task: nn.Module) -> None:
-        """What torch's `AveragedModel.update_parameters` does, which makes a GPU wait to see how often it has been."""
+        """Like torch's `AveragedModel.update_parameters`, which synchronises with the GPU to read its counter."""
         average = self._average_model
         groups: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for mean, current in zip(_tensors(average.module), _tensors(task), strict=True):
@@ -59,7 +60,7 @@ class WeightEMA(WeightAveraging):
             means, current = map(list, zip(*pairs, strict=True))
             if dtype.is_floating_point and self._latest_update_step > 0:
                 torch._foreach_lerp_(means, current, 1 - self.decay_at(self._latest_update_step))
-            else:  # counters, and everything in the first step
+            else:  # integer buffers, and all tensors in the first step
                 torch._foreach_copy_(means, current)
         average.n_averaged += 1
 

@@ -1,4 +1,4 @@
-"""With a frozen encoder, every frame's features are computed once; then only what reads them is trained."""
+"""Frame features of a frozen encoder, computed once and stored; training then updates only the layers behind it."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from stvid.preprocess import encode_clips
 from stvid.progress import Bar
 
 log = logging.getLogger(__name__)
-ENCODER_KEYS = ("_target_", "encoder", "image_size")  # on these keys of our models the features depend
-LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # of encoders, beside torchvision
+ENCODER_KEYS = ("_target_", "encoder", "image_size")  # config keys of our models that change the features
+LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
 
 
 def store_features(data, task: nn.Module, *, precision: str, device: torch.device, config: Mapping) -> None:
-    """Has the data module serve features instead of clips, if its `features` is `auto` and the encoder is frozen.
+    """Makes the data module load features instead of clips, if its `features` is `auto` and the encoder is frozen.
 
-    What the stores do not have yet is computed here, in the run's own precision.
+    Computes the features that are not stored yet, in the precision of the run.
 
     Args:
         data: a `VideoDataModule`, set up.
         task: with `model` (a `VideoModel`) and `preprocess`.
-        precision: as `resolve_precision` gives it.
-        device: where to compute.
-        config: the model's, as plain data; with the weights, it tells one encoder from another.
+        precision: Lightning's name, from `resolve_precision`.
+        device: device for the encoder.
+        config: config of the model, as plain data; part of the key under which features are stored.
 
     Raises:
-        InputError: clips are to be cut, which features cannot be.
+        InputError: cutmix is on, which needs pixels.
     """
     if data.features == "off" or not (task.model.supports_feature_cache and task.model.backbone_is_frozen):
         return
-    if getattr(task.mixing, "cutmix", 0):
+    if task.mixing is not None and task.mixing.cutmix:
         raise InputError(
-            f"mixing.cutmix (={task.mixing.cutmix}) cuts pixels, and with a frozen encoder features are stored "
-            "instead: mixing=mixup, or data.features=off"
+            f"mixing.cutmix (={task.mixing.cutmix}) needs pixels, but with a frozen encoder the model is trained on "
+            "stored features: choose mixing=mixup, or data.features=off"
         )
     model, preprocess = task.model.to(device).eval(), task.preprocess.to(device)
 
@@ -53,48 +53,52 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
             return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
     is_ours = str(config["_target_"]).startswith("stvid.")
-    facts = {
+    encoder_settings = {
         "encoder": weights_fingerprint(model.backbone),
         "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,
-        **{name: version for name in LIBRARIES if (version := _version(name))},
+        **{name: version for name in LIBRARIES if (version := _installed_version(name))},
     }
-    for name, stored in data.use_features(facts).items():
-        with file_lock(stored.store.path):  # of several processes, one encodes
-            _fill(name, stored, data, encode)
-    log.info("random views of each training video: %d; data.passes=N keeps N, data.features=off none", data.passes)
+    for split, cached in data.use_cached_features(encoder_settings).items():
+        with file_lock(cached.cache.path):  # only one process encodes
+            _fill_cache(split, cached, data, encode)
+    log.info(
+        "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
+        data.passes,
+    )
     model.train()
 
 
-def _fill(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    draws = data.draws(name)
-    stored.store.close()  # another process may have put more into it
-    missing = stored.missing(draws)
+def _fill_cache(split: str, cached, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    """Encodes what is missing in the feature cache of a split."""
+    keys = data.all_keys(split)
+    cached.cache.close()  # reopens the file; another process may have added features
+    missing = cached.missing_keys(keys)
     log.info(
-        "features of %s: %d stored, %d to encode; %s", name, len(draws) - len(missing), len(missing), stored.store.path
+        "features of %s: %d cached, %d to encode; %s", split, len(keys) - len(missing), len(missing), cached.cache.path
     )
-    began = time.perf_counter()
-    while missing:  # once, unless another run has replaced the file meanwhile
-        _encode(name, stored, missing, data, encode)
-        missing = stored.missing(draws)
+    start = time.perf_counter()
+    while missing:  # one iteration, unless another run has replaced the file meanwhile
+        _encode(split, cached, missing, data, encode)
+        missing = cached.missing_keys(keys)
         if not missing:
-            log.info("encoded in %.1f s", time.perf_counter() - began)
+            log.info("encoded in %.1f s", time.perf_counter() - start)
 
 
-def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    bar = Bar(f"encoding {name}", total=len(draws), unit="videos")
-    with stored.store.adding() as add, bar:
-        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers_alone):
-            if part:
+def _encode(split: str, cached, keys: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
+    with cached.cache.writer() as write, bar:
+        for batch_keys, batch in cached.batches(keys, batch_size=data.batch_size, num_workers=data.num_workers_alone):
+            if batch_keys:
                 features_BTF = encode(batch["clips"], batch["lengths"])
-                for key, content in stored.encoded(part, batch, features_BTF):
-                    add(key, content)
-            bar.advance(len(part))
+                for cache_key, sample in cached.entries(batch_keys, batch, features_BTF):
+                    write(cache_key, sample)
+            bar.advance(len(batch_keys))
 
 
-def _version(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -102,9 +106,9 @@ def _version(package: str) -> str | None:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """64 hexadecimal digits: another one as soon as a single bit of a weight or a buffer is."""
-    found = hashlib.sha256()
+    """SHA-256 of all weights and buffers, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

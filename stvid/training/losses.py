@@ -1,4 +1,4 @@
-"""Loss of every clip, and the check that losses and gradients are finite.
+"""Loss functions, and the check that losses and gradients are finite.
 
 B batch   K classes   p softmax of the logits   t targets   s targets after smoothing   w class weights
 """
@@ -21,10 +21,11 @@ from stvid.errors import MAX_NAMES, InputError
 class CrossEntropy:
     """`-sum_k w_k s_k log p_k`, `s = (1 - label_smoothing) t + label_smoothing / K` (Szegedy et al. 2016).
 
-    Where every target is one class, `sum(loss) / sum(weight)` is torch's `cross_entropy(weight=, label_smoothing=)`.
+    If every target is a single class, `sum(loss) / sum(weight)` equals torch's `cross_entropy` with `weight` and
+    `label_smoothing`.
 
     Attributes:
-        label_smoothing: share of the truth that is spread over all classes, in [0, 1).
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
     """
 
     label_smoothing: float = 0.0
@@ -35,27 +36,28 @@ class CrossEntropy:
     def __call__(
         self, logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The loss of every clip, and what it counts in the mean `sum(loss) / sum(weight)`.
+        """Loss and weight of every clip; the mean loss is `sum(loss) / sum(weight)`.
 
         Args:
-            logits_BK: of any floating point type; computed in float32.
+            logits_BK: any floating-point type; the loss is computed in float32.
             targets_BK: share of each class in the clip, 0 or more, summing to 1.
-            class_weights_K: what a clip of each class counts; None: all 1.
+            class_weights_K: weight of a clip of each class; None: all 1.
 
         Returns:
-            Loss and weight, float32 `B` each; the weight is `sum_k w_k t_k`.
+            Loss and weight, each float32 `B`; the weight is `sum_k w_k t_k`.
         """
-        each_BK = -logits_BK.float().log_softmax(1)
-        return _weighted(each_BK, targets_BK, class_weights_K, self.label_smoothing)
+        loss_BK = -logits_BK.float().log_softmax(1)
+        return _weighted(loss_BK, targets_BK, class_weights_K, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Focal:
-    """`-sum_k w_k s_k (1 - p_k)^gamma log p_k` (Lin et al. 2017, arXiv:1708.02002): what is easy counts little.
+    """`-sum_k w_k s_k (1 - p_k)^gamma log p_k` (Lin et al. 2017, arXiv:1708.02002). Well-classified clips
+    get little weight.
 
     Attributes:
-        gamma: 0 or more; with 0 it is cross entropy.
-        label_smoothing: as of `CrossEntropy`.
+        gamma: focusing exponent, 0 or more; 0 is cross entropy.
+        label_smoothing: see `CrossEntropy`.
     """
 
     gamma: float = 2.0
@@ -69,11 +71,11 @@ class Focal:
     def __call__(
         self, logits_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The loss of every clip, and what it counts in the mean; see `CrossEntropy`."""
+        """Loss and weight of every clip, see `CrossEntropy`."""
         log_p_BK = logits_BK.float().log_softmax(1)
-        # not exactly 0, where the derivative of a power below 1 is infinite
-        others_BK = (-torch.expm1(log_p_BK)).clamp_min(torch.finfo(torch.float32).tiny)
-        return _weighted(-(others_BK**self.gamma) * log_p_BK, targets_BK, class_weights_K, self.label_smoothing)
+        # above 0, because the derivative of a power below 1 is infinite there
+        one_minus_p_BK = (-torch.expm1(log_p_BK)).clamp_min(torch.finfo(torch.float32).tiny)
+        return _weighted(-(one_minus_p_BK**self.gamma) * log_p_BK, targets_BK, class_weights_K, self.label_smoothing)
 
 
 def _check_smoothing(label_smoothing: float) -> None:
@@ -82,25 +84,25 @@ def _check_smoothing(label_smoothing: float) -> None:
 
 
 def _weighted(
-    each_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None, label_smoothing: float
+    loss_BK: Tensor, targets_BK: Tensor, class_weights_K: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Losses as if each class were the truth -> loss and weight of every clip."""
+    """Loss for each possible class -> loss and weight of every clip."""
     targets_BK = targets_BK.float()
     smoothed_BK = (1 - label_smoothing) * targets_BK + label_smoothing / targets_BK.shape[1]
     if class_weights_K is None:
-        return (each_BK * smoothed_BK).sum(1), torch.ones_like(each_BK[:, 0])
-    return (each_BK * smoothed_BK * class_weights_K).sum(1), (targets_BK * class_weights_K).sum(1)
+        return (loss_BK * smoothed_BK).sum(1), torch.ones_like(loss_BK[:, 0])
+    return (loss_BK * smoothed_BK * class_weights_K).sum(1), (targets_BK * class_weights_K).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one optimizer step is made of.
+class PendingStep:
+    """An optimizer step whose losses and gradients are not checked yet.
 
     Attributes:
-        number: of the optimizer steps before it.
-        batches: the files, and the loss, of each batch that takes part.
-        is_bad: bool, no dimensions; whether a loss or a gradient of this process is NaN or infinite.
-        copy: of `is_bad`.
+        number: number of optimizer steps before it.
+        batches: paths of the videos and loss of each batch of the step.
+        is_bad: bool without dimensions: whether a loss or gradient of this process is NaN or infinite.
+        copy: asynchronous copy of `is_bad`.
     """
 
     number: int
@@ -110,89 +112,91 @@ class Step:
 
 
 class FiniteCheck:
-    """Looks at the losses and gradients of every step without making a GPU wait.
+    """Stops training at a NaN or infinite loss or gradient, without synchronising with the GPU in every step.
 
-    On a CPU, one process knows before the weights change. A GPU tells later, when it has computed the step; its
-    weights in memory may be spoiled by then. So `settle` comes before weights are saved or judged: checkpoints are
-    sound. Several processes look together, when the next step begins (`is_bad` and `resolve`).
+    On a CPU with a single process, the check happens before the weights change. A GPU runs asynchronously, so a bad
+    step is found one or more steps later, when the weights in memory may contain NaN. Call `wait` before weights are
+    saved or validated: then checkpoints are always sound. Several processes check together when the next step begins
+    (`has_bad_step`, then `finish_all`), so that all of them stop.
     """
 
     def __init__(self):
         self.batches: list[tuple[Sequence[str], Tensor]] = []  # since the last step
-        self.steps: deque[Step] = deque()  # that have not been looked at
+        self.pending: deque[PendingStep] = deque()
 
     def add_batch(self, paths: Sequence[str], loss: Tensor) -> None:
-        """A batch that will take part in the next step: its files, and its loss (no dimensions, detached)."""
+        """Adds a batch to the next step: paths of its videos, and its loss (no dimensions, detached)."""
         self.batches.append((paths, loss))
 
     def add_step(self, norm: Tensor | None, *, number: int) -> None:
-        """The batches until here make a step.
+        """Ends the step of the batches added so far.
 
         Args:
-            norm: of the gradients, over all processes; None: it is not to be looked at.
-            number: of the optimizer steps before it.
+            norm: norm of the gradients, over all processes; None: only the losses are checked.
+            number: number of optimizer steps before it.
 
         Raises:
-            InputError: see `look`.
+            InputError: see `check`.
         """
         losses = [loss for _, loss in self.batches]
         values = torch.stack(losses if norm is None else [*losses, norm.to(losses[0])])
         is_bad = ~torch.isfinite(values).all()
-        self.steps.append(Step(number=number, batches=self.batches, is_bad=is_bad, copy=HostCopy(is_bad)))
+        self.pending.append(PendingStep(number=number, batches=self.batches, is_bad=is_bad, copy=HostCopy(is_bad)))
         self.batches = []
-        self.look()
+        self.check()
 
-    def look(self) -> None:
-        """Looks at the steps that are computed; does nothing where there are several processes.
+    def check(self) -> None:
+        """Checks the steps that the device has computed; with several processes, does nothing.
 
         Raises:
-            InputError: a step is bad; names the files of the batches whose loss is, or of all where only a gradient is.
+            InputError: a step is bad. The message names the videos of the batches with a bad loss; if only a gradient
+                is bad, those of all batches of the step.
         """
-        while get_world_size() == 1 and self.steps and self.steps[0].copy.is_ready:
-            self._resolve_first(self.steps[0].copy.read())
+        while get_world_size() == 1 and self.pending and self.pending[0].copy.is_ready:
+            self._finish_first(self.pending[0].copy.read())
 
-    def is_bad(self, device: torch.device) -> Tensor:
-        """Whether any step of this process is bad, as 0 or 1; float32, no dimensions."""
-        flags = [step.is_bad for step in self.steps]
+    def has_bad_step(self, device: torch.device) -> Tensor:
+        """Whether any pending step of this process is bad: 0 or 1, float32, no dimensions."""
+        flags = [step.is_bad for step in self.pending]
         return torch.stack(flags).any().float() if flags else torch.zeros((), device=device)
 
-    def resolve(self, is_bad: bool) -> None:
-        """Ends with what all processes have found of the steps so far; every process must call it alike.
+    def finish_all(self, is_bad: bool) -> None:
+        """Removes all pending steps; `is_bad` is the result over all processes. Every process must call this.
 
         Raises:
-            InputError: see `look`; in every process alike.
+            InputError: see `check`; in every process.
         """
-        while self.steps:
-            self._resolve_first(is_bad)
+        while self.pending:
+            self._finish_first(is_bad)
 
-    def settle(self, device: torch.device) -> None:
-        """Waits for all steps and looks at them; every process must call it alike.
+    def wait(self, device: torch.device) -> None:
+        """Waits for all pending steps and checks them. Every process must call this.
 
         Raises:
-            InputError: see `look`; in every process alike.
+            InputError: see `check`; in every process.
         """
         if get_world_size() > 1:
-            self.resolve(bool(all_reduce(self.is_bad(device), take="max")))
-        while self.steps:
-            self._resolve_first(self.steps[0].copy.read())
+            self.finish_all(bool(all_reduce(self.has_bad_step(device), op="max")))
+        while self.pending:
+            self._finish_first(self.pending[0].copy.read())
 
-    def _resolve_first(self, is_bad: bool) -> None:
-        step = self.steps.popleft()
+    def _finish_first(self, is_bad: bool) -> None:
+        step = self.pending.popleft()
         if is_bad:
-            raise InputError(_message(step))
+            raise InputError(_bad_step_message(step))
 
 
-def _message(step: Step) -> str:
-    """Of several processes, all must ask for it."""
-    bad = [paths for paths, loss in step.batches if not torch.isfinite(loss)]
-    everybody = all_gather_object((bad, [paths for paths, _ in step.batches]))
-    losses = [path for bad, _ in everybody for paths in bad for path in paths]
-    files = sorted(set(losses or [path for _, paths in everybody for batch in paths for path in batch]))
-    what = "the loss" if losses else "a gradient"
-    more = f"\n  and {len(files) - MAX_NAMES} more" if len(files) > MAX_NAMES else ""
-    shown = "\n".join(f"  {path}" for path in files[:MAX_NAMES])
+def _bad_step_message(step: PendingStep) -> str:
+    """The error message, with videos of all processes. Every process must call this."""
+    bad_batches = [paths for paths, loss in step.batches if not torch.isfinite(loss)]
+    gathered = all_gather_object((bad_batches, [paths for paths, _ in step.batches]))
+    bad_loss_paths = [path for bad, _ in gathered for paths in bad for path in paths]
+    paths = sorted(set(bad_loss_paths or [path for _, batches in gathered for paths in batches for path in paths]))
+    subject = "the loss" if bad_loss_paths else "a gradient"
+    more = f"\n  and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else ""
+    listed = "\n".join(f"  {path}" for path in paths[:MAX_NAMES])
     return (
-        f"{what} is not finite after {step.number} steps. Nothing has been saved since, so the checkpoints are sound. "
-        f"The clips were of:\n{shown}{more}\n"
+        f"{subject} is not finite after {step.number} steps. No checkpoint was written since, so the checkpoints are "
+        f"sound. Videos in this step:\n{listed}{more}\n"
         "What often helps: a smaller optimizer.lr, trainer.gradient_clip_val=1, trainer.precision=32-true"
     )

@@ -1,7 +1,6 @@
-"""Learning-rate range test: at which rate does the loss fall fastest, and at which does training break?
+"""Learning-rate range test (Smith 2017, arXiv:1506.01186): the learning rate at which the loss falls fastest.
 
-Smith 2017, arXiv:1506.01186. Lightning's own (`Tuner.lr_find`) gives all parameter groups one rate, where this keeps
-their ratios, and it takes no notice of gradient accumulation.
+Unlike Lightning's `Tuner.lr_find`, it keeps the ratios between parameter groups and supports gradient accumulation.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from pytorch_lightning.callbacks import Callback
 from stvid.distributed import all_reduce
 from stvid.files import replacing
 from stvid.progress import Bar
+from stvid.training.optim import OptimizerFactory
 
 log = logging.getLogger("stvid")
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
-WIDTH = 5.0  # of the smoothing, in steps
-DIVERGED = 4.0  # times the best smoothed loss
+SMOOTHING = 5.0  # standard deviation of the smoothing, in steps
+DIVERGENCE_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this multiple of its minimum
 
 
 def find_lr(
@@ -35,23 +35,22 @@ def find_lr(
     table: Path,
     picture: Path,
 ) -> float | None:
-    """Trains for 100 steps at rates from 1e-6 to 10 and says at which the loss fell fastest. Spoils the model.
+    """Trains for 100 steps with learning rates from 1e-6 to 10 and suggests one. Changes the model's weights.
 
-    Writes a table (lr, loss, smoothed) and a picture. Where there are fewer batches than steps, several
-    epochs are gone through; a loss of more than four times the best one ends the test.
+    Writes a table (lr, loss, smoothed) and a picture. If an epoch has fewer than 100 steps, trains for
+    several epochs. The test ends early when the smoothed loss exceeds four times its minimum.
 
     Args:
-        make_trainer: builds a trainer like the run's, with some arguments changed.
-        task: with `optimization.lr`, to which the rates of its parameter groups are in proportion; it logs
-            `train_loss_step`.
+        make_trainer: builds the run's trainer, with the given arguments changed.
+        task: logs `train_loss_step`; its parameter groups keep their ratio to `optimization.lr`.
         data: set up.
         table: file for the CSV table.
         picture: file for the PNG picture.
 
     Returns:
-        The rate for `optimizer.lr`; None where the loss did not fall.
+        A value for `optimizer.lr`; None if the loss did not fall.
     """
-    test = RangeTest(lr=task.optimization.lr, rates=rates(STEPS))
+    test = RangeTest(base_lr=task.optimization.lr, rates=range_test_rates(STEPS))
     trainer = make_trainer(
         callbacks=[test],
         logger=False,
@@ -65,112 +64,113 @@ def find_lr(
         with Bar("learning rates", total=STEPS, unit="steps", shown=trainer.is_global_zero) as test.bar:
             trainer.fit(task, datamodule=data)
     except Diverged:
-        log.info("at a learning rate of %.1e gradients are no longer finite", test.rates[len(test.losses)])
-    found = suggestion(test.rates, test.losses)
+        log.info("loss or gradients are not finite at a learning rate of %.1e", test.rates[len(test.losses)])
+    suggested = suggest_lr(test.rates, test.losses)
     if trainer.is_global_zero:
-        write(table, test.rates, test.losses)
-        draw(picture, test.rates, test.losses, found)
+        write_table(table, test.rates, test.losses)
+        plot(picture, test.rates, test.losses, suggested)
         log.info("written: %s and %s", table, picture.name)
-        _tell(found, task.optimization)
-    return found
+        _log_suggestion(suggested, task.optimization)
+    return suggested
 
 
 class Diverged(Exception):
-    """Gradients are not finite: the step would spoil the weights, and no further one could tell anything."""
+    """The loss or a gradient is NaN or infinite, so the weights would be NaN after the step."""
 
 
 class RangeTest(Callback):
-    """Sets the rates, step by step, and takes note of the losses: the mean over an optimizer step's batches.
+    """Sets the learning rate of each step and records its loss, the mean over the batches of an optimizer step.
 
     Args:
-        lr: what the optimizer's own rates are in proportion to.
-        rates: of each step, in the place of `lr`.
+        base_lr: the run's learning rate; every parameter group keeps its ratio to it.
+        rates: learning rate of each step, instead of `base_lr`.
     """
 
     bar: Bar | None = None
 
-    def __init__(self, *, lr: float, rates: Sequence[float]):
-        self.lr, self.rates = lr, list(rates)
-        self.losses: list[float] = []
-        self.of_this_step: list[float] = []
+    def __init__(self, *, base_lr: float, rates: Sequence[float]):
+        self.base_lr, self.rates = base_lr, list(rates)
+        self.losses: list[float] = []  # one for each step
+        self.batch_losses: list[float] = []  # of the current step
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         groups = trainer.optimizers[0].param_groups
-        self.shares = [group.get("initial_lr", group["lr"]) / self.lr for group in groups]
+        self.ratios = [group.get("initial_lr", group["lr"]) / self.base_lr for group in groups]
         trainer.strategy.lr_scheduler_configs = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch, batch_idx) -> None:
-        for group, share in zip(trainer.optimizers[0].param_groups, self.shares, strict=True):
-            group["lr"] = self.rates[trainer.global_step] * share
+        for group, ratio in zip(trainer.optimizers[0].param_groups, self.ratios, strict=True):
+            group["lr"] = self.rates[trainer.global_step] * ratio
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, task: pl.LightningModule, optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         loss = trainer.callback_metrics["train_loss_step"]
-        scaled = trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
-        fine = torch.isfinite(loss) and (scaled or torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-        if all_reduce(torch.tensor(float(not fine), device=task.device), take="max"):
+        has_scaler = trainer.precision == "16-mixed"  # the gradient scaler skips steps that overflow
+        is_finite = torch.isfinite(loss) and (has_scaler or torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        if all_reduce(torch.tensor(float(not is_finite), device=task.device), op="max"):
             raise Diverged
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        if outputs:  # none of a batch in which nothing could be read
+        if outputs:  # None if no video of the batch could be read
             loss = trainer.callback_metrics["train_loss_step"].to(task.device)
-            self.of_this_step.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
-        if trainer.global_step == len(self.losses) or not self.of_this_step:
+            self.batch_losses.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))
+        if trainer.global_step == len(self.losses) or not self.batch_losses:
             return
-        self.losses.append(sum(self.of_this_step) / len(self.of_this_step))
-        self.of_this_step.clear()
-        curve = smoothed(self.losses)
-        trainer.should_stop = bool(curve[-1] > DIVERGED * min(curve))
+        self.losses.append(sum(self.batch_losses) / len(self.batch_losses))
+        self.batch_losses.clear()
+        curve = smooth(self.losses)
+        trainer.should_stop = bool(curve[-1] > DIVERGENCE_FACTOR * min(curve))
         if self.bar:
             self.bar.advance(note=f"lr {self.rates[len(self.losses) - 1]:.1e}, loss {self.losses[-1]:.3f}")
 
 
-def rates(steps: int) -> list[float]:
+def range_test_rates(steps: int) -> list[float]:
     """`LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1))` for each step i."""
     return [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)]
 
 
-def smoothed(losses: Sequence[float]) -> np.ndarray:
-    """Means over the neighbours of each, earlier and later alike, so that the curve does not lag behind the rates."""
+def smooth(losses: Sequence[float]) -> np.ndarray:
+    """Gaussian-weighted means over earlier and later losses. Symmetric, so the curve does not lag behind the rates."""
     steps = np.arange(len(losses))
     distance = np.abs(steps[:, None] - steps)
-    weights = np.exp(-0.5 * (distance / WIDTH) ** 2) * (distance <= 2 * WIDTH)
+    weights = np.exp(-0.5 * (distance / SMOOTHING) ** 2) * (distance <= 2 * SMOOTHING)
     return weights @ np.asarray(losses) / weights.sum(1)
 
 
-def suggestion(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss falls fastest, over the logarithm of the rate.
+def suggest_lr(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The learning rate at which the smoothed loss falls fastest as a function of log(rate).
 
-    None where it does not fall, or by no more than the losses scatter around the curve: then it is chance.
+    None if it falls by no more than the standard deviation of the losses around the curve.
     """
-    curve = smoothed(losses)
-    best = int(curve.argmin()) + 1 if len(losses) > 2 else 0  # steps until the lowest point
-    if best < 2 or curve[0] - curve[best - 1] <= np.std(np.asarray(losses)[:best] - curve[:best]):
+    curve = smooth(losses)
+    num_falling = int(curve.argmin()) + 1 if len(losses) > 2 else 0  # steps up to the minimum
+    noise = np.std(np.asarray(losses)[:num_falling] - curve[:num_falling]) if num_falling else 0.0
+    if num_falling < 2 or curve[0] - curve[num_falling - 1] <= noise:
         return None
     slope = np.gradient(curve, np.log(rates[: len(curve)]))
-    return float(rates[int(slope[:best].argmin())])
+    return float(rates[int(slope[:num_falling].argmin())])
 
 
-def write(path: Path, rates: Sequence[float], losses: Sequence[float]) -> None:
+def write_table(path: Path, rates: Sequence[float], losses: Sequence[float]) -> None:
     with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("lr", "loss", "smoothed"))
-        for lr, loss, mean in zip(rates, losses, smoothed(losses), strict=False):  # a test may end early
+        for lr, loss, mean in zip(rates, losses, smooth(losses), strict=False):  # the test may end early
             writer.writerow((f"{lr:.6g}", f"{loss:.6g}", f"{mean:.6g}"))
 
 
-def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float | None) -> None:
-    """The losses over the rates, their smoothed curve, and the suggestion."""
-    from matplotlib.figure import Figure  # without pyplot, so that no window system is asked for
+def plot(path: Path, rates: Sequence[float], losses: Sequence[float], suggested: float | None) -> None:
+    """Plots losses, their smoothed curve and the suggested rate over the learning rate."""
+    from matplotlib.figure import Figure  # not pyplot, which may need a display
 
-    curve = smoothed(losses)
+    curve = smooth(losses)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.semilogx(rates[: len(losses)], losses, ".", color="0.7", label="of a step")
+    axes.semilogx(rates[: len(losses)], losses, ".", color="0.7", label="step")
     axes.semilogx(rates[: len(losses)], curve, label="smoothed")
-    if found is not None:
-        axes.axvline(found, color="tab:red", linestyle="--", label=f"falls fastest: {found:.1e}")
-    top = min(max(losses), 2 * curve[0])  # what comes after the best is seen to rise, not how far
+    if suggested is not None:
+        axes.axvline(suggested, color="tab:red", linestyle="--", label=f"falls fastest: {suggested:.1e}")
+    top = min(max(losses), 2 * curve[0])  # cuts off the divergence, which would flatten the rest
     axes.set(xlabel="optimizer.lr", ylabel="training loss", title="Learning-rate range test")
     axes.set_ylim(min(losses) - 0.05 * (top - min(losses)), top + 0.05 * (top - min(losses)))
     axes.grid(alpha=0.3)
@@ -179,11 +179,11 @@ def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: flo
         figure.savefig(partial, dpi=120, format="png")
 
 
-def _tell(found: float | None, optimization) -> None:
-    if found is None:
-        log.warning("no learning rate makes the loss fall by more than it scatters in %d steps; see the picture", STEPS)
+def _log_suggestion(suggested: float | None, optimization: OptimizerFactory) -> None:
+    if suggested is None:
+        log.warning("no suggestion: in %d steps the loss falls by no more than its noise; see the plot", STEPS)
         return
-    words = [f"optimizer.lr={found:.1e}"]
+    overrides = [f"optimizer.lr={suggested:.1e}"]
     if optimization.backbone_lr is not None:
-        words.append(f"optimizer.backbone_lr={found * optimization.backbone_lr / optimization.lr:.1e}")
-    log.info("the loss falls fastest at a learning rate of %.1e; train with   %s", found, " ".join(words))
+        overrides.append(f"optimizer.backbone_lr={suggested * optimization.backbone_lr / optimization.lr:.1e}")
+    log.info("the loss falls fastest at a learning rate of %.1e; train with   %s", suggested, " ".join(overrides))

@@ -1,4 +1,4 @@
-"""Clips of a batch mixed with one another, and their labels in proportion.
+"""Mixup and cutmix: clips of a batch are mixed with each other, and so are their labels.
 
 B batch   T frames   C channels   H, W height and width   F features of a frame   K classes
 """
@@ -19,17 +19,18 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Mixup (Zhang et al. 2018, arXiv:1710.09412), cutmix (Yun et al. 2019, arXiv:1905.04899), or a fair coin's choice.
+    """Mixup (Zhang et al. 2018, arXiv:1710.09412), cutmix (Yun et al. 2019, arXiv:1905.04899), or either.
 
-    In a batch that is mixed, every clip gets another clip of the batch as its partner, and all of them the same share
-    of it. Mixup: `share * clip + (1 - share) * partner` in every pixel. Cutmix: the partner's pixels in a box of
-    `1 - share` of the picture, the same in all frames. The share is drawn from Beta(alpha, alpha), and is that of the
-    labels, too; where a box is cut off at the edges of the picture, it is the share that comes of it.
+    If both are on, each batch uses either with probability 0.5. Every clip is mixed with another clip of the batch, its
+    partner; `share` is the same for all clips of the batch. Mixup computes `share * clip + (1 - share) * partner` in
+    every pixel. Cutmix copies the partner's pixels in a box with `1 - share` of the frame's area, the same box in all
+    frames. The share is drawn from Beta(alpha, alpha) and applies to the labels too. If a box extends beyond the frame,
+    the share is recomputed from the part inside.
 
     Attributes:
-        mixup: alpha, 0 or more; 0: no mixup. Small ones leave most clips nearly alone, 1 draws every share alike.
-        cutmix: likewise.
-        probability: of a batch to be mixed, in [0, 1].
+        mixup: alpha, 0 or more; 0: no mixup. A small alpha changes most clips only slightly; 1 gives a uniform share.
+        cutmix: alpha, likewise.
+        probability: probability that a batch is mixed, in [0, 1].
     """
 
     mixup: float = 0.0
@@ -46,44 +47,44 @@ class Mixing:
     def __call__(
         self, inputs: Tensor, lengths_B: Tensor | None, targets_BK: Tensor, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A batch -> one of the same shapes and memory order; what is given stays as it is.
+        """Mixes a batch; returns copies of the inputs, lengths and targets with unchanged shapes and memory order.
 
         Args:
             inputs: clips, uint8 `B x T x C x H x W`, or features of their frames, float `B x T x F`.
-            lengths_B: how many frames of each are real, at least 1; None: all. A partner of another length is shown
-                faster or slower, so that it fills the clip's own; lengths and padding stay.
+            lengths_B: number of valid frames of each clip, at least 1; None: all. A partner with another length is
+                resampled to the length of the clip; lengths and padding do not change.
             targets_BK: share of each class in each clip.
-            rng: all chance comes from here.
+            rng: source of all random numbers.
 
         Raises:
-            InputError: features, and cutmix is on.
+            InputError: cutmix is on and the inputs are features.
         """
         if self.cutmix and inputs.ndim == 3:
             raise InputError(
-                f"mixing.cutmix (={self.cutmix}) cuts out pixels, and of stored features there are none: compute them "
-                "anew (data.features=off), or choose mixing=mixup"
+                f"mixing.cutmix (={self.cutmix}) needs pixels, and the model is trained on stored features: set "
+                "data.features=off, or choose mixing=mixup"
             )
         if not (self.mixup or self.cutmix) or len(inputs) < 2 or rng.random() >= self.probability:
             return inputs, lengths_B, targets_BK
-        cut = self.cutmix and (not self.mixup or rng.random() < 0.5)
-        alpha = self.cutmix if cut else self.mixup
+        use_cutmix = self.cutmix and (not self.mixup or rng.random() < 0.5)
+        alpha = self.cutmix if use_cutmix else self.mixup
         share, shift = float(rng.beta(alpha, alpha)), int(rng.integers(1, len(inputs)))
         partners = [(i + shift) % len(inputs) for i in range(len(inputs))]
         box = None
-        if cut:
+        if use_cutmix:
             height, width = inputs.shape[-2:]
-            top, left, bottom, right = box = _box(height, width, share, rng)
+            top, left, bottom, right = box = _random_box(height, width, share, rng)
             share = 1 - (bottom - top) * (right - left) / (height * width)
         lengths = [inputs.shape[1]] * len(inputs) if lengths_B is None else lengths_B.tolist()
-        mixed = inputs.clone()  # in the same memory order, by which `Preprocess` is fast
+        mixed = inputs.clone()  # keeps the memory order that `Preprocess` expects
         for i, partner in enumerate(partners):
-            other = _stretched(inputs[partner], lengths[partner], lengths[i])
+            other = _resample(inputs[partner], lengths[partner], lengths[i])
             _mix_in(mixed[i, : lengths[i]], other, share, box)
         return mixed, lengths_B, share * targets_BK + (1 - share) * targets_BK.roll(-shift, 0)
 
 
-def _box(height: int, width: int, share: float, rng: np.random.Generator) -> Box:
-    """Of the frame's shape and `1 - share` of its area around a point anywhere in it, cut off at the edges."""
+def _random_box(height: int, width: int, share: float, rng: np.random.Generator) -> Box:
+    """A box with the frame's aspect ratio and `1 - share` of its area around a random point, clipped to the frame."""
     sides = math.sqrt(1 - share)
     y, x = int(rng.integers(height)), int(rng.integers(width))
     half_height, half_width = int(height * sides / 2), int(width * sides / 2)
@@ -91,21 +92,21 @@ def _box(height: int, width: int, share: float, rng: np.random.Generator) -> Box
     return top, left, min(y + half_height, height), min(x + half_width, width)
 
 
-def _stretched(clip: Tensor, length: int, wanted: int) -> Tensor:
-    """The first `length` frames of a clip, shown as `wanted` ones: each time the frame nearest to that moment."""
-    if length == wanted:
-        return clip[:wanted]
-    return clip[[(2 * i + 1) * length // (2 * wanted) for i in range(wanted)]]
+def _resample(clip: Tensor, length: int, new_length: int) -> Tensor:
+    """The first `length` frames of a clip, resampled to `new_length` frames by nearest neighbour in time."""
+    if length == new_length:
+        return clip[:new_length]
+    return clip[[(2 * i + 1) * length // (2 * new_length) for i in range(new_length)]]
 
 
 def _mix_in(clip: Tensor, other: Tensor, share: float, box: Box | None) -> None:
-    """Changes the clip in place; clip by clip, so that never a whole batch is in float32.
+    """Mixes `other` into the clip, in place. One clip at a time, so that only one clip is in float32.
 
-    Pixels are rounded, so they are off by up to half a grey level.
+    Mixup rounds pixels to whole grey levels.
     """
     if box is not None:
         top, left, bottom, right = box
         clip[..., top:bottom, left:right] = other[..., top:bottom, left:right]
         return
-    found = torch.lerp(other.float(), clip.float(), share)
-    clip.copy_(found if clip.is_floating_point() else found.round_())
+    blended = torch.lerp(other.float(), clip.float(), share)
+    clip.copy_(blended if clip.is_floating_point() else blended.round_())

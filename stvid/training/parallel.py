@@ -1,4 +1,4 @@
-"""Batch norm over all processes, and sharding of a model too large for one device (FSDP).
+"""Synchronised batch norm, and sharding of a model too large for one device (FSDP).
 
 B samples of this process   C channels
 """
@@ -21,7 +21,7 @@ from stvid.errors import InputError
 
 
 class AllReduceSum(torch.autograd.Function):
-    """Of the same tensor in all processes; the gradient of each is the sum of all their gradients."""
+    """All-reduce of a tensor; the backward pass all-reduces the gradients."""
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ class AllReduceSum(torch.autograd.Function):
 
 
 class CPUSyncBatchNorm(_BatchNorm):
-    """Batch norm with the statistics of all processes' samples, each counting the same.
+    """Batch norm over the samples of all processes, only for the two-process tests on a CPU (`trainer=ddp_cpu`).
 
-    Torch's own needs a GPU; this one is kept for the tests that hold several processes against one on a CPU.
-    Its children, which timm's norms have (dropout and an activation), are applied to the result one by one.
+    `nn.SyncBatchNorm` needs a GPU. Child modules (timm's norms have dropout and an activation) are applied to the
+    result in order.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
@@ -45,27 +45,27 @@ class CPUSyncBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """`B x C x ...` -> the same shape."""
-        y = super().forward(x) if not self.training or not dist.is_initialized() else self._of_all(x)
+        y = super().forward(x) if not self.training or not dist.is_initialized() else self._normalize(x)
         for child in self.children():
             y = child(y)
         return y
 
-    def _of_all(self, x: Tensor) -> Tensor:
-        along = [i for i in range(x.ndim) if i != 1]
+    def _normalize(self, x: Tensor) -> Tensor:
+        dims = [i for i in range(x.ndim) if i != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         x_float = x.to(torch.promote_types(x.dtype, torch.float32))
-        sums = AllReduceSum.apply(torch.cat([x_float.sum(along), x_float.new_tensor([x.numel() / x.shape[1]])]))
+        sums = AllReduceSum.apply(torch.cat([x_float.sum(dims), x_float.new_tensor([x.numel() / x.shape[1]])]))
         count = sums[-1].detach()
         mean_C = sums[:-1] / count
         centred = x_float - mean_C.view(shape)
-        var_C = AllReduceSum.apply(centred.square().sum(along)) / count
-        self._take_note(mean_C.detach(), var_C.detach() * count / (count - 1).clamp_min(1))
+        var_C = AllReduceSum.apply(centred.square().sum(dims)) / count
+        self._update_running_stats(mean_C.detach(), var_C.detach() * count / (count - 1).clamp_min(1))
         y = centred * torch.rsqrt(var_C + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
-    def _take_note(self, mean_C: Tensor, var_C: Tensor) -> None:
+    def _update_running_stats(self, mean_C: Tensor, var_C: Tensor) -> None:
         if not self.track_running_stats:
             return
         self.num_batches_tracked += 1
@@ -75,13 +75,13 @@ class CPUSyncBatchNorm(_BatchNorm):
 
 
 class SyncedBatchNorm(LayerSync):
-    """For Lightning: every batch norm of a model becomes one over all processes; weights and their names stay."""
+    """Lightning plugin that makes every batch norm of a model synchronised; weights and their names do not change."""
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replaces the batch norms; returns the model.
 
         Raises:
-            InputError: a batch norm that computes something else than torch's and timm's do.
+            InputError: a subclass of batch norm with its own `forward`, other than timm's.
         """
         norms = [
             (module, name, child)
@@ -89,28 +89,27 @@ class SyncedBatchNorm(LayerSync):
             for name, child in module.named_children()
             if isinstance(child, _BatchNorm) and not isinstance(child, CPUSyncBatchNorm | nn.SyncBatchNorm)
         ]
-        timm = sys.modules.get("timm.layers")  # loaded where a network of timm's is
+        timm = sys.modules.get("timm.layers")  # imported already if the model uses timm
         for _, name, norm in norms:
             if type(norm).forward is not _BatchNorm.forward and not (timm and type(norm) is timm.BatchNormAct2d):
                 raise InputError(
-                    f"trainer.sync_batchnorm: {name} is a {type(norm).__name__}, a batch norm of another kind than "
-                    "torch's, which cannot be computed over several processes. Set trainer.sync_batchnorm=false"
+                    f"trainer.sync_batchnorm: {name} is a {type(norm).__name__}, which computes something else than "
+                    "torch's batch norm and cannot be synchronised. Set trainer.sync_batchnorm=false"
                 )
-        if dist.get_backend() != "gloo":  # timm's function does what torch's does, and knows timm's norms
+        if dist.get_backend() != "gloo":  # timm's function is torch's, extended to timm's norms
             return (timm or nn.SyncBatchNorm).convert_sync_batchnorm(model)
         for module, name, norm in norms:
-            setattr(module, name, _on_cpu(norm))
+            setattr(module, name, _cpu_sync_batch_norm(norm))
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Nothing to undo: outside of training it is the batch norm it was."""
+        """Returns the model: in eval mode the layers are ordinary batch norms."""
         return model
 
 
-def _on_cpu(norm: _BatchNorm) -> CPUSyncBatchNorm:
-    how = {"affine": norm.affine, "track_running_stats": norm.track_running_stats}
-    synced = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, **how)
-    synced._parameters, synced._buffers = norm._parameters, norm._buffers  # the very same: optimizers know them
+def _cpu_sync_batch_norm(norm: _BatchNorm) -> CPUSyncBatchNorm:
+    synced = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    synced._parameters, synced._buffers = norm._parameters, norm._buffers  # the same objects, known to the optimizer
     for name, child in norm.named_children():
         synced.add_module(name, child)
     synced.training = norm.training
@@ -118,13 +117,12 @@ def _on_cpu(norm: _BatchNorm) -> CPUSyncBatchNorm:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, with all processes one row that shares the data, and checkpoints of one file that any run reads."""
+    """Lightning's FSDP strategy with data parallelism over all processes, and ordinary single-file checkpoints."""
 
     def __init__(self, *, sync_batchnorm: bool = True, process_group_backend: str | None = None):
         super().__init__(
             tensor_parallel_size=1, save_distributed_checkpoint=False, process_group_backend=process_group_backend
         )
-
         self.sync_batchnorm = sync_batchnorm
 
     def setup_environment(self) -> None:
@@ -133,9 +131,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Spreads a model's parameters over the processes of a mesh; one block at a time is whole while it computes."""
+    """Shards a model's parameters over a mesh of processes (FSDP2), block by block."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # it takes no other order
+        parameter.data = parameter.data.contiguous()  # fully_shard requires it
     for block in model.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -1,6 +1,6 @@
-"""The LightningModule: model + loss + metrics + optimizer, wired, and no more.
+"""The LightningModule: training and validation steps of a model, its loss, metrics and optimizer.
 
-B clips in a batch   T frames   C channels   H, W height and width   K classes
+B clips in a batch   T frames   C channels   H, W height and width   K classes   V views   N videos
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from stvid.training.parallel import SyncedBatchNorm, shard
 
 
 class Accuracies(NamedTuple):
-    """Of one pass over a split's views. Accuracies are fractions in [0, 1].
+    """Results of one pass over the views of a split. Accuracies are fractions in [0, 1].
+
+    A video that could not be read counts as wrong, with all its views; it does not enter the loss.
 
     Attributes:
-        loss: mean negative log probability of the true class, video level.
-        clip_accuracy: share of views judged right, each for itself.
-        video_accuracy: share of videos judged right by the mean of their views.
-
-    A video that could not be read counts as wrong, with all its views; it is not in the loss.
+        loss: mean negative log probability of the true class, over videos.
+        clip_accuracy: share of correctly classified views.
+        video_accuracy: share of videos classified correctly by the mean probability of their views.
     """
 
     loss: float
@@ -43,7 +43,7 @@ class Accuracies(NamedTuple):
 
 
 class ViewMetric(Metric):
-    """Gathers the logits of views, on any number of processes, and judges them (`Accuracies`) at the end of a pass."""
+    """Collects the logits of views in all processes and computes `Accuracies` at the end of a pass."""
 
     full_state_update = False
 
@@ -69,34 +69,34 @@ class ViewMetric(Metric):
             return Accuracies(loss=float("nan"), clip_accuracy=0.0, video_accuracy=0.0)
         probabilities_NK, videos_N = average_views(logits, videos)
         labels_N = labels.new_zeros(int(videos_N.max()) + 1).index_put_((videos,), labels)[videos_N]
-        right_V, right_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
-        views_a_video = len(right_V) / len(right_N)
+        correct_V, correct_N = logits.argmax(1) == labels, probabilities_NK.argmax(1) == labels_N
+        views_per_video = len(correct_V) / len(correct_N)
         return Accuracies(
             loss=log_loss(probabilities_NK, labels_N),
-            clip_accuracy=(right_V.sum() / (len(right_V) + failed * views_a_video)).item(),
-            video_accuracy=(right_N.sum() / (len(right_N) + failed)).item(),
+            clip_accuracy=(correct_V.sum() / (len(correct_V) + failed * views_per_video)).item(),
+            video_accuracy=(correct_N.sum() / (len(correct_N) + failed)).item(),
         )
 
 
 class ClassificationTask(pl.LightningModule):
-    """Trains a model to tell classes apart.
+    """Trains a video classification model.
 
-    Logs `train_loss`, `train_clip_accuracy` (on augmented clips; of mixed ones, the greater share counts), `val_loss`,
-    `val_clip_accuracy` and `val_video_accuracy`.
+    Logs `train_loss`, `train_clip_accuracy` (on augmented clips; the target of a mixed clip is its class with the
+    larger share), `val_loss`, `val_clip_accuracy` and `val_video_accuracy`.
 
-    All that chance decides in a step is a function of the seed, the epoch, the step in it and the process; so a run
-    that goes on from any step is the same run. Gradients are means over samples, however they lie on the processes; a
-    step in which one of several processes could read none of its videos is left out by all.
+    All randomness is derived from (seed, epoch, step, rank), so a run resumed at any step gives the same result.
+    Gradients are means over the clips of all processes, even if the processes have different numbers of clips. If a
+    process could read none of its videos, all processes skip the step.
 
     Args:
-        model: `B x C x T x H x W` (and lengths) -> logits `B x K`.
-        preprocess: uint8 batches to the model's input.
-        optimization: how it learns.
+        model: `B x C x T x H x W` (and lengths `B`) -> logits `B x K`.
+        preprocess: turns uint8 clips into the model's input.
+        optimization: builds the optimizer and the learning-rate schedule.
         loss: `(logits_BK, targets_BK, class_weights_K) -> (loss_B, weight_B)`, see `stvid.training.losses`.
-        mixing: of the clips of a batch; None: they stay as they are.
-        class_weights: what a clip of each class counts in the training loss; None: all alike.
-        seed: see above.
-        record: plain data that goes into every checkpoint under `stvid`, from which the model can be rebuilt.
+        mixing: mixup or cutmix; None: no mixing.
+        class_weights: weight of a clip of each class in the training loss; None: all 1.
+        seed: seed of mixing and dropout.
+        record: plain data to rebuild the model from; saved in every checkpoint under `stvid`.
     """
 
     def __init__(
@@ -116,24 +116,26 @@ class ClassificationTask(pl.LightningModule):
         self.preprocess, self.optimization = preprocess, optimization
         self.loss, self.mixing = loss, mixing
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)  # follows from the data, not from training
+        self.register_buffer("class_weights", weights, persistent=False)  # computed from the data set
         self.seed, self.record = seed, record
         self.num_classes = len(record["class_names"])
-        self.totals = torch.zeros(4)  # of the epoch until here: loss, weights, clips judged right, clips
+        self.totals = torch.zeros(4)  # sums over the epoch so far: loss, weights, correct clips, clips
         self.finite = FiniteCheck()
-        self.stop_signal = lambda: 0  # that has told this process to stop (`Preemption` knows); 0: none
-        self.agreed_signal = 0  # that had told any process to stop when the current step began
+        self.stop_signal = lambda: 0  # signal that this process received, set by `Preemption`; 0: none
+        self.agreed_signal = 0  # signal that any process had received when the current step began; 0: none
         self.val_metric = ViewMetric()
 
     def configure_model(self) -> None:
-        """Under a strategy that spreads the model over devices, before there is an optimizer.
+        """Shards the model (`trainer=fsdp`), before the optimizer is built.
 
         Raises:
-            InputError: features have been stored, so that the model is not called as a whole.
+            InputError: training uses stored features, so the model is never called as a whole.
         """
         if self.device_mesh is not None:
-            if getattr(self.trainer.datamodule, "stored", None):
-                raise InputError("trainer=fsdp spreads a whole model: with a frozen encoder, add data.features=off")
+            if getattr(self.trainer.datamodule, "cached", None):
+                raise InputError(
+                    "trainer=fsdp does not work with the cached features of a frozen encoder: add data.features=off"
+                )
             if self.trainer.strategy.sync_batchnorm:
                 SyncedBatchNorm().apply(self.model)
             shard(self.model, self.device_mesh["data_parallel"])
@@ -142,8 +144,8 @@ class ClassificationTask(pl.LightningModule):
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
         return run_model(self.model, self.preprocess, clips_BTCHW, lengths_B)
 
-    def _answer(self, inputs: Tensor, batch: Mapping) -> Tensor:
-        """Logits `B x K` of a batch's clips, or of the features that have been stored of them."""
+    def _logits(self, inputs: Tensor, batch: Mapping) -> Tensor:
+        """Logits `B x K` of the clips of a batch, or of their stored features."""
         if "features" in batch:
             return self.model.forward_head(self.model.aggregate(inputs, batch["lengths"]))
         return self(inputs, batch["lengths"])
@@ -159,51 +161,58 @@ class ClassificationTask(pl.LightningModule):
         torch.manual_seed(int(self.rng.integers(2**63)))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
-        if not self._agree_on_step(len(batch["labels"])):
-            alone = get_world_size() == 1
-            return None if alone else sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)
-        inputs = batch["features"] if "features" in batch else batch["clips"]
+        if not self._all_have_clips(len(batch["labels"])):
+            if get_world_size() == 1:
+                return None
+            return sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)  # DDP needs a backward pass
+        inputs = _inputs(batch)
         targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
         targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
         if self.mixing is not None:
             inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
-        logits_BK = self._answer(inputs, batch).float()
+        logits_BK = self._logits(inputs, batch).float()
         loss_B, weight_B = self.loss(logits_BK, targets_BK, self.class_weights)
-        loss = loss_B.sum() / all_reduce(weight_B.sum()) * get_world_size() * self._window(batch_idx)
-        self._take_note(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
+        loss = loss_B.sum() / all_reduce(weight_B.sum()) * get_world_size() * self._accumulation_factor(batch_idx)
+        self._record_batch(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
         return loss
 
-    def _agree_on_step(self, num_clips: int) -> bool:
-        """Whether every process has clips of this batch: one without would leave the others waiting.
+    def _all_have_clips(self, num_clips: int) -> bool:
+        """Whether every process has clips in this batch; a process without clips would block the others.
 
-        The only exchange of a step whose result a GPU is waited for, and none of one process. With it, all processes
-        learn whether one was told to stop, and whether the step before was bad.
+        Several processes exchange this once per step, the only time a step waits for the GPU. The same all-reduce tells
+        all processes whether one of them received a signal to stop, and whether the last step was bad.
 
         Raises:
-            InputError: it was, see `FiniteCheck`; in every process alike.
+            InputError: the last step was bad, see `FiniteCheck`; in every process.
         """
         if get_world_size() == 1:
-            self.finite.look()
+            self.finite.check()
             return num_clips > 0
         has_none, signal = (
             torch.full((), float(value), device=self.device) for value in (num_clips == 0, self.stop_signal())
         )
-        together = torch.stack([has_none, signal, self.finite.is_bad(self.device)])
-        any_has_none, signal, is_bad = all_reduce(together, take="max").tolist()
+        flags = torch.stack([has_none, signal, self.finite.has_bad_step(self.device)])
+        any_has_none, signal, is_bad = all_reduce(flags, op="max").tolist()
         self.agreed_signal = int(signal)
-        self.finite.resolve(bool(is_bad))
+        self.finite.finish_all(bool(is_bad))
         return not any_has_none
 
-    def _window(self, batch_idx: int) -> float:
-        """Makes the mean over the batches of an optimizer step of Lightning's sum, also where an epoch ends early."""
-        size = self.trainer.accumulate_grad_batches
-        left = self.trainer.num_training_batches - batch_idx // size * size
-        return size / min(size, left)
+    def _accumulation_factor(self, batch_idx: int) -> float:
+        """Corrects the loss in the last optimizer step of an epoch if it accumulates fewer batches than the others.
 
-    def _take_note(self, batch: dict, logits_BK: Tensor, targets_BK: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
-        right = (logits_BK.argmax(1) == targets_BK.argmax(1)).sum()
+        Lightning divides every loss by `accumulate_grad_batches`.
+        """
+        size = self.trainer.accumulate_grad_batches
+        remaining = self.trainer.num_training_batches - batch_idx // size * size
+        return size / min(size, remaining)
+
+    def _record_batch(
+        self, batch: dict, logits_BK: Tensor, targets_BK: Tensor, loss_B: Tensor, weight_B: Tensor
+    ) -> None:
+        """Adds a batch to the epoch's sums and to the check for finite values."""
+        num_correct = (logits_BK.argmax(1) == targets_BK.argmax(1)).sum()
         num_clips = len(loss_B)
-        sums = torch.stack([loss_B.sum(), weight_B.sum(), right.to(loss_B), loss_B.new_full((), num_clips)])
+        sums = torch.stack([loss_B.sum(), weight_B.sum(), num_correct.to(loss_B), loss_B.new_full((), num_clips)])
         self.totals = self.totals.to(sums.device) + sums.to(self.totals.dtype)
         self.finite.add_batch(batch["paths"], sums[0])
         self.log("train_loss_step", sums[0] / sums[1], batch_size=num_clips)
@@ -211,19 +220,19 @@ class ClassificationTask(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
-        """Clips the gradients' norm as told, after a look whether it is a number at all.
+        """Clips the gradients, after the check for NaN and infinite values.
 
         Raises:
-            InputError: the loss or a gradient of this step or one before is not finite, see `FiniteCheck`.
+            InputError: the loss or a gradient of this or an earlier step is not finite, see `FiniteCheck`.
         """
-        if not self.finite.batches:  # nothing was read: no step, not even by momentum
+        if not self.finite.batches:  # no video was read: without gradients, the optimizer changes nothing
             optimizer.zero_grad(set_to_none=True)
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        scaled = self.trainer.precision == "16-mixed"  # there the scaler leaves out steps that overflow
-        self.finite.add_step(None if scaled else self.gradient_norm, number=self.global_step)
+        has_scaler = self.trainer.precision == "16-mixed"  # the gradient scaler skips steps that overflow
+        self.finite.add_step(None if has_scaler else self.gradient_norm, number=self.global_step)
         if gradient_clip_val is None or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
@@ -231,47 +240,48 @@ class ClassificationTask(pl.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
-        steps = self.trainer.max_steps
-        if self.trainer.is_last_batch or 0 < steps <= self.global_step:
-            self.finite.settle(self.device)
-            loss, weight, right, num_clips = all_reduce(self.totals).tolist()
-            logged = {"train_loss": loss / weight, "train_clip_accuracy": right / num_clips} if num_clips else {}
-            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
+        max_steps = self.trainer.max_steps
+        if self.trainer.is_last_batch or 0 < max_steps <= self.global_step:
+            self.finite.wait(self.device)
+            loss, weight, num_correct, num_clips = all_reduce(self.totals).tolist()
+            metrics = {"train_loss": loss / weight, "train_clip_accuracy": num_correct / num_clips} if num_clips else {}
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        self.finite.settle(self.device)
-        nothing = torch.empty(0, dtype=torch.int64, device=self.device)  # of what a process may have none
-        self.val_metric.update(torch.empty(0, self.num_classes, device=self.device), nothing, nothing)
+        self.finite.wait(self.device)
+        no_indices = torch.empty(0, dtype=torch.int64, device=self.device)  # a process may have no videos of val
+        self.val_metric.update(torch.empty(0, self.num_classes, device=self.device), no_indices, no_indices)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         if len(batch["labels"]):
-            logits_VK = self._answer(batch["features"] if "features" in batch else batch["clips"], batch)
+            logits_VK = self._logits(_inputs(batch), batch)
             self.val_metric.update(logits_VK, batch["labels"], batch["videos"])
         self.val_metric.num_failed += len(batch["failed"])
 
     def on_validation_epoch_end(self) -> None:
-        found = self.val_metric.compute()
+        results = self.val_metric.compute()
         self.val_metric.reset()
-        logged = {
-            "val_loss": found.loss,
-            "val_clip_accuracy": found.clip_accuracy,
-            "val_video_accuracy": found.video_accuracy,
-        }
-        self.log_dict({name: torch.tensor(value, device=self.device) for name, value in logged.items()})
-        for schedule in self.trainer.lr_scheduler_configs:  # Lightning's turn comes after the epoch's checkpoint
-            if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                schedule.scheduler.step(found.loss)
+        metrics = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in results._asdict().items()}
+        self.log_dict(metrics)
+        for config in self.trainer.lr_scheduler_configs:  # Lightning would do this after the epoch's checkpoint
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(results.loss)
 
     def configure_optimizers(self) -> tuple[list, list]:
         num_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedules = self.optimization.configure(self.model, num_steps)
-        return [optimizer], schedules
+        optimizer, schedulers = self.optimization.configure(self.model, num_steps)
+        return [optimizer], schedulers
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        self.finite.settle(self.device)  # or bad weights would be saved
+        self.finite.wait(self.device)  # before weights that may be NaN are saved
         checkpoint["stvid"] = dict(self.record)
         checkpoint["totals"] = all_reduce(self.totals)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         totals = checkpoint["totals"].cpu()
         self.totals = totals if self.global_rank == 0 else torch.zeros_like(totals)
+
+
+def _inputs(batch: Mapping) -> Tensor:
+    """Stored features `B x T x F` if the batch has them, else uint8 clips `B x T x C x H x W`."""
+    return batch["features"] if "features" in batch else batch["clips"]

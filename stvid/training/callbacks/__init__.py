@@ -1,4 +1,4 @@
-"""Callbacks and loggers of a training run."""
+"""Builds the callbacks, plugins and logger arguments of a training run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from stvid.training.callbacks.progress import ProgressBar
 from stvid.training.ema import WeightEMA
 from stvid.training.parallel import SyncedBatchNorm
 
-PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # that a logger needs, each an extra of its own name
+LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # optional; the extra has the same name
 
 
 def callbacks(
@@ -39,28 +39,28 @@ def callbacks(
     early_stopping: int | None,
     report: Callable[[int, float], bool] | None = None,
 ) -> list[Callback]:
-    """Of a run, in the order in which they have to hear of a step.
+    """The callbacks of a run, in the order in which Lightning must call them.
 
     Args:
         data: a `VideoDataModule`, set up.
         best_checkpoint: file, see `BestCheckpoint`.
         last_checkpoint: file, see `LastCheckpoint`.
         bad_videos: file, see `BadVideos`.
-        has_logger: somebody to tell the learning rate.
+        has_logger: the run has a logger, which also gets the learning rate.
         save_every: see `LastCheckpoint`.
         requeue: see `Preemption`.
-        ema: see `WeightEMA`; None: no average.
-        early_stopping: see `EarlyStop`; None: every epoch is trained.
-        report: see `TrialPruning`; None: nobody asks.
+        ema: decay of `WeightEMA`; None: no average.
+        early_stopping: patience of `EarlyStop`; None: no early stopping.
+        report: see `TrialPruning`; None: the run is not pruned.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value is out of range.
     """
     preemption = Preemption(requeue=requeue)
     return [
         *([] if ema is None else [WeightEMA(decay=ema)]),
         *([LearningRateMonitor(logging_interval="step")] if has_logger else []),
-        BadVideos(path=bad_videos, most=data.most_bad, known=data.bad),
+        BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
         ProgressBar(),
         *([] if early_stopping is None else [EarlyStop(patience=early_stopping)]),
         *([] if report is None else [TrialPruning(report)]),
@@ -71,32 +71,32 @@ def callbacks(
 
 
 def plugins(sync_batchnorm: bool) -> list:
-    """For Lightning's trainer: whole checkpoints, and batch norm over all processes where that is wanted."""
+    """The plugins of Lightning's trainer: atomic checkpoints and, if chosen, synchronised batch norm."""
     return [AtomicCheckpoints(), *([SyncedBatchNorm()] if sync_batchnorm else [])]
 
 
 def logger_arguments(config: Mapping, run: Path) -> dict[str, str]:
-    """What a choice of `configs/logger` leaves open: `save_dir`, the run folder; with MLflow also `tracking_uri`.
+    """Constructor arguments that the configs in `configs/logger` leave out: `save_dir` and, for MLflow, `tracking_uri`.
 
-    That one is the config's, else the environment's `MLFLOW_TRACKING_URI`, else a data base in the run folder, since
-    MLflow 3 refuses plain folders.
+    `save_dir` is the run folder. `tracking_uri` comes from the config, else from the environment variable
+    `MLFLOW_TRACKING_URI`; else it is a database in the run folder, because MLflow 3 does not accept folders.
 
     Raises:
         InputError: the logger's package is not installed.
     """
     name = str(config["_target_"]).rsplit(".", 1)[-1]
-    package = PACKAGES.get(name)
+    package = LOGGER_PACKAGES.get(name)
     if package and importlib.util.find_spec(package) is None:
         raise InputError(f"logger={package} needs a package that is not installed: pip install 'stvid[{package}]'")
     if name != "MLFlowLogger":
         return {"save_dir": str(run)}
-    known = config.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
-    return {"save_dir": str(run), "tracking_uri": known or f"sqlite:///{run.absolute()}/mlflow.db"}
+    tracking_uri = config.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
+    return {"save_dir": str(run), "tracking_uri": tracking_uri or f"sqlite:///{run.absolute()}/mlflow.db"}
 
 
 def close_logger(logger: object) -> None:
-    """Ends what a logger has begun: Weights & Biases would take the next run of a sweep for the same one."""
+    """Closes a Weights & Biases run; otherwise the next run of a sweep would continue it."""
     if type(logger).__name__ == "WandbLogger":
-        import wandb  # an extra
+        import wandb  # optional
 
         wandb.finish()

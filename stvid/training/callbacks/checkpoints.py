@@ -1,8 +1,8 @@
-"""Checkpoints of a run: what is in them, when they are written, and that a kill never leaves half a one.
+"""Checkpoints of a run, early stopping and pruning.
 
-Randomness is a function of seed, epoch and position (see `ClassificationTask`), so a checkpoint needs no random state:
-the weights, the optimizer, schedules, scaler, average, callbacks and the position in the epoch make a resumed run the
-same run, to the last bit on a CPU.
+All randomness is derived from (seed, epoch, step, rank), see `ClassificationTask`, so a checkpoint needs no random
+state. Weights, optimizer, schedules, gradient scaler, weight average, callbacks and the position in the epoch are
+enough for a resumed run to give the same result; on a CPU, bit by bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one, to the disk, and then puts it in its place."""
+    """Writes a checkpoint to a temporary file and then replaces the old one, so a kill never leaves a partial file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +38,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class ValScore(NamedTuple):
-    """How good a model is on val: the video accuracy, and the loss, which only decides between equal accuracies."""
+    """Result on val: the video accuracy, and the loss, which only breaks ties."""
 
     accuracy: float
     loss: float
 
     def is_better_than(self, other: ValScore | None) -> bool:
-        """Whether it beats the best score so far (None: there is none); a score with a NaN beats no other."""
+        """Whether it is better than the best score so far (None: there is none). A score with NaN is never better."""
         if other is None:
             return True
         if math.isnan(self.accuracy) or math.isnan(self.loss):
@@ -53,17 +53,17 @@ class ValScore(NamedTuple):
 
 
 def val_score(trainer: pl.Trainer) -> ValScore:
-    """Of the validation that has just ended; in all processes the first one's, so that they decide alike."""
+    """Score of the validation that just ended; that of rank 0 in all processes, so that they decide alike."""
     metrics = trainer.callback_metrics
     score = [float(metrics[name]) for name in ("val_video_accuracy", "val_loss")]
     return ValScore(*trainer.strategy.broadcast(score))
 
 
 class BestCheckpoint(Checkpoint):
-    """`best.ckpt`: the model with the best score on val (see `ValScore`), written after its validation.
+    """Writes `best.ckpt` after each validation with a new best score (see `ValScore`).
 
     Args:
-        path: of the checkpoint. Its folder may have moved since the run was interrupted.
+        path: file of the checkpoint. Its folder may have been moved since the run was interrupted.
     """
 
     def __init__(self, path: Path):
@@ -75,20 +75,20 @@ class BestCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict:
-        return {"best": self.best and list(self.best)}  # plain data, which `torch.load(weights_only=True)` reads
+        return {"best": self.best and list(self.best)}  # plain data for `torch.load(weights_only=True)`
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.best = state_dict["best"] and ValScore(*state_dict["best"])
 
 
 class LastCheckpoint(Checkpoint):
-    """`last.ckpt`, from which a run goes on: after every epoch, every so many steps, and when the run is told to stop.
+    """Writes `last.ckpt`, from which a run is resumed: after epochs, every N steps, and when a signal stops the run.
 
     Args:
-        path: of the checkpoint.
-        every: optimizer steps between checkpoints within an epoch, at least 1; None: none there.
-        preemption: knows whether somebody wants the run to stop. It stops after the step it is at (several processes:
-            after the next one), or, where that is the epoch's last, after the epoch.
+        path: file of the checkpoint.
+        every: optimizer steps between checkpoints within an epoch, at least 1; None: only after epochs.
+        preemption: says whether the run received a signal to stop. It stops after the current step (with several
+            processes after the next one); if that is the last step of the epoch, after the epoch.
 
     Raises:
         InputError: `every` below 1.
@@ -101,40 +101,40 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            for partial in self.path.parent.glob(".*.partial"):  # a kill's
+            for partial in self.path.parent.glob(".*.partial"):  # left by a kill
                 partial.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        self.saved = trainer.global_step
+        self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # validation comes next, or gradients are still being gathered: nothing to go on from
-        stop = self.preemption.wanted(task)
-        due = self.every is not None and trainer.global_step >= self.saved + self.every
-        if stop or due:
+            return  # validation follows, or gradients are still accumulated: no state to resume from
+        must_stop = self.preemption.is_requested(task)
+        is_due = self.every is not None and trainer.global_step >= self.saved_step + self.every
+        if must_stop or is_due:
             self._save(trainer)
-        if stop:
-            self.preemption.leave(trainer, self.path.parents[1])
+        if must_stop:
+            self.preemption.exit(trainer, self.path.parents[1])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._save(trainer)
-        if self.preemption.wanted_by_any(task):
-            self.preemption.leave(trainer, self.path.parents[1])
+        if self.preemption.is_requested_anywhere(task):
+            self.preemption.exit(trainer, self.path.parents[1])
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self.saved = trainer.global_step
+        self.saved_step = trainer.global_step
 
 
 class EarlyStop(Callback):
-    """Stops after so many validations in a row without a better score (see `ValScore`).
+    """Stops after `patience` validations in a row without a better score (see `ValScore`).
 
     Args:
         patience: validations, at least 1.
 
     Raises:
-        InputError: below 1.
+        InputError: `patience` below 1.
     """
 
     def __init__(self, *, patience: int):
@@ -154,7 +154,7 @@ class EarlyStop(Callback):
             log.info("stopped early: %d validations without a better result (early_stopping)", self.wait_count)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        if self.wait_count >= self.patience:  # the run was killed after its last epoch
+        if self.wait_count >= self.patience:  # the run was killed after the stop
             trainer.should_stop = True
 
     def state_dict(self) -> dict:
@@ -165,10 +165,11 @@ class EarlyStop(Callback):
 
 
 class TrialPruning(Callback):
-    """Ends a run after an epoch if somebody who knows of other runs finds it unpromising.
+    """Stops an unpromising trial of a sweep after an epoch.
 
     Args:
-        report: gets the epoch, from 1, and its video accuracy on val; True: stop. Not asked after the last epoch.
+        report: called with the epoch, from 1, and its video accuracy on val; returns True to stop the trial. Not called
+            after the last epoch.
     """
 
     def __init__(self, report: Callable[[int, float], bool]):
@@ -181,7 +182,7 @@ class TrialPruning(Callback):
         self.stopped = state_dict["stopped"]
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        trainer.should_stop |= self.stopped  # killed after its last epoch
+        trainer.should_stop |= self.stopped  # the run was killed after the stop
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar, and a line an epoch that is also a row of `metrics.csv`."""
+"""Progress of a training run: a bar, and one line per epoch that is also a row of `metrics.csv`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
 from stvid.errors import train_command
 from stvid.files import replacing
 from stvid.progress import Bar
-from stvid.training.callbacks.throughput import ThroughputMeter, advice
+from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -33,9 +33,9 @@ COLUMNS = (
     "waiting",
     "seconds",
 )
-WORTH_SECONDS = 5.0  # of training in an epoch, below which waiting is nobody's trouble
-# columns on the screen: name, two lines of header, width, how a number is shown
-SHOWN = (
+MIN_SECONDS_FOR_ADVICE = 5.0  # training time of an epoch
+# columns on the screen: name, two header lines, width, number format
+SCREEN_COLUMNS = (
     ("train_loss", "train", "loss", 8, "{:.3f}"),
     ("train_clip_accuracy", "train clip", "accuracy", 12, "{:.3f}"),
     ("val_loss", "val", "loss", 8, "{:.3f}"),
@@ -48,14 +48,15 @@ SHOWN = (
 
 
 class EpochTable(Callback):
-    """Writes `metrics.csv` and logs the same row: the last step's learning rate, clips/s of the training part.
+    """Writes `metrics.csv` and logs the same row after each epoch.
 
-    `memory_gib` is the most memory that the epoch's tensors took on a GPU, or where the CPU trains, that this process
-    has had so far; `waiting` the share of the training part spent waiting for data. Where that is much, one line says
-    what would help, after the second epoch or the only one.
+    `lr` is the learning rate of the last step. `clips_per_second` and `waiting`, the share of the time spent waiting
+    for data, exclude validation. `memory_gib` is the peak GPU memory of the epoch's tensors or, when training on the
+    CPU, the peak memory of the process so far. If `waiting` is high, one line of advice is logged after the second
+    epoch, or after the only one.
 
-    A run that goes on (`resume`) keeps the rows of the epochs behind its checkpoint and writes the others anew; of an
-    epoch that it goes on with in the middle, speed, memory, waiting and seconds are those of the rest.
+    A resumed run keeps the rows of the epochs before its checkpoint. If it starts within an epoch, speed, memory,
+    waiting and seconds of that row are those of the remaining part.
 
     Args:
         path: the CSV file.
@@ -64,37 +65,37 @@ class EpochTable(Callback):
     def __init__(self, *, path: Path):
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
-        self.epochs = 0  # since this process trains
-        self.advised = False
+        self.num_epochs = 0  # in this process
+        self.has_advised = False
 
     @property
     def seconds(self) -> float:
-        """Of all epochs; of one in which the run was interrupted, of what was done after that."""
+        """Duration of all epochs; of an interrupted epoch, only the part after the last resume."""
         return round(sum(float(row["seconds"]) for row in self.rows), 1)
 
     def summary(self) -> dict:
-        """Of all epochs: `training_seconds`, `clips_per_second`, `waiting`, `peak_memory_gib`, as in `result.json`."""
+        """`training_seconds`, `clips_per_second`, `waiting` and `peak_memory_gib` of all epochs, for `result.json`."""
 
-        def numbers(name: str, rows: list[dict[str, str]]) -> list[float]:
+        def column(name: str, rows: list[dict[str, str]]) -> list[float]:
             return [float(row[name]) for row in rows]
 
         timed = [row for row in self.rows if float(row["clips_per_second"])]
-        told = [row for row in timed if row.get("waiting")]  # rows of an older version have none
-        each = [1 / speed for speed in numbers("clips_per_second", timed)]  # seconds a clip: all epochs have as many
-        weights = [1 / speed for speed in numbers("clips_per_second", told)]
-        waiting = sum(w * share for w, share in zip(weights, numbers("waiting", told), strict=True))
-        peaks = numbers("memory_gib", [row for row in self.rows if row.get("memory_gib")])
+        measured = [row for row in timed if row.get("waiting")]  # older versions wrote no `waiting`
+        seconds_per_clip = [1 / speed for speed in column("clips_per_second", timed)]  # epochs have equally many clips
+        weights = [1 / speed for speed in column("clips_per_second", measured)]
+        waiting = sum(w * share for w, share in zip(weights, column("waiting", measured), strict=True))
+        peaks = column("memory_gib", [row for row in self.rows if row.get("memory_gib")])
         on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
         host = [gib for gib in (*(() if on_gpu else peaks), peak_host_gib()) if gib is not None]
         return {
             "training_seconds": self.seconds,
-            "clips_per_second": round(len(each) / sum(each), 2) if each else None,
+            "clips_per_second": round(len(seconds_per_clip) / sum(seconds_per_clip), 2) if seconds_per_clip else None,
             "waiting": round(waiting / sum(weights), 4) if weights else None,
             "peak_memory_gib": {"host": max(host, default=None), "gpu": max(peaks, default=None) if on_gpu else None},
         }
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
-        if self.path.exists():  # of a run that may have nothing left to train
+        if self.path.exists():  # also for a run with no epochs left
             with self.path.open(newline="") as file:
                 self.rows = list(csv.DictReader(file))
 
@@ -102,9 +103,9 @@ class EpochTable(Callback):
         self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.is_global_zero:
-            for line in header():
+            for line in header_lines():
                 log.info(line)
-        self.on_train_epoch_start(trainer, task)  # Lightning does not say so in an epoch that has begun before
+        self.on_train_epoch_start(trainer, task)  # Lightning does not call it when resuming within an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.started, self.meter, self.validated = time.perf_counter(), ThroughputMeter(trainer), False
@@ -123,14 +124,14 @@ class EpochTable(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self.meter.go_on()
+            self.meter.resume()
             self.validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not self.validated:  # what is there is left from an earlier epoch
+        if not self.validated:  # the values are those of an earlier epoch
             measured = {name: value for name, value in measured.items() if not name.startswith("val_")}
-        waiting, memory = self.meter.waiting, peak_gib(trainer.strategy.root_device)
+        waiting, memory = self.meter.waiting, peak_memory_gib(trainer.strategy.root_device)
         row = {
             **{name: f"{measured[name]:.6g}" for name in COLUMNS if name in measured},
             "epoch": trainer.current_epoch + 1,
@@ -142,16 +143,16 @@ class EpochTable(Callback):
             "seconds": f"{time.perf_counter() - self.started:.1f}",
         }
         self.rows.append(row)
-        self.epochs += 1
+        self.num_epochs += 1
         if trainer.is_global_zero:
             self._write()
-            log.info(line_of(row, trainer.max_epochs))
+            log.info(format_row(row, trainer.max_epochs))
             self._advise(waiting, trainer)
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt):
-            again = train_command(f"resume={self.path.parent}")
-            log.info("\ninterrupted; %d epochs are kept. Go on with: %s", len(self.rows), again)
+            command = train_command(f"resume={self.path.parent}")
+            log.info("\ninterrupted; %d epochs are saved. Resume with: %s", len(self.rows), command)
 
     def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
@@ -160,44 +161,48 @@ class EpochTable(Callback):
             writer.writerows(self.rows)
 
     def _advise(self, waiting: float | None, trainer: pl.Trainer) -> None:
-        settled = self.epochs > 1 or trainer.current_epoch + 1 == trainer.max_epochs  # readers start in the first epoch
-        if self.advised or not settled or self.meter.seconds < WORTH_SECONDS:
+        # the first epoch includes the start of the data loading workers
+        is_typical = self.num_epochs > 1 or trainer.current_epoch + 1 == trainer.max_epochs
+        if self.has_advised or not is_typical or self.meter.seconds < MIN_SECONDS_FOR_ADVICE:
             return
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        words = advice(
+        advice = data_bound_advice(
             waiting or 0.0,
             num_workers=getattr(trainer.train_dataloader, "num_workers", 0),
             num_cores=max(num_cores() // trainer.num_devices, 1),
             num_threads=torch.get_num_threads() if on_cpu else 0,
-            stored=bool(getattr(trainer.datamodule, "stored", None)),
+            uses_features=bool(getattr(trainer.datamodule, "cached", None)),
         )
-        if words:
-            log.info(words)
-            self.advised = True
+        if advice:
+            log.info(advice)
+            self.has_advised = True
 
 
-def peak_gib(device: torch.device) -> float | None:
-    """The most memory that tensors took on a GPU since its statistics were reset; elsewhere, this process's peak."""
+def peak_memory_gib(device: torch.device) -> float | None:
+    """Peak memory of tensors on a GPU since its statistics were reset; otherwise the peak memory of this process."""
     return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else peak_host_gib()
 
 
-def header() -> list[str]:
-    """Two lines above what `line_of` gives."""
-    top, bottom = ("".join(column[i].rjust(column[3]) for column in SHOWN) for i in (1, 2))
+def header_lines() -> list[str]:
+    """The two header lines above the rows of `format_row`."""
+    top, bottom = ("".join(column[i].rjust(column[3]) for column in SCREEN_COLUMNS) for i in (1, 2))
     return [f"{'':>8}{top}", f"{'epoch':>8}{bottom}"]
 
 
-def line_of(row: Mapping[str, object], max_epochs: int) -> str:
-    """A row as the screen shows it; a dash where a value is missing."""
-    cells = [(style.format(float(row[name])) if row.get(name) else "-").rjust(w) for name, _, _, w, style in SHOWN]
+def format_row(row: Mapping[str, object], max_epochs: int) -> str:
+    """A row for the screen, with a dash for missing values."""
+    cells = [
+        (number_format.format(float(row[name])) if row.get(name) else "-").rjust(width)
+        for name, _, _, width, number_format in SCREEN_COLUMNS
+    ]
     return f"{row['epoch']}/{max_epochs}".rjust(8) + "".join(cells)
 
 
 class ProgressBar(Callback):
-    """One bar an epoch, gone when it is over, with loss, clips/s and waiting; see `Bar` for when there is one."""
+    """A temporary bar for each epoch with loss, clips/s and waiting; `Bar` says when one is shown."""
 
     bar: Bar | None = None
-    loss: HostCopy | None = None  # to be shown, of this step or one before
+    loss: HostCopy | None = None  # next loss to show, of this or an earlier step
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if trainer.fit_loop.restarted_mid_epoch:
@@ -210,7 +215,9 @@ class ProgressBar(Callback):
         self.meter.add(batch)
         note = None
         if self.bar.due and outputs:
-            loss = trainer.callback_metrics.get("train_loss_step", outputs["loss"])  # the latter is scaled for a sum
+            loss = trainer.callback_metrics.get(
+                "train_loss_step", outputs["loss"]
+            )  # the latter is scaled for gradient accumulation
             self.loss = self.loss or HostCopy(loss)
             if self.loss.is_ready:
                 waiting = self.meter.waiting_so_far
@@ -226,7 +233,7 @@ class ProgressBar(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if self.bar:
-            self.meter.go_on()
+            self.meter.resume()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._close()

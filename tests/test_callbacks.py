@@ -1,4 +1,4 @@
-"""Curves in the run folder, with the loggers that are installed; a line of pip for those that are not."""
+"""Loggers write into the run folder; if the package is missing, the error says how to install it."""
 
 import importlib.util
 
@@ -16,42 +16,42 @@ def config(*overrides):
         return compose("train", overrides=list(overrides)).logger
 
 
-def log_something(chosen, run):
-    logger = instantiate(chosen, **logger_arguments(chosen, run))
+def log_something(logger_config, run):
+    logger = instantiate(logger_config, **logger_arguments(logger_config, run))
     logger.log_metrics({"val_loss": 0.5}, step=3)
     logger.finalize("success")
     return logger
 
 
-def test_curves_go_into_the_run_folder_if_nothing_is_said(tmp_path):
+def test_the_default_logger_writes_into_the_run_folder(tmp_path):
     log_something(config(), tmp_path)
     assert [path.parent.name for path in tmp_path.rglob("events*")] == ["tensorboard"]
 
 
-def test_there_may_be_none():
+def test_a_run_may_have_no_logger():
     assert config("logger=none") is None
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_package_that_is_missing_is_told_with_what_to_do(name, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_input_error_with_the_install_command(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=rf"logger={name} .*pip install 'stvid\[{name}\]'"):
         logger_arguments(config(f"logger={name}"), tmp_path)
 
 
-def test_mlflow_has_a_data_base_in_the_run_folder_unless_told_otherwise(tmp_path, monkeypatch):
+def test_mlflow_uses_a_database_in_the_run_folder_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: object())
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    chosen = config("logger=mlflow")
-    assert logger_arguments(chosen, tmp_path)["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    logger_config = config("logger=mlflow")
+    assert logger_arguments(logger_config, tmp_path)["tracking_uri"] == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
-    assert logger_arguments(chosen, tmp_path)["tracking_uri"] == "http://localhost:5000"
-    chosen = config("logger=mlflow", "logger.tracking_uri=http://server")
-    assert logger_arguments(chosen, tmp_path)["tracking_uri"] == "http://server"
+    assert logger_arguments(logger_config, tmp_path)["tracking_uri"] == "http://localhost:5000"
+    logger_config = config("logger=mlflow", "logger.tracking_uri=http://server")
+    assert logger_arguments(logger_config, tmp_path)["tracking_uri"] == "http://server"
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_writes_what_it_is_told(tmp_path, monkeypatch):
+def test_mlflow_writes_metrics(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
