@@ -71,11 +71,11 @@ def test_descriptions_state_the_numbers(drawn):
 
 
 def test_ids_are_unique_over_all_charts_and_references_exist(drawn):
-    ids = [found for svg in drawn for found in re.findall(r'\bid="([^"]+)"', svg)]
+    ids = [actual for svg in drawn for actual in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
     for svg in drawn:
-        own = set(re.findall(r'\bid="([^"]+)"', svg))
-        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
+        custom = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= custom
 
 
 def test_colours_and_fonts_are_those_of_the_page(drawn):
@@ -104,14 +104,14 @@ def test_names_of_runs_are_escaped(drawn):
 
 def boxes(svg):
     """Left, top, right and bottom of every text, with the largest width of a letter, and the text."""
-    found = []
-    for one in svg.iter("text"):
-        font = float(one.get("font-size", svg.get("font-size")))
-        wide, middle = text_width(one.text, font), one.get("dy") is not None
-        left = float(one.get("x")) - {"middle": wide / 2, "end": wide}.get(one.get("text-anchor"), 0)
-        base = float(one.get("y")) + 0.35 * font * middle
-        found.append((left, base - 0.7 * font, left + wide, base, one.text))
-    return found
+    actual = []
+    for item in svg.iter("text"):
+        font = float(item.get("font-size", svg.get("font-size")))
+        wide, middle = text_width(item.text, font), item.get("dy") is not None
+        left = float(item.get("x")) - {"middle": wide / 2, "end": wide}.get(item.get("text-anchor"), 0)
+        base = float(item.get("y")) + 0.35 * font * middle
+        actual.append((left, base - 0.7 * font, left + wide, base, item.text))
+    return actual
 
 
 def curves_of(num_epochs, size=1.0):
@@ -148,33 +148,33 @@ def test_texts_do_not_overlap_and_stay_inside_the_chart(make):
     for chart in make():
         svg = ET.fromstring(chart)
         _, _, wide, high = (float(number) for number in svg.get("viewBox").split())
-        found = boxes(svg)
-        for left, top, right, bottom, text in found:
+        actual = boxes(svg)
+        for left, top, right, bottom, text in actual:
             assert -1 <= left < right <= wide + 1, text
             assert 0 <= top < bottom <= high, text
-        for a, b in itertools.combinations(found, 2):
+        for a, b in itertools.combinations(actual, 2):
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
             assert apart, f"{a[4]!r} and {b[4]!r}"
 
 
 def test_videos_and_epochs_have_integer_ticks():
     for chart in (*reliability_of(1), *reliability_of(2), *curves_of(1), *curves_of(3)):
-        texts = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "middle"]
+        texts = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "middle"]
         assert all("." not in text for text in texts)
     (chart,) = reliability_of(5)
-    numbers = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "end"]
+    numbers = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "end"]
     assert numbers[-2:] == ["0", "5"]
 
 
 def test_runs_are_numbered_in_order_and_named_below():
     svg = ET.fromstring(costs_of(5, 3, 4)[0])
-    dots = [float(one.get("cx")) for one in svg.iter("circle")]
+    dots = [float(item.get("cx")) for item in svg.iter("circle")]
     assert dots[1] < dots[2] < dots[0]
-    bold = [one for one in svg.iter("text") if one.get("font-weight") == "bold"]
-    assert [one.text for one in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
+    bold = [item for item in svg.iter("text") if item.get("font-weight") == "bold"]
+    assert [item.text for item in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
     for number, dot in zip(bold[1:4], dots, strict=True):
         assert 0 < abs(float(number.get("x")) - dot) < 15
-    names = [one.text for one in svg.iter("text") if "long name" in one.text]
+    names = [item.text for item in svg.iter("text") if "long name" in item.text]
     assert len(names) == 3
     assert all(name.startswith("…") and name.endswith("long name ") for name in names)
 
@@ -185,9 +185,9 @@ def test_a_curve_goes_through_its_points():
 
     def place_of(anchor, coordinate, number):
         (a, at_a), (b, at_b), *_ = (
-            (float(one.text), float(one.get(coordinate)))
-            for one in svg.iter("text")
-            if one.get("text-anchor") == anchor and one.text != "epoch"
+            (float(item.text), float(item.get(coordinate)))
+            for item in svg.iter("text")
+            if item.get("text-anchor") == anchor and item.text != "epoch"
         )
         return at_a + (number - a) / (b - a) * (at_b - at_a)
 

@@ -163,7 +163,7 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag, **wanted):
         wanted = {key.rstrip("_").replace("_", "-"): value for key, value in wanted.items()}
-        return [a for found, a in self.elements if found == tag and wanted.items() <= a.items()]
+        return [a for actual, a in self.elements if actual == tag and wanted.items() <= a.items()]
 
     @property
     def text(self):
@@ -199,18 +199,20 @@ def test_the_page_has_the_numbers_of_the_result(report, page):
     right = round(result["video_accuracy"] * 24)
     assert f"{right} of 24 unseen videos are classified correctly (chance: 8)." in page.text
     low, high = result["video_accuracy_ci95"]
-    shown = [f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")]
-    shown += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
-    shown += [
+    displayed = [
+        f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")
+    ]
+    displayed += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
+    displayed += [
         "95 % interval (Wilson) over 24 videos",
         "2 clips × 1 crop of 4 frames (frame stride 2), 32 × 32 pixels",
     ]
-    shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
-    shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
-    for text in shown:
+    displayed += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
+    displayed += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
+    for text in displayed:
         assert text in page.text, text
-    for one in result["per_class"].values():
-        assert f"{100 * one['recall']:.1f} %" in page.text
+    for item in result["per_class"].values():
+        assert f"{100 * item['recall']:.1f} %" in page.text
 
 
 def test_every_cell_with_videos_is_a_labelled_button(report, page):
@@ -275,8 +277,8 @@ def test_charts_have_text_alternatives_and_headings_are_nested(page):
 
 
 def test_every_clip_is_in_the_file_once(report, text, page):
-    for video, one in report.previews.items():
-        assert text.count(base64.b64encode(one.sprite).decode()) == 1
+    for video, item in report.previews.items():
+        assert text.count(base64.b64encode(item.sprite).decode()) == 1
         assert page.data["clips"][str(video)]["frames"] == NUM_FRAMES
     mistakes = [int(figure["data-video"]) for figure in page.all("figure") if "data-video" in figure]
     assert mistakes == select_clips(report.predictions).explained
@@ -335,7 +337,7 @@ def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_pat
 def test_a_page_that_would_be_too_large_is_truncated_and_says_so(tmp_path):
     """600 classes, and nearly every mistake in its own cell: cells that cannot be opened are not in the data either."""
     names = tuple(f"class {i}" for i in range(600))
-    answers = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
+    outputs = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
     sure = [tuple(row) for row in np.eye(600).tolist()]
     predictions = [
         PredictionRow(
@@ -347,7 +349,7 @@ def test_a_page_that_would_be_too_large_is_truncated_and_says_so(tmp_path):
             probabilities=sure[predicted],
         )
         for truth in range(600)
-        for number, predicted in enumerate(answers[truth])
+        for number, predicted in enumerate(outputs[truth])
     ]
     report = make_report(
         names, per_class=1, clips=False, predictions=predictions, result=make_result(predictions, names)
@@ -472,24 +474,24 @@ def test_the_audit_of_a_model_at_chance_has_no_verdict():
 def test_classes_without_videos_are_named_and_have_no_metrics(tmp_path):
     """Two of five classes have no videos, and one of them is predicted; for a run and a cross-validation."""
     names = ("a", "b", "c", "d", "e")
-    some = [one for one in make_predictions(names) if one.label in ("a", "b", "c")]
-    others = [one for one in make_predictions(names, seed=1) if one.label == "c"]
+    some = [item for item in make_predictions(names) if item.label in ("a", "b", "c")]
+    others = [item for item in make_predictions(names, seed=1) if item.label == "c"]
     audit = {"per_class": dict.fromkeys("abc", 0.25) | dict.fromkeys("de"), "lost": 9, "gained": 0}
     audit |= {"video_accuracy": 0.25, "video_accuracy_ci95": [0.1, 0.4], "confusion": [[0] * 5] * 5}
     played = dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), audit)
     result = make_result(some, names, audit=played)
     folds = [
-        Fold(name, tmp_path / name, make_result(found, names), found, {}, CLIP)
-        for name, found in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
+        Fold(name, tmp_path / name, make_result(actual, names), actual, {}, CLIP)
+        for name, actual in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
     ]
     pool, predictions = pool_folds(folds)
-    for one, found in ((result, some), (pool, predictions)):
-        assert np.shape(one["confusion"]) == (5, 5)
-        assert one["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
-        assert one["per_class"]["d"]["precision"] == 0
-        json.dumps(one, allow_nan=False)
-        assert "no videos of: d, e" in result_text(one)
-        report = make_report(names, result=one, predictions=found, clips=False, run={}, epochs=(), config="")
+    for item, actual in ((result, some), (pool, predictions)):
+        assert np.shape(item["confusion"]) == (5, 5)
+        assert item["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
+        assert item["per_class"]["d"]["precision"] == 0
+        json.dumps(item, allow_nan=False)
+        assert "no videos of: d, e" in result_text(item)
+        report = make_report(names, result=item, predictions=actual, clips=False, run={}, epochs=(), config="")
         page = Page(written(report, tmp_path))
         assert "No videos of: d, e." in page.text
         assert not re.search(r"\b(nan|inf|None)\b", page.text)
@@ -538,7 +540,7 @@ def test_a_report_collects_the_files_of_a_run_and_its_evaluation_and_makes_clips
     selection = select_clips(predictions)
     assert report.model == "Conv3D"
     assert list(report.previews) == [video for video in selection.order if video != 0]
-    assert {v for v, one in report.previews.items() if one.heat_sprite} == set(selection.explained) - {0}
+    assert {v for v, item in report.previews.items() if item.heat_sprite} == set(selection.explained) - {0}
     assert [row["train_loss"] for row in report.epochs] == ["2.0", "1.5"]
     assert report.bad_videos == {"/data/bad.avi": "cut off"}
     assert report.cost.parameters == sum(p.numel() for p in untrained.model.parameters())
@@ -553,8 +555,8 @@ def test_a_report_collects_the_files_of_a_run_and_its_evaluation_and_makes_clips
 def predictions_for_files(names, video_folder):
     """Predictions for files that exist."""
     return [
-        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
-        for place, one in enumerate(make_predictions(names))
+        dataclasses.replace(item, path=str(video_folder / item.label / f"0{place % 8}.mp4"))
+        for place, item in enumerate(make_predictions(names))
     ]
 
 
@@ -571,7 +573,7 @@ def test_the_report_of_a_cross_validation_has_no_heat_maps_and_no_single_trainin
     (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, tmp_path / "evaluate")
     assert len(report.previews) == 15
-    assert not any(one.heat_sprite for one in report.previews.values())
+    assert not any(item.heat_sprite for item in report.previews.values())
     assert (report.epochs, report.run, report.bad_videos, report.config) == ((), {}, {}, "")
     page = Page(written(report, tmp_path))
     assert "mean over the folds" in page.text
@@ -590,7 +592,7 @@ def test_a_report_made_with_another_checkpoint_has_no_heat_maps(untrained, video
         write_result(evaluation, result | other, predictions)
         report = report_of_run(untrained, evaluation)
         assert len(report.previews) == 15
-        assert not any(one.heat_sprite for one in report.previews.values())
+        assert not any(item.heat_sprite for item in report.previews.values())
     text = Page(written(report, tmp_path)).text
     assert "best.ckpt (epoch 2, step 30), but this page was made with best.ckpt (epoch 2, step 20), so" in text
     assert f"stvid evaluate {untrained.folder} --split test --clips 2 --audit" in text
@@ -673,10 +675,10 @@ def test_the_summary_of_a_comparison_is_about_the_common_videos(tmp_path):
             name=name, folder=tmp_path / name, result=result, predictions=predictions, cost=None, training=None
         )
 
-    shared, own = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
+    shared, custom = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
     runs = [
-        run("X", {path: i < 11 for i, path in enumerate(shared)} | own),
-        run("Y", {path: i < 10 for i, path in enumerate(shared)} | own),
+        run("X", {path: i < 11 for i, path in enumerate(shared)} | custom),
+        run("Y", {path: i < 10 for i, path in enumerate(shared)} | custom),
         run("Z", {path: i < 15 for i, path in enumerate(shared)}),
     ]
     comparison = compare_runs(runs)
