@@ -334,7 +334,7 @@ def test_a_run_without_checkpoints_is_an_error(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     done = command("evaluate", tmp_path)
     assert done.returncode == 2
-    assert "holds no checkpoints/best.ckpt" in done.stderr
+    assert "has no checkpoints/best.ckpt" in done.stderr
 
 
 CLASSES = ("jump", "run", "sit")

@@ -261,7 +261,7 @@ def test_a_users_mistake_with_weights_is_an_input_error(tmp_path):
     for weights, text in (
         (tmp_path / "stranger.pth", "belong to another architecture"),
         (tmp_path / "nothing.ckpt", "there is no such file"),
-        (tmp_path, r"holds no checkpoints/best\.ckpt"),
+        (tmp_path, r"has no checkpoints/best\.ckpt"),
     ):
         with pytest.raises(InputError, match=text):
             build_model({**CONV3D, "weights": str(weights)}, num_classes=2)
