@@ -1,34 +1,57 @@
-"""Trains a model and judges it on validation videos.
+"""Trains a model and evaluates it on the validation videos.
 
 python train.py                                         the built-in data set, a 3D CNN
 python train.py model=cnn_lstm data=folder data.root=DIR
 python train.py -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3
 python train.py resume=RUN
+python train.py --help                                  all choices and keys
 """
 
+import sys
+
+from stvid.errors import report_errors
+from stvid.run.config_help import exit_if_help
+
+if __name__ == "__main__":
+    with report_errors():
+        exit_if_help(sys.argv[1:])
+
 import logging
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.loading import probe_cache
 from stvid.device import limit_cpu_threads, resolve_precision
-from stvid.errors import report_errors
 from stvid.evaluation.evaluate import evaluate, select_test_split
+from stvid.evaluation.results import write_result
+from stvid.evaluation.text import headline
 from stvid.preprocess import Preprocess
-from stvid.report.report import write_results
+from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint, record
 from stvid.run.config import hydra_errors_as_input_errors
-from stvid.run.folder import display_path
-from stvid.run.resume import last_checkpoint, starting_model
-from stvid.run.start import as_used, finished, is_multirun, leaving_no_empty_run, open_run, save_run
+from stvid.run.folder import RunFolder, display_path, project_root
+from stvid.run.provenance import run_record
+from stvid.run.resume import build_or_resume_model
+from stvid.run.start import (
+    finished_accuracy,
+    is_multirun,
+    open_run,
+    remove_empty_run_folder,
+    save_run,
+    with_used_values,
+)
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
+from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
 from stvid.training.callbacks import callbacks, close_logger, logger_arguments, plugins
+from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
 from stvid.training.lr_finder import find_lr
@@ -37,29 +60,60 @@ from stvid.training.task import ClassificationTask
 log = logging.getLogger("stvid")
 
 
-def train(config: DictConfig, run: Path) -> float:
-    """One run, from its config to `result.json`; returns the video accuracy on val."""
+def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float:
+    """Trains and evaluates one run. Returns its video accuracy on val; with `find_lr` the learning rate, or NaN."""
+    ignore_expected_warnings()
+    settings = OmegaConf.to_container(config, resolve=True)
+    log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
+
+    # seed
     pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    # data: the manifest with its splits, and which videos are unreadable
     data = instantiate(config.data.datamodule, _convert_="all")
     data.setup()
-    classes = data.manifest.class_names
-    plain = {**OmegaConf.to_container(config, resolve=True), "class_names": list(classes)}
-    last = last_checkpoint(run, resume=bool(config.resume))
-    model, data.position = starting_model(last, plain, data.clip, num_classes=len(classes))
-    optimization = instantiate(config.optimizer, _convert_="all")
+    class_names = data.manifest.class_names
+    settings["class_names"] = list(class_names)
+    log.info("%d training videos, %d validation videos, %d classes", len(data.train), len(data.val), len(class_names))
 
+    # model: a new one, or that of the run's last checkpoint
+    checkpoint = folder.last_ckpt if config.resume and folder.last_ckpt.is_file() else None
+    model, data.position = build_or_resume_model(checkpoint, settings, data.clip, num_classes=len(class_names))
+
+    # trainer: device, precision, callbacks, logger
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    options = {key: config[key] for key in ("save_every", "requeue", "ema", "early_stopping")}
-    parts = {"precision": precision, "plugins": plugins(config.trainer.sync_batchnorm), "sync_batchnorm": False}
-    make_trainer = partial(instantiate, config.trainer, _convert_="all", **parts)
-    logger = instantiate(config.logger, **logger_arguments(config.logger, run)) if config.logger else False
-    watching = callbacks(run, data, has_logger=bool(logger), report=pruning_reporter(run), **options)
-    trainer = make_trainer(logger=logger, callbacks=[*watching, table := EpochTable(path=run / "metrics.csv")])
-    limit_cpu_threads((device := trainer.strategy.root_device).type)
-    log.info("%d training videos, %d to validate on; run folder %s", len(data.train), len(data.val), display_path(run))
-    data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
-    plain = as_used(plain, precision=precision, batch_size=data.batch_size)
+    make_trainer = partial(
+        instantiate,
+        config.trainer,
+        _convert_="all",
+        precision=precision,
+        plugins=plugins(config.trainer.sync_batchnorm),
+        sync_batchnorm=False,
+    )
+    logger = instantiate(config.logger, **logger_arguments(config.logger, folder.path)) if config.logger else False
+    epoch_table = EpochTable(path=folder.metrics_csv)
+    run_callbacks = callbacks(
+        data,
+        best_checkpoint=folder.best_ckpt,
+        last_checkpoint=folder.last_ckpt,
+        bad_videos=folder.bad_videos_csv,
+        has_logger=bool(logger),
+        save_every=config.save_every,
+        requeue=config.requeue,
+        ema=config.ema,
+        early_stopping=config.early_stopping,
+        report=pruning_reporter(folder.path),
+    )
+    trainer = make_trainer(logger=logger, callbacks=[*run_callbacks, epoch_table])
+    device = trainer.strategy.root_device
+    limit_cpu_threads(device.type)
 
+    # batch size: as configured, or the largest one that fits
+    optimization = instantiate(config.optimizer, _convert_="all")
+    data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
+    settings = with_used_values(settings, precision=precision, batch_size=data.batch_size)
+
+    # task: the training and validation steps
     task = ClassificationTask(
         model=model,
         preprocess=Preprocess(clip=data.clip),
@@ -68,37 +122,71 @@ def train(config: DictConfig, run: Path) -> float:
         mixing=instantiate(config.mixing),
         class_weights=data.class_weights,
         seed=config.seed,
-        record=record(config=plain, clip=data.clip, class_names=classes, protocol=data.protocol),
+        record=record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
     )
-    store_features(data, task, precision=precision, device=device, config=plain["model"])
+    store_features(data, task, precision=precision, device=device, config=settings["model"])
+
+    # fit
     if config.find_lr:
-        return find_lr(make_trainer, task, data, run) or float("nan")
+        rate = find_lr(make_trainer, task, data, table=folder.lr_finder_csv, picture=folder.lr_finder_png)
+        return rate or float("nan")
     if trainer.is_global_zero:
-        save_run(run, plain, data.manifest)
-    trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+        save_run(folder, settings, data.manifest)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     close_logger(logger)
 
-    held = select_test_split(trained := load_checkpoint(run, calibrated=False, trust=config.trust), split="val")
-    result, predictions = evaluate(trained, held, split="val", device=device, num_workers=data.num_workers)
+    # result: the best checkpoint, evaluated on val
+    trained = load_checkpoint(folder.path, calibrated=False, trust=config.trust)
+    val = select_test_split(trained, split="val")
+    result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
-        training = {"device": device.type, "precision": precision, **table.summary()}
-        facts = {"config": plain, "data": data, "training": training, "epochs": trainer.current_epoch}
-        write_results(trained, result, predictions, **facts)
+        training = {"device": device.type, "precision": precision, **epoch_table.summary()}
+        result = {**result, "seed": config.seed, **training, **_provenance(data, folder), "config": settings}
+        write_result(folder.path, result, predictions)
+        log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)
+        _log_next_commands(data, folder)
+        if draws_report:
+            draw_report(trained, folder.path, cache=probe_cache(data.manifest))
+            log.info("look at it   %s", display_path(folder.report_html))
     return result["video_accuracy"]
 
 
-def train_or_tell(config: DictConfig) -> float:
-    """The run, or what it has reached, where there is nothing left to do."""
-    reached = finished(config)
-    return train(*open_run(config)) if reached is None else reached
+def _summary(settings: Mapping) -> str:
+    """The model and its videos, as far as they are known before the data set is read."""
+    model = settings["model"]["_target_"].rpartition(".")[2]
+    data = settings["data"]
+    default = data["datamodule"]["manifest"]["_target_"]
+    return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
+
+
+def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
+    num_bad = len(read_bad_videos(folder.bad_videos_csv))
+    return run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
+
+
+def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
+    run = display_path(folder.path)
+    log.info("run folder   %s", run)
+    log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", run)
+
+
+def train_unless_finished(config: DictConfig) -> float:
+    """Trains, except for a resumed run that is already finished. Returns the video accuracy on val."""
+    accuracy = finished_accuracy(config)
+    if accuracy is not None:
+        return accuracy
+    is_trial = is_multirun()
+    config, folder = open_run(config)
+    return train(config, folder, draws_report=config.report and not is_trial)  # a sweep would draw one for each trial
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
-    if is_multirun():  # Hydra takes note of a run that failed and goes on with the next
-        return train_or_tell(config)
-    with report_errors(), hydra_errors_as_input_errors(), leaving_no_empty_run():
-        return train_or_tell(config)
+    if is_multirun():  # Hydra records a run that fails and continues with the next one
+        return train_unless_finished(config)
+    with report_errors(), hydra_errors_as_input_errors(), remove_empty_run_folder():
+        return train_unless_finished(config)
 
 
 if __name__ == "__main__":

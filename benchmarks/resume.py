@@ -1,12 +1,12 @@
-"""Runs that are killed (SIGKILL) and go on: are they, to the last bit, the run that was never killed?
+"""Kills runs (SIGKILL), resumes them, and compares them, bit for bit, with a run that was never killed.
 
 python benchmarks/resume.py                     20 kills, 5 in each of four runs
 python benchmarks/resume.py --kills 3 --each 3
 
 Both families, on the CPU, with dropout, mixup, cutmix, an average of the weights, gradient accumulation, checkpoints
-every 2 steps and readers in processes of their own. A kill comes at a random moment of what is left of the run, every
-other one as soon as a checkpoint is being written. Compared are all tensors of `best.ckpt` and `last.ckpt` (weights,
-average, optimizer), `metrics.csv` but for its times, and the numbers of `result.json`. Exits with 1 where one differs.
+every 2 steps and worker processes that read videos. Kills come at random times; every second one waits until a
+checkpoint is being written. The benchmark compares all tensors of `best.ckpt` and `last.ckpt` (weights, average,
+optimizer), `metrics.csv` without its times, and the numbers of `result.json`. It exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # who forks with threads of its own leaves processes that wait for them
+os.environ["OMP_NUM_THREADS"] = "1"  # a forked process would wait for threads that only its parent has
 
 import torch
 
@@ -40,8 +41,8 @@ SMALL = (
 
 
 def train(arguments: list[str], log: Path) -> None:
-    """One process: what `python train.py ARGUMENTS` does, without the seconds of its imports."""
-    os.setsid()  # with its readers a group that is killed together
+    """`python train.py ARGUMENTS`, in a process that has its imports already."""
+    os.setsid()  # a group with its workers, which is killed together
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -55,18 +56,28 @@ def start(arguments: list[str], log: Path) -> multiprocessing.Process:
     return process
 
 
-def whole(arguments: list[str], log: Path) -> float:
-    """Trains to the end; seconds that it took."""
-    began = time.monotonic()
+def train_to_end(arguments: list[str], log: Path) -> float:
+    """Trains without a kill. Returns the seconds that it took."""
+    start_time = time.monotonic()
     process = start(arguments, log)
     process.join()
     if process.exitcode:
         raise SystemExit(f"exit code {process.exitcode} of {' '.join(arguments)}\n{log.read_text()}")
-    return time.monotonic() - began
+    return time.monotonic() - start_time
 
 
-def kill(arguments: list[str], log: Path, folder: Path, *, after: float, writing: bool) -> str | None:
-    """Trains, and kills it some seconds later, if need be as soon as it writes; what it was killed in, if it was."""
+def train_and_kill(arguments: list[str], log: Path, folder: Path, *, after: float, writing: bool) -> str | None:
+    """Trains and kills the run.
+
+    Args:
+        arguments, log: of `train`.
+        folder: of the checkpoints.
+        after: seconds until the kill.
+        writing: wait for the next checkpoint that is being written.
+
+    Returns:
+        `writing` or `anything else`: what the run did when it was killed; None if it ended before.
+    """
     process = start(arguments, log)
     time.sleep(min(after, 0.5))
     deadline = time.monotonic() + after
@@ -90,40 +101,41 @@ def partial_files(folder: Path) -> list[str]:
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    found = []
+    """What differs between two runs."""
+    different = []
     for name in ("best.ckpt", "last.ckpt"):
-        mine, other = (dict(leaves(read(folder / "checkpoints" / name))) for folder in (run, reference))
-        found += [f"{name}: {key}" for key in mine.keys() | other.keys() if not same(mine.get(key), other.get(key))]
-    mine, other = (rows(folder / "metrics.csv") for folder in (run, reference))
-    found += ["metrics.csv"] * (mine != other)
-    mine, other = (json.loads((folder / "result.json").read_text()) for folder in (run, reference))
-    return found + [f"result.json: {key}" for key in RESULTS if mine[key] != other[key]]
+        a, b = (dict(leaves(read_checkpoint(folder / "checkpoints" / name))) for folder in (run, reference))
+        different += [f"{name}: {key}" for key in a.keys() | b.keys() if not equal(a.get(key), b.get(key))]
+    a, b = (read_metrics(folder / "metrics.csv") for folder in (run, reference))
+    different += ["metrics.csv"] * (a != b)
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (run, reference))
+    return different + [f"result.json: {key}" for key in RESULTS if a[key] != b[key]]
 
 
-def read(path: Path) -> dict:
+def read_checkpoint(path: Path) -> dict:
     content = torch.load(path, weights_only=True)
-    wanted = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "totals")
-    return {key: content.get(key) for key in (*wanted, "epoch", "global_step")}
+    keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "totals")
+    return {key: content.get(key) for key in (*keys, "epoch", "global_step")}
 
 
-def leaves(node: object, place: str = ""):
+def leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, dict):
-        for key, below in node.items():
-            yield from leaves(below, f"{place}/{key}")
+        for key, child in node.items():
+            yield from leaves(child, f"{place}/{key}")
     elif isinstance(node, list | tuple):
-        for i, below in enumerate(node):
-            yield from leaves(below, f"{place}/{i}")
+        for i, child in enumerate(node):
+            yield from leaves(child, f"{place}/{i}")
     else:
         yield place, node
 
 
-def same(one: object, other: object) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return type(one) is type(other) and one == other
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
 
 
-def rows(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     with path.open(newline="") as file:
         return [{key: value for key, value in row.items() if key not in TIMED} for row in csv.DictReader(file)]
 
@@ -132,9 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--each", type=int, default=5, help="kills in one run (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
     options = parser.parse_args()
-    chance, failures, kills = random.Random(options.seed), 0, 0
+    rng, failures, num_kills = random.Random(options.seed), 0, 0
     sys.path.insert(0, str(TRAIN.parent))
     import stvid.cli
     import stvid.commands.cost
@@ -142,31 +154,32 @@ def main() -> None:
 
     print(f"{'model':<10}{'killed while':<40}{'equal':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        folder, took = Path(folder), {}
+        folder, seconds = Path(folder), {}
         common = [*SMALL, f"data.root={folder / 'actions'}"]
-        while kills < options.kills:
-            model = ("conv3d", "cnn_lstm")[kills // options.each % 2]
-            reference, run, log = folder / model, folder / f"{model}_{kills}", folder / f"{model}.log"
-            if model not in took:
-                fresh = [*common, f"model={model}", f"hydra.run.dir={reference}"]
-                whole(fresh, log)  # renders the videos, too
-                took[model] = whole([*fresh[:-1], f"hydra.run.dir={folder / model}_again"], log)
-            times, arguments = [], [*common, f"model={model}", f"hydra.run.dir={run}"]
-            while len(times) < options.each and kills + len(times) < options.kills:
-                after, writing = chance.uniform(0, took[model] * 0.6), len(times) % 2 == 1
-                killed = kill(arguments, log, run / "checkpoints", after=after, writing=writing)
+        while num_kills < options.kills:
+            model = ("conv3d", "cnn_lstm")[num_kills // options.each % 2]
+            reference, run, log = folder / model, folder / f"{model}_{num_kills}", folder / f"{model}.log"
+            new_run = [*common, f"model={model}"]
+            if model not in seconds:
+                train_to_end([*new_run, f"hydra.run.dir={reference}"], log)  # also renders the videos
+                seconds[model] = train_to_end([*new_run, f"hydra.run.dir={folder / model}_again"], log)
+            arguments, states = [*new_run, f"hydra.run.dir={run}"], []
+            while len(states) < options.each and num_kills + len(states) < options.kills:
+                after, writing = rng.uniform(0, seconds[model] * 0.6), len(states) % 2 == 1
+                state = train_and_kill(arguments, log, run / "checkpoints", after=after, writing=writing)
                 if (run / "config.yaml").exists():
                     arguments = [f"resume={run}"]
-                if killed is None:  # it was quicker
+                if state is None:  # the run ended before the kill
                     break
-                times.append(killed)
-            kills += len(times)
-            whole(arguments, log)
-            found = differences(run, reference)
-            failures += bool(found)
-            shown = ", ".join(f"{times.count(what)} {what}" for what in sorted(set(times)))
-            print(f"{model:<10}{shown:<40}{'no' if found else 'yes':>8}", *found[:5], sep="\n  " if found else "")
-    print(f"{kills} kills, {failures} runs differ")
+                states.append(state)
+            num_kills += len(states)
+            train_to_end(arguments, log)
+            different = differences(run, reference)
+            failures += bool(different)
+            counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+            print(f"{model:<10}{counts:<40}{'no' if different else 'yes':>8}")
+            print(*(f"  {place}" for place in different[:5]), sep="\n", end="\n" if different else "")
+    print(f"{num_kills} kills, {failures} runs differ")
     raise SystemExit(1 if failures else 0)
 
 

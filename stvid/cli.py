@@ -1,6 +1,6 @@
-"""The `stvid` command: parses the options, then imports and runs the module of the verb.
+"""The `stvid` command: parses the options, then imports and runs the module of the command.
 
-Nothing here imports torch, so that `--help` and a mistake in the options are fast.
+Nothing here imports torch, so `--help` and errors in options appear at once.
 """
 
 from __future__ import annotations
@@ -18,23 +18,21 @@ from pathlib import Path
 
 from stvid import __version__
 from stvid.errors import InputError, report_errors
-from stvid.run.folder import home
+from stvid.run.folder import project_root
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
   stvid train    [overrides]                       train a model (in a checkout also: python train.py)
-  stvid cost     [overrides] [--json F]            what the model will need: parameters, memory, compute
-  stvid check    [overrides] [--json F]            decode every video of the data set, say what is wrong with it
-  stvid prepare  [overrides] --out DIR             transcode it to small files that are read several times faster
+  stvid cost     [overrides] [--json F]            parameters, memory and compute of a model, before training
+  stvid check    [overrides] [--json F]            decode every video of a data set, report what is wrong with it
+  stvid prepare  [overrides] --out DIR             transcode a data set to small files that are read faster
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
-  stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or about several side by side
+  stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--json F]
 
-Before a run you override a config (model=cnn_lstm data.root=DIR); after a run you point at the run.
-stvid COMMAND --help says more.
+Before a run you override a config (model=cnn_lstm data.root=DIR); after a run you name the run.
+stvid COMMAND --help lists the options of a command; stvid train --help all config keys.
 """
-
-
 DATA_SET = "which data set: the same overrides as for train, such as data=folder data.root=DIR"
 
 
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if arguments[:1] == ["train"]:
             _train(arguments[1:])
         else:
-            _run(arguments)
+            _run_command(arguments)
     except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
@@ -55,24 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(overrides: Sequence[str]) -> None:
-    script = home() / "train.py"
+    script = project_root() / "train.py"
     sys.argv = [str(script), *overrides]
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run_command(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid Unicode
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with report_errors():
         for name in options.output_files:
             _check_output_file(f"--{name}", getattr(options, name))
-        options.again = functools.partial(main, arguments)  # the same command, in another process
-        importlib.import_module(f"stvid.commands.{options.verb}").run(options)
+        options.run_again = functools.partial(main, arguments)  # for other processes, see --processes
+        importlib.import_module(f"stvid.commands.{options.command}").run(options)
 
 
 def _check_output_file(option: str, name: str | None) -> None:
+    """Raises InputError if the file of an option cannot be written; before the work, not after it."""
     if name is None:
         return
     path = Path(name).absolute()
@@ -86,7 +85,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; overrides may come before, between and after them."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
@@ -96,115 +95,118 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stvid", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
-    verbs = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid", dest="verb")
-    verbs.add_parser("train", allow_abbrev=False, help="train a model; takes config overrides")  # see main
-    _add_cost(verbs)
-    _add_check(verbs)
-    _add_prepare(verbs)
-    _add_evaluate(verbs)
-    _add_report(verbs)
-    _add_predict(verbs)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid", dest="command")
+    commands.add_parser("train", allow_abbrev=False, help="train a model; takes config overrides")  # see main
+    _add_cost(commands)
+    _add_check(commands)
+    _add_prepare(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
+    _add_predict(commands)
     return parser
 
 
-def _add_verb(
-    verbs: argparse._SubParsersAction, name: str, description: str, *, output_files: Sequence[str] = ("json",)
+def _add_command(
+    commands: argparse._SubParsersAction, name: str, description: str, *, output_files: Sequence[str] = ("json",)
 ) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, allow_abbrev=False, help=description)
-    verb.set_defaults(output_files=output_files)
-    return verb
+    parser = commands.add_parser(name, allow_abbrev=False, help=description)
+    parser.set_defaults(output_files=output_files)
+    return parser
 
 
-def _workers(text: str) -> int | str:
+def _number_or_text(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _add_overrides(verb: argparse.ArgumentParser, description: str = DATA_SET) -> None:
-    verb.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=description)
+def _add_overrides(parser: argparse.ArgumentParser, description: str = DATA_SET) -> None:
+    parser.add_argument("overrides", metavar="overrides", nargs="*", default=[], help=description)
 
 
-def _add_workers(verb: argparse.ArgumentParser) -> None:
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     description = "processes that read videos (default: one for two cores)"
-    verb.add_argument("--workers", type=_workers, default="auto", help=description)
+    parser.add_argument("--workers", type=_number_or_text, default="auto", help=description)
 
 
-def _add_trust(verb: argparse.ArgumentParser) -> None:
+def _add_trust(parser: argparse.ArgumentParser) -> None:
     description = "import a model of your own, if the run names a class in this package or module; may be repeated"
-    verb.add_argument("--trust", metavar="MODULE", action="append", default=[], help=description)
+    parser.add_argument("--trust", metavar="MODULE", action="append", default=[], help=description)
 
 
-def _add_cost(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(
-        verbs, "cost", "parameters, memory and compute of a model, before training", output_files=("json", "out")
+def _add_cost(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "cost", "parameters, memory and compute of a model, before training", output_files=("json", "out")
     )
-    _add_overrides(verb, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
+    _add_overrides(parser, "the same as for train, such as model=r3d_18 clip.size=112 data.batch_size=8")
     description = "number of classes (default: those of a published data set, else 400)"
-    verb.add_argument("--classes", type=int, metavar="N", help=description)
-    verb.add_argument("--frames", type=int, metavar="N", help="frames of a clip (default: clip.num_frames)")
+    parser.add_argument("--classes", type=int, metavar="N", help=description)
+    parser.add_argument("--frames", type=int, metavar="N", help="frames of a clip (default: clip.num_frames)")
     description = "device to estimate for; this machine need not have it (default: the one training would use)"
-    verb.add_argument("--device", choices=("cpu", "cuda"), help=description)
-    verb.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
-    verb.add_argument("--out", metavar="F", help="with --compare: draw the comparison, .png, .svg or .pdf")
-    verb.add_argument("--json", metavar="F", help="also write the report to this file")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=description)
+    parser.add_argument("--compare", action="store_true", help="conv3d and cnn_lstm side by side, 1 to 1,000 frames")
+    parser.add_argument("--out", metavar="F", help="with --compare: draw the comparison, .png, .svg or .pdf")
+    parser.add_argument("--json", metavar="F", help="also write the report to this file")
 
 
-def _add_check(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(verbs, "check", "decode every video of a data set and print what is wrong with it")
-    _add_overrides(verb)
-    verb.add_argument("--json", metavar="F", help="also write the report, with every file, to this file")
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "check", "decode every video of a data set and print what is wrong with it")
+    _add_overrides(parser)
+    parser.add_argument("--json", metavar="F", help="also write the report, with every file, to this file")
 
 
-def _add_prepare(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(verbs, "prepare", "transcode a data set to small files that are read faster")
-    _add_overrides(verb)
-    verb.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to continue in")
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "prepare", "transcode a data set to small files that are read faster")
+    _add_overrides(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to continue in")
     number = {"type": int, "metavar": "N"}
-    verb.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
-    verb.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
-    verb.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
-    verb.add_argument("--json", metavar="F", help="also write the summary to this file")
+    parser.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
+    parser.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
+    parser.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
+    parser.add_argument("--json", metavar="F", help="also write the summary to this file")
 
 
-def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(verbs, "evaluate", "evaluate a run, or a cross-validation, on held-out videos")
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "evaluate", "evaluate a run, or a cross-validation, on held-out videos")
     description = "a run folder or a checkpoint; several runs, or a sweep's folder, are a cross-validation"
-    verb.add_argument("runs", metavar="RUN", nargs="+", help=description)
-    verb.add_argument("--split", default="test", help="train, val or test (default: test)")
-    verb.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
-    verb.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=description)
+    parser.add_argument("--split", default="test", help="train, val or test (default: test)")
+    parser.add_argument("--clips", type=int, help="clips spread over each video (default: as in training)")
+    parser.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
     description = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
-    verb.add_argument("--audit", action="store_true", help=description)
-    verb.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
-    verb.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
-    verb.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
-    verb.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
-    _add_workers(verb)
-    _add_trust(verb)
+    parser.add_argument("--audit", action="store_true", help=description)
+    parser.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
+    parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
+    parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
+    _add_workers(parser)
+    _add_trust(parser)
     description = "processes that evaluate together, one per GPU (default: 1)"
-    verb.add_argument("--processes", type=int, default=1, metavar="N", help=description)
-    verb.add_argument("--json", metavar="F", help="also write the result to this file")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help=description)
+    parser.add_argument("--json", metavar="F", help="also write the result to this file")
 
 
-def _add_report(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(
-        verbs, "report", "a page about a run or an evaluation, or a comparison of several", output_files=("json", "out")
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "report",
+        "a page about a run or an evaluation, or a comparison of several",
+        output_files=("json", "out"),
     )
-    verb.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
     description = "which evaluation (default: for one run its own on val, for several test)"
-    verb.add_argument("--split", help=description)
-    verb.add_argument("--out", metavar="F.html", help="write the page to this file")
-    _add_trust(verb)
-    verb.add_argument("--json", metavar="F", help="also write the comparison to this file")
+    parser.add_argument("--split", help=description)
+    parser.add_argument("--out", metavar="F.html", help="write the page to this file")
+    _add_trust(parser)
+    parser.add_argument("--json", metavar="F", help="also write the comparison to this file")
 
 
-def _add_predict(verbs: argparse._SubParsersAction) -> None:
-    verb = _add_verb(verbs, "predict", "the most probable classes of video files")
-    verb.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
-    verb.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
-    verb.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
-    _add_workers(verb)
-    _add_trust(verb)
-    verb.add_argument("--json", metavar="F", help="also write the predictions to this file")
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "predict", "the most probable classes of video files")
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    _add_workers(parser)
+    _add_trust(parser)
+    parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
 
 
 if __name__ == "__main__":

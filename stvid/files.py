@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all: after a kill the old file is still there."""
+"""Atomic writes, so that a kill leaves either the old file or the new one; and locks between processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filelock import FileLock
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it replaces `path` when the block ends without an error."""
+    """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -24,10 +24,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
-    """Lets one process at a time run the block, by a lock file beside `path`; a killed process releases the lock.
+def file_lock(path: str | os.PathLike) -> Iterator[None]:
+    """Runs the block in one process at a time, with a lock file beside `path`. A killed process releases the lock.
 
-    Without permission to write beside `path` there is no lock, and no waiting.
+    Without permission to write beside `path` there is no lock.
     """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name.lstrip('.')}.lock"))
@@ -44,7 +44,7 @@ def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike, content: dict | list) -> None:
-    """Writes indented JSON in UTF-8; file names that are not valid UTF-8 survive the round trip."""
+    """Writes indented JSON in UTF-8. Names with bytes that are not UTF-8 are the same after reading."""
     with replacing(path) as partial:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate's escape is JSON's
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # writes lone surrogates as JSON escapes

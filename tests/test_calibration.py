@@ -5,23 +5,23 @@ import torch
 from stvid.evaluation.calibration import fit_temperature
 
 
-def overconfident(times: float, videos: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that are too large by a factor, and labels that are drawn from the true probabilities."""
+def scaled_logits(factor: float, videos: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits multiplied by a factor, and labels drawn from the original probabilities."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 1.5, (videos, 4))
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = (chances.cumsum(1) > rng.random((videos, 1))).argmax(1)
-    return torch.tensor(logits * times), torch.tensor(labels)
+    return torch.tensor(logits * factor), torch.tensor(labels)
 
 
-@pytest.mark.parametrize("times", [0.5, 1.0, 3.0])
-def test_the_temperature_takes_back_by_how_much_logits_are_too_large(times):
-    logits, labels = overconfident(times)
-    assert fit_temperature(logits, torch.arange(len(labels)), labels) == pytest.approx(times, rel=0.06)
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_recovers_the_scale_of_the_logits(factor):
+    logits, labels = scaled_logits(factor)
+    assert fit_temperature(logits, torch.arange(len(labels)), labels) == pytest.approx(factor, rel=0.06)
 
 
-def test_no_other_temperature_has_a_lower_loss():
-    logits, labels = overconfident(2.0, videos=300)
+def test_the_temperature_minimises_the_loss():
+    logits, labels = scaled_logits(2.0, videos=300)
     logits = torch.cat([logits, logits.roll(1, 1) * 0.3])  # two views of each
     videos = torch.arange(300).repeat(2)
 
@@ -33,5 +33,5 @@ def test_no_other_temperature_has_a_lower_loss():
     assert loss(best) <= min(loss(t) for t in np.geomspace(0.1, 10, 400)) + 1e-6
 
 
-def test_answers_without_a_mistake_do_not_become_certain():
+def test_the_temperature_has_a_lower_limit():
     assert fit_temperature(torch.eye(3) * 5, torch.arange(3), torch.arange(3)) == pytest.approx(0.1, rel=0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from stvid.data.sampling import PLAYBACKS
 from stvid.report import charts
-from stvid.report.scales import width
+from stvid.report.scales import text_width
 
 EPOCHS = [
     {
@@ -39,7 +39,7 @@ def all_charts():
         *charts.learning_curves(EPOCHS, best=3),
         charts.reliability({"reliability": BINS}),
         charts.audit_bars(AUDITED),
-        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", identity="cost-0"),
+        charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", chart_id="cost-0"),
     ]
 
 
@@ -48,7 +48,7 @@ def drawn():
     return all_charts()
 
 
-def test_every_chart_is_a_picture_with_a_title_and_a_description(drawn):
+def test_every_chart_is_an_image_with_title_and_description(drawn):
     for svg in drawn:
         root = ET.fromstring(svg)
         assert root.get("role") == "img"
@@ -62,23 +62,23 @@ def test_descriptions_state_the_numbers(drawn):
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
-    assert "75.0\u00a0% of 8 videos right" in reliability
-    assert "as they are: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
+    assert "75.0\u00a0% of 8 videos correct" in reliability
+    assert "unchanged: 90.0\u00a0% (80.0 to 95.0\u00a0%)" in audit
     for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
         assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
     assert "at 1e+06" in cost
 
 
-def test_ids_of_all_charts_are_apart_and_every_reference_is_met(drawn):
-    ids = [found for svg in drawn for found in re.findall(r'\bid="([^"]+)"', svg)]
+def test_ids_are_unique_over_all_charts_and_references_exist(drawn):
+    ids = [actual for svg in drawn for actual in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
     for svg in drawn:
-        own = set(re.findall(r'\bid="([^"]+)"', svg))
-        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
+        custom = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= custom
 
 
-def test_colours_and_fonts_are_the_page_s(drawn):
+def test_colours_and_fonts_are_those_of_the_page(drawn):
     for svg in drawn:
         assert not re.search(r"#[0-9a-f]{6}\b", svg), "a colour of its own"
         assert "var(--" in svg
@@ -86,32 +86,32 @@ def test_colours_and_fonts_are_the_page_s(drawn):
         assert "DejaVu" not in svg
 
 
-def test_nothing_of_the_page_around_is_touched_or_asked_for(drawn):
+def test_charts_have_no_styles_scripts_or_links(drawn):
     for svg in drawn:
         assert "<style" not in svg
         assert "<script" not in svg
         assert "http" not in svg
 
 
-def test_the_same_numbers_give_the_same_chart(drawn):
+def test_charts_are_deterministic(drawn):
     assert all_charts() == drawn
 
 
-def test_names_of_runs_are_text(drawn):
+def test_names_of_runs_are_escaped(drawn):
     texts = [element.text for element in ET.fromstring(drawn[-1]).iter("text")]
     assert "<run> $a_1$ & \\udcff" in texts
 
 
 def boxes(svg):
-    """Left, top, right and bottom of every text, with letters as wide as they may be, and the text."""
-    found = []
-    for one in svg.iter("text"):
-        font = float(one.get("font-size", svg.get("font-size")))
-        wide, middle = width(one.text, font), one.get("dy") is not None
-        left = float(one.get("x")) - {"middle": wide / 2, "end": wide}.get(one.get("text-anchor"), 0)
-        base = float(one.get("y")) + 0.35 * font * middle
-        found.append((left, base - 0.7 * font, left + wide, base, one.text))
-    return found
+    """Left, top, right and bottom of every text, with the largest width of a letter, and the text."""
+    actual = []
+    for item in svg.iter("text"):
+        font = float(item.get("font-size", svg.get("font-size")))
+        wide, middle = text_width(item.text, font), item.get("dy") is not None
+        left = float(item.get("x")) - {"middle": wide / 2, "end": wide}.get(item.get("text-anchor"), 0)
+        base = float(item.get("y")) + 0.35 * font * middle
+        actual.append((left, base - 0.7 * font, left + wide, base, item.text))
+    return actual
 
 
 def curves_of(num_epochs, size=1.0):
@@ -130,7 +130,7 @@ def audit_of(num_classes):
 
 def costs_of(*costs):
     points = [charts.Point("a run with a long name " * 5, cost, 0.8, (0.7, 0.9)) for cost in costs]
-    return [charts.accuracy_over_cost(points, cost="FLOPs a video", identity="cost-0")]
+    return [charts.accuracy_over_cost(points, cost="FLOPs a video", chart_id="cost-0")]
 
 
 @pytest.mark.parametrize(
@@ -144,50 +144,50 @@ def costs_of(*costs):
     ],
     ids=lambda make: f"{make.func.__name__} {make.args}",
 )
-def test_no_text_covers_another_or_leaves_the_picture(make):
+def test_texts_do_not_overlap_and_stay_inside_the_chart(make):
     for chart in make():
         svg = ET.fromstring(chart)
         _, _, wide, high = (float(number) for number in svg.get("viewBox").split())
-        found = boxes(svg)
-        for left, top, right, bottom, text in found:
+        actual = boxes(svg)
+        for left, top, right, bottom, text in actual:
             assert -1 <= left < right <= wide + 1, text
             assert 0 <= top < bottom <= high, text
-        for a, b in itertools.combinations(found, 2):
+        for a, b in itertools.combinations(actual, 2):
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
             assert apart, f"{a[4]!r} and {b[4]!r}"
 
 
-def test_only_whole_videos_and_epochs_are_counted():
+def test_videos_and_epochs_have_integer_ticks():
     for chart in (*reliability_of(1), *reliability_of(2), *curves_of(1), *curves_of(3)):
-        texts = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "middle"]
+        texts = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "middle"]
         assert all("." not in text for text in texts)
     (chart,) = reliability_of(5)
-    numbers = [one.text for one in ET.fromstring(chart).iter("text") if one.get("text-anchor") == "end"]
+    numbers = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "end"]
     assert numbers[-2:] == ["0", "5"]
 
 
-def test_runs_are_numbered_in_their_order_and_named_below():
+def test_runs_are_numbered_in_order_and_named_below():
     svg = ET.fromstring(costs_of(5, 3, 4)[0])
-    dots = [float(one.get("cx")) for one in svg.iter("circle")]
+    dots = [float(item.get("cx")) for item in svg.iter("circle")]
     assert dots[1] < dots[2] < dots[0]
-    bold = [one for one in svg.iter("text") if one.get("font-weight") == "bold"]
-    assert [one.text for one in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
+    bold = [item for item in svg.iter("text") if item.get("font-weight") == "bold"]
+    assert [item.text for item in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
     for number, dot in zip(bold[1:4], dots, strict=True):
         assert 0 < abs(float(number.get("x")) - dot) < 15
-    names = [one.text for one in svg.iter("text") if "long name" in one.text]
+    names = [item.text for item in svg.iter("text") if "long name" in item.text]
     assert len(names) == 3
     assert all(name.startswith("…") and name.endswith("long name ") for name in names)
 
 
-def test_a_line_goes_through_its_points():
-    """The numbers at the axes say where 2, 1, 2/3 and 1/2 in epochs 1 to 4 have to stand."""
+def test_a_curve_goes_through_its_points():
+    """The tick labels give the expected positions of 2, 1, 2/3 and 1/2 in epochs 1 to 4."""
     svg = ET.fromstring(charts.learning_curves(EPOCHS, best=3)[0])
 
     def place_of(anchor, coordinate, number):
         (a, at_a), (b, at_b), *_ = (
-            (float(one.text), float(one.get(coordinate)))
-            for one in svg.iter("text")
-            if one.get("text-anchor") == anchor and one.text != "epoch"
+            (float(item.text), float(item.get(coordinate)))
+            for item in svg.iter("text")
+            if item.get("text-anchor") == anchor and item.text != "epoch"
         )
         return at_a + (number - a) / (b - a) * (at_b - at_a)
 
@@ -197,7 +197,7 @@ def test_a_line_goes_through_its_points():
         assert tuple(map(float, point.split(","))) == pytest.approx(expected, abs=0.5)
 
 
-def test_values_that_are_no_numbers_are_left_out():
+def test_nan_and_infinite_values_are_left_out():
     rows = [{**row, "val_loss": "nan", "val_clip_accuracy": "inf"} for row in EPOCHS]
     loss, accuracy, _ = charts.learning_curves(rows, best=3)
     assert "val" not in ET.fromstring(loss).find("desc").text
@@ -205,7 +205,7 @@ def test_values_that_are_no_numbers_are_left_out():
     assert "nan" not in loss + accuracy
 
 
-def test_rows_of_an_interrupted_epoch_are_left_out():
+def test_empty_cells_of_an_interrupted_epoch_are_left_out():
     (loss, *_) = charts.learning_curves([*EPOCHS, {**EPOCHS[0], "epoch": "5", "val_loss": ""}], best=3)
     assert "5 epochs. train: from 2 to 2" in loss
     assert "val: from 2.2 to 0.55" in loss

@@ -51,8 +51,8 @@ class Scripted(pl.LightningModule):
 def fit(folder, scores, *, epochs=None, patience=9, resume=False):
     """Trains; returns the number of epochs trained, and the epoch (from 0) and weight of best.ckpt."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    last = LastCheckpoint(folder, every=None, preemption=Preemption())
-    callbacks = [EarlyStop(patience=patience), BestCheckpoint(folder), last]
+    last = LastCheckpoint(folder / "last.ckpt", every=None, preemption=Preemption())
+    callbacks = [EarlyStop(patience=patience), BestCheckpoint(folder / "best.ckpt"), last]
     trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs or len(scores), callbacks=callbacks, **quiet)
     loader = DataLoader([0.0])
     path = folder / "last.ckpt" if resume else None

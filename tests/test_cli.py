@@ -1,17 +1,24 @@
-"""`stvid evaluate` and `stvid predict` on a real run, and what they say to a mistake."""
+"""`stvid evaluate` and `stvid predict` on a real run, and their errors."""
 
 import csv
 import json
+import runpy
 import shutil
 
 import pytest
 from conftest import in_process
 
+from stvid import __version__
 from stvid.cli import main
 
 
 def command(*arguments):
     return in_process(["stvid", *map(str, arguments)], lambda: main(list(map(str, arguments))))
+
+
+def test_the_package_runs_as_a_program():
+    done = in_process(["stvid", "--version"], lambda: runpy.run_module("stvid", run_name="__main__"))
+    assert (done.returncode, done.stdout) == (0, f"stvid {__version__}\n")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +29,7 @@ def evaluated(run_folder, tmp_path_factory):
     return done, out
 
 
-def test_evaluate_writes_the_result_of_the_contract(run_folder, evaluated):
+def test_evaluate_writes_the_documented_result(run_folder, evaluated):
     result = json.loads((run_folder / "evaluate" / "test" / "result.json").read_text())
     assert result == json.loads(evaluated[1].read_text())
     assert {
@@ -38,7 +45,7 @@ def test_evaluate_writes_the_result_of_the_contract(run_folder, evaluated):
     assert 0 <= low <= result["video_accuracy"] <= high <= 1
 
 
-def test_every_number_follows_from_the_predictions(run_folder, evaluated):
+def test_accuracies_follow_from_the_predictions(run_folder, evaluated):
     folder = run_folder / "evaluate" / "test"
     result = json.loads((folder / "result.json").read_text())
     with (folder / "predictions.csv").open(newline="") as file:
@@ -51,7 +58,7 @@ def test_every_number_follows_from_the_predictions(run_folder, evaluated):
         assert max(p, key=p.get) == row["predicted"]
 
 
-def test_evaluate_tells_a_person_the_same(run_folder, evaluated):
+def test_evaluate_prints_the_result(run_folder, evaluated):
     text = evaluated[0].stdout
     result = json.loads(evaluated[1].read_text())
     assert f"video accuracy       {result['video_accuracy']:.3f}" in text
@@ -59,14 +66,14 @@ def test_evaluate_tells_a_person_the_same(run_folder, evaluated):
     assert "to_right" in text
 
 
-def test_more_views_can_be_asked_for(run_folder, evaluated, tmp_path):
+def test_the_number_of_views_can_be_set(run_folder, evaluated, tmp_path):
     done = command("evaluate", run_folder, "--split", "val", "--clips", 5, "--crops", 3, "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["protocol"]["num_clips"], result["protocol"]["num_crops"]) == (5, 3)
 
 
-def test_val_evaluated_again_gives_the_number_of_the_training_run(run_folder, tmp_path):
+def test_evaluating_val_gives_the_result_of_the_training_run(run_folder, tmp_path):
     done = command("evaluate", run_folder, "--split", "val", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     again, first = json.loads((tmp_path / "r.json").read_text()), json.loads((run_folder / "result.json").read_text())
@@ -90,7 +97,7 @@ def test_a_video_that_cannot_be_read_counts_as_wrong(run_folder, video_folder, t
     assert (run_folder / "evaluate" / "test_held_out" / "result.json").is_file()  # beside the run's own, not over it
 
 
-def test_predict_names_the_classes_of_files_and_folders(run_folder, video_folder, tmp_path):
+def test_predict_takes_files_and_folders(run_folder, video_folder, tmp_path):
     done = command(
         "predict",
         run_folder,
@@ -106,8 +113,8 @@ def test_predict_names_the_classes_of_files_and_folders(run_folder, video_folder
         str(video_folder / "to_right" / "01.mp4"),
     ]
     for entry in predictions:
-        probabilities = [one["probability"] for one in entry["top"]]
-        assert {one["class"] for one in entry["top"]} == {"to_left", "to_right"}
+        probabilities = [actual["probability"] for actual in entry["top"]]
+        assert {actual["class"] for actual in entry["top"]} == {"to_left", "to_right"}
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
 
@@ -123,7 +130,7 @@ def test_predict_agrees_with_evaluate(run_folder, evaluated, tmp_path):
         assert best["probability"] == pytest.approx(float(row[f"p_{best['class']}"]), abs=1e-5)
 
 
-def test_predict_says_which_file_cannot_be_read_and_goes_on(run_folder, video_folder, tmp_path):
+def test_predict_reports_a_file_that_cannot_be_read_and_continues(run_folder, video_folder, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     good = video_folder / "to_left" / "00.mp4"
     done = command("predict", run_folder, tmp_path / "bad.mp4", good, "--json", tmp_path / "p.json")
@@ -134,7 +141,7 @@ def test_predict_says_which_file_cannot_be_read_and_goes_on(run_folder, video_fo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "messages"),
     [
         (["evaluate", "/nowhere"], ["/nowhere does not exist"]),
         (["evaluate", "RUN", "--split", "tset"], ["tset", "train, val, test"]),
@@ -149,14 +156,14 @@ def test_predict_says_which_file_cannot_be_read_and_goes_on(run_folder, video_fo
         ([], ["COMMAND"]),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(run_folder, arguments, words):
+def test_wrong_input_is_one_message_and_exit_code_2(run_folder, arguments, messages):
     done = command(*(argument.replace("RUN", str(run_folder)) for argument in arguments))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+    assert all(message in done.stderr for message in messages), done.stderr
 
 
-def test_a_class_that_the_model_does_not_know_is_named(run_folder, video_folder, tmp_path):
+def test_an_unknown_class_is_named(run_folder, video_folder, tmp_path):
     table = tmp_path / "other.csv"
     table.write_text(
         f"path,label,split\n{video_folder}/to_left/00.mp4,to_left,test\n{video_folder}/to_left/01.mp4,up,test\n"
@@ -166,7 +173,7 @@ def test_a_class_that_the_model_does_not_know_is_named(run_folder, video_folder,
     assert "has classes that the model does not know: up; there is: to_left, to_right" in done.stderr
 
 
-def test_videos_the_run_was_trained_on_are_no_test(run_folder, tmp_path):
+def test_training_videos_cannot_be_a_test_split(run_folder, tmp_path):
     trained_on = (run_folder / "manifest.csv").read_text().replace(",train,", ",test,")
     (tmp_path / "other.csv").write_text(trained_on)
     done = command("evaluate", run_folder, "--manifest", tmp_path / "other.csv")
@@ -175,14 +182,14 @@ def test_videos_the_run_was_trained_on_are_no_test(run_folder, tmp_path):
     assert "--allow-leaks" in done.stderr
 
 
-def test_a_result_that_could_not_be_written_is_told_before_the_work(run_folder, video_folder, tmp_path):
+def test_an_output_file_is_checked_before_the_work(run_folder, video_folder, tmp_path):
     done = command("predict", run_folder, video_folder, "--json", tmp_path / "no" / "such" / "p.json")
     assert done.returncode == 2
     assert f"there is no folder {tmp_path / 'no' / 'such'}" in done.stderr
     assert not done.stdout
 
 
-def test_an_empty_split_is_told_with_those_that_are_not(run_folder, video_folder, tmp_path):
+def test_an_empty_split_is_an_error_that_lists_the_others(run_folder, video_folder, tmp_path):
     table = tmp_path / "other.csv"
     rows = [f"{video_folder}/{label}/00.mp4,{label},train" for label in ("to_left", "to_right")]
     table.write_text("path,label,split\n" + "\n".join(rows))
@@ -191,7 +198,7 @@ def test_an_empty_split_is_told_with_those_that_are_not(run_folder, video_folder
     assert "splits with videos: train" in done.stderr
 
 
-def test_a_data_set_that_has_moved_is_told(run_folder, tmp_path):
+def test_a_data_set_that_was_moved_is_an_error(run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     text = (run / "manifest.csv").read_text()
     (run / "manifest.csv").write_text(text.replace("/squares/", "/gone/"))

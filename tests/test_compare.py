@@ -1,4 +1,4 @@
-"""Evaluations of the same videos, one against the other."""
+"""Comparison of evaluations on the same videos."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ import pytest
 
 from stvid.cost.estimate import estimate
 from stvid.errors import InputError
-from stvid.evaluation.compare import compare_runs, comparison_text, differences
+from stvid.evaluation.compare import compare_runs, comparison_text, find_disagreements
 from stvid.evaluation.results import PredictionRow, read_evaluation, write_predictions
 from stvid.evaluation.statistics import mcnemar
 from stvid.run.checkpoint import load_checkpoint
@@ -18,23 +18,23 @@ from stvid.run.checkpoint import load_checkpoint
 CLASSES = ("kick", "punch")
 
 
-def said(path, label, predicted, sure=0.8, **more):
-    """What a model that is so sure of one of two classes says."""
-    probabilities = tuple(sure if name == predicted else 1 - sure for name in CLASSES)
+def row(path, label, predicted, confidence=0.8, **more):
+    """A prediction for one of two classes."""
+    probabilities = tuple(confidence if name == predicted else 1 - confidence for name in CLASSES)
     return PredictionRow(
         path=path, label=label, predicted=predicted, views=1, views_right=0, probabilities=probabilities, **more
     )
 
 
-def unread(path, label):
+def unreadable(path, label):
     return PredictionRow(path=path, label=label, failed="truncated")
 
 
-def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=False):
-    """Writes an evaluation as `stvid evaluate` does; `own`: as a run does at its end."""
-    folder = run if own else run / "evaluate" / split
+def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=(), custom=False):
+    """Writes an evaluation as `stvid evaluate` does, or (`own`) as training does."""
+    folder = run if custom else run / "evaluate" / split
     folder.mkdir(parents=True)
-    accuracy = sum(one.is_right for one in predictions) / len(predictions)
+    accuracy = sum(item.is_correct for item in predictions) / len(predictions)
     content = {
         "split": split,
         "class_names": list(classes),
@@ -53,8 +53,8 @@ def judge(run, predictions, *, split="test", classes=CLASSES, result=(), own=Fal
 
 
 def many(pattern):
-    """A `.` for every video that is judged right, a `x` for one judged wrong."""
-    return [said(f"/v/{i:03}.mp4", "kick", "kick" if c == "." else "punch") for i, c in enumerate(pattern)]
+    """`.` for a video that is classified correctly, `x` for a wrong one."""
+    return [row(f"/v/{i:03}.mp4", "kick", "kick" if c == "." else "punch") for i, c in enumerate(pattern)]
 
 
 def read_all(*runs, split="test"):
@@ -62,158 +62,170 @@ def read_all(*runs, split="test"):
 
 
 def test_videos_are_paired_and_counted(tmp_path):
-    one = judge(tmp_path / "one", many("....xx....x"))
-    two = judge(tmp_path / "two", many("..x.x.....x"))
-    found = compare_runs(read_all(one, two))
-    (test,) = found.tests
-    assert (found.split, found.num_common, found.left_out) == ("test", 11, {"one": 0, "two": 0})
+    item = write_evaluation(tmp_path / "one", many("....xx....x"))
+    two = write_evaluation(tmp_path / "two", many("..x.x.....x"))
+    actual = compare_runs(read_all(item, two))
+    (test,) = actual.tests
+    assert (actual.split, actual.num_common, actual.left_out) == ("test", 11, {"one": 0, "two": 0})
     assert (test.first, test.second, test.only_first, test.only_second) == ("one", "two", 1, 1)
     assert test.p == test.p_corrected == 1
     assert test.difference == 0
-    assert [one.path for one in found.differing] == ["/v/002.mp4", "/v/005.mp4"]
+    assert [item.path for item in actual.differing] == ["/v/002.mp4", "/v/005.mp4"]
 
 
-def test_an_unreadable_video_is_a_wrong_one(tmp_path):
-    one = judge(tmp_path / "one", [unread("/v/a.mp4", "kick"), *many("..")])
-    two = judge(tmp_path / "two", [said("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
-    found = compare_runs(read_all(one, two))
-    assert (found.tests[0].only_first, found.tests[0].only_second) == (0, 1)
-    assert found.differing[0].answers[0] == (None, None)
-    assert "(unreadable)" in comparison_text(found)
+def test_an_unreadable_video_counts_as_wrong(tmp_path):
+    item = write_evaluation(tmp_path / "one", [unreadable("/v/a.mp4", "kick"), *many("..")])
+    two = write_evaluation(tmp_path / "two", [row("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
+    actual = compare_runs(read_all(item, two))
+    assert (actual.tests[0].only_first, actual.tests[0].only_second) == (0, 1)
+    assert actual.differing[0].predictions[0] == (None, None)
+    assert "(unreadable)" in comparison_text(actual)
 
 
-def test_parts_of_a_file_are_videos_of_their_own(tmp_path):
+def test_parts_of_a_file_are_separate_videos(tmp_path):
     def parts(first, second):
         times = ((None, 2.0, first), (2.0, 4.5, second))
-        return [said("/v/long.mp4", "kick", answer, start=start, end=end) for start, end, answer in times]
+        return [row("/v/long.mp4", "kick", prediction, start=start, end=end) for start, end, prediction in times]
 
     runs = [
-        judge(tmp_path / "one", parts("kick", "punch")),
-        judge(tmp_path / "two", parts("kick", "kick")[::-1]),
+        write_evaluation(tmp_path / "one", parts("kick", "punch")),
+        write_evaluation(tmp_path / "two", parts("kick", "kick")[::-1]),
     ]
-    found = compare_runs(read_all(*runs))
-    assert found.num_common == 2
-    assert [(one.path, one.start, one.end) for one in found.differing] == [("/v/long.mp4", 2.0, 4.5)]
-    assert "long.mp4, 2 s to 4.5 s" in comparison_text(found)
+    actual = compare_runs(read_all(*runs))
+    assert actual.num_common == 2
+    assert [(item.path, item.start, item.end) for item in actual.differing] == [("/v/long.mp4", 2.0, 4.5)]
+    assert "long.mp4, 2 s to 4.5 s" in comparison_text(actual)
 
 
-def test_videos_that_only_some_have_or_know_by_another_label_are_left_out(tmp_path):
-    one = judge(tmp_path / "one", [*many("..."), said("/v/extra.mp4", "kick", "punch")])
-    relabelled = [said("/v/002.mp4", "punch", "punch")]
-    two = judge(tmp_path / "two", [*many(".."), *relabelled])
-    found = compare_runs(read_all(one, two))
-    assert (found.num_common, found.left_out) == (2, {"one": 2, "two": 1})
-    assert found.common_accuracy == {"one": 1.0, "two": 1.0}
-    assert "on common" in comparison_text(found)
-    assert "2 videos of one are not in all others" in comparison_text(found)
+def test_videos_that_are_not_in_all_runs_under_the_same_label_are_left_out(tmp_path):
+    item = write_evaluation(tmp_path / "one", [*many("..."), row("/v/extra.mp4", "kick", "punch")])
+    relabelled = [row("/v/002.mp4", "punch", "punch")]
+    two = write_evaluation(tmp_path / "two", [*many(".."), *relabelled])
+    actual = compare_runs(read_all(item, two))
+    assert (actual.num_common, actual.left_out) == (2, {"one": 2, "two": 1})
+    assert actual.common_accuracy == {"one": 1.0, "two": 1.0}
+    assert "on common" in comparison_text(actual)
+    assert "2 videos of one are not in all others" in comparison_text(actual)
 
 
-def test_the_most_telling_difference_comes_first(tmp_path):
-    def run(name, *answers):
-        videos = [said(f"/v/{i}.mp4", "kick", answer, sure) for i, (answer, sure) in enumerate(answers)]
-        return judge(tmp_path / name, videos)
+def test_disagreements_are_sorted_by_confidence(tmp_path):
+    def run(name, *outputs):
+        videos = [row(f"/v/{i}.mp4", "kick", prediction, sure) for i, (prediction, sure) in enumerate(outputs)]
+        return write_evaluation(tmp_path / name, videos)
 
-    one = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
+    item = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
     two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
-    found = differences(read_all(one, two))
-    assert [one.path for one in found] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
-    assert found[0].label == "kick"
-    assert found[0].answers == (("kick", 0.99), ("punch", 0.95))
+    actual = find_disagreements(read_all(item, two))
+    assert [item.path for item in actual] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
+    assert actual[0].label == "kick"
+    assert actual[0].predictions == (("kick", 0.99), ("punch", 0.95))
 
 
 def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):
     patterns = {"a": "." * 30, "b": "." * 24 + "x" * 6, "c": "x" * 12 + "." * 18}
-    runs = [judge(tmp_path / name, many(pattern)) for name, pattern in patterns.items()]
-    found = compare_runs(read_all(*runs))
-    assert [(one.first, one.second) for one in found.tests] == list(itertools.combinations("abc", 2))
-    assert [one.p for one in found.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
+    runs = [write_evaluation(tmp_path / name, many(pattern)) for name, pattern in patterns.items()]
+    actual = compare_runs(read_all(*runs))
+    assert [(item.first, item.second) for item in actual.tests] == list(itertools.combinations("abc", 2))
+    assert [item.p for item in actual.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
     by_hand = [2 * 2 / 2**6, 3 * 2 / 2**12, mcnemar(12, 6)]
-    assert [one.p_corrected for one in found.tests] == pytest.approx(by_hand)
-    text = comparison_text(found)
+    assert [item.p_corrected for item in actual.tests] == pytest.approx(by_hand)
+    text = comparison_text(actual)
     assert "Holm" in text
     assert "corrected for 3 tests" in text
 
 
-def test_names_are_the_shortest_ends_of_paths_that_differ(tmp_path):
-    runs = [judge(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
-    assert [one.name for one in compare_runs(read_all(*runs)).evaluations] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
-    assert [one.name for one in compare_runs(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
+def test_names_are_the_shortest_unique_ends_of_the_paths(tmp_path):
+    runs = [write_evaluation(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
+    assert [item.name for item in compare_runs(read_all(*runs)).evaluations] == [
+        "lstm/seed1",
+        "lstm/seed2",
+        "conv/seed1",
+    ]
+    assert [item.name for item in compare_runs(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
 
 
 def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
-    one = judge(tmp_path / "one", many(".."), split="val", own=True)
-    two = judge(tmp_path / "two", many(".x"), split="val")
-    assert read_evaluation(one, "val").folder == one
+    item = write_evaluation(tmp_path / "one", many(".."), split="val", custom=True)
+    two = write_evaluation(tmp_path / "two", many(".x"), split="val")
+    assert read_evaluation(item, "val").folder == item
     assert read_evaluation(two, "val").folder == two / "evaluate" / "val"
-    assert [one.name for one in compare_runs(read_all(one, two, split="val")).evaluations] == ["one", "two"]
-    (one / "checkpoints").mkdir()
-    (one / "checkpoints/best.ckpt").touch()
+    assert [item.name for item in compare_runs(read_all(item, two, split="val")).evaluations] == ["one", "two"]
+    (item / "checkpoints").mkdir()
+    (item / "checkpoints/best.ckpt").touch()
     with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
-        read_evaluation(one, "test")
+        read_evaluation(item, "test")
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
-    one = judge(tmp_path / "one", many(".."))
+def test_runs_that_cannot_be_compared_are_errors(tmp_path):
+    item = write_evaluation(tmp_path / "one", many(".."))
     with pytest.raises(InputError, match="at least two"):
-        compare_runs(read_all(one))
+        compare_runs(read_all(item))
     with pytest.raises(InputError, match="named twice"):
-        compare_runs(read_all(one, one))
+        compare_runs(read_all(item, item))
     with pytest.raises(InputError, match="does not exist"):
         read_evaluation(tmp_path / "nowhere", "test")
-    other = judge(tmp_path / "other", [said("/w/0.mp4", "kick", "kick")])
+    other = write_evaluation(tmp_path / "other", [row("/w/0.mp4", "kick", "kick")])
     with pytest.raises(InputError, match="no video is in all"):
-        compare_runs(read_all(one, other))
-    val = judge(tmp_path / "val", many(".."), split="val")
+        compare_runs(read_all(item, other))
+    val = write_evaluation(tmp_path / "val", many(".."), split="val")
     with pytest.raises(InputError, match="same split"):
-        compare_runs([read_evaluation(one, "test"), read_evaluation(val, "val")])
-    classes = judge(tmp_path / "classes", many(".."), classes=("kick", "shove"))
+        compare_runs([read_evaluation(item, "test"), read_evaluation(val, "val")])
+    classes = write_evaluation(tmp_path / "classes", many(".."), classes=("kick", "shove"))
     with pytest.raises(InputError, match=r"only in .*one/evaluate/test: punch; only in .*classes/evaluate/test: shove"):
-        compare_runs(read_all(one, classes))
+        compare_runs(read_all(item, classes))
 
 
-def test_another_order_of_the_same_classes_is_no_difference(tmp_path):
-    one = judge(tmp_path / "one", many(".."))
-    two = judge(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
-    assert compare_runs(read_all(one, two)).tests[0].only_first == 1
+def test_the_order_of_the_classes_does_not_matter(tmp_path):
+    item = write_evaluation(tmp_path / "one", many(".."))
+    two = write_evaluation(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
+    assert compare_runs(read_all(item, two)).tests[0].only_first == 1
 
 
-def test_another_protocol_is_told(tmp_path):
+def test_different_protocols_are_reported(tmp_path):
     protocol = {"num_clips": 10, "num_crops": 3, "num_frames": 16, "fps": 8.0, "size": [64, 64]}
-    one = judge(tmp_path / "one", many(".."))
-    two = judge(tmp_path / "two", many(".."), result={"protocol": protocol})
-    found = compare_runs(read_all(one, two))
-    assert found.protocols == {"num_clips": [3, 10], "num_crops": [1, 3], "frame_stride": [2, None], "fps": [None, 8.0]}
-    assert "judged differently, num_clips: one 3, two 10" in comparison_text(found)
-    assert "judged differently, fps: one –, two 8" in comparison_text(found)
+    item = write_evaluation(tmp_path / "one", many(".."))
+    two = write_evaluation(tmp_path / "two", many(".."), result={"protocol": protocol})
+    actual = compare_runs(read_all(item, two))
+    assert actual.protocols == {
+        "num_clips": [3, 10],
+        "num_crops": [1, 3],
+        "frame_stride": [2, None],
+        "fps": [None, 8.0],
+    }
+    assert "different protocol, num_clips: one 3, two 10" in comparison_text(actual)
+    assert "different protocol, fps: one –, two 8" in comparison_text(actual)
 
 
 def test_whole_videos_have_all_their_frames(tmp_path):
     protocol = {"num_clips": 1, "num_crops": 1, "num_frames": None, "frame_stride": 2, "size": [64, 48]}
-    one = judge(tmp_path / "one", many(".."))
-    two = judge(tmp_path / "two", many(".x"), result={"protocol": protocol})
-    text = comparison_text(compare_runs(read_all(one, two)))
-    assert "judged differently, num_frames: one 16, two all" in text
-    assert "judged differently, size: one 64 × 64, two 64 × 48" in text
+    item = write_evaluation(tmp_path / "one", many(".."))
+    two = write_evaluation(tmp_path / "two", many(".x"), result={"protocol": protocol})
+    text = comparison_text(compare_runs(read_all(item, two)))
+    assert "different protocol, num_frames: one 16, two all" in text
+    assert "different protocol, size: one 64 × 64, two 64 × 48" in text
     assert "None" not in text
 
 
-def test_groups_are_warned_of(tmp_path):
-    runs = [judge(tmp_path / name, many(".."), result={"num_groups": groups}) for name, groups in (("a", 2), ("b", 2))]
-    assert "videos of one group are alike" in comparison_text(compare_runs(read_all(*runs)))
-
-
-def test_speed_on_stored_features_is_told(tmp_path):
-    runs = read_all(*(judge(tmp_path / name, many("..")) for name in ("a", "b")))
-    facts = {"training_seconds": 1.0, "clips_per_second": 9.0, "peak_memory_gib": {}, "device": "A CPU"}
+def test_groups_give_a_warning_about_p(tmp_path):
     runs = [
-        dataclasses.replace(one, training={**facts, "stored_features": stored})
-        for one, stored in zip(runs, (True, False), strict=True)
+        write_evaluation(tmp_path / name, many(".."), result={"num_groups": groups})
+        for name, groups in (("a", 2), ("b", 2))
     ]
-    assert "clips/s without decoding, on stored features: a\n" in comparison_text(compare_runs(runs))
+    assert "videos of one group are similar" in comparison_text(compare_runs(read_all(*runs)))
 
 
-def test_a_result_of_an_older_version_is_told(tmp_path):
-    run = judge(tmp_path / "one", many(".."))
+def test_speed_on_cached_features_is_marked(tmp_path):
+    runs = read_all(*(write_evaluation(tmp_path / name, many("..")) for name in ("a", "b")))
+    details = {"training_seconds": 1.0, "clips_per_second": 9.0, "peak_memory_gib": {}, "device": "A CPU"}
+    runs = [
+        dataclasses.replace(item, training={**details, "stored_features": stored})
+        for item, stored in zip(runs, (True, False), strict=True)
+    ]
+    assert "clips/s without decoding, on cached features: a\n" in comparison_text(compare_runs(runs))
+
+
+def test_a_result_of_an_older_version_is_an_error(tmp_path):
+    run = write_evaluation(tmp_path / "one", many(".."))
     file = run / "evaluate" / "test" / "result.json"
     file.write_text(
         json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "num_seen"})
@@ -222,21 +234,21 @@ def test_a_result_of_an_older_version_is_told(tmp_path):
         read_evaluation(run, "test")
 
 
-def test_as_plain_data_it_is_json(tmp_path):
-    one, two = judge(tmp_path / "one", many("..x")), judge(tmp_path / "two", many(".xx"))
-    found = json.loads(json.dumps(compare_runs(read_all(one, two)).to_dict()))
-    assert [run["name"] for run in found["runs"]] == ["one", "two"]
-    assert found["runs"][0]["result"]["video_accuracy"] == 2 / 3
-    assert found["tests"][0]["only_first"] == 1
-    assert found["differing"][0]["answers"] == [["kick", 0.8], ["punch", 0.8]]
+def test_a_comparison_is_json_as_plain_data(tmp_path):
+    item, two = write_evaluation(tmp_path / "one", many("..x")), write_evaluation(tmp_path / "two", many(".xx"))
+    actual = json.loads(json.dumps(compare_runs(read_all(item, two)).to_dict()))
+    assert [run["name"] for run in actual["runs"]] == ["one", "two"]
+    assert actual["runs"][0]["result"]["video_accuracy"] == 2 / 3
+    assert actual["tests"][0]["only_first"] == 1
+    assert actual["differing"][0]["answers"] == [["kick", 0.8], ["punch", 0.8]]
 
 
-def test_the_text_is_for_a_terminal(tmp_path):
-    one = judge(tmp_path / "one", many("." * 30 + "x" * 10))
-    two = judge(tmp_path / "two", many("x" * 20 + "." * 20))
-    text = comparison_text(compare_runs(read_all(one, two)))
+def test_the_text_fits_a_terminal(tmp_path):
+    item = write_evaluation(tmp_path / "one", many("." * 30 + "x" * 10))
+    two = write_evaluation(tmp_path / "two", many("x" * 20 + "." * 20))
+    text = comparison_text(compare_runs(read_all(item, two)))
     assert max(map(len, text.splitlines())) <= 120
-    assert "30 videos are right for some and wrong for others; the 10 most telling" in text
+    assert "30 videos are classified correctly by some models and wrongly by others; the 10 most confident" in text
     assert text.count(".mp4") == 10
     assert "one - two" in text
 
@@ -245,30 +257,30 @@ def test_cost_and_training_come_from_the_run(run_folder, tmp_path):
     run = tmp_path / "first"
     shutil.copytree(run_folder, run)
     shutil.rmtree(run / "evaluate", ignore_errors=True)
-    judge(run, many("..x"))
-    judged = read_evaluation(run, "test")
+    write_evaluation(run, many("..x"))
+    evaluation = read_evaluation(run, "test")
     trained = load_checkpoint(run)
     report = estimate(trained.model, (3, 4, 32, 32))
-    assert judged.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
-    assert judged.cost["flops_clip"] == report.flops_forward
-    assert judged.cost["flops_video"] == 3 * report.flops_forward
-    assert judged.cost["answer_bytes"] >= report.model_bytes
-    assert judged.cost["training_bytes"] > judged.cost["answer_bytes"]
-    assert judged.cost["batch_size"] == 4
+    assert evaluation.cost["parameters"] == sum(p.numel() for p in trained.model.parameters())
+    assert evaluation.cost["flops_clip"] == report.flops_forward
+    assert evaluation.cost["flops_video"] == 3 * report.flops_forward
+    assert evaluation.cost["answer_bytes"] >= report.model_bytes
+    assert evaluation.cost["training_bytes"] > evaluation.cost["answer_bytes"]
+    assert evaluation.cost["batch_size"] == 4
     result = json.loads((run / "result.json").read_text())
-    assert (judged.cost["device"], judged.cost["precision"]) == (result["device"], result["precision"])
+    assert (evaluation.cost["device"], evaluation.cost["precision"]) == (result["device"], result["precision"])
     assert result["device"] == "cpu"
-    assert judged.training["training_seconds"] == result["training_seconds"]
-    assert judged.training["clips_per_second"] == result["clips_per_second"]
-    assert not judged.training["stored_features"]
-    assert judged.training["device"] == result["hardware"]["cpu"]
-    bare = judge(tmp_path / "bare", many(".xx"))
+    assert evaluation.training["training_seconds"] == result["training_seconds"]
+    assert evaluation.training["clips_per_second"] == result["clips_per_second"]
+    assert not evaluation.training["stored_features"]
+    assert evaluation.training["device"] == result["hardware"]["cpu"]
+    bare = write_evaluation(tmp_path / "bare", many(".xx"))
     text = comparison_text(
         compare_runs([read_evaluation(run / "checkpoints/best.ckpt", "test"), read_evaluation(bare, "test")])
     )
     row = next(line for line in text.splitlines() if line.startswith("first"))
-    assert math.isclose(float(row.split()[6]), judged.cost["parameters"] / 1000, rel_tol=0.01)
+    assert math.isclose(float(row.split()[6]), evaluation.cost["parameters"] / 1000, rel_tol=0.01)
     gflops, mebibytes = (float(cell) for cell in row.split()[8:10])
-    assert math.isclose(gflops, judged.cost["flops_video"] / 1e9, rel_tol=0.01)
-    assert math.isclose(mebibytes, judged.cost["answer_bytes"] / 2**20, rel_tol=0.01)
+    assert math.isclose(gflops, evaluation.cost["flops_video"] / 1e9, rel_tol=0.01)
+    assert math.isclose(mebibytes, evaluation.cost["answer_bytes"] / 2**20, rel_tol=0.01)
     assert row.endswith(" s")

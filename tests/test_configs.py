@@ -1,4 +1,4 @@
-"""Every shipped YAML composes, and is bound to the signature it configures."""
+"""Every file of configs/ composes, and its keys are parameters of what it configures."""
 
 import inspect
 import sys
@@ -31,38 +31,38 @@ def composed(*overrides):
 
 
 def targets(node, where=""):
-    """(place, node) of everything that names a `_target_`."""
+    """(place, section) for every section with a `_target_`."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield where, node
-        for key, below in node.items():
-            yield from targets(below, f"{where}.{key}".strip("."))
+        for key, child in node.items():
+            yield from targets(child, f"{where}.{key}".strip("."))
 
 
 def assert_binds(where, node):
     signature = inspect.signature(get_object(node["_target_"]))
     given = {key for key in node if not key.startswith("_")}
-    assert given <= set(signature.parameters), f"{where}: {given - set(signature.parameters)} is not taken"
+    assert given <= set(signature.parameters), f"{where}: {given - set(signature.parameters)} are no parameters"
     if node.get("_partial_"):
         return
     needed = {name for name, p in signature.parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    assert needed - given <= PASSED_IN_CODE, f"{where}: {needed - given} is missing"
+    assert needed - given <= PASSED_IN_CODE, f"{where}: {needed - given} are missing"
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_yaml_composes_and_binds(group, choice):
     config = composed(f"{group}={choice}", *REQUIRED.get(choice, []))
-    found = list(targets(OmegaConf.to_container(config, resolve=True)))
+    sections = list(targets(OmegaConf.to_container(config, resolve=True)))
     parts = {"clip", "augment", "mixing", "model", "optimizer", "optimizer.optimizer", "loss", "trainer"}
-    assert parts | {"data.datamodule"} <= {where for where, _ in found}
-    for where, node in found:
+    assert parts | {"data.datamodule"} <= {where for where, _ in sections}
+    for where, node in sections:
         assert_binds(where, node)
 
 
 @pytest.mark.parametrize(
     "group", ["clip", "data", "model", "augment", "mixing", "optimizer", "loss", "trainer", "experiment"]
 )
-def test_every_group_of_the_design_is_there(group):
+def test_every_documented_group_exists(group):
     assert group in GROUPS
 
 
@@ -73,16 +73,16 @@ def test_every_key_a_user_sets_under_data_reaches_the_data_module():
         assert all(f"${{data.{key}}}" in wiring for key in data if key != "datamodule")
 
 
-def test_the_defaults_told_in_yaml_are_those_of_the_code():
-    """A reader of either must not be misled; where they differ on purpose, it is listed here."""
-    on_purpose = {("data.datamodule", "num_clips")}
+def test_defaults_in_yaml_are_those_of_the_code():
+    """Except for those listed here, which differ on purpose."""
+    differ = {("data.datamodule", "num_clips")}
     for where, node in targets(OmegaConf.to_container(composed(), resolve=True)):
         if where not in ("clip", "model", "data.datamodule", "data.datamodule.manifest"):
             continue
         for name, parameter in inspect.signature(get_object(node["_target_"])).parameters.items():
             if name in node and parameter.default is not parameter.empty and not isinstance(node[name], dict):
-                same = OmegaConf.create([node[name]]) == OmegaConf.create([_plain(parameter.default)])
-                assert same or (where, name) in on_purpose or name == "size", f"{where}.{name}"
+                is_equal = OmegaConf.create([node[name]]) == OmegaConf.create([_plain(parameter.default)])
+                assert is_equal or (where, name) in differ or name == "size", f"{where}.{name}"
 
 
 def _plain(value):
@@ -90,21 +90,21 @@ def _plain(value):
 
 
 @pytest.mark.parametrize("group", ["optimizer", "mixing", "augment"])
-def test_every_choice_of_a_group_offers_the_same_keys(group):
+def test_every_choice_of_a_group_has_the_same_keys(group):
     keys = {choice: set(composed(f"{group}={choice}")[group]) for where, choice in CHOICES if where == group}
     parameters = set(inspect.signature(get_object(composed()[group]["_target_"])).parameters)
-    assert all(found - {"_target_"} == parameters for found in keys.values()), keys
+    assert all(of_choice - {"_target_"} == parameters for of_choice in keys.values()), keys
 
 
 @pytest.mark.parametrize("choice", ["lamb", "lars"])
-def test_an_optimizer_of_a_package_that_is_missing_is_told(choice, monkeypatch):
+def test_an_optimizer_names_its_missing_package(choice, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"optimizer.optimizer \(=timm.*pip install 'stvid\[timm\]'"):
         compose_config([f"optimizer={choice}"])
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("overrides", "message"),
     [
         ("loss.label_smoothing=high", "loss.label_smoothing (='high') must be float"),
         ("mixing.mixup=yes", "mixing.mixup (='yes') must be float"),
@@ -113,13 +113,13 @@ def test_an_optimizer_of_a_package_that_is_missing_is_told(choice, monkeypatch):
         ("optimizer.schedule=plateau optimizer.patience=1.5", "optimizer.patience (=1.5) must be int"),
     ],
 )
-def test_a_value_of_another_type_is_told(override, words):
+def test_a_value_of_another_type_is_an_error(overrides, message):
     with pytest.raises(InputError) as error:
-        compose_config(override.split())
-    assert words in str(error.value)
+        compose_config(overrides.split())
+    assert message in str(error.value)
 
 
 def test_groups_can_be_given_on_the_command_line():
     config = composed("optimizer.groups={head: {lr: 1e-2}, encoder.layers: {weight_decay: 0}}")
-    found = instantiate(config.optimizer, _convert_="all").groups
-    assert found == {"head": {"lr": 1e-2}, "encoder.layers": {"weight_decay": 0}}
+    groups = instantiate(config.optimizer, _convert_="all").groups
+    assert groups == {"head": {"lr": 1e-2}, "encoder.layers": {"weight_decay": 0}}

@@ -70,16 +70,16 @@ def test_a_file_that_breaks_half_way_is_known_beforehand_or_met_when_read(video_
         copy.write_bytes(path.read_bytes())
     victim = Path(module(tmp_path).manifest.select("train")[0].path)
     break_half_way(victim)
-    found = {}
+    actual = {}
     for probe in ("decode", "count"):
         data = module(tmp_path, probe=probe, max_bad=0.5)
         data.setup()
-        found[probe] = [info for info in data.train.infos if isinstance(info, VideoError)]
-    assert [error.path for error in found["decode"]] == [str(victim)]
-    assert found["decode"][0].reason == TRUNCATED
+        actual[probe] = [info for info in data.train.infos if isinstance(info, VideoError)]
+    assert [error.path for error in actual["decode"]] == [str(victim)]
+    assert actual["decode"][0].reason == TRUNCATED
 
 
-def test_a_backend_that_is_not_there_is_told(video_folder, monkeypatch):
+def test_a_backend_that_is_not_installed_is_an_error(video_folder, monkeypatch):
     monkeypatch.setattr("stvid.data.datamodule.is_installed", lambda backend: False)
     with pytest.raises(InputError, match=r"data.backend=decord is not installed: pip install decord2"):
         module(video_folder, backend="decord")
@@ -119,7 +119,7 @@ def test_balance_draws_small_classes_more_often(video_folder, tmp_path):
     assert data.class_weights == pytest.approx(by_hand.tolist())
 
 
-def test_a_clip_longer_than_every_video_is_told(video_folder):
+def test_a_clip_longer_than_every_video_is_an_error(video_folder):
     data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
     with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the best has 12"):
         data.setup()
@@ -132,7 +132,7 @@ def test_short_videos_are_an_error_where_asked(video_folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "expected"),
     [
         ({"batch_size": 0}, "data.batch_size"),
         ({"num_workers": -1}, "num_workers (=-1)"),
@@ -146,10 +146,10 @@ def test_short_videos_are_an_error_where_asked(video_folder):
         ({"augment": Augment(flip_pairs=[["to_left", "up"]])}, "'up'"),
     ],
 )
-def test_impossible_settings_are_told(video_folder, options, words):
+def test_invalid_settings_are_errors(video_folder, options, expected):
     with pytest.raises(InputError) as error:
         module(video_folder, **options)
-    assert words in str(error.value)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (6, 3), (64, 8)])
@@ -171,7 +171,7 @@ def test_devices_share_the_workers_and_a_number_is_for_each(video_folder, monkey
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     data.trainer = None
     assert data.num_workers == 4
-    data.asked_workers = 1
+    data.requested_workers = 1
     data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
     assert data.train_dataloader().num_workers == data.num_workers_alone == 1
 

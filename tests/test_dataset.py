@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Failure, TrainingClips, Views, collate, part_of
+from stvid.data.dataset import Failure, TrainingClips, Views, collate, item_frames
 from stvid.data.manifest import Item
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
@@ -121,13 +121,13 @@ def test_a_part_of_a_video_ends_where_it_says(numbered):
 
 def test_an_item_depends_on_seed_epoch_and_index_alone(numbered):
     augment = Augment(scale=(0.3, 1.0), flip=0.5, brightness=0.3)
-    one, twin = (dataset(TrainingClips, numbered, augment=augment, seed=5) for _ in range(2))
+    entry, twin = (dataset(TrainingClips, numbered, augment=augment, seed=5) for _ in range(2))
     other = dataset(TrainingClips, numbered, augment=augment, seed=6)
     for key in ((0, 0), (3, 1)):
-        one[1, 1]  # what was asked before plays no part
-        assert torch.equal(one[key]["clips"], twin[key]["clips"])
-    assert not torch.equal(one[0, 0]["clips"], other[0, 0]["clips"])
-    assert not torch.equal(one[0, 0]["clips"], one[1, 0]["clips"])
+        entry[1, 1]  # what was asked before plays no part
+        assert torch.equal(entry[key]["clips"], twin[key]["clips"])
+    assert not torch.equal(entry[0, 0]["clips"], other[0, 0]["clips"])
+    assert not torch.equal(entry[0, 0]["clips"], entry[1, 0]["clips"])
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -140,11 +140,11 @@ def test_batches_are_the_same_with_no_workers_and_with_two(numbered, epoch):
         sampler = EpochSampler(num_items=len(clips), shuffle=True, seed=1)
         sampler.set_epoch(epoch)
         batches.append(list(DataLoader(clips, 3, sampler=sampler, collate_fn=collate, num_workers=num_workers)))
-    for one, other in zip(*batches, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in ("clips", "labels", "videos"))
+    for entry, other in zip(*batches, strict=True):
+        assert all(torch.equal(entry[key], other[key]) for key in ("clips", "labels", "videos"))
 
 
-def test_short_clips_are_padded_and_their_lengths_told(numbered):
+def test_short_clips_are_padded_and_the_batch_has_their_lengths(numbered):
     clip = ClipSpec(num_frames=6, frame_stride=10, size=8, short="pad")
     short = dataset(Views, numbered, clip=clip)[0, 0]
     full = dataset(Views, numbered, clip=ClipSpec(num_frames=6, frame_stride=2, size=8))[0, 1]
@@ -275,14 +275,14 @@ def test_frames_a_second_are_counted_by_the_clock_where_frames_are_not_evenly_sp
     assert shown(views[0, 0]["clips"][0])[:8] == [0, 10, 20, 22, 25, 27, 30, 32]
 
 
-def test_a_part_of_a_video_is_told_by_the_clock_too(uneven):
+def test_a_part_of_a_video_with_uneven_frames_follows_their_times(uneven):
     views = dataset(Views, uneven, names=["video.mp4"], times=(0.95, 2.0))
-    assert list(part_of(views.items[0], views.infos[0])) == [19, 20, 21, 22, 23, 24]  # 2.0 s is frame 25's
+    assert list(item_frames(views.items[0], views.infos[0])) == [19, 20, 21, 22, 23, 24]  # 2.0 s is frame 25's
 
 
 def test_a_part_holds_the_frames_from_its_start_up_to_its_end(numbered):
     views = dataset(Views, numbered, times=(0.51, 1.0))  # 20 frames a second
-    assert list(part_of(views.items[0], views.infos[0])) == list(range(11, 20))
+    assert list(item_frames(views.items[0], views.infos[0])) == list(range(11, 20))
 
 
 @pytest.mark.parametrize("kind", [Views, TrainingClips])
@@ -322,8 +322,8 @@ def test_clips_of_similar_length_share_a_batch_and_every_draw_comes_once():
     assert [draw.index for draw in sampler] != draws
     shares = [list(EpochSampler(**options, rank=rank, world_size=2)) for rank in (0, 1)]
     assert len({draw.index for share in shares for draw in share}) == 402
-    for one, other in zip(*shares, strict=True):
-        assert one.index != other.index
+    for entry, other in zip(*shares, strict=True):
+        assert entry.index != other.index
     together = [abs(lengths[a.index] - lengths[b.index]) for a, b in zip(*shares, strict=True)]
     assert np.mean(together[:392]) < 50
 

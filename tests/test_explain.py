@@ -1,4 +1,4 @@
-"""Where a model looked, and which frames counted."""
+"""Grad-CAM heat maps and the evidence of frames, against their formulas and captum."""
 
 import copy
 from pathlib import Path
@@ -22,11 +22,11 @@ from stvid.run.checkpoint import TrainedModel, build_model
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/model").glob("*.yaml")}
 ENCODERS = {
     "resnet18": {},
-    "swin_t": {},  # colours last
-    "vit_b_32": {"image_size": 64},  # tokens, of which only the class token has the last word
+    "swin_t": {},  # channels last
+    "vit_b_32": {"image_size": 64},  # only the class token influences the output of the last layer
     "efficientnet_lite0": {},
     "timm/resnet10t": {},
-    "timm/deit_tiny_distilled_patch16_224": {"image_size": 64},  # two tokens before those of the picture
+    "timm/deit_tiny_distilled_patch16_224": {"image_size": 64},  # two tokens before the image tokens
 }
 MODELS = CONFIGS | {name: {**CONFIGS["cnn_lstm"], "encoder": name, **more} for name, more in ENCODERS.items()}
 
@@ -50,22 +50,22 @@ def noise(clip, *, num_frames=8, seed=0):
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_says_where_it_looked(name):
+def test_every_model_has_a_heat_map(name):
     torch.manual_seed(0)
     clip = ClipSpec(num_frames=6, size=64, input="rgb_diff" if name in ("cnn_lstm", "c3d", "resnet18") else "rgb")
     model = build_model(MODELS[name], num_classes=3, in_channels=clip.channels, pretrained=False)
     trained, frames = trained_with(model, clip), noise(clip, num_frames=6)
-    for index in range(3):  # with random weights, there may be nothing that speaks for one of them
-        found = explain(trained, frames, index)
-        assert found.heat_THW.shape == (6, 64, 64)
-        assert found.heat_THW.dtype == torch.float32
-        assert found.heat_THW.isfinite().all()
-        assert found.heat_THW.min() >= 0
-        assert (found.evidence_T is not None) == isinstance(model, CNNLSTM)
+    for index in range(3):  # with random weights, nothing may support one of them
+        actual = explain(trained, frames, index)
+        assert actual.heat_THW.shape == (6, 64, 64)
+        assert actual.heat_THW.dtype == torch.float32
+        assert actual.heat_THW.isfinite().all()
+        assert actual.heat_THW.min() >= 0
+        assert (actual.evidence_T is not None) == isinstance(model, CNNLSTM)
         if isinstance(model, CNNLSTM):
-            assert found.evidence_T.shape == (6,)
-            assert found.evidence_T.isfinite().all()
-        if found.heat_THW.max() == 1:
+            assert actual.evidence_T.shape == (6,)
+            assert actual.evidence_T.isfinite().all()
+        if actual.heat_THW.max() == 1:
             return
     raise AssertionError("no heat for any class")
 
@@ -82,8 +82,8 @@ def test_heat_of_a_3d_network_is_grad_cam_by_its_formula():
     model.head(x.mean(dim=(2, 3, 4)))[0, 2].backward()
     expected = F.relu((x.grad.mean(dim=(2, 3, 4), keepdim=True) * x).sum(dim=1, keepdim=True)).detach()
     expected = F.interpolate(expected, size=(8, 32, 32), mode="trilinear", align_corners=False)[0, 0]
-    found = explain(trained_with(model, clip), frames, 2).heat_THW
-    torch.testing.assert_close(found, expected / expected.max(), atol=1e-5, rtol=1e-4)
+    actual = explain(trained_with(model, clip), frames, 2).heat_THW
+    torch.testing.assert_close(actual, expected / expected.max(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("input_", ["rgb", "rgb_diff"])
@@ -100,11 +100,11 @@ def test_heat_of_frames_is_grad_cam_by_its_formula(input_):
     each = (activations.grad.mean(dim=(2, 3), keepdim=True) * activations).sum(dim=1)
     expected = F.relu(each.reshape(5, halves, 4, 4).sum(dim=1)).detach()
     expected = F.interpolate(expected[:, None], size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
-    found = explain(trained_with(model, clip), frames, 1).heat_THW
-    torch.testing.assert_close(found, expected / expected.max(), atol=1e-5, rtol=1e-4)
+    actual = explain(trained_with(model, clip), frames, 1).heat_THW
+    torch.testing.assert_close(actual, expected / expected.max(), atol=1e-5, rtol=1e-4)
 
 
-def test_a_long_clip_in_chunks_has_the_heat_of_the_whole():
+def test_chunks_do_not_change_the_explanation():
     torch.manual_seed(0)
     clip = ClipSpec(num_frames=20, size=32, normalize="clip")
     model = CNNLSTM(num_classes=3, pooling="mean")
@@ -123,20 +123,20 @@ CAPTUM = {
 
 
 @pytest.mark.parametrize("name", CAPTUM)
-def test_heat_is_that_of_captum(name):
+def test_heat_equals_that_of_captum(name):
     torch.manual_seed(0)
     clip = ClipSpec(num_frames=6, size=(32, 48))
     model_class, options, layer_of = CAPTUM[name]
     model, frames = model_class(num_classes=3, **options).eval(), noise(clip, num_frames=6)
     heated = 0
     for index in range(3):
-        found = explain(trained_with(model, clip), frames, index).heat_THW
+        actual = explain(trained_with(model, clip), frames, index).heat_THW
         inputs = Preprocess(clip=clip)(frames[None])
         each = LayerGradCam(model, layer_of(model)).attribute(inputs, target=index, relu_attributions=True).detach()
         size, mode = ((6, 32, 48), "trilinear") if each.ndim == 5 else ((32, 48), "bilinear")
         expected = LayerAttribution.interpolate(each, size, mode).reshape(6, 32, 48)
         heated += int(expected.max() > 0)
-        torch.testing.assert_close(found, expected / expected.max().clamp_min(1e-12), atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual, expected / expected.max().clamp_min(1e-12), atol=1e-5, rtol=0)
     assert heated
 
 
@@ -153,7 +153,7 @@ class BrightVolume(VideoModel):
         return self.look(clips_BCTHW).mean(dim=(2, 3, 4))
 
 
-def test_the_only_bright_place_at_the_only_bright_moment_is_the_hottest():
+def test_the_only_bright_region_has_the_maximum_heat():
     clip = ClipSpec(num_frames=6, size=(20, 30), normalize="fixed", mean=[0.5] * 3, std=[0.5] * 3)
     frames = torch.full((6, 3, 20, 30), 128, dtype=torch.uint8)
     frames[4, :, 12:15, 21:25] = 255
@@ -185,15 +185,15 @@ class BrightFrames(VideoModel):
         return features_BF
 
 
-def test_the_only_frame_that_differs_is_the_one_that_counts():
+def test_the_only_different_frame_has_the_most_evidence():
     clip = ClipSpec(num_frames=7, size=16, normalize="fixed", mean=[0.0] * 3, std=[1.0] * 3)
     frames = torch.full((7, 3, 16, 16), 10, dtype=torch.uint8)
     frames[2, :, 8:, :] = 250
-    found = explain(trained_with(BrightFrames(), clip), frames, 0)
-    assert found.evidence_T.argmax() == 2
-    assert found.evidence_T[2] > 5 * found.evidence_T.abs().sum() / 7
-    assert found.heat_THW.flatten(1).sum(dim=1).argmax() == 2
-    assert found.heat_THW[2, 12:].min() > 5 * found.heat_THW[2, :4].max()
+    actual = explain(trained_with(BrightFrames(), clip), frames, 0)
+    assert actual.evidence_T.argmax() == 2
+    assert actual.evidence_T[2] > 5 * actual.evidence_T.abs().sum() / 7
+    assert actual.heat_THW.flatten(1).sum(dim=1).argmax() == 2
+    assert actual.heat_THW[2, 12:].min() > 5 * actual.heat_THW[2, :4].max()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_only_frame_that_differs_is_the_one_that_counts():
     ],
     ids=str,
 )
-def test_the_evidence_of_all_frames_is_what_the_logit_gains_over_the_mean_picture(options):
+def test_the_evidence_sums_to_the_logit_minus_that_of_the_mean_frame(options):
     torch.manual_seed(0)
     model = CNNLSTM(num_classes=3, **options).eval()
     features = 3 * torch.randn(12, model.encoder.num_features)
@@ -218,18 +218,18 @@ def test_the_evidence_of_all_frames_is_what_the_logit_gains_over_the_mean_pictur
         still = features.mean(dim=0).expand(12, -1)
         gained = (classify(features[None]) - classify(still[None]))[0]
     for index in range(3):
-        found = frame_evidence(classify, features, index).sum()
-        assert abs(found - gained[index]) <= 0.03 * abs(gained[index]) + 1e-4
+        actual = frame_evidence(classify, features, index).sum()
+        assert abs(actual - gained[index]) <= 0.03 * abs(gained[index]) + 1e-4
 
 
-def test_evidence_of_a_linear_model_is_each_frames_own_part():
+def test_evidence_of_a_linear_model_is_exact():
     weights = torch.randn(5, 4)
     features = torch.randn(5, 4)
-    found = frame_evidence(lambda x: (x * weights).sum(dim=(1, 2))[:, None], features, 0)
-    torch.testing.assert_close(found, (weights * (features - features.mean(0))).sum(dim=1))
+    actual = frame_evidence(lambda x: (x * weights).sum(dim=(1, 2))[:, None], features, 0)
+    torch.testing.assert_close(actual, (weights * (features - features.mean(0))).sum(dim=1))
 
 
-def test_a_clip_that_stands_still_or_has_one_frame_has_no_evidence():
+def test_a_still_clip_or_a_single_frame_has_no_evidence():
     clip = ClipSpec(num_frames=8, size=32)
     model = CNNLSTM(num_classes=3)
     still = noise(clip, num_frames=1)
@@ -238,20 +238,20 @@ def test_a_clip_that_stands_still_or_has_one_frame_has_no_evidence():
 
 
 @pytest.mark.parametrize("model", [Conv3D, CNNLSTM])
-def test_a_clip_shorter_than_the_others_has_as_much_heat(model):
+def test_a_short_clip_has_heat_for_each_of_its_frames(model):
     clip = ClipSpec(num_frames=16, size=32, short="pad")
     assert explain(trained_with(model(num_classes=3), clip), noise(clip, num_frames=5), 0).heat_THW.shape == (5, 32, 32)
 
 
 @pytest.mark.parametrize("kind", ["conv3d", "cnn_lstm"])
-def test_the_model_stays_as_it_was(kind):
+def test_the_model_is_not_changed(kind):
     clip = ClipSpec(num_frames=6, size=32)
     model = build_model({**CONFIGS[kind], "freeze": 2}, num_classes=3, pretrained=False)
     trained = trained_with(model, clip)
     model.train()
     before, modes = copy.deepcopy(model.state_dict()), [part.training for part in model.modules()]
     learning = [p.requires_grad for p in model.parameters()]
-    with torch.inference_mode():  # as where clips come from
+    with torch.inference_mode():  # as in prediction
         first = explain(trained, noise(clip).clone(), 0)
     with torch.no_grad():
         second = explain(trained, noise(clip), 0)
@@ -262,7 +262,7 @@ def test_the_model_stays_as_it_was(kind):
     assert all(not part._forward_hooks and not part._backward_hooks for part in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not first.heat_THW.requires_grad
-    run_model(model, Preprocess(clip=clip), noise(clip)[None]).sum().backward()  # and it can still learn
+    run_model(model, Preprocess(clip=clip), noise(clip)[None]).sum().backward()  # training still works
 
 
 class FlatPixels(VideoModel):
@@ -276,18 +276,18 @@ class FlatPixels(VideoModel):
         return self.layer(clips_BCTHW.flatten(1))
 
 
-def test_a_network_without_places_has_no_heat():
+def test_a_network_without_spatial_positions_has_no_heat():
     clip = ClipSpec(num_frames=4, size=4)
     model = FlatPixels()
     assert not explain(trained_with(model, clip), noise(clip, num_frames=4), 0).heat_THW.any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN's recurrent layers are on CUDA devices")
-def test_on_a_gpu_it_is_the_same():
+def test_a_gpu_gives_the_same_explanation():
     torch.manual_seed(0)
     clip = ClipSpec(num_frames=6, size=64)
     model = CNNLSTM(num_classes=3)
     here = explain(trained_with(model, clip), noise(clip), 1)
-    there = explain(trained_with(model.cuda(), clip), noise(clip), 1)
-    torch.testing.assert_close(there.evidence_T, here.evidence_T, atol=1e-3, rtol=1e-2)
-    torch.testing.assert_close(there.heat_THW, here.heat_THW, atol=2e-2, rtol=2e-2)
+    existing = explain(trained_with(model.cuda(), clip), noise(clip), 1)
+    torch.testing.assert_close(existing.evidence_T, here.evidence_T, atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(existing.heat_THW, here.heat_THW, atol=2e-2, rtol=2e-2)

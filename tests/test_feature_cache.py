@@ -6,23 +6,23 @@ import os
 import numpy as np
 import pytest
 
-from stvid.data import feature_cache as feature_store
-from stvid.data.feature_cache import FeatureStore, Stored
+from stvid.data import feature_cache
+from stvid.data.feature_cache import CachedFeatures, FeatureCache
 
 
 def stored(value, label="a"):
-    return Stored(features_VTF=np.full((1, 2, 3), value, dtype=np.float32), label=label)
+    return CachedFeatures(features_VTF=np.full((1, 2, 3), value, dtype=np.float32), label=label)
 
 
 def fill(store, **items):
-    with store.adding() as add:
+    with store.writer() as add:
         for key, value in items.items():
             add(key, stored(value, label=f"label {key}"))
 
 
 def test_what_was_added_is_found_again_with_its_label(tmp_path):
-    fill(FeatureStore(tmp_path, {"encoder": "a"}), one=1.0, two=2.0)
-    store = FeatureStore(tmp_path, {"encoder": "a"})
+    fill(FeatureCache(tmp_path, {"encoder": "a"}), one=1.0, two=2.0)
+    store = FeatureCache(tmp_path, {"encoder": "a"})
     assert len(store) == 2
     assert "one" in store
     assert "three" not in store
@@ -31,12 +31,12 @@ def test_what_was_added_is_found_again_with_its_label(tmp_path):
 
 
 def test_other_facts_are_another_file(tmp_path):
-    fill(FeatureStore(tmp_path, {"encoder": "a"}), one=1.0)
-    assert "one" not in FeatureStore(tmp_path, {"encoder": "b"})
+    fill(FeatureCache(tmp_path, {"encoder": "a"}), one=1.0)
+    assert "one" not in FeatureCache(tmp_path, {"encoder": "b"})
 
 
 def test_more_can_be_added(tmp_path):
-    store = FeatureStore(tmp_path, {})
+    store = FeatureCache(tmp_path, {})
     fill(store, one=1.0)
     assert "one" in store
     fill(store, two=2.0)
@@ -46,42 +46,42 @@ def test_more_can_be_added(tmp_path):
 
 
 def test_an_interruption_keeps_what_was_there_and_what_was_added(tmp_path):
-    store = FeatureStore(tmp_path, {})
+    store = FeatureCache(tmp_path, {})
     fill(store, one=1.0)
-    with contextlib.suppress(KeyboardInterrupt), store.adding() as add:
+    with contextlib.suppress(KeyboardInterrupt), store.writer() as add:
         add("two", stored(2.0))
         raise KeyboardInterrupt
     assert {"one", "two"} <= {key for key in ("one", "two", "three") if key in store}
 
 
 def test_what_another_run_has_added_meanwhile_is_kept(tmp_path):
-    one, other = FeatureStore(tmp_path, {}), FeatureStore(tmp_path, {})
-    with one.adding() as add:
+    item, other = FeatureCache(tmp_path, {}), FeatureCache(tmp_path, {})
+    with item.writer() as add:
         add("one", stored(1.0))
         with_other_process = other.path.with_name("other.h5")
-        with FeatureStore(tmp_path / "elsewhere", {}).adding() as add_other:
+        with FeatureCache(tmp_path / "elsewhere", {}).writer() as add_other:
             add_other("two", stored(2.0))
         (tmp_path / "elsewhere" / other.path.name).rename(with_other_process)
         with_other_process.replace(other.path)
-    assert all(key in FeatureStore(tmp_path, {}) for key in ("one", "two"))
+    assert all(key in FeatureCache(tmp_path, {}) for key in ("one", "two"))
 
 
 @pytest.fixture
 def at_once(monkeypatch):
     """Every item is written as soon as it is added."""
-    monkeypatch.setattr(feature_store, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(feature_cache, "_SAVE_EVERY", 0.0)
 
 
 def test_while_items_are_added_others_read_those_that_are_written(tmp_path, at_once):
     """Not the store that adds, which looks again when it has closed its files."""
-    writer = FeatureStore(tmp_path, {})
+    writer = FeatureCache(tmp_path, {})
     fill(writer, zero=0.0)
-    early = FeatureStore(tmp_path, {})
+    early = FeatureCache(tmp_path, {})
     assert len(early) == 1
-    with writer.adding() as add:
+    with writer.writer() as add:
         for number, key in enumerate(("one", "two", "three"), start=1):
             add(key, stored(number))
-            late = FeatureStore(tmp_path, {})
+            late = FeatureCache(tmp_path, {})
             assert len(late) == number + 1
             assert late[key].features_VTF[0, 0, 0] == number
     assert len(late) == 4, "its files have been merged and removed"
@@ -94,9 +94,9 @@ def test_while_items_are_added_others_read_those_that_are_written(tmp_path, at_o
 
 
 def test_many_parts_become_one_file_before_they_are_too_many_to_open(tmp_path, at_once, monkeypatch):
-    monkeypatch.setattr(feature_store, "_MOST_PARTS", 4)
-    store, most = FeatureStore(tmp_path, {}), 0
-    with store.adding() as add:
+    monkeypatch.setattr(feature_cache, "_MAX_PARTS", 4)
+    store, most = FeatureCache(tmp_path, {}), 0
+    with store.writer() as add:
         for number in range(19):
             add(str(number), stored(number))
             most = max(most, len(list(tmp_path.iterdir())))
@@ -106,8 +106,8 @@ def test_many_parts_become_one_file_before_they_are_too_many_to_open(tmp_path, a
 
 def test_items_are_written_together_until_they_are_many(tmp_path, monkeypatch):
     size = stored(0.0).features_VTF.nbytes
-    monkeypatch.setattr(feature_store, "_PART_BYTES", 3 * size)
-    with FeatureStore(tmp_path, {}).adding() as add:
+    monkeypatch.setattr(feature_cache, "_MAX_PART_BYTES", 3 * size)
+    with FeatureCache(tmp_path, {}).writer() as add:
         seen = []
         for number in range(7):
             add(str(number), stored(number))
@@ -116,8 +116,8 @@ def test_items_are_written_together_until_they_are_many(tmp_path, monkeypatch):
 
 
 def test_parts_of_an_interrupted_call_are_merged_by_the_next(tmp_path, at_once):
-    store = FeatureStore(tmp_path, {})
-    with contextlib.suppress(KeyboardInterrupt), store.adding() as add:
+    store = FeatureCache(tmp_path, {})
+    with contextlib.suppress(KeyboardInterrupt), store.writer() as add:
         add("one", stored(1.0))
         add("two", stored(2.0))
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def test_parts_of_an_interrupted_call_are_merged_by_the_next(tmp_path, at_once):
 
 
 def test_what_killed_processes_left_half_written_goes_and_what_is_being_written_stays(tmp_path):
-    store = FeatureStore(tmp_path, {})
+    store = FeatureCache(tmp_path, {})
     old, new = (tmp_path / f".{store.path.stem}.{name}.partial" for name in ("old", "new"))
     for path in (old, new):
         path.touch()
@@ -141,8 +141,8 @@ def test_what_killed_processes_left_half_written_goes_and_what_is_being_written_
 
 
 def test_a_trouble_of_the_system_leaves_the_file(tmp_path, monkeypatch):
-    fill(FeatureStore(tmp_path, {}), one=1.0)
-    store = FeatureStore(tmp_path, {})
+    fill(FeatureCache(tmp_path, {}), one=1.0)
+    store = FeatureCache(tmp_path, {})
     trouble = OSError(24, "Too many open files")
     monkeypatch.setattr("h5py.File", lambda *a, **k: (_ for _ in ()).throw(trouble))
     with pytest.raises(OSError, match="Too many"):
@@ -151,11 +151,11 @@ def test_a_trouble_of_the_system_leaves_the_file(tmp_path, monkeypatch):
     assert "one" in store
 
 
-def test_a_file_that_is_no_store_is_begun_anew(tmp_path, caplog):
-    store = FeatureStore(tmp_path, {})
+def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, caplog):
+    store = FeatureCache(tmp_path, {})
     store.path.write_bytes(b"nothing" * 100)
     assert "one" not in store
     assert "two" not in store
-    assert caplog.text.count("begun anew") == 1
+    assert caplog.text.count("is replaced") == 1
     fill(store, one=1.0)
     assert "one" in store

@@ -17,7 +17,7 @@ from conftest import TINY, break_half_way, make_folder, train_py
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips
-from stvid.data.feature_cache import FeatureStore, StoredClips
+from stvid.data.feature_cache import CachedClips, FeatureCache
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
@@ -67,11 +67,11 @@ def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, ov
     assert len(stores(videos)) == 2
     without, _ = run(videos, tmp_path / "off", *overrides, "data.features=off")
     assert with_store == without
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / "on").model.state_dict(),
         load_checkpoint(tmp_path / "off").model.state_dict(),
     )
-    for name, value in one.items():
+    for name, value in entry.items():
         torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_only_what_changed_is_encoded_again(videos, tmp_path):
     os.utime(changed, ns=(1, 1))
     _, done = run(videos, tmp_path / "second")
     assert stores(videos) == before
-    assert re.search(r"features of train: \d+ stored, 1 to encode", done.stdout)
+    assert re.search(r"features of train: \d+ cached, 1 to encode", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_
     done = train_py(f"resume={tmp_path / 'cut'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stores(videos) == before
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut")
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(entry[name], other[name]) for name in entry)
 
 
 def test_only_the_draws_that_failed_are_left_out(tmp_path):
-    """Two draws of one video in a batch, of which one meets the broken end."""
+    """Two keys of one video in a batch, of which one meets the broken end."""
     videos = make_folder(tmp_path / "squares", videos=3, classes=("a",))
     paths = sorted(videos.glob("a/*.mp4"))
     infos = [probe(path) for path in paths]
@@ -161,29 +161,29 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     class Breaking(TrainingClips):
         def __getitem__(self, key):
             broken = SampleKey(*key) == bad
-            return self.failure(0, VideoError(paths[0], TRUNCATED)) if broken else super().__getitem__(key)
+            return self.make_failure(0, VideoError(paths[0], TRUNCATED)) if broken else super().__getitem__(key)
 
     breaking = Breaking(**{field.name: getattr(clips, field.name) for field in dataclasses.fields(clips)})
-    stored = StoredClips(breaking, FeatureStore(tmp_path, {}))
-    draws = [bad, SampleKey(0, 0, 0), SampleKey(0, 1), SampleKey(0, 2)]
-    with stored.store.adding() as add:
-        for part, batch in stored.batches(draws, batch_size=4, num_workers=0):
+    cached = CachedClips(breaking, FeatureCache(tmp_path, {}))
+    keys = [bad, SampleKey(0, 0, 0), SampleKey(0, 1), SampleKey(0, 2)]
+    with cached.cache.writer() as add:
+        for part, batch in cached.batches(keys, batch_size=4, num_workers=0):
             means = batch["clips"].float().mean(dim=(2, 3, 4))[..., None]  # as if the encoder gave mean grey levels
-            for key, content in stored.encoded(part, batch, means):
+            for key, content in cached.entries(part, batch, means):
                 add(key, content)
-    assert stored.missing(draws) == []
-    assert stored[bad].reason == TRUNCATED
-    for draw in draws[1:]:
-        wanted = clips[draw]["clips"].float().mean(dim=(2, 3, 4))
-        torch.testing.assert_close(stored[draw]["features"][..., 0], wanted)
-        if draw == SampleKey(0, draw.index):
-            torch.testing.assert_close(stored[draw.index]["features"], stored[draw]["features"])
-    assert stored[-1]["video"] == 2
-    assert [sample["video"] for sample in stored] == [0, 1, 2]
+    assert cached.missing_keys(keys) == []
+    assert cached[bad].reason == TRUNCATED
+    for key in keys[1:]:
+        wanted = clips[key]["clips"].float().mean(dim=(2, 3, 4))
+        torch.testing.assert_close(cached[key]["features"][..., 0], wanted)
+        if key == SampleKey(0, key.index):
+            torch.testing.assert_close(cached[key.index]["features"], cached[key]["features"])
+    assert cached[-1]["video"] == 2
+    assert [sample["video"] for sample in cached] == [0, 1, 2]
     with pytest.raises(IndexError):
-        stored[3]
-    again = StoredClips(clips, FeatureStore(tmp_path, {}))
-    assert again.missing(draws) == [bad]
+        cached[3]
+    again = CachedClips(clips, FeatureCache(tmp_path, {}))
+    assert again.missing_keys(keys) == [bad]
 
 
 def encode_until(folder: Path, number: int | None) -> int:
@@ -200,9 +200,9 @@ def encode_until(folder: Path, number: int | None) -> int:
     clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
     infos = [probe(item.path) for item in items]
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
-    stored = StoredClips(clips, FeatureStore(folder, {}))
-    draws = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
-    data = SimpleNamespace(draws=lambda name: draws, batch_size=1, num_workers_alone=0)
+    cached = CachedClips(clips, FeatureCache(folder, {}))
+    keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
+    data = SimpleNamespace(all_keys=lambda split: keys, batch_size=1, num_workers_alone=0)
     encoded = 0
 
     def encode(clips_BTCHW, lengths):
@@ -212,9 +212,9 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", stored, data, encode)
-    for draw in draws:
-        torch.testing.assert_close(stored[draw]["features"][..., 0], clips[draw]["clips"].float().mean(dim=(2, 3, 4)))
+    _fill_cache("train", cached, data, encode)
+    for key in keys:
+        torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
 
 
@@ -223,7 +223,7 @@ def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
     make_folder(tmp_path / "videos", videos=4, classes=("a",))
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
-        "from stvid import feature_store; feature_store._SAVE_EVERY = 0\n"
+        "from stvid.data import feature_cache; feature_cache._SAVE_EVERY = 0\n"
         f"from test_feature_encoding import encode_until; encode_until(Path({str(tmp_path)!r}), 5)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -250,7 +250,7 @@ def test_a_fingerprint_tells_a_single_bit():
 @pytest.mark.parametrize("labels", [None, ["a"] * 7 + ["b"] * 2])
 def test_every_draw_of_any_epoch_is_known_beforehand(labels):
     sampler = EpochSampler(num_items=9, shuffle=True, labels=labels, passes=2)
-    known = set(sampler.every_draw())
+    known = set(sampler.all_keys())
     for epoch in range(6):
         sampler.set_epoch(epoch)
         assert set(sampler) <= known

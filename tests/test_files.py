@@ -3,7 +3,7 @@ import multiprocessing
 
 import pytest
 
-from stvid.files import one_at_a_time, replacing, write_json
+from stvid.files import file_lock, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -15,23 +15,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_file_names_that_are_not_utf_8_come_back(tmp_path):
+def test_names_that_are_not_utf_8_are_the_same_after_reading(tmp_path):
     content = {"path": "b\udce9ta.mp4", "é": 1}
     write_json(tmp_path / "a.json", content)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
 
 
 def _enter(path, out):
-    with one_at_a_time(path):
+    with file_lock(path):
         with out.open("a") as file:
             file.write("in ")
-        for _ in range(200_000):  # long enough for another to come in between
+        for _ in range(200_000):  # long enough for another process to interleave
             pass
         with out.open("a") as file:
             file.write("out ")
 
 
-def test_one_process_at_a_time_goes_through(tmp_path):
+def test_one_process_at_a_time_runs_the_block(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_enter, args=(tmp_path / "cache", tmp_path / "out")) for _ in range(4)]
     for process in processes:
@@ -41,9 +41,9 @@ def test_one_process_at_a_time_goes_through(tmp_path):
     assert (tmp_path / "out").read_text() == "in out " * 4
 
 
-def test_where_nothing_can_be_written_there_is_nothing_to_wait_for(tmp_path):
+def test_without_permission_to_write_there_is_no_lock(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with one_at_a_time(tmp_path / "file" / "cache"):
+    with file_lock(tmp_path / "file" / "cache"):
         pass
-    with pytest.raises(FileNotFoundError), one_at_a_time(tmp_path / "cache"):
+    with pytest.raises(FileNotFoundError), file_lock(tmp_path / "cache"):
         raise FileNotFoundError

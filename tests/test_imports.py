@@ -11,6 +11,7 @@ from conftest import ROOT
 ORDER = [
     "errors", "files", "progress", "device", "distributed", "clip", "preprocess", "video", "data", "models", "cost",
     "metrics", "training", "run", "inference", "recognizer", "evaluation", "report", "sweep", "commands", "cli",
+    "__main__",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/reader.py"},

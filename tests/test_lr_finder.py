@@ -49,7 +49,13 @@ class SevenBatches(pl.LightningDataModule):
 
 
 def run(task, folder, **options):
-    return find_lr(lambda **changes: pl.Trainer(**{**TRAINER, **options, **changes}), task, SevenBatches(), folder)
+    return find_lr(
+        lambda **changes: pl.Trainer(**{**TRAINER, **options, **changes}),
+        task,
+        SevenBatches(),
+        table=folder / "lr_finder.csv",
+        picture=folder / "lr_finder.png",
+    )
 
 
 def rows_of(folder):

@@ -1,4 +1,4 @@
-"""A name may be any bytes that the file system allows; every table of a run gives it back as it was."""
+"""A file or class name may be any bytes that the file system allows; every table of a run keeps it unchanged."""
 
 import csv
 import json
@@ -8,12 +8,13 @@ import pytest
 from conftest import TINY, make_folder, train_py
 from omegaconf import OmegaConf
 
-from stvid.data.feature_cache import FeatureStore, Stored
+from stvid.data.feature_cache import CachedFeatures, FeatureCache
 from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
-from stvid.run.config import literal
-from stvid.run.start import kept_manifest, save_run
+from stvid.run.config import escape_interpolations
+from stvid.run.folder import RunFolder
+from stvid.run.start import save_run, stored_manifest
 from stvid.training.callbacks.bad_videos import BadVideos, read_bad_videos
 
 NAMES = (
@@ -46,7 +47,7 @@ NAMES = (
 
 @pytest.fixture
 def videos(tmp_path):
-    """A folder of classes, of their names each that the file system takes; three videos of each, of odd names too."""
+    """One folder per name that the file system allows, with three videos, two of them with odd names."""
     for name in NAMES:
         for video in (f"{name}0.mp4", f"1{name}.mp4", "2.mp4"):
             try:
@@ -58,14 +59,14 @@ def videos(tmp_path):
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["relative paths", "absolute paths"])
-def test_a_manifest_of_any_names_is_read_as_it_was_written(videos, tmp_path, beside):
-    found = folder(root=str(videos))
+def test_a_manifest_keeps_any_name(videos, tmp_path, beside):
+    listed = folder(root=str(videos))
     groups = [*NAMES, None]
     items = [
         Item(path=i.path, label=i.label, split=i.split, start=0.1, end=1 / 3 + n, group=groups[n % len(groups)])
-        for n, i in enumerate(found.items)
+        for n, i in enumerate(listed.items)
     ]
-    data = Manifest(items=tuple(items), class_names=found.class_names[::-1])
+    data = Manifest(items=tuple(items), class_names=listed.class_names[::-1])
     table = (videos if beside else tmp_path / "elsewhere") / "m.csv"
     table.parent.mkdir(exist_ok=True)
     data.write_csv(table)
@@ -75,15 +76,15 @@ def test_a_manifest_of_any_names_is_read_as_it_was_written(videos, tmp_path, bes
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_odd_class_is_read_too(tmp_path, name):
-    """Among a hundred others, names that look like numbers are none."""
+def test_a_manifest_keeps_a_single_odd_class(tmp_path, name):
+    """A column that holds only numbers would be read as numbers, which many names together hide."""
     item = Item(path=str(tmp_path / name), label=name, split="train", group=name)
     data = Manifest(items=(item,), class_names=(name, "other"))
     data.write_csv(tmp_path / "m.csv")
     assert Manifest.read_csv(tmp_path / "m.csv", class_names=(name, "other")) == data
 
 
-def test_predictions_are_read_as_they_were_written(tmp_path):
+def test_predictions_keep_any_name(tmp_path):
     p = tuple(1 / len(NAMES) for _ in NAMES)
     predictions = [
         PredictionRow(
@@ -94,12 +95,12 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     predictions.append(PredictionRow(path="/x", label=NAMES[0], failed="empty"))
     write_predictions(tmp_path / "p.csv", predictions, NAMES)
     read = read_predictions(tmp_path / "p.csv", NAMES)
-    assert [{**vars(one), "probabilities": None} for one in read] == [
-        {**vars(one), "probabilities": None} for one in predictions
+    assert [{**vars(row), "probabilities": None} for row in read] == [
+        {**vars(row), "probabilities": None} for row in predictions
     ]
 
 
-def test_bad_videos_are_read_as_they_were_written(tmp_path):
+def test_bad_videos_keep_any_name(tmp_path):
     known = {f"/{name}/{name}": "missing" for name in NAMES}
     trainer = type("Trainer", (), {"is_global_zero": True})
     BadVideos(path=tmp_path / "bad.csv", max_bad=len(known), known=known).on_fit_start(trainer, None)
@@ -107,27 +108,27 @@ def test_bad_videos_are_read_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "\x85"])  # which PyYAML reads as a line break
-def test_a_config_keeps_names_as_text(tmp_path, name):
-    OmegaConf.save(OmegaConf.create(literal({"class_names": [name]})), tmp_path / "c.yaml")
+def test_a_config_keeps_any_name(tmp_path, name):
+    OmegaConf.save(OmegaConf.create(escape_interpolations({"class_names": [name]})), tmp_path / "c.yaml")
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "c.yaml"), resolve=True) == {"class_names": [name]}
 
 
 @pytest.mark.parametrize("names", [("1", "0"), ("${x}", "???", "2")])
-def test_a_run_finds_its_videos_again_with_its_classes_in_their_order(tmp_path, names):
+def test_a_run_keeps_the_order_of_its_classes(tmp_path, names):
     items = tuple(Item(path=f"/{name}", label=name, split="train") for name in names)
-    save_run(tmp_path, {"class_names": list(names)}, Manifest(items=items, class_names=names))
-    assert kept_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
+    save_run(RunFolder(tmp_path), {"class_names": list(names)}, Manifest(items=items, class_names=names))
+    assert stored_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
 
 
-def test_stored_features_keep_the_label(tmp_path):
-    store = FeatureStore(tmp_path, {})
-    with store.adding() as add:
+def test_cached_features_keep_any_label(tmp_path):
+    store = FeatureCache(tmp_path, {})
+    with store.writer() as add:
         for number, name in enumerate(NAMES):
-            add(str(number), Stored(features_VTF=np.zeros((1, 1, 1), np.float32), label=name))
+            add(str(number), CachedFeatures(features_VTF=np.zeros((1, 1, 1), np.float32), label=name))
     assert [store[str(number)].label for number in range(len(NAMES))] == list(NAMES)
 
 
-def test_a_run_with_odd_classes_ends_goes_on_and_keeps_them(tmp_path):
+def test_a_run_with_odd_classes_trains_and_resumes(tmp_path):
     names = sorted(["${x}", "???", " lead", "1e3", "\udce9"])
     try:
         root = make_folder(tmp_path / "videos", videos=4, classes=names)
@@ -146,4 +147,4 @@ def test_a_run_with_odd_classes_ends_goes_on_and_keeps_them(tmp_path):
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert result["class_names"] == names
     assert {item.label for item in Manifest.read_csv(run / "manifest.csv", class_names=names).items} == set(names)
-    assert {one.label for one in read_predictions(run / "predictions.csv", names)} == set(names)
+    assert {row.label for row in read_predictions(run / "predictions.csv", names)} == set(names)

@@ -1,4 +1,4 @@
-"""Sprites of what a model sees, and of where it looked."""
+"""Sprites of clips as the model sees them, and of heat maps."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
-from stvid.report.previews import heat_over, make_previews, thinned
+from stvid.report.previews import make_previews, overlay_heat, thin_frames
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 
@@ -58,7 +58,7 @@ def frames_of(sprite, preview):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """60 frames at 25 a second, each of which shows its number."""
+    """60 frames at 25 frames/s; each frame shows its number."""
     return write_video(tmp_path_factory.mktemp("numbered") / "video.mp4")
 
 
@@ -68,51 +68,52 @@ def test_the_frames_are_those_of_the_middle_clip(video):
     assert (preview.num_frames, preview.width, preview.height) == (8, 128, 96)
     assert [number_of(frame) for frame in frames_of(preview.sprite, preview)] == [22 + 2 * i for i in range(8)]
     assert preview.seconds == pytest.approx(14 / 25)
-    assert preview.focus is None
+    assert preview.heat_sprite is None
     assert preview.evidence is None
 
 
-def test_a_part_of_a_file_is_shown_alone(video):
+def test_the_preview_of_a_part_only_has_its_frames(video):
     clip = ClipSpec(num_frames=4, frame_stride=1, size=(96, 128))
     preview = previews_of(trained_with(clip), [item(video, start=1.0, end=1.16)])[0]
     assert [number_of(frame) for frame in frames_of(preview.sprite, preview)] == [25, 26, 27, 28]
 
 
 @pytest.mark.parametrize("input_", ["rgb", "diff", "rgb_diff"])
-def test_a_sprite_is_what_the_model_sees_but_for_its_compression(run_folder, input_):
+def test_a_sprite_is_the_input_of_the_model_up_to_compression(run_folder, input_):
     manifest = Manifest.read_csv(run_folder / "manifest.csv")
     clip = ClipSpec(num_frames=6, frame_stride=2, size=48, input=input_)
     items = manifest.select("val")[:2]
-    infos = [probe(one.path) for one in items]
+    infos = [probe(entry.path) for entry in items]
     dataset = Views(items=items, infos=infos, class_names=manifest.class_names, clip=clip)
-    found = previews_of(trained_with(clip), items)
+    actual = previews_of(trained_with(clip), items)
     for index in range(2):
         seen = dataset[(0, index)]["clips"][0][:, :3].permute(0, 2, 3, 1).numpy()
-        shown = frames_of(found[index].sprite, found[index])
-        assert np.abs(shown.astype(float) - seen).mean() < 8
+        displayed = frames_of(actual[index].sprite, actual[index])
+        assert np.abs(displayed.astype(float) - seen).mean() < 8
 
 
-def test_what_was_explained_has_a_focus_and_evidence(run_folder):
+def test_explained_clips_have_a_heat_map_and_evidence(run_folder):
     trained, items = load_checkpoint(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
-    found = previews_of(trained, items, videos=[2, 0], explained={2: 1})
-    assert list(found) == [2, 0]
-    assert found[0].focus is None
-    assert found[2].evidence is None  # a 3D network does not read frame by frame
-    assert frames_of(found[2].focus, found[2]).shape == frames_of(found[2].sprite, found[2]).shape == (4, 32, 32, 3)
+    actual = previews_of(trained, items, videos=[2, 0], explained={2: 1})
+    assert list(actual) == [2, 0]
+    assert actual[0].heat_sprite is None
+    assert actual[2].evidence is None  # a 3D network does not read frame by frame
+    for sprite in (actual[2].sprite, actual[2].heat_sprite):
+        assert frames_of(sprite, actual[2]).shape == (4, 32, 32, 3)
     lstm = trained_with(trained.clip, CNNLSTM(num_classes=2))
     assert len(previews_of(lstm, items, videos=[1], explained={1: 0})[1].evidence) == 4
 
 
-def test_long_clips_are_thinned_and_wide_ones_made_smaller(video):
+def test_long_clips_are_thinned_and_wide_ones_resized(video):
     clip = ClipSpec(num_frames=None, frame_stride=1, size=(120, 160))
     trained = trained_with(clip)
     preview = previews_of(trained, [item(video)], explained={0: 0})[0]
     assert (preview.num_frames, preview.width, preview.height) == (24, 128, 96)
     numbers = [number_of(frame) for frame in frames_of(preview.sprite, preview)]
-    assert numbers == thinned(60)
+    assert numbers == thin_frames(60)
     assert (numbers[0], numbers[-1]) == (0, 59)
     assert {b - a for a, b in itertools.pairwise(numbers)} == {2, 3}
-    assert len(preview.evidence) == len(frames_of(preview.focus, preview)) == 24
+    assert len(preview.evidence) == len(frames_of(preview.heat_sprite, preview)) == 24
     assert preview.seconds == pytest.approx(59 / 25, abs=1e-3)
 
 
@@ -135,14 +136,14 @@ def test_a_short_video_keeps_its_speed(video):
         previews_of(trained_with(dataclasses.replace(clip, short="error")), [short])
 
 
-def test_unevenly_timed_frames_last_as_long_as_they_were_shown(tmp_path):
+def test_the_duration_follows_the_timestamps(tmp_path):
     times = [0, 40, 80, 500, 1000, 1040, 1080, 3000]
     video = write_video(tmp_path / "video.mp4", num_frames=8, times=times)
     clip = ClipSpec(num_frames=8, frame_stride=1, size=32)
     assert previews_of(trained_with(clip), [item(video)])[0].seconds == pytest.approx(3.0, abs=0.01)
 
 
-def test_videos_that_cannot_be_read_are_left_out(video, tmp_path):
+def test_unreadable_videos_are_left_out(video, tmp_path):
     broken = write_video(tmp_path / "broken.mp4")
     break_half_way(broken)
     (tmp_path / "text.mp4").write_text("no video")
@@ -161,20 +162,20 @@ def test_every_video_is_decoded_once(video, monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_hotter_the_brighter_and_the_picture_stays_visible():
+def test_brightness_grows_with_heat_and_the_image_stays_visible():
     """Brightness grows with heat, so colour vision is not needed; grey pictures stay grey where nothing is hot."""
     frames = torch.full((1, 3, 1, 11), 0.5)
     heat = torch.linspace(0, 1, 11).view(1, 1, 11)
-    shown = heat_over(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
-    brightness = (shown * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
+    displayed = overlay_heat(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
+    brightness = (displayed * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
     assert (brightness[0, 0].diff()[3:] > 0).all()
     assert brightness[0, 0, -1] > 1.5 * brightness[0, 0, 0]
-    assert (shown[:, 0, 0, 0] == shown[:, 2, 0, 0]).all()
+    assert (displayed[:, 0, 0, 0] == displayed[:, 2, 0, 0]).all()
     assert (brightness[1] - brightness[0] > 0.05).all()
-    assert 0 <= shown.min() <= shown.max() <= 1
+    assert 0 <= displayed.min() <= displayed.max() <= 1
 
 
 def test_a_preview_is_small(video):
     clip = ClipSpec(num_frames=16, frame_stride=2, size=112)
     preview = previews_of(trained_with(clip), [item(video)], explained={0: 0})[0]
-    assert len(preview.sprite) + len(preview.focus) < 30_000
+    assert len(preview.sprite) + len(preview.heat_sprite) < 30_000

@@ -107,8 +107,8 @@ def test_a_recording_cut_in_mid_stream_counts_the_frames_that_can_be_shown(tmp_p
                 packet.stream = stream
                 writing.mux(packet)
     with av.open(str(late)) as container:
-        shown = sum(1 for _ in container.decode(video=0))
-    assert probe(late).num_frames == shown < 40
+        displayed = sum(1 for _ in container.decode(video=0))
+    assert probe(late).num_frames == displayed < 40
 
 
 def test_missing_files_are_missing(tmp_path):
@@ -288,7 +288,7 @@ from stvid.video import workers
 def work(name):
     open({str(tmp_path)!r} + "/" + name, "w").write(str(os.getpid()))
     time.sleep(600)
-list(workers.each_file(work, ["a", "b"], num_workers=2, timeout=600))
+list(workers.map_files(work, ["a", "b"], num_workers=2, timeout=600))
 """
     parent = subprocess.Popen([sys.executable, "-c", program])
     started = [tmp_path / "a", tmp_path / "b"]

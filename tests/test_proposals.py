@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from stvid.errors import InputError
-from stvid.sweep.proposals import JOURNAL_NAME, OptunaSearch, truncate_partial_line
+from stvid.sweep.proposals import OptunaSearch, truncate_partial_line
 from stvid.sweep.settings import Settings
 from stvid.sweep.space import Choice, Interval, Space
 from stvid.sweep.trials import Trial
@@ -61,9 +61,9 @@ def test_optuna_learns_and_the_seed_determines_the_proposals(tmp_path):
 def test_a_kill_between_two_files_loses_no_trial(tmp_path):
     space, settings = space_of(lr=LR), Settings(method="optuna", trials=4)
     values = OptunaSearch(folder=tmp_path, space=space, settings=settings).propose(0)
-    with (tmp_path / JOURNAL_NAME).open("ab") as file:
+    with (tmp_path / "journal.log").open("ab") as file:
         file.write(b'{"op_code":4,"wor')  # a kill cut this line off
-    truncate_partial_line(tmp_path / JOURNAL_NAME)
+    truncate_partial_line(tmp_path / "journal.log")
     search = OptunaSearch(folder=tmp_path, space=space, settings=settings)
     assert search.propose(0) == values  # it was in the journal, but not yet in trials.json
     search.record(Trial(number=0, values=values, status="done", metrics={"video_accuracy": 0.5}))

@@ -1,4 +1,4 @@
-"""What a result says of its origin; the oracles are hashlib by hand and git itself."""
+"""Provenance in result.json; the oracles are hashlib by hand and git itself."""
 
 import getpass
 import hashlib
@@ -30,7 +30,7 @@ def with_first(**changes):
     return Manifest(items=(replace(ITEMS[0], **changes), *ITEMS[1:]), class_names=DATA.class_names)
 
 
-def test_the_fingerprint_is_the_hash_of_lines_that_can_be_written_by_hand():
+def test_the_fingerprint_is_the_hash_of_lines_written_by_hand():
     text = (
         '["run/a.mp4", "run", "train", 1.5, 2.0, "anna"]\n'
         '["run/b.mp4", "run", "train", null, null, null]\n'
@@ -44,19 +44,19 @@ def test_the_fingerprint_is_the_hash_of_lines_that_can_be_written_by_hand():
     [{"label": "walk"}, {"split": "test"}, {"start": 0.5}, {"end": 3.0}, {"group": "bob"}, {"path": "/data/set/c.mp4"}],
     ids=str,
 )
-def test_whatever_changes_in_an_item_changes_it(changes):
+def test_any_change_of_an_item_changes_the_fingerprint(changes):
     assert manifest_fingerprint(with_first(**changes)) != manifest_fingerprint(DATA)
 
 
-def test_a_data_set_that_was_moved_or_sorted_otherwise_keeps_it(video_folder, tmp_path):
+def test_moving_or_sorting_a_data_set_keeps_the_fingerprint(video_folder, tmp_path):
     here = folder(root=str(video_folder))
-    there = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
-    assert here.items != there.items
-    assert manifest_fingerprint(there) == manifest_fingerprint(here)
+    existing = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
+    assert here.items != existing.items
+    assert manifest_fingerprint(existing) == manifest_fingerprint(here)
     assert manifest_fingerprint(replace(here, items=here.items[::-1])) == manifest_fingerprint(here)
 
 
-def test_a_file_name_that_is_not_utf_8_has_one_too():
+def test_a_name_that_is_not_utf_8_has_a_fingerprint():
     assert len(manifest_fingerprint(with_first(path="/data/set/run/\udcff.mp4"))) == 64
 
 
@@ -73,7 +73,7 @@ def git(folder, *arguments):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_commit_and_whether_files_differ_from_it(tmp_path):
+def test_git_state_is_the_commit_and_whether_files_differ_from_it(tmp_path):
     script = tmp_path / "code" / "train.py"
     script.parent.mkdir()
     script.write_text("1")
@@ -93,21 +93,21 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path):
     assert git_state(script) == {"commit": commit, "dirty": True}
 
 
-def test_without_git_there_is_nothing_to_say(tmp_path, monkeypatch):
+def test_without_git_there_is_no_git_state(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path / "train.py") is None
 
 
-def test_versions_are_those_that_are_imported():
-    found = versions()
-    assert found["python"] == platform.python_version()
-    assert found["stvid"] == stvid.__version__
-    assert found["torch"] == torch.__version__.partition("+")[0]
-    assert ("cuda" in found) == torch.cuda.is_available()
-    assert {"torchvision", "lightning", "torchmetrics", "hydra", "av", "numpy"} <= set(found)
+def test_versions_are_those_of_the_imported_packages():
+    record = versions()
+    assert record["python"] == platform.python_version()
+    assert record["stvid"] == stvid.__version__
+    assert record["torch"] == torch.__version__.partition("+")[0]
+    assert ("cuda" in record) == torch.cuda.is_available()
+    assert {"torchvision", "lightning", "torchmetrics", "hydra", "av", "numpy"} <= set(record)
 
 
-def test_the_machine_is_told_and_nobody_is_named(tmp_path):
+def test_the_record_describes_the_machine_without_its_name_or_its_users(tmp_path):
     record = run_record(DATA, num_bad=0, code=tmp_path / "train.py")
     assert set(record) == {"data", "versions", "git", "hardware"}
     assert record["hardware"]["cores"] == num_cores()
@@ -118,6 +118,6 @@ def test_the_machine_is_told_and_nobody_is_named(tmp_path):
     assert "/data/set" not in text
 
 
-def test_the_peak_is_at_least_what_was_just_filled_and_at_most_what_there_is():
+def test_peak_memory_is_between_what_was_just_filled_and_all_memory():
     numbers = torch.ones(2**26)  # a quarter of a GiB
     assert len(numbers) / 2**28 < peak_host_gib() < hardware()["memory_gib"]

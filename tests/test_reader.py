@@ -34,7 +34,7 @@ def test_far_frames_of_a_trusted_file_are_reached_by_random_access(tmp_path, mon
     path = write_video(tmp_path / "video.mp4", bframes=2)
     info = probe(path)
     assert info.random_access
-    monkeypatch.setattr(reader, "_forward", None)
+    monkeypatch.setattr(reader, "_decode_from_start", None)
     assert number_of(as_thwc(read_frames(path, [59], info=info))[0]) == 59
 
 

@@ -46,9 +46,10 @@ def assert_exact(path) -> None:
     if info.random_access:
         assert set(info.keyframes) <= set(range(info.num_frames))
         for indices in ([i] for i in range(len(oracle))):  # every frame by a jump of its own
-            jumped = reader._read(path, indices, info=info, size=(info.height, info.width), num_threads=1, jump=True)
-            assert jumped is not None, f"jumping to frame {indices} fails"
-            np.testing.assert_array_equal(jumped.numpy(), oracle[indices])
+            size = (info.height, info.width)
+            frames_THWC = reader._read_pyav(path, indices, info=info, size=size, num_threads=1, seek=True)
+            assert frames_THWC is not None, f"seeking to frame {indices} fails"
+            np.testing.assert_array_equal(frames_THWC.numpy(), oracle[indices])
 
 
 @pytest.mark.parametrize(("codec", "container", "bframes", "gop"), MATRIX)

@@ -13,16 +13,16 @@ from PIL import Image
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
-from stvid.evaluation.cross_validation import Fold, pooled
-from stvid.evaluation.evaluate import scores_of
+from stvid.evaluation.evaluate import compute_metrics
+from stvid.evaluation.evaluation_run import Fold, pool_folds
 from stvid.evaluation.results import Evaluation, PredictionRow, write_result
-from stvid.evaluation.text import first_sentence, interval_basis, protocol, result_text, time_verdict
+from stvid.evaluation.text import interval_basis, protocol_sentence, result_text, summary_sentence, temporal_verdicts
 from stvid.files import write_json
 from stvid.models.conv3d import Conv3D
-from stvid.report.clips import choose, fitting
+from stvid.report.clips import previews_within_budget, select_clips
 from stvid.report.content import Report
 from stvid.report.previews import Preview
-from stvid.report.report import MOST_BYTES, report_of_run, write_comparison, write_report
+from stvid.report.report import MAX_BYTES, report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import TrainedModel
 
 NASTY = ("<img src=x onerror=alert(1)>", "sit \"down\" & 'up'", "zählen\udcff")
@@ -33,7 +33,7 @@ CLIP = ClipSpec(num_frames=4, frame_stride=2, size=32)
 
 
 def sprite(seed, *, width=16, height=12, num_frames=NUM_FRAMES, lossless=False):
-    """A WebP whose frames have a colour each."""
+    """A WebP in which each frame has its own colour."""
     colours = np.random.default_rng(seed).integers(0, 255, (num_frames, 3), dtype=np.uint8)
     row = np.repeat(np.repeat(colours[None], width, axis=1), height, axis=0)
     if lossless:
@@ -46,7 +46,7 @@ def sprite(seed, *, width=16, height=12, num_frames=NUM_FRAMES, lossless=False):
 def preview(seed, *, explained=False, **size):
     return Preview(
         sprite=sprite(seed, **size),
-        focus=sprite(seed + 10_000, **size) if explained else None,
+        heat_sprite=sprite(seed + 10_000, **size) if explained else None,
         num_frames=NUM_FRAMES,
         width=16,
         height=12,
@@ -56,24 +56,24 @@ def preview(seed, *, explained=False, **size):
 
 
 def make_predictions(class_names, per_class=8, seed=0):
-    """Of every class about a quarter are mistakes; the last video of all could not be read."""
+    """About a quarter of each class is wrong; the last video is unreadable."""
     rng = np.random.default_rng(seed)
     predictions = []
     for truth, name in enumerate(class_names):
         for number in range(per_class):
-            answer = truth if number % 4 else (truth + 1) % len(class_names)
+            predicted = truth if number % 4 else (truth + 1) % len(class_names)
             logits = rng.normal(0, 1, len(class_names))
-            logits[answer] = logits.max() + rng.uniform(0.2, 4)
+            logits[predicted] = logits.max() + rng.uniform(0.2, 4)
             p = np.exp(logits) / np.exp(logits).sum()
-            one = PredictionRow(
+            row = PredictionRow(
                 path=f"/data/{name.replace('/', '')}/{number}.mp4",
                 label=name,
-                predicted=class_names[answer],
+                predicted=class_names[predicted],
                 views=2,
-                views_right=2 * (answer == truth),
+                views_right=2 * (predicted == truth),
                 probabilities=tuple(p.tolist()),
             )
-            predictions.append(one)
+            predictions.append(row)
     failed = dataclasses.replace(predictions[-1], predicted=None, failed="cut off", views=0, probabilities=())
     return [*predictions[:-1], failed]
 
@@ -92,7 +92,7 @@ def make_result(predictions, class_names, **more):
         "split": "test",
         "class_names": list(class_names),
         "protocol": PROTOCOL,
-        **scores_of(predictions, class_names),
+        **compute_metrics(predictions, class_names),
         "checkpoint": "/runs/one/checkpoints/best.ckpt",
         "epoch": 2,
         "step": 20,
@@ -107,7 +107,7 @@ def make_result(predictions, class_names, **more):
 
 def make_report(class_names=NASTY, *, per_class=8, clips=True, **more):
     predictions = make_predictions(class_names, per_class)
-    choice = choose(predictions)
+    selection = select_clips(predictions)
     epochs = [
         {"epoch": str(e), "lr": "0.1", "train_loss": f"{1 / e}", "val_loss": f"{2 / e}", "val_video_accuracy": "0.5"}
         for e in (1, 2, 3)
@@ -132,7 +132,7 @@ def make_report(class_names=NASTY, *, per_class=8, clips=True, **more):
         "epochs": epochs,
         "bad_videos": {"/data/<b>.avi": "no video in it"},
         "config": "seed: 7\nname: </pre><script>alert(2)</script>\n",
-        "previews": {video: preview(video, explained=video in choice.explained) for video in choice.order * clips},
+        "previews": {v: preview(v, explained=v in selection.explained) for v in selection.order * clips},
     }
     return Report(**{**given, **more})
 
@@ -163,7 +163,7 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag, **wanted):
         wanted = {key.rstrip("_").replace("_", "-"): value for key, value in wanted.items()}
-        return [a for found, a in self.elements if found == tag and wanted.items() <= a.items()]
+        return [a for actual, a in self.elements if actual == tag and wanted.items() <= a.items()]
 
     @property
     def text(self):
@@ -194,37 +194,39 @@ def page(text):
     return Page(text)
 
 
-def test_numbers_are_those_of_the_result(report, page):
+def test_the_page_has_the_numbers_of_the_result(report, page):
     result = report.result
     right = round(result["video_accuracy"] * 24)
-    assert f"Right on {right} of 24 videos it had never seen; chance would be 8." in page.text
+    assert f"{right} of 24 unseen videos are classified correctly (chance: 8)." in page.text
     low, high = result["video_accuracy_ci95"]
-    shown = [f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")]
-    shown += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
-    shown += [
-        "95 % interval (Wilson's) of 24 videos",
-        "2 clips × 1 crop of 4 frames (one frame of every 2), 32 × 32 pixels",
+    displayed = [
+        f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")
     ]
-    shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
-    shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
-    for text in shown:
+    displayed += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
+    displayed += [
+        "95 % interval (Wilson) over 24 videos",
+        "2 clips × 1 crop of 4 frames (frame stride 2), 32 × 32 pixels",
+    ]
+    displayed += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
+    displayed += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
+    for text in displayed:
         assert text in page.text, text
-    for one in result["per_class"].values():
-        assert f"{100 * one['recall']:.1f} %" in page.text
+    for item in result["per_class"].values():
+        assert f"{100 * item['recall']:.1f} %" in page.text
 
 
-def test_every_cell_with_videos_is_a_button_that_says_what_it_is(report, page):
+def test_every_cell_with_videos_is_a_labelled_button(report, page):
     names, confusion = report.result["class_names"], report.result["confusion"]
     labels = [button["aria-label"] for button in page.all("button") if "data-cell" in button and "aria-label" in button]
     counts = {(i, j): n for i, row in enumerate(confusion) for j, n in enumerate(row) if n}
     assert len(labels) == len(counts)
-    shown = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    printed = [name.encode("utf-8", "backslashreplace").decode() for name in names]
     for (i, j), n in counts.items():
-        assert f"truth {shown[i]}, answered {shown[j]}: {n} video{'s' * (n > 1)}" in labels
+        assert f"truth {printed[i]}, predicted {printed[j]}: {n} video{'s' * (n > 1)}" in labels
         assert len(page.data["cells"][f"{i}-{j}"]) == page.data["totals"][f"{i}-{j}"] == n
 
 
-def test_names_are_text_and_never_markup(page, text):
+def test_names_are_escaped(page, text):
     assert not page.all("img")
     assert NASTY[0] in page.text
     assert "zählen\\udcff" in page.text
@@ -234,7 +236,7 @@ def test_names_are_text_and_never_markup(page, text):
     assert text.count("<script") == text.count("</script>") == 2
 
 
-def test_the_page_asks_for_nothing(page):
+def test_the_page_loads_nothing(page):
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "poster", "data"):
             assert re.match(r"#|data:", attributes.get(name, "#")), attributes
@@ -247,7 +249,7 @@ def test_the_page_asks_for_nothing(page):
     assert "script-src 'sha256-" in policy
 
 
-def test_ids_are_unique_and_what_refers_to_them_finds_them(page):
+def test_ids_are_unique_and_references_exist(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
@@ -256,7 +258,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(page):
         assert {*named, *linked} <= set(ids)
 
 
-def test_pictures_have_text_alternatives_and_headings_are_in_order(page):
+def test_charts_have_text_alternatives_and_headings_are_nested(page):
     charts = page.all("svg")
     assert len(charts) == 5
     for chart in charts:
@@ -274,30 +276,30 @@ def test_pictures_have_text_alternatives_and_headings_are_in_order(page):
     assert page.all("a", class_="skip")[0]["href"] == "#main"
 
 
-def test_every_clip_stands_in_the_file_once(report, text, page):
-    for video, one in report.previews.items():
-        assert text.count(base64.b64encode(one.sprite).decode()) == 1
+def test_every_clip_is_in_the_file_once(report, text, page):
+    for video, item in report.previews.items():
+        assert text.count(base64.b64encode(item.sprite).decode()) == 1
         assert page.data["clips"][str(video)]["frames"] == NUM_FRAMES
     mistakes = [int(figure["data-video"]) for figure in page.all("figure") if "data-video" in figure]
-    assert mistakes == choose(report.predictions).explained
+    assert mistakes == select_clips(report.predictions).explained
 
 
-def test_mistakes_come_most_confident_first_and_hits_least(report):
-    choice = choose(report.predictions)
-    wrong = [max(report.predictions[video].probabilities) for video in choice.mistakes]
-    right = [max(report.predictions[video].probabilities) for video in choice.hits]
+def test_mistakes_are_most_confident_first_and_correct_predictions_least(report):
+    selection = select_clips(report.predictions)
+    wrong = [max(report.predictions[video].probabilities) for video in selection.mistakes]
+    right = [max(report.predictions[video].probabilities) for video in selection.correct]
     assert wrong == sorted(wrong, reverse=True)
     assert right == sorted(right)
-    assert len(choice.order) == len(set(choice.order)) == 23
+    assert len(selection.order) == len(set(selection.order)) == 23
 
 
-def test_after_the_explained_ones_every_cell_has_its_turn():
+def test_after_the_explained_videos_the_cells_take_turns():
     names = ("a", "b", "c")
     predictions = make_predictions(names, per_class=80)
-    choice = choose(predictions)
-    turn = [video for video in choice.order if video not in choice.explained][:3]
+    selection = select_clips(predictions)
+    turn = [video for video in selection.order if video not in selection.explained][:3]
     assert {predictions[video].label for video in turn} == set(names)
-    assert not any(predictions[video].is_right for video in turn)
+    assert not any(predictions[video].is_correct for video in turn)
 
 
 def test_clips_beyond_the_budget_are_left_out(tmp_path):
@@ -305,17 +307,19 @@ def test_clips_beyond_the_budget_are_left_out(tmp_path):
     report = make_report(names, per_class=25, clips=False)
     heavy = preview(0, lossless=True, width=120, height=50)
     assert len(heavy.sprite) > 50_000
-    report = dataclasses.replace(report, previews=dict.fromkeys(choose(report.predictions).order, heavy))
+    report = dataclasses.replace(report, previews=dict.fromkeys(select_clips(report.predictions).order, heavy))
     page = Page(written(report, tmp_path))
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     assert 50 < len(page.data["clips"]) < 199
     assert len(page.data["videos"]) == 199
 
 
-def test_fitting_stops_at_the_first_that_does_not_fit():
+def test_previews_end_at_the_first_that_exceeds_the_budget():
     small = preview(0)
-    assert list(fitting([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))) == [2, 0]
-    assert fitting([0], {0: small}, -5) == {}
+    assert list(
+        previews_within_budget([2, 0, 1], {0: small, 1: small, 2: small}, 2 * (4 * len(small.sprite) // 3 + 300))
+    ) == [2, 0]
+    assert previews_within_budget([0], {0: small}, -5) == {}
 
 
 def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_path):
@@ -330,28 +334,28 @@ def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_pat
     assert max(spans) > 300
 
 
-def test_a_page_that_would_be_too_large_is_cut_and_says_so(tmp_path):
-    """600 classes, and nearly every mistake in a cell of its own: what cannot be opened is not in it either."""
+def test_a_page_that_would_be_too_large_is_truncated_and_says_so(tmp_path):
+    """600 classes, and nearly every mistake in its own cell: cells that cannot be opened are not in the data either."""
     names = tuple(f"class {i}" for i in range(600))
-    answers = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
+    outputs = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
     sure = [tuple(row) for row in np.eye(600).tolist()]
     predictions = [
         PredictionRow(
             path=f"/data/{truth}/{number}.mp4",
             label=names[truth],
-            predicted=names[answer],
+            predicted=names[predicted],
             views=1,
-            views_right=int(truth == answer),
-            probabilities=sure[answer],
+            views_right=int(truth == predicted),
+            probabilities=sure[predicted],
         )
         for truth in range(600)
-        for number, answer in enumerate(answers[truth])
+        for number, predicted in enumerate(outputs[truth])
     ]
     report = make_report(
         names, per_class=1, clips=False, predictions=predictions, result=make_result(predictions, names)
     )
     text = written(report, tmp_path)
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
     page = Page(text)
     assert "matrix is too large for this page" in page.text
     assert "matrix large" not in text
@@ -360,12 +364,12 @@ def test_a_page_that_would_be_too_large_is_cut_and_says_so(tmp_path):
     assert all(figure["data-video"] in page.data["videos"] for figure in page.all("figure") if "data-video" in figure)
 
 
-def test_tables_of_very_many_classes_hold_those_that_are_recognised_least(tmp_path):
+def test_tables_of_very_many_classes_have_those_with_the_lowest_recall(tmp_path):
     names = tuple(f"{'x' * 800} {i}" for i in range(500))
     report = make_report(names, per_class=2, clips=False)
     page = Page(written(report, tmp_path))
-    assert (tmp_path / "report.html").stat().st_size < MOST_BYTES
-    assert "These are the 200 of 500 classes that are recognised least" in page.text
+    assert (tmp_path / "report.html").stat().st_size < MAX_BYTES
+    assert "These are the 200 of 500 classes with the lowest recall" in page.text
     assert len([head for head in page.all("th", scope="row") if "data-value" in head]) == 200
 
 
@@ -378,7 +382,7 @@ def test_sections_without_their_input_are_left_out(tmp_path):
     assert linked == ["#result", "#confusion", "#mistakes", "#classes", "#calibration", "#time", "#data", "#record"]
     assert command in page.text
     assert not page.all("button", id="pause-all")
-    assert page.text.count("no preview") == len(choose(report.predictions).explained)
+    assert page.text.count("no preview") == len(select_clips(report.predictions).explained)
 
 
 def test_folds_have_a_table_with_mean_and_spread(tmp_path):
@@ -388,40 +392,40 @@ def test_folds_have_a_table_with_mean_and_spread(tmp_path):
         folds.append(
             Fold(f"fold {number}", tmp_path / f"{number}", make_result(predictions, NASTY), predictions, {}, CLIP)
         )
-    result, predictions = pooled(folds)
+    result, predictions = pool_folds(folds)
     page = Page(written(make_report(result=result, predictions=predictions, clips=False, epochs=(), run={}), tmp_path))
-    assert "Right on 34 of 48 videos in 2 folds, each judged by a model that was not trained on it" in page.text
-    assert "mean of the folds" in page.text
-    assert f"± {100 * result['spread']['std']:.1f} % from fold to fold" in page.text
+    assert "34 of 48 unseen videos in 2 folds are classified correctly (chance: 16)." in page.text
+    assert "mean over the folds" in page.text
+    assert f"± {100 * result['spread']['std']:.1f} % standard deviation" in page.text
 
 
-def test_first_sentence_names_the_most_common_class_where_one_is():
+def test_summary_names_a_most_common_class():
     sizes = {"walk": {"num_videos": 80}, "run": {"num_videos": 20}}
     result = {"num_videos": 100, "video_accuracy": 0.9, "per_class": sizes, "class_names": list(sizes)}
     result |= {"split": "test", "num_seen": 0, "manifest": None}
-    assert first_sentence(result) == (
-        "Right on 90 of 100 videos it had never seen; chance would be 50, and always answering walk 80."
+    assert summary_sentence(result) == (
+        "90 of 100 unseen videos are classified correctly (chance: 50; always predicting walk: 80)."
     )
 
 
 @pytest.mark.parametrize(
-    ("known", "said"),
+    ("details", "expected"),
     [
-        ({"split": "test", "num_seen": 12}, "Right on 9 of 20 videos, 12 of which it was trained on or chosen by;"),
-        ({"split": "val", "num_seen": 20}, "Right on 9 of 20 videos it was chosen by, but not trained on;"),
-        ({"split": "val", "num_seen": 0, "manifest": "other.csv"}, "Right on 9 of 20 videos it had never seen;"),
-        ({"split": "train", "num_seen": 20}, "Right on 9 of 20 videos it was trained on;"),
+        ({"split": "test", "num_seen": 12}, "9 of 20 videos, 12 of them seen in training or model selection, are"),
+        ({"split": "val", "num_seen": 20}, "9 of 20 validation videos are"),
+        ({"split": "val", "num_seen": 0, "manifest": "other.csv"}, "9 of 20 unseen videos are"),
+        ({"split": "train", "num_seen": 20}, "9 of 20 training videos are"),
         (
             {"split": "test", "num_seen": 20, "manifest": "other.csv"},
-            "Right on 9 of 20 videos, 20 of which it was trained on or chosen by;",
+            "9 of 20 videos, 20 of them seen in training or model selection, are",
         ),
         (
             {"split": "test", "num_seen": 3, "folds": [{}, {}]},
-            "in 2 folds, 3 of them judged by a model that was trained on them or chosen by them;",
+            "9 of 20 videos in 2 folds, 3 of them seen in training or model selection, are",
         ),
     ],
 )
-def test_first_sentence_tells_what_the_model_knew(known, said):
+def test_summary_says_which_videos_the_model_has_seen(details, expected):
     sizes = {"walk": {"num_videos": 10}, "run": {"num_videos": 10}}
     result = {
         "num_videos": 20,
@@ -430,7 +434,7 @@ def test_first_sentence_tells_what_the_model_knew(known, said):
         "class_names": list(sizes),
         "manifest": None,
     }
-    assert said in first_sentence(result | known)
+    assert expected in summary_sentence(result | details)
 
 
 def audited(*, right, low, lost, gained, num_videos=120):
@@ -447,68 +451,67 @@ def audited(*, right, low, lost, gained, num_videos=120):
 @pytest.mark.parametrize(
     ("lost", "gained", "num_videos", "order", "motion"),
     [
-        (15, 0, 120, "it uses the order of frames", "it uses motion"),
-        (3, 2, 120, "too few videos to tell", "too few videos to tell"),
-        (0, 15, 120, "so it is even better", "so it is even better"),
-        (10, 9, 2000, "the order of frames hardly matters to it", "a still picture is as good to it as the video"),
-        (0, 0, 20, "too few videos to tell", "too few videos to tell"),
+        (15, 0, 120, "the model uses the order of frames", "the model uses motion"),
+        (3, 2, 120, "too few videos to decide", "too few videos to decide"),
+        (0, 15, 120, "the accuracy is even higher", "the accuracy is even higher"),
+        (10, 9, 2000, "the order of frames hardly matters to the model", "a still image is as good as the video"),
+        (0, 0, 20, "too few videos to decide", "too few videos to decide"),
     ],
 )
-def test_what_is_said_of_time_is_what_the_pairs_tell(lost, gained, num_videos, order, motion):
-    shuffled, frozen = time_verdict(audited(right=0.85, low=0.78, lost=lost, gained=gained, num_videos=num_videos))
+def test_temporal_verdicts_follow_the_paired_test(lost, gained, num_videos, order, motion):
+    shuffled, frozen = temporal_verdicts(audited(right=0.85, low=0.78, lost=lost, gained=gained, num_videos=num_videos))
     assert f"{lost} lost and {gained} gained, p\u00a0" in shuffled
     assert shuffled.endswith(f": {order}.")
     assert frozen.endswith(f": {motion}.")
 
 
-def test_of_a_model_at_chance_nothing_is_said_of_time():
-    (sentence,) = time_verdict(audited(right=0.3, low=0.22, lost=15, gained=0))
+def test_the_audit_of_a_model_at_chance_has_no_verdict():
+    (sentence,) = temporal_verdicts(audited(right=0.3, low=0.22, lost=15, gained=0))
     assert "not clearly above chance (25.0" in sentence
-    assert "cannot be told" in sentence
+    assert "cannot show whether the model uses time" in sentence
 
 
-def test_classes_without_videos_are_named_and_nothing_is_said_of_them(tmp_path):
-    """Of five classes two have no videos, and one of these is answered; one run and a cross-validation."""
+def test_classes_without_videos_are_named_and_have_no_metrics(tmp_path):
+    """Two of five classes have no videos, and one of them is predicted; for a run and a cross-validation."""
     names = ("a", "b", "c", "d", "e")
-    some = [one for one in make_predictions(names) if one.label in ("a", "b", "c")]
-    others = [one for one in make_predictions(names, seed=1) if one.label == "c"]
+    some = [item for item in make_predictions(names) if item.label in ("a", "b", "c")]
+    others = [item for item in make_predictions(names, seed=1) if item.label == "c"]
     audit = {"per_class": dict.fromkeys("abc", 0.25) | dict.fromkeys("de"), "lost": 9, "gained": 0}
     audit |= {"video_accuracy": 0.25, "video_accuracy_ci95": [0.1, 0.4], "confusion": [[0] * 5] * 5}
     played = dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), audit)
     result = make_result(some, names, audit=played)
     folds = [
-        Fold(name, tmp_path / name, make_result(found, names), found, {}, CLIP)
-        for name, found in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
+        Fold(name, tmp_path / name, make_result(actual, names), actual, {}, CLIP)
+        for name, actual in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
     ]
-    pool, predictions = pooled(folds)
-    for one, found in ((result, some), (pool, predictions)):
-        assert np.shape(one["confusion"]) == (5, 5)
-        assert one["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
-        assert one["per_class"]["d"]["precision"] == 0
-        json.dumps(one, allow_nan=False)
-        assert "no videos of: d, e" in result_text(one)
-        report = make_report(names, result=one, predictions=found, clips=False, run={}, epochs=(), config="")
+    pool, predictions = pool_folds(folds)
+    for item, actual in ((result, some), (pool, predictions)):
+        assert np.shape(item["confusion"]) == (5, 5)
+        assert item["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
+        assert item["per_class"]["d"]["precision"] == 0
+        json.dumps(item, allow_nan=False)
+        assert "no videos of: d, e" in result_text(item)
+        report = make_report(names, result=item, predictions=actual, clips=False, run={}, epochs=(), config="")
         page = Page(written(report, tmp_path))
         assert "No videos of: d, e." in page.text
         assert not re.search(r"\b(nan|inf|None)\b", page.text)
 
 
-def test_intervals_say_how_they_were_drawn():
-    for over, said in (("groups", "bootstrap over 7 groups"), ("videos", "(Wilson's) of 7 videos")):
-        assert said in interval_basis({"interval": {"over": over, "num": 7}})
+def test_intervals_say_how_they_were_computed():
+    for over, expected in (("groups", "bootstrap over 7 groups"), ("videos", "(Wilson) over 7 videos")):
+        assert expected in interval_basis({"interval": {"over": over, "num": 7}})
 
 
-def test_protocol_in_words_for_one_view_of_whole_videos():
+def test_protocol_sentence_for_one_view_of_whole_videos():
     rule = {"num_clips": 1, "num_crops": 1, "num_frames": None, "fps": 8.0, "size": [64, 48]}
-    assert protocol({"protocol": rule}).replace("\u00a0", " ") == (
-        "Each video is judged by 1 clip × 1 crop of all its frames (8 frames taken per second of video), "
-        "64 × 48 pixels; it has one view."
+    assert protocol_sentence({"protocol": rule}).replace("\u00a0", " ") == (
+        "Each video is evaluated on 1 clip × 1 crop of all its frames (8 frames per second), 64 × 48 pixels."
     )
 
 
 @pytest.fixture
 def untrained(tmp_path):
-    """A model as a run would have left it, in a folder of its own."""
+    """A model in a run folder."""
     return TrainedModel(
         path=tmp_path / "run" / "checkpoints" / "best.ckpt",
         folder=tmp_path / "run",
@@ -522,9 +525,9 @@ def untrained(tmp_path):
     )
 
 
-def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untrained, video_folder, tmp_path):
+def test_a_report_collects_the_files_of_a_run_and_its_evaluation_and_makes_clips(untrained, video_folder, tmp_path):
     names = untrained.class_names
-    predictions = of_real_videos(names, video_folder)
+    predictions = predictions_for_files(names, video_folder)
     gone = dataclasses.replace(predictions[0], path=str(tmp_path / "gone.mp4"))
     predictions[0] = gone
     evaluation = untrained.folder / "evaluate" / "test"
@@ -534,34 +537,34 @@ def test_what_a_run_and_its_evaluation_left_is_gathered_and_clips_are_made(untra
     (untrained.folder / "bad_videos.csv").write_text("path,reason\n/data/bad.avi,cut off\n")
     (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, evaluation)
-    choice = choose(predictions)
+    selection = select_clips(predictions)
     assert report.model == "Conv3D"
-    assert list(report.previews) == [video for video in choice.order if video != 0]
-    assert {v for v, one in report.previews.items() if one.focus} == set(choice.explained) - {0}
+    assert list(report.previews) == [video for video in selection.order if video != 0]
+    assert {v for v, item in report.previews.items() if item.heat_sprite} == set(selection.explained) - {0}
     assert [row["train_loss"] for row in report.epochs] == ["2.0", "1.5"]
     assert report.bad_videos == {"/data/bad.avi": "cut off"}
     assert report.cost.parameters == sum(p.numel() for p in untrained.model.parameters())
     page = Page(written(report, tmp_path))
-    assert report.drawn_with is None
-    assert "was drawn with" not in page.text
+    assert report.other_checkpoint is None
+    assert "was made with" not in page.text
     assert len(page.data["clips"]) == len(predictions) - 2
-    assert page.text.count("no preview") == ("0" in {str(video) for video in choice.explained})
+    assert page.text.count("no preview") == ("0" in {str(video) for video in selection.explained})
     assert "train: from 2 to 1.5" in page.text
 
 
-def of_real_videos(names, video_folder):
-    """Predictions as ever, of files that are there."""
+def predictions_for_files(names, video_folder):
+    """Predictions for files that exist."""
     return [
-        dataclasses.replace(one, path=str(video_folder / one.label / f"0{place % 8}.mp4"))
-        for place, one in enumerate(make_predictions(names))
+        dataclasses.replace(item, path=str(video_folder / item.label / f"0{place % 8}.mp4"))
+        for place, item in enumerate(make_predictions(names))
     ]
 
 
-def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_training(untrained, video_folder, tmp_path):
+def test_the_report_of_a_cross_validation_has_no_heat_maps_and_no_single_training(untrained, video_folder, tmp_path):
     names = untrained.class_names
-    predictions = of_real_videos(names, video_folder)
+    predictions = predictions_for_files(names, video_folder)
     fold = Fold("fold 0", untrained.folder, make_result(predictions, names), predictions, {}, untrained.clip)
-    pool, predictions = pooled([fold])
+    pool, predictions = pool_folds([fold])
     write_result(tmp_path / "evaluate", pool, predictions)
     untrained.folder.mkdir()
     write_json(untrained.folder / "result.json", make_report().run)
@@ -570,18 +573,18 @@ def test_of_a_cross_validation_nothing_is_explained_or_said_of_one_run_s_trainin
     (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, tmp_path / "evaluate")
     assert len(report.previews) == 15
-    assert not any(one.focus for one in report.previews.values())
+    assert not any(item.heat_sprite for item in report.previews.values())
     assert (report.epochs, report.run, report.bad_videos, report.config) == ((), {}, {}, "")
     page = Page(written(report, tmp_path))
-    assert "mean of the folds" in page.text
-    for fact in ("3 min 20 s", "1.50 GiB", "ab" * 32, "cd" * 20, "seed", "bad.avi", "Its training"):
+    assert "mean over the folds" in page.text
+    for fact in ("3 min 20 s", "1.50 GiB", "ab" * 32, "cd" * 20, "seed", "bad.avi", "Measured on"):
         assert fact not in page.text, fact
-    assert "compute of a clip" in page.text
+    assert "compute per clip" in page.text
 
 
-def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, video_folder, tmp_path):
+def test_a_report_made_with_another_checkpoint_has_no_heat_maps(untrained, video_folder, tmp_path):
     names = untrained.class_names
-    predictions = of_real_videos(names, video_folder)
+    predictions = predictions_for_files(names, video_folder)
     evaluation = untrained.folder / "evaluate" / "test"
     result = make_result(predictions, names)
     del result["audit"]
@@ -589,9 +592,9 @@ def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, vide
         write_result(evaluation, result | other, predictions)
         report = report_of_run(untrained, evaluation)
         assert len(report.previews) == 15
-        assert not any(one.focus for one in report.previews.values())
+        assert not any(item.heat_sprite for item in report.previews.values())
     text = Page(written(report, tmp_path)).text
-    assert "Judged was best.ckpt (epoch 2, step 30); this page was drawn with best.ckpt (epoch 2, step 20), so" in text
+    assert "best.ckpt (epoch 2, step 30), but this page was made with best.ckpt (epoch 2, step 20), so" in text
     assert f"stvid evaluate {untrained.folder} --split test --clips 2 --audit" in text
     write_result(evaluation, result | {"checkpoint": "last.ckpt", "manifest": "/a b.csv", "num_seen": 3}, predictions)
     command = report_of_run(untrained, evaluation).audit_command
@@ -599,13 +602,13 @@ def test_another_checkpoint_than_the_judged_one_explains_nothing(untrained, vide
     assert command == f"stvid evaluate {last} --split test --manifest '/a b.csv' --allow-leaks --clips 2 --audit"
 
 
-def test_a_folder_without_a_result_is_named(untrained, tmp_path):
+def test_a_folder_without_a_result_is_an_error(untrained, tmp_path):
     with pytest.raises(InputError, match="holds no result.json, so there is nothing to report"):
         report_of_run(untrained, tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_named(report, tmp_path):
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
+def test_a_missing_output_folder_is_an_error(report, tmp_path):
+    with pytest.raises(InputError, match=r"the folder .*nowhere does not exist"):
         write_report(report, tmp_path / "nowhere" / "report.html")
 
 
@@ -636,24 +639,24 @@ def make_evaluation(name, seed):
     )
 
 
-def test_runs_side_by_side(tmp_path):
+def test_a_comparison_page_has_tests_notes_and_charts(tmp_path):
     comparison = compare_runs([make_evaluation("<b>one", 0)(tmp_path), make_evaluation("two$x", 1)(tmp_path)])
     write_comparison(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     (test,) = comparison.tests
     assert "2 runs on test" in page.text
-    assert "Clips a second of two$x: on stored features" in page.text
+    assert "Clips per second of two$x: on cached features" in page.text
     assert "<b>one" in page.text
     assert not page.all("b", onerror="alert(1)")
     assert f"{100 * test.difference:.1f}" in page.text
-    assert f"{len(comparison.differing)} videos are right for some and wrong for others" in page.text
+    assert f"{len(comparison.differing)} videos are classified correctly by some runs" in page.text
     assert len(page.all("svg")) == 3
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_the_lead_is_of_the_common_videos(tmp_path):
-    """On its own videos Y is the best of three, on those that all have Z is."""
+def test_the_summary_of_a_comparison_is_about_the_common_videos(tmp_path):
+    """Y is the best of three on its own videos, Z on the common videos."""
 
     def run(name, rights):
         predictions = [
@@ -672,15 +675,15 @@ def test_the_lead_is_of_the_common_videos(tmp_path):
             name=name, folder=tmp_path / name, result=result, predictions=predictions, cost=None, training=None
         )
 
-    shared, own = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
+    shared, custom = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
     runs = [
-        run("X", {path: i < 11 for i, path in enumerate(shared)} | own),
-        run("Y", {path: i < 10 for i, path in enumerate(shared)} | own),
+        run("X", {path: i < 11 for i, path in enumerate(shared)} | custom),
+        run("Y", {path: i < 10 for i, path in enumerate(shared)} | custom),
         run("Z", {path: i < 15 for i, path in enumerate(shared)}),
     ]
     comparison = compare_runs(runs)
     assert comparison.common_accuracy == {"X": 0.55, "Y": 0.5, "Z": 0.75}
     write_comparison(comparison, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Z is ahead of X by 20.0 points on the same videos; that may well be chance" in page.text
+    assert "Z is ahead of X by 20.0 points on the same videos; the difference is not significant" in page.text
     assert "on common videos" in page.text

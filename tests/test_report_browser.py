@@ -7,7 +7,7 @@ import pytest
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
 from stvid.evaluation.compare import compare_runs
-from stvid.report.report import MOST_BYTES, write_comparison, write_report
+from stvid.report.report import MAX_BYTES, write_comparison, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -42,11 +42,11 @@ return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A report of 200 videos whose classes have evil names."""
+    """A report of 200 videos with markup in the class names."""
     path = tmp_path_factory.mktemp("browser") / "report.html"
     names = (*NASTY, *(f"a class with quite a long name, number {i}" for i in range(7)))
     write_report(make_report(names, per_class=20), path)
-    assert path.stat().st_size < MOST_BYTES
+    assert path.stat().st_size < MAX_BYTES
     return path.as_uri()
 
 
@@ -107,9 +107,9 @@ def screen(browser):
 
 def in_sight(browser, selector):
     """What it finds, in the middle of the window, where nothing covers it."""
-    found = browser.find_element(By.CSS_SELECTOR, selector)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
-    return found
+    actual = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", actual)
+    return actual
 
 
 def place(element):
@@ -120,7 +120,7 @@ def open_cell(browser):
     return browser.find_elements(By.CSS_SELECTOR, "dialog[open]")
 
 
-def test_nothing_leaves_the_file_and_nothing_is_complained_of(opened):
+def test_the_page_sends_no_requests_and_logs_no_errors(opened):
     browser = opened()
     browser.get_log("browser")
     browser.get_log("performance")
@@ -136,7 +136,7 @@ def test_nothing_leaves_the_file_and_nothing_is_complained_of(opened):
     assert browser.get_log("browser") == []
 
 
-def test_evil_names_stay_text(opened):
+def test_names_with_markup_stay_text(opened):
     browser = opened()
     assert browser.find_elements(By.TAG_NAME, "img") == []
     heads = [head.get_attribute("textContent") for head in browser.find_elements(By.CSS_SELECTOR, ".matrix tbody th")]
@@ -146,7 +146,7 @@ def test_evil_names_stay_text(opened):
     assert browser.find_elements(By.TAG_NAME, "img") == []
 
 
-def test_a_cell_opens_its_clips_by_a_click(opened):
+def test_a_click_on_a_cell_opens_its_clips(opened):
     browser = opened()
     button = in_sight(browser, '.matrix [data-cell="0-1"]')
     number = int(button.text)
@@ -160,7 +160,7 @@ def test_a_cell_opens_its_clips_by_a_click(opened):
     assert not open_cell(browser)
 
 
-def test_the_keyboard_reaches_a_cell_and_comes_back_to_it(opened):
+def test_the_keyboard_opens_a_cell_and_returns_to_it(opened):
     browser = opened()
     browser.execute_script("document.querySelector('.pairs li:last-child button').focus()")
     press(browser, Keys.TAB)
@@ -185,7 +185,7 @@ def test_the_keyboard_reaches_a_cell_and_comes_back_to_it(opened):
     assert focused(browser, "data-cell") is None
 
 
-def test_a_clip_plays_stops_and_goes_frame_by_frame(opened):
+def test_a_clip_plays_pauses_and_steps_by_frame(opened):
     browser = opened()
     clip = screen(browser)
     first = place(clip)
@@ -204,7 +204,7 @@ def test_a_clip_plays_stops_and_goes_frame_by_frame(opened):
     assert place(clip) == "0%"
 
 
-def test_what_the_model_looked_at_is_shown_with_the_frame_s_evidence(opened):
+def test_heat_map_and_evidence_are_shown(opened):
     browser = opened(1280, NO_MOTION)
     clip = screen(browser)
     card = clip.find_element(By.XPATH, "./ancestor::figure")
@@ -216,14 +216,14 @@ def test_what_the_model_looked_at_is_shown_with_the_frame_s_evidence(opened):
     bars = card.find_elements(By.CSS_SELECTOR, ".evidence span")
     assert [bar.get_attribute("class") for bar in bars] == ["now", "against", "", ""]
     assert card.find_element(By.CSS_SELECTOR, ".evidence").get_attribute("aria-label") == (
-        "Evidence for the answer, 1.25 in all: most in frame 3 (1.00), least in frame 2 (-0.25)"
+        "Evidence for the predicted class, 1.25 in all: most in frame 3 (1.00), least in frame 2 (-0.25)"
     )
     browser.execute_script("arguments[0].focus()", clip)
     press(browser, Keys.ARROW_RIGHT)
     assert bars[1].get_attribute("class") == "against now"
 
 
-def test_who_wants_no_motion_finds_all_clips_stopped(opened):
+def test_clips_are_paused_with_prefers_reduced_motion(opened):
     browser = opened(1280, NO_MOTION)
     clip = screen(browser)
     before = place(clip)
@@ -237,17 +237,17 @@ def test_who_wants_no_motion_finds_all_clips_stopped(opened):
 
 
 @pytest.mark.parametrize("mode", [LIGHT, DARK], ids=lambda mode: mode["value"])
-def test_text_can_be_read_in_light_and_dark(opened, mode):
+def test_text_has_enough_contrast_in_light_and_dark_mode(opened, mode):
     browser = opened(1280, mode)
-    for selector in ("body", ".lead", ".big", ".note", ".fact dt", ".fact span", ".contents a", ".said b", ".path"):
-        found = browser.find_element(By.CSS_SELECTOR, selector)
-        assert browser.execute_script(CONTRAST, found) >= 4.5, selector
+    for selector in ("body", ".lead", ".big", ".note", ".entry dt", ".entry span", ".contents a", ".said b", ".path"):
+        actual = browser.find_element(By.CSS_SELECTOR, selector)
+        assert browser.execute_script(CONTRAST, actual) >= 4.5, selector
     for cell in browser.find_elements(By.CSS_SELECTOR, ".key, .tag, .matrix td button, .heat td[class*=h]"):
         assert browser.execute_script(CONTRAST, cell) >= 4.5, cell.get_attribute("outerHTML")
 
 
 @pytest.mark.parametrize("page", ["report", "comparison"])
-def test_texts_of_charts_are_apart_and_within_them(opened, tmp_path, page):
+def test_texts_of_charts_do_not_overlap(opened, tmp_path, page):
     """As the browser's own font has them; models of nearly the same cost and accuracy."""
     browser = opened(1280)
     if page == "comparison":
@@ -273,7 +273,7 @@ def test_texts_of_charts_are_apart_and_within_them(opened, tmp_path, page):
     assert overlaps == []
 
 
-def test_dark_mode_turns_page_and_charts_dark(opened):
+def test_dark_mode_changes_page_and_charts(opened):
     colours = []
     for mode in (LIGHT, DARK):
         browser = opened(1280, mode)
@@ -284,14 +284,14 @@ def test_dark_mode_turns_page_and_charts_dark(opened):
     assert colours[0][1] != colours[1][1]
 
 
-def test_a_phone_scrolls_down_only(opened):
+def test_a_phone_scrolls_only_vertically(opened):
     browser = opened(360)
     assert browser.execute_script("return document.documentElement.scrollWidth") == 360
     box = browser.find_element(By.CSS_SELECTOR, ".matrix-box")
     assert browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", box)
 
 
-def test_a_table_is_sorted_by_a_click_on_its_head(opened):
+def test_a_click_on_a_column_head_sorts_the_table(opened):
     browser = opened()
 
     def recalls():

@@ -1,4 +1,4 @@
-"""Going on with a run: killed, told to stop, put back into the queue, or with other options."""
+"""Resuming a run that was killed, stopped by a signal, requeued by Slurm, or gets other options."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
 from stvid.run.checkpoint import MOVED_TARGETS
-from stvid.run.resume import resumed
+from stvid.run.resume import resume_config
 from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable
 
 OPTIONS = ("trainer.max_epochs=3", "augment=none", "ema=0.9", "save_every=1")
 
 
-def test_three_kills_at_random_moments_change_nothing():
-    """`benchmarks/resume.py` does twenty; it compares every tensor of the checkpoints."""
+def test_kills_at_random_times_change_nothing():
+    """`benchmarks/resume.py` does twenty kills; it compares every tensor of the checkpoints."""
     command = [sys.executable, str(ROOT / "benchmarks" / "resume.py"), "--kills", "3", "--each", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -35,23 +35,23 @@ def train(video_folder, run, *overrides):
     return train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *TINY, *OPTIONS, *overrides)
 
 
-def same_run(one, other):
-    assert same_but_time(one / "metrics.csv") == same_but_time(other / "metrics.csv")
+def assert_equal_runs(run, reference):
+    assert same_but_time(run / "metrics.csv") == same_but_time(reference / "metrics.csv")
     for name in ("best.ckpt", "last.ckpt"):
-        mine, its = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (one, other))
+        a, b = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (run, reference))
         for part in ("state_dict", "current_model_state"):
-            assert all(torch.equal(mine[part][key], its[part][key]) for key in its[part])
+            assert all(torch.equal(a[part][key], b[part][key]) for key in b[part])
 
 
 @pytest.fixture(scope="module")
-def whole(video_folder, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
+def finished_run(video_folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finished") / "run"
     assert train(video_folder, run).returncode == 0
     return run
 
 
-def signalled(monkeypatch, number, *, epoch):
-    """The run gets a signal in the first step of an epoch."""
+def send_signal(monkeypatch, number, *, epoch):
+    """Makes the run get a signal in the first step of an epoch."""
     original = EpochTable.on_train_batch_start
 
     def on_train_batch_start(table, trainer, task, batch, batch_idx):
@@ -63,12 +63,12 @@ def signalled(monkeypatch, number, *, epoch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_saves_and_leaves_and_goes_on_as_if_nothing_had_been(
-    video_folder, whole, tmp_path, monkeypatch, number
+def test_a_run_that_gets_a_signal_saves_and_resumes_to_the_same_result(
+    video_folder, finished_run, tmp_path, monkeypatch, number
 ):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        signalled(patch, number, epoch=1)
+        send_signal(patch, number, epoch=1)
         done = train(video_folder, tmp_path / "run")
     assert done.returncode == 128 + number, done.stderr
     assert "Traceback" not in done.stderr
@@ -76,11 +76,11 @@ def test_a_run_that_is_told_to_stop_saves_and_leaves_and_goes_on_as_if_nothing_h
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 1
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
-    same_run(tmp_path / "run", whole)
+    assert_equal_runs(tmp_path / "run", finished_run)
 
 
-def test_a_slurm_job_goes_back_into_the_queue_and_goes_on_in_its_folder(video_folder, whole, tmp_path, monkeypatch):
-    """With a `scontrol` that writes down how it was called."""
+def test_a_slurm_job_is_requeued_and_resumes_in_its_folder(video_folder, finished_run, tmp_path, monkeypatch):
+    """With a `scontrol` that logs its arguments."""
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin" / "scontrol"
     tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n')
@@ -91,39 +91,36 @@ def test_a_slurm_job_goes_back_into_the_queue_and_goes_on_in_its_folder(video_fo
     slurm = ("trainer=slurm", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto")
     command = (*slurm, "data=folder", f"data.root={video_folder}", *TINY, *OPTIONS)
     with monkeypatch.context() as patch:
-        signalled(patch, signal.SIGUSR1, epoch=1)
+        send_signal(patch, signal.SIGUSR1, epoch=1)
         assert train_py(*command).returncode == 128 + signal.SIGUSR1
     assert (tmp_path / "called").read_text() == "requeue 4711\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     done = train_py(*command)
     assert done.returncode == 0, done.stdout + done.stderr
-    same_run(tmp_path / "outputs" / "slurm_4711", whole)
+    assert_equal_runs(tmp_path / "outputs" / "slurm_4711", finished_run)
 
 
-def test_a_run_killed_after_its_last_epoch_only_judges(whole, tmp_path):
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_a_run_killed_after_its_last_epoch_only_evaluates(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "result.json").unlink()
     done = train_py(f"resume={run}")
     assert done.returncode == 0, done.stderr
-    mine, its = (json.loads((one / "result.json").read_text()) for one in (run, whole))
-    assert {key: mine[key] for key in ("loss", "confusion", "epoch")} == {
-        key: its[key] for key in ("loss", "confusion", "epoch")
-    }
-    assert mine["training_seconds"] == its["training_seconds"]
-    same_run(run, whole)
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (run, finished_run))
+    assert all(a[key] == b[key] for key in ("loss", "confusion", "epoch", "training_seconds"))
+    assert_equal_runs(run, finished_run)
 
 
-def test_a_finished_run_says_so_and_how_to_train_longer(whole):
-    before = (whole / "result.json").read_bytes()
-    done = train_py(f"resume={whole}")
+def test_a_finished_run_says_so_and_how_to_train_longer(finished_run):
+    before = (finished_run / "result.json").read_bytes()
+    done = train_py(f"resume={finished_run}")
     assert done.returncode == 0
     assert "is finished" in done.stdout
     assert "trainer.max_epochs=N allow_changes=true" in done.stdout
-    assert (whole / "result.json").read_bytes() == before
+    assert (finished_run / "result.json").read_bytes() == before
 
 
-def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_a_finished_run_can_be_trained_longer(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
     done = train_py(f"resume={run}", "trainer.max_epochs=4", "data.num_workers=1", "allow_changes=true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["epoch"] for row in rows_of(run / "metrics.csv")] == ["1", "2", "3", "4"]
@@ -132,9 +129,9 @@ def test_a_finished_run_can_be_trained_longer(whole, tmp_path):
     assert config.data.datamodule.num_workers == 1
 
 
-def test_a_run_of_the_version_before_the_new_layout_resumes(whole, tmp_path):
+def test_a_run_of_the_version_before_the_new_layout_resumes(finished_run, tmp_path):
     """Its config has the old names, and no key `trust`."""
-    run = shutil.copytree(whole, tmp_path / "run")
+    run = shutil.copytree(finished_run, tmp_path / "run")
     text = (run / "config.yaml").read_text().replace("trust: []\n", "")
     for old, new in MOVED_TARGETS.items():
         text = text.replace(f"_target_: {new}\n", f"_target_: {old}\n")
@@ -145,8 +142,8 @@ def test_a_run_of_the_version_before_the_new_layout_resumes(whole, tmp_path):
     assert len(rows_of(run / "metrics.csv")) == 4
 
 
-def test_code_that_only_the_run_names_is_not_imported_without_trust(whole, tmp_path):
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_code_that_only_the_run_names_is_not_imported_without_trust(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
     config = OmegaConf.load(run / "config.yaml")
     config.loss, config.trust = {"_target_": "unknown_package.Loss"}, ["unknown_package"]
     OmegaConf.save(config, run / "config.yaml")
@@ -158,10 +155,9 @@ def test_code_that_only_the_run_names_is_not_imported_without_trust(whole, tmp_p
     assert "No module named 'unknown_package'" in done.stderr  # it was tried
 
 
-WIRES = {"num_workers": "${data.num_workers}", "augment": "${augment}", "manifest": {"root": "${data.root}"}}
-WIRED = {"data": {"datamodule": WIRES}}
-FRESH = {"resume": "RUN", "allow_changes": False, "sweep": {}, **WIRED}
-OWN = {
+DATAMODULE = {"num_workers": "${data.num_workers}", "augment": "${augment}", "manifest": {"root": "${data.root}"}}
+NEW = {"resume": "RUN", "allow_changes": False, "sweep": {}, "data": {"datamodule": DATAMODULE}}
+STORED = {
     "resume": None,
     "allow_changes": False,
     "seed": 0,
@@ -171,27 +167,27 @@ OWN = {
 }
 
 
-def beside(*overrides, allow=False):
-    fresh = OmegaConf.create({**FRESH, "allow_changes": allow})
-    return OmegaConf.to_container(resumed(OmegaConf.create(OWN), ["resume=RUN", *overrides], fresh))
+def resumed_with(*overrides, allow=False):
+    new = OmegaConf.create({**NEW, "allow_changes": allow})
+    return OmegaConf.to_container(resume_config(OmegaConf.create(STORED), ["resume=RUN", *overrides], new))
 
 
-def test_what_changes_nothing_may_stand_beside_resume_and_reaches_every_place():
-    found = beside("data.num_workers=7")
-    assert (found["data"]["num_workers"], found["data"]["datamodule"]["num_workers"]) == (7, 7)
-    found = beside("augment.flip=0", allow=True)
-    assert (found["augment"]["flip"], found["data"]["datamodule"]["augment"]["flip"]) == (0, 0)
-    assert beside("hydra.verbose=true") == OWN
+def test_a_harmless_override_is_allowed_and_applied_everywhere():
+    config = resumed_with("data.num_workers=7")
+    assert (config["data"]["num_workers"], config["data"]["datamodule"]["num_workers"]) == (7, 7)
+    config = resumed_with("augment.flip=0", allow=True)
+    assert (config["augment"]["flip"], config["data"]["datamodule"]["augment"]["flip"]) == (0, 0)
+    assert resumed_with("hydra.verbose=true") == STORED
 
 
-def test_what_would_change_the_result_must_be_insisted_on():
+def test_an_override_that_changes_the_result_needs_allow_changes():
     with pytest.raises(InputError, match=r"leave out trainer.max_epochs=9, or insist with allow_changes=true"):
-        beside("trainer.max_epochs=9", "data.num_workers=7")
-    assert beside("trainer.max_epochs=9", allow=True)["trainer"] == {"max_epochs": 9}
+        resumed_with("trainer.max_epochs=9", "data.num_workers=7")
+    assert resumed_with("trainer.max_epochs=9", allow=True)["trainer"] == {"max_epochs": 9}
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("trainer=cpu", "keeps its videos"),
         ("~seed", "keeps its videos"),
@@ -200,13 +196,13 @@ def test_what_would_change_the_result_must_be_insisted_on():
         ("trainer.max_epoch=9", "trainer.max_epochs"),
     ],
 )
-def test_a_run_does_not_become_another(override, words):
-    with pytest.raises(InputError, match=words):
-        beside(override, allow=True)
+def test_a_run_keeps_its_videos_model_and_groups(override, message):
+    with pytest.raises(InputError, match=message):
+        resumed_with(override, allow=True)
 
 
-def test_what_a_checkpoint_decides_is_refused_before_anything_is_lost(whole, tmp_path):
-    run = shutil.copytree(whole, tmp_path / "run")
+def test_refused_overrides_leave_the_run_unchanged(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file() and path.name != "train.log"}
     for override in ("optimizer.weight_decay=0", "model.dropout=0.9", "clip.size=48"):
         done = train_py(f"resume={run}", override, "trainer.max_epochs=4", "allow_changes=true")
@@ -217,9 +213,9 @@ def test_what_a_checkpoint_decides_is_refused_before_anything_is_lost(whole, tmp
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_path, monkeypatch):
+def test_the_batch_size_cannot_change_within_an_epoch(video_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        signalled(patch, signal.SIGTERM, epoch=1)
+        send_signal(patch, signal.SIGTERM, epoch=1)
         done = train(video_folder, tmp_path / "run")
     assert f"python {ROOT / 'train.py'} resume={tmp_path / 'run'}" in done.stdout
     done = train_py(f"resume={tmp_path / 'run'}", "data.batch_size=2", "allow_changes=true")
@@ -228,13 +224,13 @@ def test_an_epoch_is_ended_with_the_batches_it_was_begun_with(video_folder, tmp_
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
 
 
-def test_a_run_of_an_older_version_says_what_it_lacks():
-    fresh = OmegaConf.create({**FRESH, "loss": {"label_smoothing": 0.1}})
+def test_a_run_of_an_older_version_names_its_missing_keys():
+    new = OmegaConf.create({**NEW, "loss": {"label_smoothing": 0.1}})
     with pytest.raises(InputError, match="older version of stvid, without loss"):
-        resumed(OmegaConf.create(OWN), ["resume=RUN"], fresh)
+        resume_config(OmegaConf.create(STORED), ["resume=RUN"], new)
 
 
-def test_a_run_stops_when_it_gets_no_better(video_folder, tmp_path):
+def test_early_stopping_ends_a_run_without_improvement(video_folder, tmp_path):
     root = make_folder(tmp_path / "videos", videos=4)
     slow = ("optimizer.lr=1e-12", "early_stopping=2", "trainer.max_epochs=9", "ema=null")
     done = train(root, tmp_path / "run", *slow)
@@ -249,10 +245,10 @@ def test_a_run_stops_when_it_gets_no_better(video_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [("save_every=0", "save_every (=0)"), ("early_stopping=0", "early_stopping (=0)"), ("ema=2", "ema (=2)")],
 )
-def test_impossible_values_are_told(video_folder, tmp_path, override, words):
+def test_values_out_of_range_are_errors(video_folder, tmp_path, override, message):
     done = train(video_folder, tmp_path / "run", override)
     assert done.returncode == 2
-    assert words in done.stderr
+    assert message in done.stderr

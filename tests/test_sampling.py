@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
-from stvid.data.sampling import clip_indices, earlier_frames, random_start, resolve_num_frames, span, uniform_starts
+from stvid.data.sampling import (
+    change_speed,
+    check_playback,
+    clip_indices,
+    earlier_frames,
+    random_start,
+    reorder_frames,
+    resolve_num_frames,
+    span,
+    uniform_starts,
+)
 from stvid.video.types import VideoInfo
 
 
@@ -88,3 +98,23 @@ def test_a_difference_is_a_time_where_frames_are_not_evenly_spaced():
         clip = ClipSpec(input="diff", diff_seconds=0.2, fps=fps, frame_stride=None if fps else 1)
         assert earlier_frames([1, 6, 15], range(20), clip, uneven) == [0, 4, 14]
         assert earlier_frames([6, 15, 19], range(20), clip, uneven, "reversed") == [8, 16, 19]
+
+
+def test_playbacks_reorder_the_frames_of_a_clip():
+    rng = np.random.default_rng(0)
+    assert reorder_frames([1, 2, 3], "normal", rng) == [1, 2, 3]
+    assert reorder_frames([1, 2, 3], "reversed", rng) == [3, 2, 1]
+    assert reorder_frames([1, 2, 3, 4], "frozen", rng) == [3, 3, 3, 3]
+    assert sorted(reorder_frames(list(range(20)), "shuffled", rng)) == list(range(20))
+    assert reorder_frames(list(range(20)), "shuffled", rng) != list(range(20))
+
+
+def test_playbacks_change_the_speed_of_a_video():
+    assert change_speed(range(5), "half_speed") == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert list(change_speed(range(5), "double_speed")) == [0, 2, 4]
+    assert change_speed(range(5), "shuffled") == range(5)
+
+
+def test_an_unknown_playback_is_an_error():
+    with pytest.raises(ValueError, match="sideways"):
+        check_playback("sideways")

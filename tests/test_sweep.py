@@ -14,7 +14,6 @@ import pytest
 import yaml
 from conftest import ROOT, in_process
 
-from stvid.sweep.proposals import JOURNAL_NAME
 from stvid.sweep.trials import read_trials
 
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")
@@ -111,7 +110,7 @@ def summary(folder):
 
 
 def journal(folder):
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL_NAME))
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
     storage = optuna.storages.JournalStorage(backend)
     return optuna.load_study(study_name="sweep", storage=storage).get_trials()
 

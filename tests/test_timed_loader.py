@@ -1,5 +1,8 @@
 """Waiting is measured around the loader's next batch and nowhere else; a made-up clock tells the time."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -94,3 +97,30 @@ def test_a_gpu_waits_only_while_it_has_nothing_left_to_do(monkeypatch, reading, 
         Event.device = max(Event.host, Event.device) + computing
     assert clock.read() == pytest.approx(reading + 9 * idle)
     assert clock.read() == pytest.approx(reading + 9 * idle), "asking changes nothing"
+
+
+LIVE_ITERATOR = """
+import multiprocessing, sys
+from torch.utils.data import DataLoader
+from stvid.data.loading import worker_options
+
+def read():
+    global batches  # still there when the process exits
+    batches = iter(DataLoader(range(100), **worker_options(1)))
+    next(batches)
+
+if sys.argv[1] == "main":
+    read()
+else:
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join()
+print("end")
+"""
+
+
+@pytest.mark.parametrize("process", ["main", "child"])
+def test_a_process_with_a_live_iterator_exits_though_its_workers_ignore_sigterm(process):
+    command = [sys.executable, "-c", LIVE_ITERATOR, process]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr

@@ -1,10 +1,12 @@
-"""`python train.py` as a user runs it: what a run leaves behind, going on with it, and the same run twice."""
+"""`python train.py` as a user runs it: the files of a run, resuming it, reproducing it, and errors."""
 
 import copy
 import csv
+import importlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ import yaml
 from conftest import ROOT, TINY, break_half_way, in_process, make_folder, stvid, train_py
 
 from stvid import device as hardware
+from stvid import training as training_package
 from stvid.cli import main
 from stvid.commands import cost as pricing
 from stvid.data.layouts.class_folders import folder
-from stvid.run.start import as_used
+from stvid.run.start import with_used_values
 from stvid.training.callbacks.progress import ProgressBar
 
 
@@ -38,7 +41,7 @@ def squares(video_folder, run, *overrides):
     return train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *TINY, *overrides)
 
 
-def test_a_run_leaves_what_the_design_says(run_folder):
+def test_a_run_writes_the_documented_files(run_folder):
     files = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "manifest.csv", "metrics.csv", "result.json", "train.log"} <= files
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
@@ -53,21 +56,21 @@ def test_the_config_is_resolved(run_folder):
 
 
 def recorded(run):
-    """Precision and batch sizes, wherever a run writes them down."""
+    """Precision and batch sizes in every file that records them."""
     configs = [
         yaml.safe_load((run / "config.yaml").read_text()),
         json.loads((run / "result.json").read_text())["config"],
     ]
     for name in ("best.ckpt", "last.ckpt"):
         configs.append(torch.load(run / "checkpoints" / name, weights_only=True)["stvid"]["config"])
-    data = [(one["data"]["batch_size"], one["data"]["datamodule"]["batch_size"]) for one in configs]
-    return [(one["trainer"]["precision"], *sizes) for one, sizes in zip(configs, data, strict=True)]
+    data = [(config["data"]["batch_size"], config["data"]["datamodule"]["batch_size"]) for config in configs]
+    return [(config["trainer"]["precision"], *sizes) for config, sizes in zip(configs, data, strict=True)]
 
 
-def test_a_run_records_the_precision_and_the_batch_size_that_it_used_and_goes_on_with_them(
+def test_a_run_records_the_precision_and_batch_size_that_replace_auto_and_resumes_with_them(
     video_folder, tmp_path, monkeypatch
 ):
-    """On a machine with other capabilities, too."""
+    """Also on a machine with other capabilities."""
     run = tmp_path / "run"
     monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: False)
     done = squares(video_folder, run, "data.batch_size=auto", "trainer.max_epochs=1")
@@ -81,10 +84,10 @@ def test_a_run_records_the_precision_and_the_batch_size_that_it_used_and_goes_on
     assert recorded(run) == [("32-true", num_train, num_train)] * 4
 
 
-def test_what_was_used_is_written_into_a_copy_of_the_config():
+def test_used_values_are_written_into_a_copy_of_the_config():
     config = {"trainer": {"precision": "auto"}, "data": {"batch_size": "auto", "datamodule": {"batch_size": "auto"}}}
     before = copy.deepcopy(config)
-    used = as_used(config, precision="bf16-mixed", batch_size=24)
+    used = with_used_values(config, precision="bf16-mixed", batch_size=24)
     assert config == before
     assert used == {
         "trainer": {"precision": "bf16-mixed"},
@@ -92,14 +95,14 @@ def test_what_was_used_is_written_into_a_copy_of_the_config():
     }
 
 
-def test_metrics_have_one_row_an_epoch(run_folder):
+def test_metrics_have_one_row_per_epoch(run_folder):
     rows = rows_of(run_folder / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(0 <= float(row["val_video_accuracy"]) <= 1 for row in rows)
     assert all(float(row["clips_per_second"]) > 0 for row in rows)
 
 
-def test_the_result_is_of_the_best_checkpoint_on_val(run_folder):
+def test_the_result_is_that_of_the_best_checkpoint_on_val(run_folder):
     result = json.loads((run_folder / "result.json").read_text())
     best = max(float(row["val_video_accuracy"]) for row in rows_of(run_folder / "metrics.csv"))
     assert result["split"] == "val"
@@ -107,7 +110,7 @@ def test_the_result_is_of_the_best_checkpoint_on_val(run_folder):
     assert rows_of(run_folder / "metrics.csv")[result["epoch"] - 1]["val_video_accuracy"] == f"{best:.6g}"
 
 
-def test_the_same_seed_gives_the_same_metrics_with_and_without_workers(video_folder, run_folder, tmp_path):
+def test_the_same_seed_gives_the_same_metrics_with_any_number_of_workers(video_folder, run_folder, tmp_path):
     again = squares(video_folder, tmp_path / "again", "trainer.max_epochs=3", "augment=none", "data.num_workers=2")
     assert again.returncode == 0, again.stderr
     assert same_but_time(tmp_path / "again" / "metrics.csv") == same_but_time(run_folder / "metrics.csv")
@@ -116,8 +119,8 @@ def test_the_same_seed_gives_the_same_metrics_with_and_without_workers(video_fol
     assert same_but_time(tmp_path / "other" / "metrics.csv") != same_but_time(run_folder / "metrics.csv")
 
 
-def test_a_run_goes_on_in_its_own_folder_with_its_own_config(run_folder, tmp_path):
-    """With more epochs written into that config, so that there is something left to do."""
+def test_a_run_resumes_in_its_own_folder_with_its_own_config(run_folder, tmp_path):
+    """With more epochs in that config, so that the run is not finished."""
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
     (run / "result.json").unlink()
@@ -133,8 +136,8 @@ def test_a_run_goes_on_in_its_own_folder_with_its_own_config(run_folder, tmp_pat
     assert (run / "result.json").is_file()
 
 
-def test_an_interrupted_run_ends_as_if_it_had_never_stopped(video_folder, run_folder, tmp_path, monkeypatch):
-    """Same metrics and, bit for bit, the same weights; a video that came meanwhile does not get into a split."""
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(video_folder, run_folder, tmp_path, monkeypatch):
+    """Same metrics and, bit for bit, the same weights; a video added meanwhile is not used."""
     root = shutil.copytree(video_folder, tmp_path / "videos")
     overrides = ("trainer.max_epochs=3", "augment=none", "model=cnn_lstm")
     whole = squares(root, tmp_path / "whole", *overrides)
@@ -154,13 +157,13 @@ def test_an_interrupted_run_ends_as_if_it_had_never_stopped(video_folder, run_fo
     assert train_py(f"resume={moved}").returncode == 0
     assert same_but_time(moved / "metrics.csv") == same_but_time(tmp_path / "whole" / "metrics.csv")
     for name in ("best.ckpt", "last.ckpt"):
-        one, other = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (moved, tmp_path / "whole"))
-        assert one["epoch"] == other["epoch"]
-        assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in other["state_dict"])
+        a, b = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (moved, tmp_path / "whole"))
+        assert a["epoch"] == b["epoch"]
+        assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in b["state_dict"])
     assert (moved / "manifest.csv").read_text() == (tmp_path / "whole" / "manifest.csv").read_text()
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_from_its_beginning(run_folder, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(run_folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(run_folder / "config.yaml", run)
@@ -169,7 +172,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_its_beginning(run_
     assert same_but_time(run / "metrics.csv") == same_but_time(run_folder / "metrics.csv")
 
 
-def test_a_bad_video_is_named_once_and_the_run_goes_on(video_folder, tmp_path):
+def test_a_bad_video_is_named_once_and_the_run_continues(video_folder, tmp_path):
     root = shutil.copytree(video_folder, tmp_path / "videos")
     (root / "to_left" / "03.mp4").write_bytes(b"x" * 5000)
     done = squares(root, tmp_path / "run", "trainer.max_epochs=2", "data.max_bad=0.2")
@@ -180,7 +183,7 @@ def test_a_bad_video_is_named_once_and_the_run_goes_on(video_folder, tmp_path):
 
 
 def damage(path, kind):
-    """Ways in which real files are broken; `break` leaves the header in order and spoils the second half."""
+    """Kinds of damage of real files; `break` keeps the header and overwrites the second half of the frames."""
     if kind == "break":
         break_half_way(path)
     elif kind == "gone":
@@ -189,7 +192,7 @@ def damage(path, kind):
         path.write_bytes({"no video": b"x" * 5000, "empty": b"", "cut": path.read_bytes()[:-500]}[kind])
 
 
-def test_a_tenth_of_damaged_files_are_listed_each_and_counted_in_the_evaluation(tmp_path):
+def test_damaged_files_are_listed_and_count_in_the_evaluation(tmp_path):
     root = make_folder(tmp_path / "videos", videos=25)
     data = folder(root=str(root))
     data.write_csv(tmp_path / "data.csv")
@@ -205,8 +208,8 @@ def test_a_tenth_of_damaged_files_are_listed_each_and_counted_in_the_evaluation(
     assert done.returncode == 0, done.stdout + done.stderr
     listed = {row["path"]: row["reason"] for row in rows_of(tmp_path / "run" / "bad_videos.csv")}
     assert set(listed) == held["train"] | held["val"]
-    told = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("left out")]
-    assert sorted(told) == sorted(listed)
+    logged = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("left out")]
+    assert sorted(logged) == sorted(listed)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["num_failed"] == len(held["val"])
     evaluated = stvid("evaluate", tmp_path / "run", "--workers", "0", "--json", tmp_path / "test.json")
     assert evaluated.returncode == 0, evaluated.stderr
@@ -215,13 +218,13 @@ def test_a_tenth_of_damaged_files_are_listed_each_and_counted_in_the_evaluation(
 
 
 @pytest.mark.parametrize("balance", ["classes", "loss"])
-def test_a_balanced_run_ends_with_a_model_that_loads(video_folder, tmp_path, balance):
+def test_a_balanced_run_can_be_evaluated(video_folder, tmp_path, balance):
     done = squares(video_folder, tmp_path / "run", "trainer.max_epochs=1", f"data.balance={balance}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
 
 
-def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_path):
+def test_the_runs_of_a_sweep_are_in_one_folder_with_a_summary(video_folder, tmp_path):
     sweep = tmp_path / "sweep"
     done = train_py(
         *("-m", "model=conv3d,cnn_lstm", "optimizer.lr=1e-3,3e-3", "trainer.max_epochs=1", f"hydra.sweep.dir={sweep}"),
@@ -238,12 +241,13 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
     for row in summary:
         config = yaml.safe_load((sweep / row["run"] / "config.yaml").read_text())
         assert config["optimizer"]["lr"] == float(row["optimizer.lr"])
+        assert not (sweep / row["run"] / "report.html").exists(), "`stvid report SWEEP/0` draws it on demand"
         assert row["model"].replace("_", "") in config["model"]["_target_"].lower()
     assert "summary.csv" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "messages"),
     [
         (["data=folder"], ["data.root must be given"]),
         (["data=folder", "data.root=/nowhere"], ["/nowhere does not exist"]),
@@ -273,14 +277,33 @@ def test_a_sweep_puts_its_runs_in_one_folder_with_a_summary(video_folder, tmp_pa
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",
 )
-def test_a_mistake_is_one_message_and_exit_code_2(overrides, words, tmp_path, video_folder):
+def test_a_wrong_override_is_one_message_and_exit_code_2(overrides, messages, tmp_path, video_folder):
     if not any(text.startswith("data=") for text in overrides):
         overrides = ["data=folder", f"data.root={video_folder}", *overrides]
     done = train_py(*TINY, f"hydra.run.dir={tmp_path / 'run'}", *overrides)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert all(word in done.stderr for word in words), done.stderr
+    assert all(message in done.stderr for message in messages), done.stderr
     assert not (tmp_path / "run").exists(), "an empty run folder was left behind"
+
+
+def test_the_first_line_is_printed_before_the_data_set_is_read(tmp_path):
+    run = tmp_path / "run"
+    done = train_py("data=folder", "data.root=/nowhere", f"hydra.run.dir={run}", *TINY)
+    assert done.stdout == f"training Conv3D on /nowhere; run folder {run}\n"
+    assert "/nowhere does not exist" in done.stderr
+
+
+def test_importing_stvid_training_leaves_the_warning_filters_alone():
+    before = list(warnings.filters)
+    importlib.reload(training_package)
+    assert warnings.filters == before
+    with warnings.catch_warnings(record=True) as displayed:
+        warnings.simplefilter("always")
+        training_package.ignore_expected_warnings()
+        warnings.warn("It is recommended to use `self.log(..., sync_dist=True)`", stacklevel=1)
+        warnings.warn("another warning", stacklevel=1)
+    assert [str(warning.message) for warning in displayed] == ["another warning"]
 
 
 def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):
@@ -293,7 +316,7 @@ def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_folder_is_never_written_over(run_folder, video_folder):
+def test_a_run_folder_is_never_overwritten(run_folder, video_folder):
     before = (run_folder / "checkpoints" / "best.ckpt").read_bytes()
     done = squares(video_folder, run_folder)
     assert done.returncode == 2
@@ -301,7 +324,7 @@ def test_a_run_folder_is_never_written_over(run_folder, video_folder):
     assert (run_folder / "checkpoints" / "best.ckpt").read_bytes() == before
 
 
-def test_an_output_folder_that_cannot_be_written_is_told(video_folder, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_an_error(video_folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = squares(video_folder, tmp_path / "file" / "run")
     assert done.returncode == 2, done.stderr
@@ -309,7 +332,7 @@ def test_an_output_folder_that_cannot_be_written_is_told(video_folder, tmp_path)
     assert str(tmp_path / "file") in done.stderr
 
 
-def test_a_folder_without_a_run_cannot_be_gone_on_with(tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     done = train_py(f"resume={tmp_path / 'typo'}")
     assert done.returncode == 2
     assert "does not exist" in done.stderr
@@ -326,17 +349,17 @@ def test_a_sweep_has_one_device(video_folder, tmp_path):
     assert "trainer.devices (=2): in a sweep" in done.stderr
 
 
-def test_overrides_beside_resume_are_refused(run_folder):
+def test_overrides_with_resume_are_refused(run_folder):
     done = train_py(f"resume={run_folder}", "optimizer.lr=1")
     assert done.returncode == 2
     assert "leave out optimizer.lr=1" in done.stderr
 
 
-def test_train_py_reads_on_one_screen_or_two():
-    assert len((ROOT / "train.py").read_text().splitlines()) <= 110
+def test_train_py_stays_short():
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 200
 
 
-def test_the_installed_command_does_the_same(video_folder, tmp_path, monkeypatch):
+def test_the_installed_command_trains(video_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("train", "data=folder", f"data.root={video_folder}", "trainer.max_epochs=1", *TINY)
     done = in_process(["stvid", *arguments], main)
@@ -346,17 +369,19 @@ def test_the_installed_command_does_the_same(video_folder, tmp_path, monkeypatch
     assert (run / "result.json").is_file()
 
 
-@pytest.mark.parametrize(("every", "judged", "checkpoint"), [(2, ["2"], "best.ckpt"), (5, [], "last.ckpt")])
-def test_epochs_that_were_not_validated_say_so_and_lose_nothing(video_folder, tmp_path, every, judged, checkpoint):
+@pytest.mark.parametrize(("every", "validated", "checkpoint"), [(2, ["2"], "best.ckpt"), (5, [], "last.ckpt")])
+def test_epochs_without_validation_have_empty_cells_and_a_checkpoint(
+    video_folder, tmp_path, every, validated, checkpoint
+):
     run = tmp_path / "run"
     done = squares(video_folder, run, "trainer.max_epochs=3", f"trainer.check_val_every_n_epoch={every}")
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in rows_of(run / "metrics.csv") if row["val_loss"]] == judged
+    assert [row["epoch"] for row in rows_of(run / "metrics.csv") if row["val_loss"]] == validated
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert json.loads((run / "result.json").read_text())["checkpoint"].endswith(checkpoint)
 
 
-def test_a_sweep_goes_on_after_a_failed_run_and_says_which_it_was(video_folder, tmp_path, monkeypatch):
+def test_a_sweep_continues_after_a_failed_run_and_names_it(video_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "clip.num_frames=0,4")
     done = train_py(*overrides)

@@ -15,7 +15,7 @@ from PIL import Image
 from stvid.errors import TRUNCATED, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
-from stvid.video.transcode import Part, comment_of, transcode
+from stvid.video.transcode import Part, read_comment, transcode
 
 
 def transcoded(source, target, *, first=0, num_frames=None, comment="", short_side=48, gop=8, crf=20):
@@ -180,12 +180,12 @@ def test_colours_are_nearly_the_sources(tmp_path, name, encoder, pixels, tags):
     assert np.abs((after - before).mean(axis=(0, 1, 2))).max() < 2
     with av.open(str(tmp_path / "copy.mp4")) as container:
         context = container.streams.video[0].codec_context
-        found = context.color_range, context.colorspace, context.color_primaries, context.color_trc
-    assert found[0] in (0, 1), "limited range, which is what no tag means, too"
+        actual = context.color_range, context.colorspace, context.color_primaries, context.color_trc
+    assert actual[0] in (0, 1), "limited range, which is what no tag means, too"
     if pixels == "bgr0":
-        assert found[1] == 6  # BT.601
-    assert found[1:] == tuple(
-        tags.get(key, found[i]) for i, key in enumerate(("colorspace", "color_primaries", "color_trc"), start=1)
+        assert actual[1] == 6  # BT.601
+    assert actual[1:] == tuple(
+        tags.get(key, actual[i]) for i, key in enumerate(("colorspace", "color_primaries", "color_trc"), start=1)
     )
 
 
@@ -201,9 +201,9 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
 
 def test_a_file_carries_its_comment(tmp_path):
     transcoded(write_video(tmp_path / "video.mp4"), tmp_path / "copy.mp4", comment='{"of": "here"}')
-    assert comment_of(tmp_path / "copy.mp4") == '{"of": "here"}'
-    assert comment_of(tmp_path / "video.mp4") is None
-    assert comment_of(tmp_path / "missing.mp4") is None
+    assert read_comment(tmp_path / "copy.mp4") == '{"of": "here"}'
+    assert read_comment(tmp_path / "video.mp4") is None
+    assert read_comment(tmp_path / "missing.mp4") is None
 
 
 def test_a_source_that_ends_early_leaves_only_the_parts_before_its_end(tmp_path):

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stvid.data.check import check_videos, is_bad
@@ -17,242 +17,23 @@ from stvid.errors import REASONS
 from stvid.files import write_json
 from stvid.run.config import compose_data_set
 
-MOST = 20  # paths under one heading
-MOST_CLASSES = 30  # rows of the table; of more classes, only both ends are shown
-UNBALANCED = 2  # times as many training videos in the largest class as in the smallest
-_SHORT = {
-    "repeat_last": "their last frame stands still (clip.short=repeat_last)",
-    "wrap": "their frames are repeated in order (clip.short=wrap)",
+MAX_LINES = 20  # paths in one section
+MAX_CLASSES = 30  # rows of the table; a longer table shows both ends
+UNBALANCED = 2  # ratio of the training videos of the largest and the smallest class, above which there is a hint
+SHORT_POLICIES = {
+    "repeat_last": "their last frame is repeated (clip.short=repeat_last)",
+    "wrap": "they start again from the first frame (clip.short=wrap)",
     "pad": "their clips are shorter (clip.short=pad)",
-    "error": "training will refuse them (clip.short=error)",
+    "error": "training refuses them (clip.short=error)",
 }
-Shown = Callable[[str], str]  # how a path is written
-
-
-def check_text(report: dict) -> str:
-    """The report of `check_videos` for a person: headline, then what is wrong, then what is worth a look.
-
-    A data set in which all is well takes a few lines and a table of its classes. Paths are written as below the
-    folder that all have in common.
-    """
-    root = _root([file["path"] for file in report["files"]])
-
-    def shown(path: str) -> str:
-        return os.path.relpath(path, root) if root else path
-
-    sections = [
-        _headline(report, root),
-        _bad(report, shown),
-        _leaks(report, shown),
-        _conflicts(report, shown),
-        _duplicates(report, shown),
-        _classes(report["class_counts"]),
-        _damaged(report["odd"]["damaged"], shown),
-        _short(report, shown),
-        _durations(report["odd"], shown),
-        _shortcuts(report["shortcuts"]),
-    ]
-    text = "\n\n".join("\n".join(lines) for lines in sections if lines)
-    return text.encode("utf-8", "backslashreplace").decode()  # names that are not UTF-8 can be printed too
-
-
-def _root(paths: Sequence[str]) -> str | None:
-    try:
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # no files, or on several drives
-        return None
-    return common if common != Path(common).anchor else None
-
-
-def _headline(report: dict, root: str | None) -> list[str]:
-    files, items, odd = report["num_files"], report["num_items"], report["odd"]
-    what = f"{_count(files, 'file')}, {_count(items, 'labelled video')}" if items != files else _count(files, "video")
-    lines = [f"{what}: {report['num_bad']} cannot be used" if report["num_bad"] else f"{what}: every frame decodes"]
-    names = {"leaks": "leaks", "conflicts": "contradicting labels", "duplicates": "copies", "shortcuts": "shortcuts"}
-    absent = [name for key, name in names.items() if not any(_is_found(one) for one in report[key])]
-    if absent:
-        lines.append(f"not found   {', '.join(absent)}")
-    if root:
-        lines.append(f"folder      {root}")
-    for key, title, unit in (("sizes", "pixels", ""), ("fps", "frame rate", " frames/s")):
-        if odd[key]:
-            lines.append(f"{title:<10}  {_most_common(odd[key], unit)}")
-    durations = [file["duration"] for file in report["files"] if file["ok"]]
-    if durations:
-        low, high = min(durations), max(durations)
-        span = f"{low:.3g} s" if low == high else f"{low:.3g} to {high:.3g} s, median {odd['median_duration']:.3g} s"
-        lines.append(f"duration    {span}")
-    return lines
-
-
-def _is_found(one: dict | list) -> bool:
-    return not isinstance(one, dict) or one.get("suspicious", True)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("s" if number != 1 else "")
-
-
-def _most_common(counts: dict[str, int], unit: str) -> str:
-    if len(counts) == 1:
-        return next(iter(counts)) + unit
-    few = ", ".join(f"{value}{unit} ({_count(number, 'file')})" for value, number in list(counts.items())[:3])
-    return few if len(counts) <= 3 else f"{len(counts)} different; most often {few}"
-
-
-def _listed(lines: Iterable[str], *, most: int = MOST) -> list[str]:
-    lines = list(lines)
-    more = [f"and {len(lines) - most} more: see --json"] if len(lines) > most else []
-    return [f"  {line}" for line in lines[:most] + more]
-
-
-def _bad(report: dict, shown: Shown) -> list[str]:
-    if not report["bad"]:
-        return []
-    counts = Counter(one["reason"] for one in report["bad"])
-    width = max(len(reason) for reason in counts)
-    lines = [f"{'problem':<{width}}  videos", *(f"{r:<{width}}  {counts[r]:>6}" for r in REASONS if counts[r])]
-    for reason in REASONS:
-        if counts[reason]:
-            found = [one for one in report["bad"] if one["reason"] == reason]
-            lines += ["", f"{reason}:", *_listed(_with_detail(one, shown) for one in found)]
-    return [
-        *lines,
-        "",
-        "Mend them or take them out of the data set. Training leaves them out and says so, up to data.max_bad of all;",
-        "in an evaluation they count as wrong.",
-    ]
-
-
-def _with_detail(one: dict, shown: Shown) -> str:
-    detail = re.sub(r"\[Errno \d+\] |: '.*'$", "", " ".join(one["detail"].split()))  # the path is there already
-    return shown(one["path"]) + (f"   ({detail})" if detail else "")
-
-
-def _leaks(report: dict, shown: Shown) -> list[str]:
-    lines = []
-    for kind in ("file", "content", "group"):
-        leaks = [leak for leak in report["leaks"] if leak["kind"] == kind]
-        if leaks:
-            what = {"file": "the same file", "content": "copies of the same video", "group": "the same group"}[kind]
-            lines += [f"leaks: {what} in more than one split ({len(leaks)})"]
-            lines += _listed(
-                f"{leak['name'] + ' in ' if kind == 'group' else ''}{', '.join(leak['splits'])}: "
-                f"{_few(leak['paths'], leak['num_files'], shown)}"
-                for leak in leaks
-            )
-    return [*lines, "Numbers on held-out videos would be too good. Keep each in one split."] if lines else []
-
-
-def _few(paths: Sequence[str], total: int, shown: Shown, most: int = 3) -> str:
-    names = [shown(path) for path in paths[:most]]
-    return ", ".join(names) + (f" and {total - len(names)} more" if total > len(names) else "")
-
-
-def _conflicts(report: dict, shown: Shown) -> list[str]:
-    if not report["conflicts"]:
-        return []
-
-    def line(one: dict) -> str:
-        part = "" if one["start"] is None and one["end"] is None else f" from {one['start'] or 0:g} s"
-        part += "" if one["end"] is None else f" to {one['end']:g} s"
-        return f"{' / '.join(one['labels'])}: {_few(one['paths'], len(one['paths']), shown)}{part}"
-
-    return [
-        f"the same video under several labels ({len(report['conflicts'])})",
-        *_listed(line(one) for one in report["conflicts"]),
-        "A model knows one label a video: keep the right one, or give each its part of the file (start, end).",
-    ]
-
-
-def _duplicates(report: dict, shown: Shown) -> list[str]:
-    if not report["duplicates"]:
-        return []
-    return [
-        f"copies of the same video under several names ({len(report['duplicates'])})",
-        *_listed(" = ".join(shown(path) for path in paths) for paths in report["duplicates"]),
-        "Each copy counts once more in training and in every number. Keep one.",
-    ]
-
-
-def _classes(counts: dict[str, dict[str, int]]) -> list[str]:
-    if not counts:
-        return []
-    splits = [split for split in SPLITS if any(one[split] for one in counts.values())]
-    rows = [(name, [str(one[split]) for split in splits]) for name, one in counts.items()]
-    if len(rows) > MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: -counts[row[0]]["train"])
-        rows = [*rows[:5], (f"... {len(rows) - 10} more", [""] * len(splits)), *rows[-5:]]
-    rows.append(("all", [str(sum(one[split] for one in counts.values())) for split in splits]))
-    width = max(len("class"), *(len(name) for name, _ in rows))
-    lines = [
-        f"{name:<{width}}" + "".join(f"  {cell:>6}" for cell in cells) for name, cells in [("class", splits), *rows]
-    ]
-    for split in splits:
-        absent = [repr(name) for name, one in counts.items() if not one[split]]
-        if absent:
-            refused = " Training refuses that." if split == "train" else ""
-            lines.append(f"No videos in {split}: {', '.join(absent[:MOST])}.{refused}")
-    train = {name: one["train"] for name, one in counts.items()}
-    largest, smallest = max(train, key=train.get), min(train, key=train.get)
-    if train[largest] > UNBALANCED * train[smallest] > 0:
-        lines.append(
-            f"In train, {largest!r} has {train[largest] / train[smallest]:.1f} times as many videos as {smallest!r}: "
-            "data.balance=classes draws every class equally often."
-        )
-    return [line.rstrip() for line in lines]
-
-
-def _short(report: dict, shown: Shown) -> list[str]:
-    short, clip = report["odd"]["short"], report["clip"]
-    if not short:
-        return []
-    rate = f"stride {clip['frame_stride']}" if clip["fps"] is None else f"{clip['fps']:g} a second"
-    lines = sorted(short, key=lambda one: one["num_frames"] - one["span"])
-    return [
-        f"shorter than one clip ({clip['num_frames']} frames, {rate}): {len(short)} of "
-        f"{_count(report['num_items'], 'video')}; {_SHORT[clip['short']]}",
-        *_listed((f"{shown(one['path'])}   {one['num_frames']} frames of {one['span']}" for one in lines), most=5),
-        "A smaller clip.num_frames or clip.frame_stride makes them fit.",
-    ]
-
-
-def _damaged(damaged: Sequence[dict], shown: Shown) -> list[str]:
-    if not damaged:
-        return []
-    return [
-        f"{_count(len(damaged), 'file')} with damage that the decoder conceals; what it makes up is no fact",
-        *_listed(f"{shown(one['path'])}   {one['num_damaged']} frames of {one['num_frames']}" for one in damaged),
-    ]
-
-
-def _durations(odd: dict, shown: Shown) -> list[str]:
-    if not odd["durations"]:
-        return []
-    found = sorted(odd["durations"], key=lambda one: -one["duration"])
-    return [
-        f"{_count(len(found), 'file')} of odd duration: over 4 times from the median, {odd['median_duration']:.3g} s",
-        *_listed((f"{shown(one['path'])}   {one['duration']:.3g} s" for one in found), most=5),
-    ]
-
-
-def _shortcuts(shortcuts: Sequence[dict]) -> list[str]:
-    found = sorted((one for one in shortcuts if one["suspicious"]), key=lambda one: -one["accuracy"])
-    if not found:
-        return []
-    names = [" and ".join(one["features"]) + (" together" if len(one["features"]) > 1 else " alone") for one in found]
-    width = max(map(len, names))
-
-    def row(name: str, share: float, words: str = "") -> str:
-        return f"  {name:<{width}}  {100 * share:>3.0f} %{words}"
-
-    return [
-        "shortcuts: the class is predicted without a look at the pictures, from similar files of other groups, by",
-        *(row(name, one["accuracy"], " of the videos") for name, one in zip(names, found, strict=True)),
-        row("chance", found[0]["chance"]),
-        "A model may learn the camera, or the way the videos were cut, instead of the action. Compare it with these",
-        "numbers, not with chance, and test it on videos from elsewhere; better, record and cut all classes alike.",
-    ]
+LEAK_KINDS = {"file": "the same file", "content": "copies of the same video", "group": "the same group"}
+SECTIONS = {
+    "leaks": "leaks",
+    "conflicts": "contradicting labels",
+    "duplicates": "copies",
+    "shortcuts": "shortcuts",
+}
+Shorten = Callable[[str], str]  # path -> path as it is printed
 
 
 def run(options: argparse.Namespace) -> None:
@@ -270,3 +51,248 @@ def run(options: argparse.Namespace) -> None:
     print(check_text(report))
     if is_bad(report):
         raise SystemExit(1)
+
+
+def check_text(report: dict) -> str:
+    """The report of `check_videos` as text: a summary, then errors, then warnings.
+
+    A data set without problems takes a few lines and a table of its classes. Paths are relative to the folder that
+    all files have in common.
+    """
+    root = _common_folder([file["path"] for file in report["files"]])
+
+    def shorten(path: str) -> str:
+        return os.path.relpath(path, root) if root else path
+
+    sections = [
+        _summary(report, root),
+        _bad_videos(report["bad"], shorten),
+        _leaks(report["leaks"], shorten),
+        _conflicts(report["conflicts"], shorten),
+        _duplicates(report["duplicates"], shorten),
+        _classes(report["class_counts"]),
+        _damaged_videos(report["odd"]["damaged"], shorten),
+        _short_videos(report, shorten),
+        _unusual_durations(report["odd"], shorten),
+        _shortcuts(report["shortcuts"]),
+    ]
+    text = "\n\n".join("\n".join(lines) for lines in sections if lines)
+    return text.encode("utf-8", "backslashreplace").decode()  # file names need not be valid UTF-8
+
+
+def _common_folder(paths: Sequence[str]) -> str | None:
+    try:
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # no files, or on several drives
+        return None
+    return common if common != Path(common).anchor else None
+
+
+def _summary(report: dict, root: str | None) -> list[str]:
+    num_files, num_items, odd = report["num_files"], report["num_items"], report["odd"]
+    size = _count(num_files, "video")
+    if num_items != num_files:
+        size = f"{_count(num_files, 'file')}, {_count(num_items, 'labelled video')}"
+    lines = [f"{size}: {report['num_bad']} cannot be used" if report["num_bad"] else f"{size}: every frame decodes"]
+    not_found = [title for key, title in SECTIONS.items() if not _has_findings(report[key])]
+    if not_found:
+        lines.append(f"not found   {', '.join(not_found)}")
+    if root:
+        lines.append(f"folder      {root}")
+    if odd["sizes"]:
+        lines.append(f"pixels      {_most_common(odd['sizes'], '')}")
+    if odd["fps"]:
+        lines.append(f"frame rate  {_most_common(odd['fps'], ' frames/s')}")
+    durations = [file["duration"] for file in report["files"] if file["ok"]]
+    if durations:
+        low, high = min(durations), max(durations)
+        extent = f"{low:.3g} s" if low == high else f"{low:.3g} to {high:.3g} s, median {odd['median_duration']:.3g} s"
+        lines.append(f"duration    {extent}")
+    return lines
+
+
+def _has_findings(findings: Sequence[dict | list]) -> bool:
+    """Whether there is any; a shortcut counts only if it is suspicious."""
+    return any(not isinstance(finding, dict) or finding.get("suspicious", True) for finding in findings)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")
+
+
+def _most_common(counts: Mapping[str, int], unit: str) -> str:
+    """The values with their numbers of files, at most three of them; `counts` has the most frequent first."""
+    if len(counts) == 1:
+        return next(iter(counts)) + unit
+    first = ", ".join(f"{value}{unit} ({_count(number, 'file')})" for value, number in list(counts.items())[:3])
+    return first if len(counts) <= 3 else f"{len(counts)} different; most often {first}"
+
+
+def _indented(lines: Iterable[str], *, limit: int = MAX_LINES) -> list[str]:
+    lines = list(lines)
+    more = [f"and {len(lines) - limit} more: see --json"] if len(lines) > limit else []
+    return [f"  {line}" for line in lines[:limit] + more]
+
+
+def _first_paths(paths: Sequence[str], total: int, shorten: Shorten, limit: int = 3) -> str:
+    names = [shorten(path) for path in paths[:limit]]
+    return ", ".join(names) + (f" and {total - len(names)} more" if total > len(names) else "")
+
+
+def _bad_videos(bad: Sequence[dict], shorten: Shorten) -> list[str]:
+    if not bad:
+        return []
+    counts = Counter(video["reason"] for video in bad)
+    reasons = [reason for reason in REASONS if counts[reason]]
+    width = max(map(len, reasons))
+    lines = [f"{'problem':<{width}}  videos", *(f"{reason:<{width}}  {counts[reason]:>6}" for reason in reasons)]
+    for reason in reasons:
+        videos = [video for video in bad if video["reason"] == reason]
+        lines += ["", f"{reason}:", *_indented(_path_and_detail(video, shorten) for video in videos)]
+    return [
+        *lines,
+        "",
+        "Repair them or remove them from the data set. Training leaves them out and names them, if their share is not",
+        "above data.max_bad. In an evaluation they count as wrong.",
+    ]
+
+
+def _path_and_detail(video: dict, shorten: Shorten) -> str:
+    detail = re.sub(r"\[Errno \d+\] |: '.*'$", "", " ".join(video["detail"].split()))  # without the path
+    return shorten(video["path"]) + (f"   ({detail})" if detail else "")
+
+
+def _leaks(leaks: Sequence[dict], shorten: Shorten) -> list[str]:
+    lines = []
+    for kind, title in LEAK_KINDS.items():
+        of_kind = [leak for leak in leaks if leak["kind"] == kind]
+        if of_kind:
+            lines.append(f"leaks: {title} in more than one split ({len(of_kind)})")
+            lines += _indented(_leak_line(leak, shorten) for leak in of_kind)
+    return [*lines, "They make results on held-out videos too good. Keep each in one split."] if lines else []
+
+
+def _leak_line(leak: dict, shorten: Shorten) -> str:
+    splits = ", ".join(leak["splits"])
+    title = f"{leak['name']} in {splits}" if leak["kind"] == "group" else splits
+    return f"{title}: {_first_paths(leak['paths'], leak['num_files'], shorten)}"
+
+
+def _conflicts(conflicts: Sequence[dict], shorten: Shorten) -> list[str]:
+    if not conflicts:
+        return []
+    return [
+        f"the same video with several labels ({len(conflicts)})",
+        *_indented(_conflict_line(conflict, shorten) for conflict in conflicts),
+        "A video has one label: keep the right one, or give each label its part of the file (start, end).",
+    ]
+
+
+def _conflict_line(conflict: dict, shorten: Shorten) -> str:
+    start, end = conflict["start"], conflict["end"]
+    part = "" if start is None and end is None else f" from {start or 0:g} s"
+    part += "" if end is None else f" to {end:g} s"
+    paths = conflict["paths"]
+    return f"{' / '.join(conflict['labels'])}: {_first_paths(paths, len(paths), shorten)}{part}"
+
+
+def _duplicates(duplicates: Sequence[Sequence[str]], shorten: Shorten) -> list[str]:
+    if not duplicates:
+        return []
+    return [
+        f"copies of the same video with several names ({len(duplicates)})",
+        *_indented(" = ".join(shorten(path) for path in paths) for paths in duplicates),
+        "Training and every result count each copy as another video. Keep one.",
+    ]
+
+
+def _classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The table of videos by class and split, and hints about classes with few videos or none."""
+    if not counts:
+        return []
+    splits = [split for split in SPLITS if any(of_class[split] for of_class in counts.values())]
+    lines = _class_table(counts, splits)
+    for split in splits:
+        absent = [repr(name) for name, of_class in counts.items() if not of_class[split]]
+        if absent:
+            hint = " Training refuses that." if split == "train" else ""
+            lines.append(f"No videos in {split}: {', '.join(absent[:MAX_LINES])}.{hint}")
+    train = {name: of_class["train"] for name, of_class in counts.items()}
+    largest, smallest = max(train, key=train.get), min(train, key=train.get)
+    if train[largest] > UNBALANCED * train[smallest] > 0:
+        lines.append(
+            f"In train, {largest!r} has {train[largest] / train[smallest]:.1f} times as many videos as {smallest!r}: "
+            "data.balance=classes samples every class equally often."
+        )
+    return lines
+
+
+def _class_table(counts: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> list[str]:
+    rows = [(name, [str(of_class[split]) for split in splits]) for name, of_class in counts.items()]
+    if len(rows) > MAX_CLASSES:
+        rows.sort(key=lambda row: -counts[row[0]]["train"])
+        rows = [*rows[:5], (f"... {len(rows) - 10} more", [""] * len(splits)), *rows[-5:]]
+    totals = [str(sum(of_class[split] for of_class in counts.values())) for split in splits]
+    rows = [("class", splits), *rows, ("all", totals)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}" + "".join(f"  {cell:>6}" for cell in cells) for name, cells in rows]
+    return [line.rstrip() for line in lines]
+
+
+def _short_videos(report: dict, shorten: Shorten) -> list[str]:
+    short, clip = report["odd"]["short"], report["clip"]
+    if not short:
+        return []
+    rate = f"stride {clip['frame_stride']}" if clip["fps"] is None else f"{clip['fps']:g} frames/s"
+    videos = sorted(short, key=lambda video: video["num_frames"] - video["span"])
+    lines = (f"{shorten(video['path'])}   {video['num_frames']} frames of {video['span']}" for video in videos)
+    return [
+        f"shorter than one clip ({clip['num_frames']} frames, {rate}): {len(short)} of "
+        f"{_count(report['num_items'], 'video')}; {SHORT_POLICIES[clip['short']]}",
+        *_indented(lines, limit=5),
+        "A smaller clip.num_frames or clip.frame_stride makes them fit.",
+    ]
+
+
+def _damaged_videos(damaged: Sequence[dict], shorten: Shorten) -> list[str]:
+    if not damaged:
+        return []
+    lines = (f"{shorten(video['path'])}   {video['num_damaged']} frames of {video['num_frames']}" for video in damaged)
+    return [
+        f"{_count(len(damaged), 'file')} with damaged frames; the decoder fills them with guesses",
+        *_indented(lines),
+    ]
+
+
+def _unusual_durations(odd: dict, shorten: Shorten) -> list[str]:
+    if not odd["durations"]:
+        return []
+    videos = sorted(odd["durations"], key=lambda video: -video["duration"])
+    return [
+        f"{_count(len(videos), 'file')} with an unusual duration: more than 4 times longer or shorter than the median, "
+        f"{odd['median_duration']:.3g} s",
+        *_indented((f"{shorten(video['path'])}   {video['duration']:.3g} s" for video in videos), limit=5),
+    ]
+
+
+def _shortcuts(shortcuts: Sequence[dict]) -> list[str]:
+    suspicious = [shortcut for shortcut in shortcuts if shortcut["suspicious"]]
+    if not suspicious:
+        return []
+    suspicious.sort(key=lambda shortcut: -shortcut["accuracy"])
+    names = [
+        " and ".join(shortcut["features"]) + (" together" if len(shortcut["features"]) > 1 else " alone")
+        for shortcut in suspicious
+    ]
+    width = max(map(len, names))
+
+    def row(name: str, share: float, unit: str = "") -> str:
+        return f"  {name:<{width}}  {100 * share:>3.0f} %{unit}"
+
+    return [
+        "shortcuts: these properties of the files predict the class without the pictures, from files of other groups",
+        *(row(name, found["accuracy"], " of the videos") for name, found in zip(names, suspicious, strict=True)),
+        row("chance", suspicious[0]["chance"]),
+        "A model may learn the camera or the way the videos were cut instead of the action. Compare its accuracy with",
+        "these numbers, not with chance. Test it on videos from elsewhere; better, record and cut all classes alike.",
+    ]

@@ -131,7 +131,7 @@ def cost_text(plan: Plan, report: CostReport) -> str:
     free = free_bytes(plan.device)
     if free is not None:
         size = plan.largest_batch()
-        limit = f" (the largest that is tried: {MAX_BATCH_SIZE})" if size == MAX_BATCH_SIZE else ""
+        limit = " (no larger one is tried)" if size == MAX_BATCH_SIZE else ""
         batch = f"a batch of {size}{limit}" if size else "not even a batch of 2"
         lines.append(
             paragraph("fits", f"{batch} in {MEMORY_FRACTION:.0%} of the {bytes_text(free)} that are free here")

@@ -7,28 +7,28 @@ import argparse
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.errors import InputError
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text
 from stvid.files import write_json
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import display_path, runs_of
+from stvid.run.folder import RunFolder, display_path, resolve_runs
 
 
 def run(options: argparse.Namespace) -> None:
     if options.processes < 1:
         raise InputError(f"--processes (={options.processes}) must be at least 1")
     if options.processes > 1 and not is_distributed():
-        raise SystemExit(launch_processes(options.again, options.processes))
+        raise SystemExit(launch_processes(options.run_again, options.processes))
     limit_cpu_threads(default_device().type)
-    with init_distributed() as first:
-        _judge(options, first)
+    with init_distributed() as is_main_process:
+        _evaluate(options, is_main_process)
 
 
-def _judge(options: argparse.Namespace, first: bool) -> None:
-    question = EvaluationOptions(
+def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
+    """Every process takes its share of the videos; the main one writes and prints the results."""
+    evaluation_options = EvaluationOptions(
         split=options.split,
         num_clips=options.clips,
         num_crops=options.crops,
@@ -39,21 +39,22 @@ def _judge(options: argparse.Namespace, first: bool) -> None:
         num_workers=options.workers,
         trust=options.trust,
     )
-    runs, folder = runs_of(options.runs)
+    runs, folder = resolve_runs(options.runs)
     if folder is None:
-        judgement = evaluate_run(runs[0], question, speak=first)
+        evaluation = evaluate_run(runs[0], evaluation_options, is_main_process=is_main_process)
     else:
-        judgement = evaluate_folds(runs, question, folder=folder, speak=first)
-    if not first:
+        evaluation = evaluate_folds(runs, evaluation_options, folder=folder, is_main_process=is_main_process)
+    if not is_main_process:
         return
     if options.report:
-        draw_report(load_checkpoint(runs[0], trust=options.trust), judgement.folder, cache=judgement.probe_cache)
-    result = judgement.result
+        draw_report(load_checkpoint(runs[0], trust=options.trust), evaluation.folder, cache=evaluation.probe_cache)
+    result = evaluation.result
     if options.json:
         write_json(options.json, result)
     print(result_text(result))
     for key, section in (("folds", folds_text), ("audit", audit_text)):
         if key in result:
             print(f"\n{section(result)}")
-    files = "result.json, predictions.csv" + ", report.html" * options.report
-    print(f"\nwritten to {display_path(judgement.folder)}/ ({files})")
+    folder = RunFolder(evaluation.folder)
+    files = [folder.result_json, folder.predictions_csv, *([folder.report_html] if options.report else [])]
+    print(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")

@@ -15,8 +15,25 @@ from stvid.inference import classify
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 
 
+def run(options: argparse.Namespace) -> None:
+    limit_cpu_threads(default_device().type)
+    paths = expand_sources(options.sources)
+    trained = load_checkpoint(options.run, trust=options.trust)
+    predictions = predict_files(trained, paths, top=options.top, num_workers=options.workers)
+    for prediction in predictions:
+        print(prediction["path"])
+        if "error" in prediction:
+            print(f"  could not be read: {prediction['error']}")
+        for entry in prediction["top"]:
+            print(f"  {entry['probability']:6.1%}  {entry['class']}")
+    if options.json:
+        write_json(options.json, predictions)
+    if any("error" in prediction for prediction in predictions):
+        raise SystemExit(1)
+
+
 def expand_sources(sources: Sequence[str]) -> list[Path]:
-    """Files as they are, folders as the videos below them; a folder that holds images is a video itself.
+    """The videos that files and folders name: a folder of images is one video, another folder stands for all below it.
 
     Raises:
         InputError: a source that does not exist, or a folder without videos.
@@ -26,7 +43,7 @@ def expand_sources(sources: Sequence[str]) -> list[Path]:
         if source.is_dir():
             videos = [source] if is_frame_folder(source) else find_videos(source) + find_frame_folders(source)
             if not videos:
-                raise InputError(f"{source} holds no video files, and no folders of images")
+                raise InputError(f"{source} holds no video files and no folders of images")
             paths += videos
         elif source.exists():
             paths.append(source)
@@ -43,45 +60,30 @@ def predict_files(
     Args:
         trained: the model.
         paths: video files.
-        top: how many classes to name, at least 1; all where there are fewer.
+        top: number of classes to name, at least 1; all classes if there are fewer.
         num_workers: processes that read videos.
 
     Returns:
-        One `{"path", "top": [{"class", "probability"}, ...]}` for each path, in their order; for a file that cannot be
-        read `{"path", "top": [], "error": reason}`.
+        One `{"path", "top": [{"class", "probability"}, ...]}` for each path, in the same order; for a file that cannot
+        be read `{"path", "top": [], "error": reason}`.
+
+    Raises:
+        InputError: `top` below 1.
     """
     if top < 1:
         raise InputError(f"--top (={top}) must be at least 1")
     items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
-    answers = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
-    found = dict(zip(answers.videos_N.tolist(), answers.probabilities_NK, strict=True))
+    results = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
+    probabilities_K = dict(zip(results.videos_N.tolist(), results.probabilities_NK, strict=True))
     predictions = []
     for video, path in enumerate(paths):
-        if video not in found:
-            predictions.append({"path": str(path), "top": [], "error": answers.failed[video]})
+        if video not in probabilities_K:
+            predictions.append({"path": str(path), "top": [], "error": results.failed[video]})
             continue
-        best = found[video].topk(min(top, len(trained.class_names)))
+        best = probabilities_K[video].topk(min(top, len(trained.class_names)))
         classes = [
-            {"class": trained.class_names[i], "probability": p}
-            for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            {"class": trained.class_names[index], "probability": probability}
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         predictions.append({"path": str(path), "top": classes})
     return predictions
-
-
-def run(options: argparse.Namespace) -> None:
-    limit_cpu_threads(default_device().type)
-    paths = expand_sources(options.sources)
-    predictions = predict_files(
-        load_checkpoint(options.run, trust=options.trust), paths, top=options.top, num_workers=options.workers
-    )
-    for prediction in predictions:
-        print(prediction["path"])
-        if "error" in prediction:
-            print(f"  could not be read: {prediction['error']}")
-        for one in prediction["top"]:
-            print(f"  {one['probability']:6.1%}  {one['class']}")
-    if options.json:
-        write_json(options.json, predictions)
-    if any("error" in prediction for prediction in predictions):
-        raise SystemExit(1)

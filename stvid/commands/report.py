@@ -12,9 +12,7 @@ from stvid.evaluation.results import read_evaluation
 from stvid.files import write_json
 from stvid.report.report import report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import REPORT_NAME, RESULT_NAME, display_path, runs_of
-
-COMPARISON_NAME = "comparison.html"
+from stvid.run.folder import COMPARISON_HTML, RunFolder, display_path, resolve_runs
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,21 +23,25 @@ def run(options: argparse.Namespace) -> None:
         _compare(options)
         return
     if options.json:
-        raise InputError(f"--json {options.json}: a comparison of several runs is written there; here is one")
-    runs, sweep = runs_of(options.runs)
+        raise InputError(f"--json {options.json}: only a comparison of several runs is written there; this is one run")
+    runs, sweep = resolve_runs(options.runs)
     trained = load_checkpoint(runs[0], trust=options.trust)
-    folder = sweep or trained.folder
     split = options.split or ("test" if sweep else "val")
-    if options.split or sweep:
-        folder = folder / "evaluate" / split
-    if split == "val" and not sweep and not folder.is_dir():
-        folder = trained.folder  # the run's own
-    if not (folder / RESULT_NAME).is_file():
+    folder = _evaluation_folder(RunFolder(sweep or trained.folder), split, is_given=bool(options.split or sweep))
+    if not folder.result_json.is_file():
         command = f"stvid evaluate {options.runs[0]} --split {split}"
-        raise InputError(f"{options.runs[0]} was not evaluated on {split}: no {folder / RESULT_NAME}. First: {command}")
-    out = Path(options.out) if options.out else folder / REPORT_NAME
-    write_report(report_of_run(trained, folder), out)
+        raise InputError(f"{options.runs[0]} was not evaluated on {split}: no {folder.result_json}. First: {command}")
+    out = Path(options.out) if options.out else folder.report_html
+    write_report(report_of_run(trained, folder.path), out)
     print(f"written to {display_path(out.absolute())}")
+
+
+def _evaluation_folder(run: RunFolder, split: str, *, is_given: bool) -> RunFolder:
+    """The folder of a run's evaluation: of the given split, else (and for val without another one) the run's own."""
+    evaluation = run.evaluation(split)
+    if not is_given or (split == "val" and not run.is_sweep and not evaluation.path.is_dir()):
+        return run
+    return evaluation
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -48,12 +50,12 @@ def _compare(options: argparse.Namespace) -> None:
     print(comparison_text(comparison))
     if options.json:
         write_json(options.json, comparison.to_dict())
-    out = Path(options.out or COMPARISON_NAME)
-    if not options.out and out.exists() and not _is_ours(out):
-        raise InputError(f"{out} is there already, and no page of stvid's; name another file with --out")
+    out = Path(options.out or COMPARISON_HTML)
+    if not options.out and out.exists() and not _is_page_of_stvid(out):
+        raise InputError(f"{out} exists, but stvid did not write it; choose another file with --out")
     write_comparison(comparison, out)
     print(f"\nwritten to {display_path(out.absolute())}")
 
 
-def _is_ours(page: Path) -> bool:
+def _is_page_of_stvid(page: Path) -> bool:
     return b'name="generator" content="stvid' in page.read_bytes()[:10_000]

@@ -1,4 +1,4 @@
-"""Checks on the content of a data set: duplicate files, and shortcuts (size or length that already tells the class)."""
+"""Content checks of a data set: duplicate files, and shortcuts (a size or length that predicts the class)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from stvid.errors import VideoError
 from stvid.progress import Bar
-from stvid.video.images import list_images
+from stvid.video.decoding import list_images
 from stvid.video.types import VideoInfo
 
 _CHUNK = 1 << 20  # bytes
-# Bytes a frame are not among them: moving pictures need more bytes, so they do say something about the action.
+# Bytes per frame are excluded: more motion needs more bytes, so they are related to the action itself.
 FEATURES = (
     ("aspect ratio",),
     ("size",),
@@ -27,55 +27,54 @@ FEATURES = (
     ("aspect ratio", "length"),
     ("size", "length"),
 )
-MAX_VIDEOS = 5000  # a sample of so many decides: distances of all to all
-SHUFFLES = 499
-SIGNIFICANT = 0.01
-NOTABLE = 0.1  # of the way from chance to certainty; with many videos, less than that can be significant too
+MAX_VIDEOS = 5000  # size of the random sample: all pairwise distances are computed
+NUM_SHUFFLES = 499
+MAX_P_VALUE = 0.01
+MIN_GAIN = 0.1  # of the way from the majority rate to 1; with many videos, tiny gains are significant too
 
 
 def content_keys(paths: Sequence[str], *, progress: bool = True) -> dict[str, str]:
-    """A key for each path, equal where the content is; paths that cannot be read have none.
+    """A key for each readable path; equal keys mean equal content.
 
-    Only what has the same size as something else is read. A folder of images has the names and bytes of its images
-    as content.
+    Only files of equal size are read. The content of a folder of images is the names and bytes of its images.
 
     Args:
-        paths: video files or folders of images; links to one file are that file.
-        progress: show a bar if there is anything to read.
+        paths: video files or folders of images; links to one file count as one file.
+        progress: show a progress bar if there are files to read.
     """
-    places: dict[str, list[str]] = defaultdict(list)  # file on disk -> its paths
-    sizes: dict[tuple, list[str]] = defaultdict(list)  # size -> files on disk
+    paths_of: dict[str, list[str]] = defaultdict(list)  # file on disk -> its paths
+    files_of_size: dict[tuple, list[str]] = defaultdict(list)  # size -> files on disk
     for path in dict.fromkeys(paths):
         with suppress(OSError, VideoError):
             file, size = file_key(path), _size(path)
-            if file not in places:
-                sizes[size].append(file)
-            places[file].append(path)
-    keys = {file: file for file in places}
-    todo = [file for files in sizes.values() if len(files) > 1 for file in files]
+            if file not in paths_of:
+                files_of_size[size].append(file)
+            paths_of[file].append(path)
+    keys = {file: file for file in paths_of}
+    todo = [file for files in files_of_size.values() if len(files) > 1 for file in files]
     with Bar("comparing files of one size", total=len(todo), unit="files", shown=progress) as bar:
         for file in todo:
-            with suppress(OSError, VideoError):  # gone or locked meanwhile: then it equals nothing but itself
-                keys[file] = _digest(places[file][0])
+            with suppress(OSError, VideoError):  # removed or locked meanwhile: unique
+                keys[file] = _hash_content(paths_of[file][0])
             bar.advance()
-    return {path: keys[file] for file, found in places.items() for path in found}
+    return {path: keys[file] for file, same in paths_of.items() for path in same}
 
 
-def duplicates(keys: dict[str, str]) -> list[list[str]]:
-    """Paths with the same content, of at least two files on disk; links are left out.
+def find_duplicates(keys: dict[str, str]) -> list[list[str]]:
+    """Lists of paths with the same content, each of at least two files on disk; links are ignored.
 
     Args:
-        keys: what `content_keys` returned.
+        keys: the result of `content_keys`.
     """
-    together: dict[str, dict[str, str]] = defaultdict(dict)  # content -> file on disk -> its first path
+    files_of: dict[str, dict[str, str]] = defaultdict(dict)  # content -> file on disk -> its first path
     for path, key in keys.items():
         with suppress(OSError):
-            together[key].setdefault(file_key(path), path)
-    return [list(found.values()) for found in together.values() if len(found) > 1]
+            files_of[key].setdefault(file_key(path), path)
+    return [list(files.values()) for files in files_of.values() if len(files) > 1]
 
 
 def file_key(path: str) -> str:
-    """The same for every name that one file on disk has, symbolic and hard links included. Raises OSError."""
+    """Identifies a file on disk: equal for all its symbolic and hard links. Raises OSError."""
     status = os.stat(path)
     return f"file {status.st_dev} {status.st_ino}"
 
@@ -87,17 +86,17 @@ def _size(path: str) -> tuple:
     return ("images", len(images), sum(image.stat().st_size for image in images))
 
 
-def _digest(path: str) -> str:
-    found = hashlib.blake2b(digest_size=20)
+def _hash_content(path: str) -> str:
+    content_hash = hashlib.blake2b(digest_size=20)
     if not os.path.isdir(path):
         for chunk in _chunks(path):
-            found.update(chunk)
-        return f"bytes {found.hexdigest()}"
+            content_hash.update(chunk)
+        return f"bytes {content_hash.hexdigest()}"
     for image in list_images(path):
-        found.update(b"%s\0%d\0" % (os.fsencode(image.name), image.stat().st_size))
+        content_hash.update(b"%s\0%d\0" % (os.fsencode(image.name), image.stat().st_size))
         for chunk in _chunks(image):
-            found.update(chunk)
-    return f"images {found.hexdigest()}"
+            content_hash.update(chunk)
+    return f"images {content_hash.hexdigest()}"
 
 
 def _chunks(path: str | Path) -> Iterator[bytes]:
@@ -114,79 +113,77 @@ def find_shortcuts(
     groups: Sequence[Hashable],
     seed: int = 0,
 ) -> list[dict]:
-    """Guesses every video's class from the most similar videos of other groups, seeing nothing but such facts.
+    """Tests whether file properties alone predict the class, by k-nearest-neighbour classification.
 
-    The guess is the most frequent class among the nearest neighbours (5 to 9 of them, by standardised logarithms); of
-    equally frequent ones, that of the nearest. Accuracy is compared with the accuracies under shuffled labels. The
-    shuffles keep groups together, since the videos of a group are not as many independent observations. As several
-    sets of features are tried, each p-value is that of the best of them all (Westfall and Young's max-T), so that the
-    chance to call anything suspicious where nothing is stays at 1 %.
+    The neighbours of a video are the 5 to 9 nearest videos of other groups, by standardised logarithms of the
+    properties. The most frequent class among them is predicted; ties go to the nearest. Accuracy is compared with the
+    accuracies under shuffled labels. Shuffles keep groups together, since the videos of a group are not independent.
+    Since several sets of properties are tested, the p-values use the maximum over all sets (max-T of Westfall and
+    Young): the probability of any false alarm is 1 %.
 
     Args:
-        infos: facts of each video's file.
-        lengths: frames of each video; of its part, where it is a part of a file.
-        labels: class of each.
-        groups: group of each; who has none is a group of his own.
-        seed: of the shuffles, and of the sample that is taken of more than 5000 videos.
+        infos: properties of each video's file.
+        lengths: frames of each item.
+        labels: class of each item.
+        groups: group of each item; an item without a group needs a unique value.
+        seed: of the shuffles, and of the random sample if there are more than 5000 videos.
 
     Returns:
-        For each set of `FEATURES` {features, accuracy, chance, p_value, suspicious}; nothing where there is only one
-        class or group. `chance` is the share of the largest class: what is right without looking at anything.
-        `suspicious`: p-value at most 0.01, and at least a tenth of the way from chance to certainty.
+        For each set of `FEATURES` {features, accuracy, chance, p_value, suspicious}; empty if there is only one class
+        or group. `chance` is the fraction of the largest class. `suspicious`: p-value at most 0.01, and accuracy at
+        least a tenth of the way from `chance` to 1.
     """
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(len(labels))[:MAX_VIDEOS])
-    labels_N = _numbered([labels[i] for i in chosen])
-    groups_N = _numbered([groups[i] for i in chosen])
-    if len(chosen) == 0 or labels_N.max() == 0 or groups_N.max() == 0:
+    sample = np.sort(rng.permutation(len(labels))[:MAX_VIDEOS])
+    labels_N = _to_indices([labels[i] for i in sample])
+    groups_N = _to_indices([groups[i] for i in sample])
+    if len(sample) == 0 or labels_N.max() == 0 or groups_N.max() == 0:
         return []
-    columns = _columns([infos[i] for i in chosen], [lengths[i] for i in chosen])
-    num_neighbours = int(np.clip(np.sqrt(len(chosen) / (labels_N.max() + 1)), 5, 9))
+    columns = _standardized_columns([infos[i] for i in sample], [lengths[i] for i in sample])
+    num_neighbours = int(np.clip(np.sqrt(len(sample) / (labels_N.max() + 1)), 5, 9))
     neighbours = {
-        features: _nearest(np.concatenate([columns[name] for name in features], axis=1), groups_N, num_neighbours, rng)
+        features: _find_neighbours(
+            np.concatenate([columns[name] for name in features], axis=1), groups_N, num_neighbours, rng
+        )
         for features in FEATURES
-        if any(np.ptp(columns[name], axis=0).any() for name in features)  # what is the same everywhere tells nothing
+        if any(np.ptp(columns[name], axis=0).any() for name in features)  # a constant predicts nothing
     }
-    by_chance = [
-        max((_accuracy(found_NK, shuffled_N) for found_NK in neighbours.values()), default=0.0)
-        for shuffled_N in (_shuffled(labels_N, groups_N, rng) for _ in range(SHUFFLES))
+    shuffled_accuracies = [
+        max((_accuracy(neighbours_NK, shuffled_N) for neighbours_NK in neighbours.values()), default=0.0)
+        for shuffled_N in (_shuffle_labels(labels_N, groups_N, rng) for _ in range(NUM_SHUFFLES))
     ]
-    chance = float(np.bincount(labels_N).max() / len(labels_N))
     return [
-        _verdict(features, neighbours.get(features), labels_N, chance, np.array(by_chance)) for features in FEATURES
+        _test_features(features, neighbours.get(features), labels_N, np.array(shuffled_accuracies))
+        for features in FEATURES
     ]
 
 
-def _verdict(
-    features: tuple[str, ...],
-    neighbours_NK: np.ndarray | None,
-    labels_N: np.ndarray,
-    chance: float,
-    by_chance: np.ndarray,
+def _test_features(
+    features: tuple[str, ...], neighbours_NK: np.ndarray | None, labels_N: np.ndarray, shuffled_accuracies: np.ndarray
 ) -> dict:
-    accuracy, p_value = chance, 1.0
+    majority = float(np.bincount(labels_N).max() / len(labels_N))
+    accuracy, p_value = majority, 1.0
     if neighbours_NK is not None:
         accuracy = _accuracy(neighbours_NK, labels_N)
-        p_value = float((1 + (by_chance >= accuracy).sum()) / (1 + len(by_chance)))
-    notable = accuracy >= chance + NOTABLE * (1 - chance)
+        p_value = float((1 + (shuffled_accuracies >= accuracy).sum()) / (1 + len(shuffled_accuracies)))
     return {
         "features": list(features),
         "accuracy": accuracy,
-        "chance": chance,
+        "chance": majority,
         "p_value": p_value,
-        "suspicious": p_value <= SIGNIFICANT and notable,
+        "suspicious": p_value <= MAX_P_VALUE and accuracy >= majority + MIN_GAIN * (1 - majority),
     }
 
 
-def _numbered(names: Sequence[Hashable]) -> np.ndarray:
-    """int64 N: 0 for the first name and all that equal it, 1 for the next ..."""
+def _to_indices(names: Sequence[Hashable]) -> np.ndarray:
+    """int64 N: equal names get equal numbers, from 0 in order of appearance."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
-def _columns(infos: Sequence[VideoInfo], lengths: Sequence[int]) -> dict[str, np.ndarray]:
-    """The facts as float64 N x F, each column with mean 0 and deviation 1 (or all 0)."""
-    codecs_N = _numbered([info.codec for info in infos])
+def _standardized_columns(infos: Sequence[VideoInfo], lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The properties as float64 N x F, each column with mean 0 and standard deviation 1 (or all 0)."""
+    codecs_N = _to_indices([info.codec for info in infos])
     columns = {
         "aspect ratio": np.log([[info.width / info.height] for info in infos]),
         "size": np.log([[info.width, info.height] for info in infos]),
@@ -200,46 +197,46 @@ def _columns(infos: Sequence[VideoInfo], lengths: Sequence[int]) -> dict[str, np
     }
 
 
-def _nearest(
+def _find_neighbours(
     x_NF: np.ndarray, groups_N: np.ndarray, num_neighbours: int, rng: np.random.Generator, rows: int = 256
 ) -> np.ndarray:
-    """int64 N x K: each video's nearest of other groups, nearest first; -1 where other groups have not as many.
+    """int64 N x K: each video's nearest videos of other groups, nearest first; -1 if there are fewer than K.
 
-    Many videos have the very same facts; a little noise makes the choice among them a fair one.
+    Many videos have identical properties; a little noise breaks ties at random.
     """
     x_NF = x_NF + 1e-6 * rng.standard_normal(x_NF.shape)
     num_neighbours = min(num_neighbours, len(x_NF))
-    found = []
+    blocks = []
     for first in range(0, len(x_NF), rows):
         block = slice(first, first + rows)
         distances = sum((x_NF[block, None, f] - x_NF[None, :, f]) ** 2 for f in range(x_NF.shape[1]))
         distances[groups_N[block, None] == groups_N[None]] = np.inf
         near = np.argpartition(distances, num_neighbours - 1, axis=1)[:, :num_neighbours]
-        far = np.take_along_axis(distances, near, axis=1)
-        order = np.argsort(far, axis=1)
-        near = np.where(np.isinf(far), -1, near)
-        found.append(np.take_along_axis(near, order, axis=1))
-    return np.concatenate(found)
+        near_distances = np.take_along_axis(distances, near, axis=1)
+        order = np.argsort(near_distances, axis=1)
+        near = np.where(np.isinf(near_distances), -1, near)
+        blocks.append(np.take_along_axis(near, order, axis=1))
+    return np.concatenate(blocks)
 
 
 def _accuracy(neighbours_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """Share of videos whose class is the most frequent one among their neighbours."""
+    """Fraction of videos whose class is the most frequent one among their neighbours."""
     classes_KN = np.where(neighbours_NK.T >= 0, labels_N[neighbours_NK.T], -1)
     votes_KN = np.zeros(classes_KN.shape, dtype=np.int8)
     for other_N in classes_KN:
         votes_KN += classes_KN == other_N
     votes_KN[classes_KN < 0] = 0
-    guesses_N = classes_KN[votes_KN.argmax(0), np.arange(len(labels_N))]
-    return float((guesses_N == labels_N).mean())
+    predicted_N = classes_KN[votes_KN.argmax(0), np.arange(len(labels_N))]
+    return float((predicted_N == labels_N).mean())
 
 
-def _shuffled(labels_N: np.ndarray, groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels dealt out anew, a group's together: one group's labels, in any order, go to another as far as sizes allow.
+def _shuffle_labels(labels_N: np.ndarray, groups_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Permutes labels by groups: as far as sizes allow, the labels of one group go to another group, in any order.
 
-    Where every video is a group of its own, that is a plain permutation.
+    If every video is a group, this is a plain permutation.
     """
     places_N = np.argsort(groups_N, kind="stable")
-    turns_N = rng.permutation(groups_N.max() + 1)[groups_N]
+    group_order_N = rng.permutation(groups_N.max() + 1)[groups_N]
     shuffled_N = np.empty_like(labels_N)
-    shuffled_N[places_N] = labels_N[np.lexsort((rng.random(len(labels_N)), turns_N))]
+    shuffled_N[places_N] = labels_N[np.lexsort((rng.random(len(labels_N)), group_order_N))]
     return shuffled_N

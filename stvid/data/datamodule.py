@@ -1,4 +1,4 @@
-"""Loaders for training and validation: a Manifest in, batches out."""
+"""The LightningDataModule: from a Manifest to the data loaders of training and validation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips, Views, collate
-from stvid.data.feature_cache import FeatureStore, StoredClips, collate_stored
-from stvid.data.feature_cache import sample_facts as stored_facts
+from stvid.data.feature_cache import CachedClips, FeatureCache, collate_features, sample_settings
 from stvid.data.loading import (
     TimedLoader,
     check_bad,
@@ -43,39 +42,39 @@ FEATURES_NAME = ".stvid_features"
 
 
 class VideoDataModule(pl.LightningDataModule):
-    """Batches of a data set's training clips and validation views.
+    """Loads the training clips and validation views of a data set.
 
     Args:
         manifest: the data set.
         clip: the clip's geometry.
         augment: random changes to training clips.
-        batch_size: clips in a batch, for each process; with `auto`, who trains sets it once the model is known.
-        num_workers: processes that read videos, for each process that trains; `auto`: one for two cores of its share,
-            at most 8; 0 reads in the training process.
-        num_clips: clips a validation video is judged by.
-        num_crops: crops of each of them.
-        seed: with epoch and item, all that a random choice depends on.
-        allow_leaks: let the same file or group stand in two splits.
-        max_bad: share of unreadable videos, in [0, 1], above which the run stops before it starts.
-        whole_video: every clip is its whole video, as `clip.num_frames=None`: clips of one batch then have different
-            lengths, those of similar length come together, and a held-out video is judged by that one clip.
-        passes: how many random draws of each training video there are: epoch e takes those of epoch e modulo this.
-            None: every epoch has its own.
-        features: `auto`: with a frozen encoder, frames' features are computed once and kept (see `use_features`), and
-            `passes` is 1 where it is None; `off`: every epoch encodes anew.
-        balance: how small classes come to their right in training. `none`; `classes`: every class is drawn equally
-            often; `loss`: every class weighs equally in the loss (see `class_weights`).
-        probe: `decode` every file once before the first run, so that a broken one is known beforehand; `count` packets
-            where that will do, which is quicker: a file that breaks half way is then met when it is read.
-        probe_timeout: seconds that this may take for one file, and one more for each megabyte it has.
+        batch_size: clips per batch and rank; `auto`: set by the training once the model is known.
+        num_workers: worker processes per rank; `auto`: one per two cores of its share, at most 8; 0 reads in the
+            training process.
+        num_clips: clips per validation video.
+        num_crops: crops per validation clip.
+        seed: random choices depend only on seed, epoch and item.
+        allow_leaks: allow the same file or group in two splits.
+        max_bad: maximum fraction of unreadable videos, in [0, 1]; above it the run does not start.
+        whole_video: every clip is a whole video, as with `clip.num_frames=None`: the clips of a batch have similar
+            lengths, and a validation video has one clip.
+        passes: number of different random clips per training video: epoch e uses those of epoch e modulo `passes`.
+            None: every epoch has new ones.
+        features: `auto`: with a frozen encoder, features are computed once and cached (see `use_cached_features`), and
+            `passes=None` means 1; `off`: every epoch encodes again.
+        balance: compensation for unequal class sizes in training: `none`; `classes`: sample every class equally often;
+            `loss`: give every class equal weight in the loss (see `class_weights`).
+        probe: `decode` every file once before the first run, which finds all broken files; `count` packets where
+            possible, which is faster, but finds a file that breaks half way only when it is read.
+        probe_timeout: seconds to probe one file, plus one for each megabyte of it.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
     Raises:
-        InputError: a value out of its range; a backend that is not installed; what `validate` finds; a class in
-            `flip_pairs` that is not there; no videos to validate on.
+        InputError: a value out of its range; a backend that is not installed; an invalid manifest (see `validate`); an
+            unknown class in `flip_pairs`; no validation videos.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # a small val split may not reach every process
+    allow_zero_length_dataloader_with_multiple_devices = True  # a small val split may leave some ranks without a batch
 
     def __init__(
         self,
@@ -103,11 +102,11 @@ class VideoDataModule(pl.LightningDataModule):
             clip, num_clips = replace(clip, num_frames=None), 1
         check_views(num_clips, num_crops, clip)
         if passes is not None and passes < 1:
-            raise InputError(f"data.passes (={passes}) must be at least 1, or null for new ones in every epoch")
+            raise InputError(f"data.passes (={passes}) must be at least 1, or null for new clips in every epoch")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"data.batch_size (={batch_size}) must be at least 1, or auto")
         if not 0 <= max_bad <= 1:
-            raise InputError(f"data.max_bad (={max_bad}) must lie in [0, 1]")
+            raise InputError(f"data.max_bad (={max_bad}) must be in [0, 1]")
         _check_choice("data.balance", balance, BALANCES)
         _check_choice("data.probe", probe, PROBES)
         _check_choice("data.features", features, FEATURES)
@@ -117,31 +116,31 @@ class VideoDataModule(pl.LightningDataModule):
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
-        self.stored: dict[str, StoredClips] = {}
-        self.position = (0, 0)  # where training begins: the epoch, and how many of its batches are done
-        self.probing = {"decode_all": probe == "decode", "timeout": probe_timeout}
+        self.cached: dict[str, CachedClips] = {}
+        self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
+        self.probe_options = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks)
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)
         self.clip, self.augment, self.seed, self.max_bad = clip, augment, seed, max_bad
         resolve_workers(num_workers)
-        self.batch_size, self.asked_workers = batch_size, num_workers
+        self.batch_size, self.requested_workers = batch_size, num_workers
         self.protocol = {"num_clips": num_clips, "num_crops": num_crops}
 
     @property
     def num_workers(self) -> int:
-        """Processes that read videos for this process, while all that train on this machine read at once."""
-        return resolve_workers(self.asked_workers, num_processes=self.trainer.num_devices if self.trainer else None)
+        """Worker processes of this rank while all ranks on this machine read."""
+        return resolve_workers(self.requested_workers, num_processes=self.trainer.num_devices if self.trainer else None)
 
     @property
     def num_workers_alone(self) -> int:
-        """The same, while the others wait for this process."""
-        return resolve_workers(self.asked_workers, num_processes=1)
+        """Worker processes of this rank while the other ranks wait."""
+        return resolve_workers(self.requested_workers, num_processes=1)
 
     @property
     def class_weights(self) -> list[float] | None:
-        """With `balance=loss`, `N / (K * n)` for a class with n of N training videos, K classes; else None."""
+        """With `balance=loss`, `N / (K * n)` for each of K classes with n of N training videos; else None."""
         if self.balance != "loss":
             return None
         counts = Counter(item.label for item in self.manifest.select("train"))
@@ -149,13 +148,13 @@ class VideoDataModule(pl.LightningDataModule):
         return [counts.total() / (len(names) * counts[name]) for name in names]
 
     def setup(self, stage: str | None = None) -> None:
-        """Probes the files of train and val (from the cache where that was done before); `bad`: path -> reason."""
+        """Probes the files of train and val, with a cache, and creates the datasets. `bad`: path -> reason."""
         if hasattr(self, "train"):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
-        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest), **self.probing)
+        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest), **self.probe_options)
         bad = [info for info in infos if isinstance(info, VideoError)]
-        self.most_bad = self.max_bad * len(items)
+        self.max_bad_videos = self.max_bad * len(items)
         self.bad = {error.path: error.reason for error in bad}
         check_bad(bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))
@@ -175,46 +174,46 @@ class VideoDataModule(pl.LightningDataModule):
         for dataset in (self.train, self.val):
             check_lengths(dataset)
 
-    def use_features(self, facts: Mapping) -> dict[str, StoredClips]:
-        """From now on, batches hold stored features instead of clips; whoever asks for it fills the stores first.
+    def use_cached_features(self, encoder_settings: Mapping) -> dict[str, CachedClips]:
+        """Makes batches hold cached features instead of clips; the caller fills the caches before training.
 
-        They lie in a hidden folder beside the videos, or in the working directory where that cannot be written to.
+        The caches are in a hidden folder beside the videos, or in the working directory if that is not writable.
 
         Args:
-            facts: what tells the encoder from any other, as plain data.
+            encoder_settings: plain data that identifies the encoder.
 
         Returns:
-            For `train` and `val` what is to be filled, with the draws that `draws` names.
+            The cached datasets of `train` and `val`, to be filled with the samples of `all_keys`.
         """
-        cache = probe_cache(self.manifest)
-        beside = cache and os.access(cache.parent, os.W_OK)
-        folder = cache.parent if beside else Path.cwd()
-        if not beside:
-            log.info("features are kept in %s, since the videos' folder cannot be written to", folder / FEATURES_NAME)
-        for name, clips in (("train", self.train), ("val", self.val)):
-            store = FeatureStore(folder / FEATURES_NAME, {**facts, **stored_facts(clips)})
-            self.stored[name] = StoredClips(clips, store)
+        probe_file = probe_cache(self.manifest)
+        is_writable = probe_file and os.access(probe_file.parent, os.W_OK)
+        folder = (probe_file.parent if is_writable else Path.cwd()) / FEATURES_NAME
+        if not is_writable:
+            log.info("features are cached in %s, since the videos' folder is not writable", folder)
+        for split, clips in (("train", self.train), ("val", self.val)):
+            cache = FeatureCache(folder, {**encoder_settings, **sample_settings(clips)})
+            self.cached[split] = CachedClips(clips, cache)
         self.passes = self.passes or 1
-        return self.stored
+        return self.cached
 
-    def draws(self, name: str) -> list[SampleKey]:
-        """All that the loaders of `train` or `val` can ask of a data set."""
-        if name == "val":
+    def all_keys(self, split: str) -> list[SampleKey]:
+        """All keys that the loader of `train` or `val` can request."""
+        if split == "val":
             return list(EpochSampler(num_items=len(self.val), shuffle=False))
-        return self._train_sampler().every_draw()
+        return self._train_sampler().all_keys()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of one epoch after the other, from `position` on."""
+        """Batches of training clips; the first epoch starts at `position`."""
         sampler = self._train_sampler()
-        epoch, num_batches = self.position  # Lightning wants an iterator before it says which epoch it is
+        epoch, num_batches = self.position  # Lightning creates the iterator before it sets the epoch
         sampler.set_epoch(epoch, start=num_batches * self.batch_size)
         return TimedLoader(
-            self.stored.get("train", self.train),
+            self.cached.get("train", self.train),
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,  # a last batch of one clip would upset batch norm
-            collate_fn=collate_stored if self.stored else collate,
-            **worker_options(0 if self.stored else self.num_workers, persistent=True),
+            drop_last=len(sampler) >= self.batch_size,  # batch norm fails on a last batch of one clip
+            collate_fn=collate_features if self.cached else collate,
+            **worker_options(0 if self.cached else self.num_workers, persistent=True),
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -222,9 +221,9 @@ class VideoDataModule(pl.LightningDataModule):
         return views_loader(
             self.val,
             batch_size=self.batch_size,
-            num_workers=0 if self.stored else self.num_workers,
-            stored=self.stored.get("val"),
-            collate_fn=collate_stored if self.stored else collate,
+            num_workers=0 if self.cached else self.num_workers,
+            cached=self.cached.get("val"),
+            collate_fn=collate_features if self.cached else collate,
             rank=rank,
             world_size=world_size,
         )

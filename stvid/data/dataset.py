@@ -1,4 +1,4 @@
-"""Items to tensors: one random clip of a video for training, all its views for evaluation.
+"""Datasets: one random clip of a video for training, all views of a video for evaluation; and their batches.
 
 V views of one video   B clips in a batch   T frames   C channels   H, W height and width
 """
@@ -20,19 +20,18 @@ from torch.utils.data import Dataset, get_worker_info
 from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.manifest import Item
-from stvid.data.sampler import SampleKey, as_draw
-from stvid.data.sampling import at_speed, check_playback, rearranged
+from stvid.data.sampler import SampleKey, resolve_key
 from stvid.errors import EMPTY, VideoError
 from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 from stvid.video.reader import read_frames
 from stvid.video.types import VideoInfo
 
-if TYPE_CHECKING:  # it imports torchvision, which evaluation does without
+if TYPE_CHECKING:  # it imports torchvision, which evaluation does not need
     from stvid.data.transforms import Augment
 
 
 class Failure(NamedTuple):
-    """A video that could not be read: its position in the split, and why."""
+    """A video that could not be read: its index in the split, and why."""
 
     video: int
     path: str
@@ -41,25 +40,25 @@ class Failure(NamedTuple):
 
 class Sample(TypedDict):
     clips: Tensor  # uint8 V x T x C x H x W, V = 1 in training; T may be shorter than the clip's with short=pad
-    label: int  # -1 where unknown
-    video: int  # position of the item in its split
+    label: int  # -1 if unknown
+    video: int  # index of the item in its split
     path: str
 
 
 class Batch(TypedDict):
     clips: Tensor  # uint8 B x T x C x H x W
-    lengths: Tensor | None  # int64 B, real frames of each clip; None: all T of every clip
+    lengths: Tensor | None  # int64 B, frames of each clip without padding; None: all T of every clip
     labels: Tensor  # int64 B
     videos: Tensor  # int64 B
     paths: list[str]  # of the clips' files, B
     failed: list[Failure]
 
 
-def part_of(item: Item, info: VideoInfo | VideoError) -> range:
-    """The frames of an item, as numbers within its file.
+def item_frames(item: Item, info: VideoInfo | VideoError) -> range:
+    """The frame numbers of an item within its file.
 
     Raises:
-        VideoError: `info` itself where it is one; empty, where no frame lies between the item's start and end.
+        VideoError: `info` if it is one; empty, if there is no frame between the item's start and end.
     """
     if isinstance(info, VideoError):
         raise info
@@ -71,18 +70,18 @@ def part_of(item: Item, info: VideoInfo | VideoError) -> range:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoDataset(Dataset):
-    """What both data sets below share: items, facts about their files, and how frames are read.
+    """Base of `TrainingClips` and `Views`: items, the properties of their files, and reading frames.
 
-    An item is selected by a `SampleKey`, as `EpochSampler` yields, or by its index, which means its draw of epoch 0.
-    Negative indices count from the end; an index past the end raises IndexError.
+    `dataset[key]` takes a `SampleKey`, as `EpochSampler` yields, or an index, which means epoch 0. Negative indices
+    count from the end; an index out of range raises IndexError.
 
     Attributes:
-        items: of one split, in a fixed order.
-        infos: for each item what `probe` found, or the error it met.
+        items: the items of one split, in a fixed order.
+        infos: for each item the result of `probe`, or its error.
         class_names: in the order of the model's outputs.
         clip: the clip's geometry.
-        seed: with epoch and item, all that a random choice depends on.
-        backend: of the reader, see `read_frames`.
+        seed: random choices depend only on seed, epoch and item.
+        backend: see `read_frames`.
     """
 
     items: Sequence[Item]
@@ -96,72 +95,75 @@ class VideoDataset(Dataset):
         return len(self.items)
 
     def timeline(self, index: int) -> tuple[Sequence[int], float]:
-        """An item's frames, as numbers within its file, and how many of them make a second; see `sampling.timeline`.
+        """An item's frame numbers within its file, and their rate in frames per second; see `sampling.timeline`.
 
         Raises:
-            VideoError: the file cannot be read, or no frame of it lies between the item's start and end.
+            VideoError: the file cannot be read, or has no frame between the item's start and end.
         """
-        return sampling.timeline(part_of(self.items[index], self.infos[index]), self.clip, self.infos[index])
+        return sampling.timeline(item_frames(self.items[index], self.infos[index]), self.clip, self.infos[index])
 
     def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """For each box, all of one size, uint8 T x C x `clip.size`: that part of the given frames of the file."""
+        """The given frames of the file, cropped to each box and resized: uint8 T x C x `clip.size` per box."""
         info, size = self.infos[index], self.clip.size
         native = (info.height, info.width)
         short_side = reading_size(*native, boxes[0], size)
-        pixels = read_frames(self.items[index].path, frames, info=info, short_side=short_side, backend=self.backend)
-        return [crop_and_resize(pixels, box, size, native=native) for box in boxes]
+        frames_TCHW = read_frames(
+            self.items[index].path, frames, info=info, short_side=short_side, backend=self.backend
+        )
+        return [crop_and_resize(frames_TCHW, box, size, native=native) for box in boxes]
 
-    def chance(self, index: int) -> int:
-        """A number that tells an item from most others, whichever split it is in and whatever stands before it.
+    def item_seed(self, index: int) -> int:
+        """A hash of the item's name and times, independent of its split and index.
 
-        So a video's random draws, and the features stored of them, are the same in every fold, after others were
-        added, and where all were moved.
+        So a video's random clips, and their cached features, are the same in every fold, after other videos were added,
+        and after the data set was moved.
         """
         item = self.items[index]
         path = Path(item.path)
         return zlib.crc32(repr((path.parent.name, path.stem, item.start, item.end)).encode("utf-8", "surrogateescape"))
 
-    def failure(self, index: int, error: VideoError) -> Failure:
+    def make_failure(self, index: int, error: VideoError) -> Failure:
         return Failure(video=index, path=self.items[index].path, reason=error.reason)
 
-    def label(self, name: str) -> int:
+    def class_index(self, name: str) -> int:
+        """Index of a class; -1 if it is unknown."""
         return self.class_names.index(name) if name in self.class_names else -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClips(VideoDataset):
-    """Item `SampleKey` is one clip at a random place, changed by `augment`, the same on every call."""
+    """`dataset[SampleKey]` is one clip at a random position, augmented; the same on every call."""
 
     augment: Augment
 
     def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
-        draw = as_draw(key, len(self))
-        index = draw.index
-        rng = np.random.default_rng((self.seed, draw.epoch, self.chance(index), draw.repeat))
+        key = resolve_key(key, len(self))
+        index = key.index
+        rng = np.random.default_rng((self.seed, key.epoch, self.item_seed(index), key.repeat))
         try:
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.span(clip, fps), rng)
             box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
-            wanted = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
-            wanted = sampling.earlier_frames(wanted, frames, clip, self.infos[index]) + wanted
-            (pictures_TCHW,) = self.read(index, wanted, [box])
+            selected = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
+            selected = sampling.earlier_frames(selected, frames, clip, self.infos[index]) + selected
+            (frames_TCHW,) = self.read(index, selected, [box])
         except VideoError as error:
-            return self.failure(index, error)
-        pictures_TCHW, label = self.augment(pictures_TCHW, self.items[index].label, rng=rng)
-        clips, path = as_input(pictures_TCHW, clip)[None], self.items[index].path
-        return Sample(clips=clips, label=self.label(label), video=index, path=path)
+            return self.make_failure(index, error)
+        frames_TCHW, label = self.augment(frames_TCHW, self.items[index].label, rng=rng)
+        clips_1TCHW = as_input(frames_TCHW, clip)[None]
+        return Sample(clips=clips_1TCHW, label=self.class_index(label), video=index, path=self.items[index].path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views(VideoDataset):
-    """Item `SampleKey` is every view of one video, clip by clip and crop by crop, decoded once; no chance in it.
+    """`dataset[SampleKey]` is all views of one video, clip by clip and crop by crop; deterministic.
 
     Attributes:
-        num_clips: clips spread evenly over the video.
-        num_crops: crops of each, see `crop_box`.
-        playback: how the videos are played (`sampling.PLAYBACKS`), to test what a model makes of time.
-        frames: uint8 `T x 3 x H x W`, in the place of the (only) item's file; None: files are read.
+        num_clips: clips per video, uniformly spaced.
+        num_crops: crops per clip, see `crop_box`.
+        playback: one of `sampling.PLAYBACKS`, to test how a model uses time.
+        frames: uint8 `T x 3 x H x W`, used instead of the file of the only item; None: read the files.
     """
 
     num_clips: int = 1
@@ -170,7 +172,7 @@ class Views(VideoDataset):
     frames: Tensor | None = None
 
     def __post_init__(self):
-        check_playback(self.playback)
+        sampling.check_playback(self.playback)
 
     def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """See `VideoDataset.read`."""
@@ -179,29 +181,31 @@ class Views(VideoDataset):
         return [crop_and_resize(self.frames[list(frames)], box, self.clip.size) for box in boxes]
 
     def timeline(self, index: int) -> tuple[Sequence[int], float]:
-        """At the speed at which the video is played, see `VideoDataset.timeline`."""
+        """See `VideoDataset.timeline`; at the speed of `playback`."""
         frames, fps = super().timeline(index)
-        return at_speed(frames, self.playback), fps
+        return sampling.change_speed(frames, self.playback), fps
 
     def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
-        index = as_draw(key, len(self)).index
+        index = resolve_key(key, len(self)).index
         try:
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             starts = sampling.uniform_starts(len(frames), sampling.span(clip, fps), self.num_clips)
-            rng = np.random.default_rng((self.seed, self.chance(index)))
+            rng = np.random.default_rng((self.seed, self.item_seed(index)))
             info = self.infos[index]
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
-            clips = [rearranged(wanted, self.playback, rng) for wanted in clips]
-            clips = [sampling.earlier_frames(wanted, frames, clip, info, self.playback) + wanted for wanted in clips]
-            needed = sorted({frame for wanted in clips for frame in wanted})
-            crops = self.read(index, needed, self._boxes(info))
+            clips = [sampling.reorder_frames(selected, self.playback, rng) for selected in clips]
+            clips = [
+                sampling.earlier_frames(selected, frames, clip, info, self.playback) + selected for selected in clips
+            ]
+            needed = sorted({frame for selected in clips for frame in selected})
+            crops = self.read(index, needed, self._boxes(info))  # every frame is decoded once
         except VideoError as error:
-            return self.failure(index, error)
-        places = [torch.tensor([needed.index(i) for i in clip]) for clip in clips]
-        views = torch.stack([as_input(crop[place], clip) for place in places for crop in crops])
+            return self.make_failure(index, error)
+        positions = [torch.tensor([needed.index(frame) for frame in selected]) for selected in clips]
+        views_VTCHW = torch.stack([as_input(crop[position], clip) for position in positions for crop in crops])
         item = self.items[index]
-        return Sample(clips=views, label=self.label(item.label), video=index, path=item.path)
+        return Sample(clips=views_VTCHW, label=self.class_index(item.label), video=index, path=item.path)
 
     def _boxes(self, info: VideoInfo) -> list[tuple[int, ...]]:
         return [
@@ -211,7 +215,7 @@ class Views(VideoDataset):
 
 
 def collate(samples: Sequence[Sample | Failure]) -> Batch:
-    """Samples to a batch; videos that failed are left out of the clips and named in `failed`."""
+    """Collates samples to a batch; videos that failed are only listed in `failed`."""
     failed = [sample for sample in samples if isinstance(sample, Failure)]
     good = [sample for sample in samples if not isinstance(sample, Failure)]
     views = [sample["clips"] for sample in good]
@@ -219,11 +223,11 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
     lengths = None
     if any(clips.shape[1] < longest for clips in views):
         lengths = torch.tensor([clips.shape[1] for clips in views for _ in clips])
-        pad = (0, 0) * 3  # C, H and W stay
-        views = [torch.nn.functional.pad(clips, (*pad, 0, longest - clips.shape[1])) for clips in views]
+        no_pad = (0, 0) * 3  # of C, H and W
+        views = [torch.nn.functional.pad(clips, (*no_pad, 0, longest - clips.shape[1])) for clips in views]
     counts = torch.tensor([len(clips) for clips in views], dtype=torch.int64)
     return Batch(
-        clips=_together(views) if views else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
+        clips=_concat_channels_last(views) if views else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
         lengths=lengths,
         labels=torch.tensor([sample["label"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
         videos=torch.tensor([sample["video"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
@@ -232,11 +236,11 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
     )
 
 
-def _together(views: Sequence[Tensor]) -> Tensor:
-    """The clips of several V x T x C x H x W tensors as one, with the colours of a pixel side by side in memory.
+def _concat_channels_last(views: Sequence[Tensor]) -> Tensor:
+    """Concatenates V x T x C x H x W tensors to B x T x C x H x W in channels-last memory order.
 
-    That is how they come from the decoder and how convolutions like them best, so nothing is turned around on the way.
-    A worker writes them where the training process can see them.
+    Decoders return this order, and convolutions are fastest with it, so nothing is transposed on the way. A worker
+    process writes to shared memory.
     """
     views = [clips.permute(0, 1, 3, 4, 2) for clips in views]
     shape = (sum(map(len, views)), *views[0].shape[1:])

@@ -1,18 +1,18 @@
-"""How items become a loader: facts about the files, checks on them, worker processes. Knows no Lightning."""
+"""From datasets to data loaders: probing, checks, worker processes, and the time spent waiting. Without Lightning."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
+import functools
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler
 from stvid.device import cores_per_process
 from stvid.errors import InputError, VideoError
-from stvid.files import one_at_a_time
+from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
 from stvid.video.types import VideoInfo
@@ -38,20 +38,27 @@ def views_loader(
     *,
     batch_size: int,
     num_workers: int,
-    stored: Dataset | None = None,
+    cached: Dataset | None = None,
     collate_fn: Callable = collate,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader:
-    """Batches of about `batch_size` views, each video's views together, each video once over all processes.
+    """Batches of about `batch_size` views; a video's views are in one batch, and each video is on one rank.
 
-    Its worker processes end with each pass, so that they do not take memory while training goes on.
+    The worker processes end after each pass, to free memory for training.
 
-    stored: where the same items come from instead, with `collate_fn` for what it gives.
+    Args:
+        dataset: the views.
+        batch_size: views per batch and rank, at least one video.
+        num_workers: worker processes.
+        cached: a dataset with cached features of the same items, used instead of `dataset`.
+        collate_fn: for samples of `cached`, or of `dataset`.
+        rank: rank of this process.
+        world_size: number of processes.
     """
     batch_size = max(batch_size // (dataset.num_clips * dataset.num_crops), 1)
     return DataLoader(
-        stored or dataset,
+        cached or dataset,
         batch_size=batch_size,
         sampler=EpochSampler(
             num_items=len(dataset),
@@ -67,7 +74,7 @@ def views_loader(
 
 
 def clip_lengths(dataset: VideoDataset) -> list[int] | None:
-    """Frames in each item's clip, 0 where it cannot be read, if clips are whole videos; None where all are alike."""
+    """Frames of each item's clip if clips are whole videos (0: unreadable); None if all clips have equal length."""
     if dataset.clip.num_frames is not None:
         return None
     lengths = []
@@ -82,12 +89,13 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
 
 
 def worker_options(num_workers: int, *, persistent: bool = False) -> dict:
-    """Arguments of a DataLoader. `persistent`: its processes wait for the next epoch instead of ending."""
+    """Worker arguments of a DataLoader. `persistent`: the processes live until the loader is deleted."""
+    _kill_workers_at_exit(os.getpid())
     return {
         "num_workers": num_workers,
         "persistent_workers": persistent and num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
-        # a loader draws a seed for its workers; from the global state, dropout would depend on the number of loaders
+        # each loader draws a seed; from the global generator, dropout would depend on the number of loaders
         "generator": torch.Generator(),
         "worker_init_fn": _leave_signals_to_the_parent,
     }
@@ -99,25 +107,34 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def _end_readers() -> None:
-    """Python waits for its daemonic processes when it ends, after a SIGTERM that those above do not heed."""
-    readers = [child for child in multiprocessing.active_children() if child.daemon]
-    if readers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call each of them a crash
-    for reader in readers:
-        reader.kill()
+@functools.cache
+def _kill_workers_at_exit(pid: int) -> None:
+    """Registers `_kill_workers`, once per process: a child process inherits the cache, but not the finalizer.
+
+    When Python exits, multiprocessing runs its finalizers, then sends SIGTERM to the remaining workers and waits for
+    them. They ignore SIGTERM (see above), so it would wait forever. `atexit` is not enough: a process that
+    multiprocessing started does not run its functions in time.
+    """
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _kill_workers() -> None:
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report each of them as a crash
+    for worker in workers:
+        worker.kill()
 
 
 def resolve_workers(num_workers: int | str, *, num_processes: int | None = None) -> int:
-    """Worker processes for each process that reads.
+    """Worker processes per rank.
 
     Args:
-        num_workers: a number, which stays as it is; `auto`: one for every two cores of this process's share, 1 to 8.
-        num_processes: that share the machine's cores, see `cores_per_process`.
+        num_workers: a number; `auto`: one per two cores of this process's share, 1 to 8.
+        num_processes: processes that share the machine's cores, see `cores_per_process`.
 
     Raises:
-        InputError: neither `auto` nor a number of 0 or more.
+        InputError: neither `auto` nor a whole number of 0 or more.
     """
     if num_workers == "auto":
         return min(max(cores_per_process(num_processes) // 2, 1), 8)
@@ -127,22 +144,22 @@ def resolve_workers(num_workers: int | str, *, num_processes: int | None = None)
 
 
 def check_views(num_clips: int, num_crops: int, clip: ClipSpec) -> None:
-    """Raises InputError unless there is at least one clip (of whole videos exactly one), and 1, 3 or 5 crops."""
+    """Raises InputError unless `num_clips` is at least 1 (for whole videos: 1) and `num_crops` is 1, 3 or 5."""
     if clip.num_frames is None and num_clips != 1:
         raise InputError(f"num_clips (={num_clips}) must be 1: the model sees whole videos")
     if num_clips < 1:
         raise InputError(f"num_clips (={num_clips}) must be at least 1")
     if num_crops not in CROPS:
         raise InputError(
-            f"num_crops (={num_crops}) must be 1 (the middle), 3 (both ends and the middle) or 5 (corners and middle)"
+            f"num_crops (={num_crops}) must be 1 (centre), 3 (both ends and centre) or 5 (corners and centre)"
         )
 
 
 def probe_cache(manifest: Manifest) -> Path | None:
-    """A hidden file in the folder that all videos have in common, so that probing is paid once; None: there is none."""
+    """The cache file for `probe_all`, in the common folder of all videos; None if they have none."""
     try:
         common = Path(os.path.commonpath([os.path.dirname(item.path) for item in manifest.items]))
-    except ValueError:  # on several drives
+    except ValueError:  # videos on several drives
         return None
     return common / CACHE_NAME if common != Path(common.anchor) else None
 
@@ -155,14 +172,14 @@ def probe_items(
     decode_all: bool = True,
     timeout: float = 60.0,
 ) -> list[VideoInfo | VideoError]:
-    """Facts about the items' files, from the cache where it has them; see `probe_all`.
+    """Probes the items' files with a cache, see `probe_all`.
 
-    Several processes that look at the same files do not all decode them: one does, and fills the cache.
+    Of several processes with the same cache one probes at a time, so the files are decoded only once.
     """
-    with contextlib.nullcontext() if cache is None else one_at_a_time(cache):
+    with contextlib.nullcontext() if cache is None else file_lock(cache):
         return probe_all(
             [item.path for item in items],
-            num_workers=max(num_workers, 1),  # only another process can be killed when it hangs
+            num_workers=max(num_workers, 1),  # a hang can only be killed in another process
             cache=cache,
             decode_all=decode_all,
             timeout=timeout,
@@ -171,38 +188,39 @@ def probe_items(
 
 
 def check_bad(bad: Sequence[VideoError], *, num_items: int, max_bad: float) -> None:
-    """Raises InputError with the list where more than `max_bad` of the videos cannot be read."""
+    """Raises InputError with a list if more than the fraction `max_bad` of the videos cannot be read."""
     if len(bad) > max_bad * num_items:
         needed = math.ceil(100 * len(bad) / num_items) / 100
-        shown = "\n".join(f"  {error}" for error in bad[:20])
+        listing = "\n".join(f"  {error}" for error in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise InputError(
             f"{len(bad)} of {num_items} videos cannot be read, more than data.max_bad={max_bad:g} allows:\n"
-            f"{shown}{more}\nMend or remove them, or allow more: data.max_bad={needed:g}"
+            f"{listing}{more}\nRepair or remove them, or allow more: data.max_bad={needed:g}"
         )
 
 
 def check_enough_frames(dataset: Views) -> None:
-    """Raises InputError where a video has fewer frames than it is to be judged by clips: some would be the same."""
-    shortest = min(((num_frames, path) for _, num_frames, _, path in _lengths(dataset)), default=None)
+    """Raises InputError if a video has fewer frames than `num_clips`: some clips would be equal."""
+    shortest = min(((num_frames, path) for _, num_frames, _, path in _clip_spans(dataset)), default=None)
     if shortest is not None and shortest[0] < dataset.num_clips:
         raise InputError(
-            f"num_clips (={dataset.num_clips}) is more than {shortest[1]} has frames: {shortest[0]}. Use fewer clips"
+            f"num_clips (={dataset.num_clips}) is larger than the number of frames of {shortest[1]}: {shortest[0]}. "
+            "Use fewer clips"
         )
 
 
 def check_short(dataset: VideoDataset) -> None:
-    """Raises InputError where a video is shorter than a clip and the clip's policy is `error`."""
-    for room, num_frames, span, path in _lengths(dataset):
-        if room < 0 and dataset.clip.short == "error":
+    """Raises InputError if a video is shorter than a clip and `clip.short=error`."""
+    for slack, num_frames, span, path in _clip_spans(dataset):
+        if slack < 0 and dataset.clip.short == "error":
             raise InputError(
                 f"{path} has {num_frames} frames, a clip spans {span}, and clip.short=error. "
                 "Use a shorter clip (clip.num_frames, clip.frame_stride) or clip.short=repeat_last"
             )
 
 
-def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
-    """Of every readable video: frames to spare, frames, frames that a clip spans, path."""
+def _clip_spans(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
+    """For every readable video: slack (frames - span), frames, span of a clip in frames, path."""
     for index in range(len(dataset)):
         try:
             frames, fps = dataset.timeline(index)
@@ -214,35 +232,35 @@ def _lengths(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
 
 
 def check_lengths(dataset: VideoDataset) -> None:
-    """Raises InputError where every video is shorter than a clip, or one is and the clip's policy is `error`."""
+    """Raises InputError if every video is shorter than a clip, or one is and `clip.short=error`."""
     check_short(dataset)
-    lengths = list(_lengths(dataset))
-    if lengths and max(lengths)[0] < 0:
-        _, num_frames, span, _ = max(lengths)
+    spans = list(_clip_spans(dataset))
+    if spans and max(spans)[0] < 0:
+        _, num_frames, span, _ = max(spans)
         raise InputError(
             f"a clip of {dataset.clip.num_frames} frames (frame_stride={dataset.clip.frame_stride}, "
-            f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the best has {num_frames}. "
-            "Use a smaller clip.num_frames or clip.frame_stride"
+            f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the longest has "
+            f"{num_frames}. Use a smaller clip.num_frames or clip.frame_stride"
         )
 
 
 class TimedLoader(DataLoader):
-    """A DataLoader that knows for how long there was nothing to compute because a batch was not there yet."""
+    """A DataLoader that measures how long the computation waited for batches."""
 
     @property
     def waited(self) -> float:
-        """Seconds, of all batches so far: the first of an epoch too, but not the start of the processes.
+        """Seconds over all batches so far, including the first of an epoch, but without starting the workers.
 
-        A GPU is waited for until it has come to the last batch.
+        This synchronises with the GPU.
         """
         return self._clock.read()
 
     @property
     def waited_so_far(self) -> float:
-        """The same without what a GPU has not come to yet; it is not waited for."""
+        """The same for the work that the GPU has finished; this does not synchronise."""
         return self._clock.seconds
 
-    @cached_property
+    @functools.cached_property
     def _clock(self) -> IdleClock:
         return IdleClock()
 
@@ -262,10 +280,10 @@ class TimedLoader(DataLoader):
 
 
 class IdleClock:
-    """Adds up the time between `start` and `stop` in which nothing was computed.
+    """Sums the time between `start` and `stop` in which nothing was computed.
 
-    A GPU goes on with what has been asked of it while this process waits, so where CUDA is at work the time is that
-    between two events on its stream: it is zero for a batch that came before the GPU was done with the last one.
+    A GPU continues its queued work while this process waits. With CUDA, the time is therefore measured between two
+    events on its stream: it is zero for a batch that arrives before the GPU has finished the previous one.
     """
 
     def __init__(self) -> None:
@@ -279,11 +297,11 @@ class IdleClock:
             self.seconds += time.perf_counter() - self.began
             return
         self.events.append((self.began, _cuda_event()))
-        while self.events[0][1].query() and len(self.events) > 1:  # what is over need not be kept
+        while self.events[0][1].query() and len(self.events) > 1:  # finished events need not be kept
             self._add(*self.events.popleft())
 
     def read(self) -> float:
-        """Seconds so far; a GPU is waited for until it has come to the last `stop`."""
+        """Seconds so far; synchronises with the GPU up to the last `stop`."""
         while self.events:
             self._add(*self.events.popleft())
         return self.seconds

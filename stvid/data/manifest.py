@@ -1,4 +1,4 @@
-"""The one internal form of a data set: which videos, with which label, in which split."""
+"""Manifest: the videos of a data set with their labels and splits; reading, writing and validating it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from stvid.files import replacing
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start", "end", "group")
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes; odd ones come back as they were
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names that are not UTF-8 survive a round trip
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One labelled video, or the part of one between `start` and `end`.
+    """One labelled video, or the part of it between `start` and `end`.
 
     Attributes:
         path: absolute path of the file.
         label: class name.
         split: `train`, `val` or `test`.
-        start: first moment that belongs to the item, in seconds; None is the beginning.
-        end: the moment at which it ends, in seconds, exclusive; None is the end of the file.
-        group: what must not be torn apart by a split (a person, a scene, a source video), if known.
+        start: start time in seconds, inclusive; None: the beginning of the file.
+        end: end time in seconds, exclusive; None: the end of the file.
+        group: items of one group (a person, a scene, a source video) stay in one split; None if unknown.
     """
 
     path: str
@@ -51,45 +51,46 @@ class Manifest:
     class_names: tuple[str, ...]
 
     def select(self, split: str) -> tuple[Item, ...]:
-        """The items of one split, in the manifest's order (empty where it has none)."""
+        """The items of one split, in the manifest's order; may be empty."""
         return tuple(item for item in self.items if item.split == split)
 
     def write_csv(self, path: str | os.PathLike) -> None:
-        """Writes `path,label,split,start,end,group`; videos below the file's folder get relative paths. Atomic.
+        """Writes `path,label,split,start,end,group` atomically; videos below the file's folder get relative paths.
 
-        `read_csv` gives the same items, whatever bytes their names are made of, and the same classes where
-        `class_names` tells it their order.
+        `read_csv` returns the same items, also for file names that are not UTF-8. It returns the same classes if it
+        gets the same `class_names`.
         """
         path = Path(path).absolute()
         with replacing(path) as partial, partial.open("w", newline="", **_TEXT) as file:
             file.write(_csv_line(COLUMNS))
             for item in self.items:
                 video = Path(item.path)
-                shown = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
-                cells = (shown, item.label, item.split, item.start, item.end, item.group)
+                name = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
+                cells = (name, item.label, item.split, item.start, item.end, item.group)
                 file.write(_csv_line(["" if cell is None else str(cell) for cell in cells]))
 
     @classmethod
     def read_csv(
-        cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None, only_these: bool = True
+        cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None, allow_new_classes: bool = False
     ) -> Manifest:
-        """Reads a table with a header line; `path`, `label` and `split` are required, `start,end,group` optional.
+        """Reads a CSV table with a header; `path`, `label` and `split` are required, `start`, `end`, `group` optional.
 
-        Blanks between a comma and a cell do not count, blanks within quotes do.
+        Spaces after a comma are ignored, spaces within quotes are not.
 
         Args:
-            path: the CSV file; relative video paths in it start from its folder.
-            class_names: the order of the classes; required where labels are numbers (label `i` is then
+            path: the CSV file; relative video paths are relative to its folder.
+            class_names: the order of the classes; required if the labels are numbers (label `i` is then
                 `class_names[i]`). Without it, the classes are the sorted labels.
-            only_these: whether a label that is not among `class_names` is an error, or one more class behind them.
+            allow_new_classes: append labels that are not in `class_names` as new classes instead of raising.
 
         Raises:
-            InputError: file or column missing, a column twice, unknown split or class, numeric labels without names,
-                bad times.
+            InputError: file or column missing, a duplicate column, unknown split or class, invalid times, or numeric
+                labels without names.
         """
         path = Path(path).absolute()
         rows = _read_rows(path)
-        labels = _class_labels([row["label"] for row in rows], class_names, where=str(path), only_these=only_these)
+        labels = [row["label"] for row in rows]
+        labels = _class_labels(labels, class_names, where=str(path), allow_new_classes=allow_new_classes)
         items = tuple(
             _item(row, label, where=f"{path}, line {number}", folder=path.parent)
             for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=2)
@@ -99,7 +100,7 @@ class Manifest:
 
 
 def _csv_line(cells: Sequence[str]) -> str:
-    """A row of a table. Cells with blanks at an end are quoted too, which `csv.writer` does not do."""
+    """A row of a table. Cells that start or end with a space are quoted, which `csv.writer` does not do."""
     quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
     return ",".join(quoted) + "\r\n"
 
@@ -114,42 +115,46 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error
-    twice = [column for column in COLUMNS if header.count(column) > 1]
-    if twice:
-        raise InputError(f"{path} has two columns {twice[0]}: only one can count. Remove or rename the other")
+    duplicates = [column for column in COLUMNS if header.count(column) > 1]
+    if duplicates:
+        raise InputError(f"{path} has two columns named {duplicates[0]}. Remove or rename one of them")
     missing = [column for column in COLUMNS[:3] if column not in header]
     if missing:
         raise InputError(
             f"{path} has the columns {', '.join(header) or '(none)'}; missing: {', '.join(missing)}. "
-            "The first line must read path,label,split[,start,end,group]"
+            "The first line must be path,label,split[,start,end,group]"
         )
     if not rows:
-        raise InputError(f"{path} lists no videos: it has a header line and nothing below it")
+        raise InputError(f"{path} lists no videos: it has only a header line")
     return rows
 
 
 def are_numbers(labels: Iterable[str]) -> bool:
-    """Whether a table with these labels is taken to hold positions among `class_names`, unless those are the names."""
-    return all(label.isdecimal() for label in labels)  # what `int` reads; "²" is a digit that it does not
+    """Whether all labels are numbers: `read_csv` reads them as indices into `class_names` unless they are names."""
+    return all(label.isdecimal() for label in labels)  # isdecimal: "²" is a digit, but `int` cannot read it
 
 
-def _class_labels(labels: list[str], class_names: Sequence[str] | None, *, where: str, only_these: bool) -> list[str]:
-    """Labels as class names, checked against `class_names` where given."""
+def _class_labels(
+    labels: list[str], class_names: Sequence[str] | None, *, where: str, allow_new_classes: bool
+) -> list[str]:
+    """Labels as class names, checked against `class_names` if given."""
     numeric = are_numbers(labels)
     if class_names is None:
         if numeric:
             raise InputError(
-                f"{where}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), which say nothing to a "
-                "reader. Name them in order: data.class_names=[first,second,...]"
+                f"{where}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), without names. "
+                "Name the classes in order: data.class_names=[first,second,...]"
             )
         return labels
     if numeric and not set(labels) <= set(class_names):
-        beyond = [label for label in labels if int(label) >= len(class_names)]
-        if beyond:
-            raise InputError(f"{where}: label {beyond[0]}, but data.class_names has {len(class_names)} names (from 0)")
+        too_large = [label for label in labels if int(label) >= len(class_names)]
+        if too_large:
+            raise InputError(
+                f"{where}: label {too_large[0]}, but data.class_names has {len(class_names)} names (from 0)"
+            )
         return [class_names[int(label)] for label in labels]
     for number, label in enumerate(labels, start=2):
-        if only_these and label not in class_names:
+        if label not in class_names and not allow_new_classes:
             raise InputError(f"{where}, line {number}: unknown class {label!r}{nearest(label, class_names)}")
     return labels
 
@@ -185,53 +190,53 @@ def _seconds(cell: str, name: str, where: str) -> float | None:
 
 
 def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
-    """Returns the manifest, or says what makes it unfit to train and test on.
+    """Returns the manifest, or raises if it cannot be used for training and testing.
 
     Args:
-        manifest: what a layout returned.
-        allow_leaks: let the same file or group stand in two splits.
+        manifest: the manifest of a layout.
+        allow_leaks: allow the same file or group in two splits.
 
     Raises:
-        InputError: no training videos, fewer than two classes, none of the files is there, a class without training
-            videos, or the same file or group in two splits.
+        InputError: no training videos, fewer than two classes, no existing file, a class without training videos, or
+            the same file or group in two splits.
     """
     if not manifest.select("train"):
         raise InputError("the data set has no training videos: no item has split 'train'")
     if len(manifest.class_names) < 2:
         raise InputError(
-            f"the data set has one class, {manifest.class_names[0]!r}, and a classifier needs at least two. All "
+            f"the data set has only one class, {manifest.class_names[0]!r}; a classifier needs at least two. All "
             f"{len(manifest.items)} videos have this label, the first: {manifest.items[0].path}. Check data.root or "
             "the label column"
         )
     if not any(os.path.exists(item.path) for item in manifest.items):
         raise InputError(
             f"none of the {len(manifest.items)} videos exist, the first: {manifest.items[0].path}. "
-            "Relative paths in a manifest start from its own folder"
+            "Relative paths in a manifest are relative to its folder"
         )
     for split in SPLITS:
-        there = {item.label for item in manifest.select(split)}
-        absent = [name for name in manifest.class_names if name not in there]
+        labels = {item.label for item in manifest.select(split)}
+        absent = [name for name in manifest.class_names if name not in labels]
         if absent and split == "train":
             raise InputError(f"split 'train' has no videos of: {', '.join(absent)}. Every class needs at least one")
-        if absent and there:
-            log.warning("split %r has no videos of: %s; nothing is said about these there", split, ", ".join(absent))
+        if absent and labels:
+            log.warning("split %r has no videos of: %s; it cannot measure these classes", split, ", ".join(absent))
     if not allow_leaks:
         _check_leaks(manifest)
     return manifest
 
 
 def _check_leaks(manifest: Manifest) -> None:
-    for what, key in LEAK_KEYS.items():
+    for kind, key in LEAK_KEYS.items():
         leaks = find_leaks(manifest.items, key)
         if leaks:
             name, splits, _ = leaks[0]
             raise InputError(
-                f"{len(leaks)} {what}(s) stand in more than one split, so held-out numbers would be too good; the "
-                f"first: {name} in {', '.join(splits)}. Mend the splits, or insist with data.allow_leaks=true"
+                f"{len(leaks)} {kind}(s) are in more than one split, so the accuracy on held-out videos would be too "
+                f"high; the first: {name} in {', '.join(splits)}. Correct the splits, or set data.allow_leaks=true"
             )
 
 
-# what may stand in one split only
+# what must be in one split only
 LEAK_KEYS: Mapping[str, Callable[[Item], str | None]] = {
     "file": lambda item: os.path.realpath(item.path),
     "group": lambda item: item.group,
@@ -239,7 +244,7 @@ LEAK_KEYS: Mapping[str, Callable[[Item], str | None]] = {
 
 
 class Leak(NamedTuple):
-    """What several splits have in common."""
+    """A file, group or content that is in several splits."""
 
     name: str
     splits: list[str]  # sorted, at least two
@@ -247,24 +252,24 @@ class Leak(NamedTuple):
 
 
 def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list[Leak]:
-    """Every value of `key` whose items stand in more than one split, in the items' order; None is nobody's."""
-    together: dict[str, list[Item]] = defaultdict(list)
+    """Every value of `key` with items in more than one split, in the items' order; items with key None are ignored."""
+    items_of: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         name = key(item)
         if name is not None:
-            together[name].append(item)
-    leaks = (Leak(name, sorted({item.split for item in found}), found) for name, found in together.items())
+            items_of[name].append(item)
+    leaks = (Leak(name, sorted({item.split for item in members}), members) for name, members in items_of.items())
     return [leak for leak in leaks if len(leak.splits) > 1]
 
 
 def read_manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
-    """A CSV of path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
+    """Reads a CSV table path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
 
     Args:
-        path: the table; relative video paths in it start from its folder.
-        class_names: the order of the classes; required where labels are numbers.
+        path: the table; relative video paths are relative to its folder.
+        class_names: the order of the classes; required if the labels are numbers.
 
     Raises:
-        InputError: no such file, or one that `Manifest.read_csv` refuses.
+        InputError: see `Manifest.read_csv`.
     """
     return Manifest.read_csv(Path(str(path)).expanduser(), class_names=class_names)

@@ -1,4 +1,4 @@
-"""Which items an epoch takes, in which order, and who of several processes takes which."""
+"""Which items an epoch takes, in which order, and how they are divided among processes."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-STRETCH = 50  # batches among which items are sorted by length
+BUCKET_BATCHES = 50  # items are sorted by length within this many batches
 
 
 class SampleKey(NamedTuple):
-    """What an item is asked for by: with the seed, all that its random choices depend on."""
+    """Key of one sample. Together with the seed it determines all random choices."""
 
     epoch: int
     index: int
-    repeat: int = 0  # how often the item was drawn in this epoch before
+    repeat: int = 0  # how often the epoch has sampled this item before
 
 
-def as_draw(key: SampleKey | tuple[int, ...] | int, num_items: int) -> SampleKey:
-    """What a data set is asked for, as a `SampleKey`.
+def resolve_key(key: SampleKey | tuple[int, ...] | int, num_items: int) -> SampleKey:
+    """Converts a dataset's key to a `SampleKey` with a nonnegative index.
 
     Args:
-        key: a `SampleKey` or what makes one; a plain index is that item's draw of epoch 0, and -1 is the last item's.
-        num_items: of the data set.
+        key: a `SampleKey` or its tuple; a plain index means epoch 0, and -1 is the last item.
+        num_items: number of items in the dataset.
 
     Raises:
         IndexError: there is no such item.
     """
-    draw = SampleKey(*key) if isinstance(key, tuple) else SampleKey(0, operator.index(key))
-    if not -num_items <= draw.index < num_items:
-        raise IndexError(f"item {draw.index} was asked for; there are {num_items}")
-    return draw._replace(index=draw.index % num_items)
+    key = SampleKey(*key) if isinstance(key, tuple) else SampleKey(0, operator.index(key))
+    if not -num_items <= key.index < num_items:
+        raise IndexError(f"index {key.index} is out of range for {num_items} items")
+    return key._replace(index=key.index % num_items)
 
 
 class EpochSampler(Sampler):
-    """One `SampleKey` after the other, so that an item knows its epoch in whatever process it is made.
+    """Yields the `SampleKey`s of one epoch, so that a dataset knows the epoch in any worker process.
 
-    Under several processes each takes every `world_size`-th item in training (`shuffle`): all get equally many and
-    the rest, fewer than `world_size`, waits for another epoch's order. In evaluation whole batches are dealt out, each
-    item to one process: so a batch holds the same items, and gives the same numbers, whatever the number of processes.
+    In training (`shuffle`) each rank takes every `world_size`-th key. All ranks get the same number; up to
+    `world_size - 1` keys at the end of the epoch's order are dropped. In evaluation whole batches are distributed, each
+    item to exactly one rank: batches, and so the results, do not depend on the number of processes.
 
     Args:
-        num_items: draws in an epoch, over all processes.
-        shuffle: another order in each epoch.
-        seed: of the orders.
-        labels: of the items, where every class shall be drawn equally often: the videos of a small class then come
-            several times in an epoch, as different clips, and those of a large one not in every epoch. Needs `shuffle`.
-        lengths: of the items, where those of similar length shall come together: then the batches (`batch_size` draws
-            of every process) hold little padding. Their order is as random as before, as far as `shuffle` asks.
-        batch_size: of each process; used with `lengths` and in evaluation.
-        passes: the draws of epoch e are those of epoch e modulo this; None: every epoch has its own.
-        rank: which process this is.
-        world_size: how many there are.
+        num_items: samples per epoch, over all ranks.
+        shuffle: a new order in each epoch.
+        seed: seed of the orders.
+        labels: label of each item, to sample every class equally often: videos of a small class are repeated within an
+            epoch, as different clips; videos of a large class are not in every epoch. Requires `shuffle`.
+        lengths: length of each item, to batch items of similar length (`batch_size` per rank), with little padding.
+            With `shuffle`, the order of the batches is still random.
+        batch_size: per rank; used with `lengths` and in evaluation.
+        passes: epoch e yields the keys of epoch e modulo `passes`; None: every epoch has its own.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -77,68 +77,68 @@ class EpochSampler(Sampler):
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, *, start: int | None = None) -> None:
-        """The epoch that comes next, and where in it (this process's draws that are done): for a resumed run."""
+        """Sets the next epoch; a resumed run skips its first `start` keys (of this rank)."""
         if start is not None or epoch != self.epoch:
             self.start = start or 0
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Of a whole epoch, wherever it starts."""
-        return len(self._mine(range(self.num_items)))
+        """Keys of this rank in a whole epoch; `start` does not change it."""
+        return len(self._shard(range(self.num_items)))
 
     def __iter__(self) -> Iterator[SampleKey]:
-        one_pass = self.epoch if self.passes is None else self.epoch % self.passes
-        draws = [SampleKey(one_pass, index) for index in range(self.num_items)]
+        epoch = self.epoch if self.passes is None else self.epoch % self.passes
+        keys = [SampleKey(epoch, index) for index in range(self.num_items)]
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
-            draws = draws if self.labels is None else self._balanced(one_pass, rng)
-            draws = [draws[i] for i in rng.permutation(len(draws))]
+            keys = keys if self.labels is None else self._balance_classes(epoch, rng)
+            keys = [keys[i] for i in rng.permutation(len(keys))]
         if self.lengths is not None:
-            draws = self._bucketed(draws, rng)
-        yield from self._mine(draws[: self.num_items])[self.start :]
+            keys = self._group_by_length(keys, rng)
+        yield from self._shard(keys[: self.num_items])[self.start :]
 
-    def every_draw(self) -> list[SampleKey]:
-        """All draws that any epoch can ask for, of all passes (`passes` must be a number)."""
+    def all_keys(self) -> list[SampleKey]:
+        """All keys that any epoch can yield on any rank; `passes` must be a number."""
         repeats = [1] * self.num_items
         if self.labels is not None:
             counts = Counter(self.labels)
-            repeats = [-(-self._share(counts) // counts[label]) for label in self.labels]
+            repeats = [-(-self._samples_per_class(counts) // counts[label]) for label in self.labels]
         indices = range(self.num_items)
         return [SampleKey(p, i, repeat) for p in range(self.passes) for i in indices for repeat in range(repeats[i])]
 
-    def _mine(self, draws: Sequence) -> Sequence:
-        """What of an epoch's draws falls to this process."""
+    def _shard(self, keys: Sequence) -> Sequence:
+        """The part of an epoch's keys that this rank takes."""
         if self.shuffle:
-            return draws[self.rank :: self.world_size][: len(draws) // self.world_size]
+            return keys[self.rank :: self.world_size][: len(keys) // self.world_size]
         step = self.batch_size * self.world_size
-        starts = range(self.rank * self.batch_size, len(draws), step)
-        return [draw for i in starts for draw in draws[i : i + self.batch_size]]
+        starts = range(self.rank * self.batch_size, len(keys), step)
+        return [key for i in starts for key in keys[i : i + self.batch_size]]
 
-    def _share(self, classes: Collection) -> int:
-        """Draws of each class where all are drawn equally often."""
+    def _samples_per_class(self, classes: Collection) -> int:
+        """Samples of each class when all classes are sampled equally often."""
         return -(-self.num_items // len(classes))
 
-    def _bucketed(self, draws: list[SampleKey], rng: np.random.Generator) -> list[SampleKey]:
-        """Sorted by length within long stretches, batch by batch; the last, smaller batch stays the last."""
+    def _group_by_length(self, keys: list[SampleKey], rng: np.random.Generator) -> list[SampleKey]:
+        """Batches of similar lengths, in random order if shuffled; a last, smaller batch stays last."""
         size = self.batch_size * self.world_size
-        whole = len(draws) // size * size
-        stretch = STRETCH * size if self.shuffle else len(draws)
+        whole = len(keys) // size * size
+        bucket = BUCKET_BATCHES * size if self.shuffle else len(keys)
         batches = []
-        for i in range(0, whole, stretch):
-            part = sorted(draws[i : min(i + stretch, whole)], key=lambda draw: self.lengths[draw.index])
+        for i in range(0, whole, bucket):
+            part = sorted(keys[i : min(i + bucket, whole)], key=lambda key: self.lengths[key.index])
             batches += [part[k : k + size] for k in range(0, len(part), size)]
         order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
-        return [draw for i in order for draw in batches[i]] + draws[whole:]
+        return [key for i in order for key in batches[i]] + keys[whole:]
 
-    def _balanced(self, one_pass: int, rng: np.random.Generator) -> list[SampleKey]:
-        """Equally many draws of each class, `num_items` or a few more; all of its videos before any comes again."""
+    def _balance_classes(self, epoch: int, rng: np.random.Generator) -> list[SampleKey]:
+        """Equally many keys of each class, at least `num_items` in all; a video repeats only after all of its class."""
         members: dict[str, list[int]] = {}
         for index, label in enumerate(self.labels):
             members.setdefault(label, []).append(index)
-        share = self._share(members)
-        draws = []
+        count = self._samples_per_class(members)
+        keys = []
         for label in sorted(members):
-            passes = range(-(-share // len(members[label])))
-            pool = [SampleKey(one_pass, int(i), repeat) for repeat in passes for i in rng.permutation(members[label])]
-            draws += pool[:share]
-        return draws
+            repeats = range(-(-count // len(members[label])))
+            pool = [SampleKey(epoch, int(i), repeat) for repeat in repeats for i in rng.permutation(members[label])]
+            keys += pool[:count]
+        return keys

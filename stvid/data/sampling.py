@@ -1,4 +1,4 @@
-"""Which frames of a video a clip takes: index arithmetic, no pixels, no files."""
+"""Selects the frames of a clip: index arithmetic without pixels or files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SPEEDS = {"half_speed": 0.5, "double_speed": 2.0}
 
 
 def stride_of(clip: ClipSpec, video_fps: float) -> float:
-    """Video frames from one frame of the clip to the next; a fraction where `clip.fps` asks for one."""
+    """Video frames from one frame of the clip to the next; may be fractional with `clip.fps`."""
     return float(clip.frame_stride) if clip.fps is None else video_fps / clip.fps
 
 
 def frames_between(info: VideoInfo, start: float | None, end: float | None) -> range:
-    """The frames whose time lies in [start, end), in seconds from the first frame; None is the beginning, the end."""
+    """The frames with a time in [start, end), in seconds from the first frame; None: the beginning or the end."""
 
     def first_from(seconds: float) -> int:
         if info.timestamps is None:
@@ -35,10 +35,10 @@ def frames_between(info: VideoInfo, start: float | None, end: float | None) -> r
 
 
 def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[int], float]:
-    """What a clip is taken from: frames that may come into it, and how many of them make a second.
+    """The frames from which a clip is sampled, and their rate in frames per second.
 
-    The video's own frames, unless the clip wants so many a second of a video whose frames are not evenly spaced:
-    then the frame that is shown at every tick of that clock, so that an equal distance is an equal time.
+    Usually the frames of the video. With `clip.fps` and a video whose frames are not evenly spaced, the frame that is
+    shown at each multiple of `1 / clip.fps` seconds: so equal distances are equal times.
     """
     if clip.fps is None or info.timestamps is None:
         return frames, info.fps
@@ -49,7 +49,7 @@ def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[i
 
 
 def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> ClipSpec:
-    """The clip itself; where it is the whole video, one of as many frames as its stride leaves of `num_frames`."""
+    """Replaces `num_frames=None` (whole video) by the number of frames that the stride takes of `num_frames`."""
     if clip.num_frames is not None:
         return clip
     stride = stride_of(clip, video_fps)
@@ -57,34 +57,34 @@ def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> Cli
 
 
 def span(clip: ClipSpec, video_fps: float) -> int:
-    """Video frames that a clip covers, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
+    """Video frames that a clip spans, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
     return math.floor((clip.num_frames - 1) * stride_of(clip, video_fps) + 1e-9) + 1
 
 
 def random_start(num_frames: int, span: int, rng: np.random.Generator) -> int:
-    """A start drawn evenly from all at which the clip fits; 0 where it does not fit."""
+    """A start drawn uniformly from those at which the clip fits; 0 if it does not fit."""
     return int(rng.integers(0, max(num_frames - span, 0) + 1))
 
 
 def uniform_starts(num_frames: int, span: int, num_clips: int) -> list[int]:
-    """Starts of `num_clips` clips, each in the middle of its share of all starts; a single clip is the middle one."""
+    """Starts of `num_clips` clips at the centres of equal parts of all starts; one clip is centred in the video."""
     slack = max(num_frames - span, 0)
     return [slack * (2 * i + 1) // (2 * num_clips) for i in range(num_clips)]
 
 
 def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) -> list[int]:
-    """The frames of one clip: `start + floor(i * stride)`, with `clip.short` deciding what lies past the end.
+    """The frames of one clip: `start + floor(i * stride)`, with `clip.short` as the policy beyond the end.
 
-    With a stride of 2, six frames of a video of five: `repeat_last` 0 2 4 4 4 4, `wrap` 0 2 4 0 2 4, `pad` 0 2 4.
+    For stride 2, a clip of six frames and a video of five: `repeat_last` 0 2 4 4 4 4, `wrap` 0 2 4 0 2 4, `pad` 0 2 4.
 
     Args:
-        num_frames: frames the video has, at least 1.
+        num_frames: frames of the video, at least 1.
         start: first frame, 0 to num_frames - 1.
         clip: the clip's geometry.
-        video_fps: the video's frames per second (used where `clip.fps` is).
+        video_fps: the video's frames per second (used with `clip.fps`).
 
     Returns:
-        `clip.num_frames` indices below `num_frames`; with `short=pad` possibly fewer, never none.
+        `clip.num_frames` indices below `num_frames`; with `short=pad` possibly fewer, at least one.
 
     Raises:
         IndexError: the clip does not fit and `short=error`.
@@ -104,61 +104,60 @@ def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) 
 
 
 def diff_frames(clip: ClipSpec, video_fps: float) -> int:
-    """Video frames from the earlier picture of a difference image to the later; 0 where there are no such images."""
+    """Video frames between the two frames of a difference image; 0 for `input=rgb`."""
     return 0 if clip.input == "rgb" else max(round(clip.diff_seconds * video_fps), 1)
 
 
 def earlier_frames(
-    frames: Sequence[int], part: Sequence[int], clip: ClipSpec, info: VideoInfo, playback: str = "normal"
+    frames: Sequence[int], allowed: Sequence[int], clip: ClipSpec, info: VideoInfo, playback: str = "normal"
 ) -> list[int]:
-    """The frames that are to be read before those of a clip: for difference images the earlier ones, else none.
+    """For each frame of a clip the earlier frame of its difference image; empty for `input=rgb`.
 
-    The earlier one was shown `clip.diff_seconds` before, at least one frame before, or is the part's first. In a video
-    that runs backwards it lies behind, or is the last; in a frozen one it is the frame itself. A shuffled video's
-    frames each keep the earlier picture that belongs to them; so do those that `clip.short=wrap` repeats, and no image
-    shows the jump from the last frame back to the first.
+    The earlier frame is `clip.diff_seconds` before, at least one frame, but not before the first allowed frame. In a
+    reversed video it is the later frame; in a frozen video it is the frame itself. Shuffled frames, and frames that
+    `clip.short=wrap` repeats, keep their own earlier frame: no difference image shows a jump.
 
     Args:
-        frames: of the clip, as numbers within the file.
-        part: that belong to the item, likewise; ascending.
+        frames: frame numbers of the clip within the file.
+        allowed: frame numbers of the item, ascending.
         clip: the clip's geometry.
         info: of the file.
-        playback: how the video is played (`playback.PLAYBACKS`).
+        playback: one of `PLAYBACKS`.
     """
-    seconds, sign = clip.diff_seconds * speed_of(playback), -1 if playback == "reversed" else 1
-    back = diff_frames(clip, info.fps * speed_of(playback))
-    if not back:
+    seconds, sign = clip.diff_seconds * playback_speed(playback), -1 if playback == "reversed" else 1
+    distance = diff_frames(clip, info.fps * playback_speed(playback))
+    if not distance:
         return []
     if playback == "frozen":
         return list(frames)
-    others = [frame - sign * back for frame in frames]
+    earlier = [frame - sign * distance for frame in frames]
     if info.timestamps is not None:
         times = [info.timestamps[frame] - sign * seconds for frame in frames]
         shown = [bisect_right(info.timestamps, time + 1e-6) - 1 for time in times]
-        others = [min(a, f - 1) if sign > 0 else max(a, f + 1) for a, f in zip(shown, frames, strict=True)]
-    return [min(max(other, part[0]), part[-1]) for other in others]
+        earlier = [min(a, f - 1) if sign > 0 else max(a, f + 1) for a, f in zip(shown, frames, strict=True)]
+    return [min(max(frame, allowed[0]), allowed[-1]) for frame in earlier]
 
 
 def check_playback(playback: str) -> None:
-    """Raises ValueError unless it is one of PLAYBACKS."""
+    """Raises ValueError unless `playback` is one of PLAYBACKS."""
     if playback not in PLAYBACKS:
         raise ValueError(f"playback (={playback!r}) must be one of {', '.join(PLAYBACKS)}")
 
 
-def speed_of(playback: str) -> float:
-    """How many times faster than the video itself."""
+def playback_speed(playback: str) -> float:
+    """Speed relative to the original video."""
     return SPEEDS.get(playback, 1.0)
 
 
-def at_speed(frames: Sequence[int], playback: str) -> Sequence[int]:
-    """A video's frames as they follow on one another: at half speed each twice, at double speed every other one."""
+def change_speed(frames: Sequence[int], playback: str) -> Sequence[int]:
+    """A video's frames at another speed: at half speed each frame twice, at double speed every second frame."""
     if playback == "half_speed":
         return [frame for frame in frames for _ in range(2)]
     return frames[::2] if playback == "double_speed" else frames
 
 
-def rearranged(indices: list[int], playback: str, rng: np.random.Generator) -> list[int]:
-    """A clip's frames: reversed, shuffled, or its middle one all the time (`frozen`)."""
+def reorder_frames(indices: list[int], playback: str, rng: np.random.Generator) -> list[int]:
+    """A clip's frames reversed, shuffled, or replaced by the middle frame (`frozen`)."""
     if playback == "reversed":
         return indices[::-1]
     if playback == "shuffled":

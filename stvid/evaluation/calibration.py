@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for all logits, fitted on val and kept with the run.
+"""Calibration of the probabilities: one temperature for all logits, fitted on val and saved with the run.
 
 V views   N videos   K classes
 """
@@ -16,28 +16,28 @@ from torch import Tensor
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import protocol
+from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import CALIBRATION_NAME
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-LOWEST, HIGHEST = 0.1, 10.0  # temperatures; a val set without a mistake would ask for 0
-GRID = 61  # tried between them, evenly in the logarithm
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
+GRID_SIZE = 61  # temperatures tried first, equally spaced in the logarithm
 
 
 def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> float:
-    """The temperature T at which `softmax(logits / T)`, averaged over a video's views, has the least log loss.
+    """Temperature T that minimises the log loss of `softmax(logits / T)`, averaged over the views of each video.
 
-    Temperature scaling (Guo et al. 2017, arXiv:1706.04599). It changes no view's order of classes; over several views
-    it can change which class has the greatest mean.
+    Temperature scaling (Guo et al. 2017, arXiv:1706.04599) does not change the order of the classes for a single view;
+    with several views it can change the predicted class.
 
     Args:
-        logits_VK: of views.
-        videos_V: which video each is of.
+        logits_VK: logits of the views.
+        videos_V: index of the video of each view.
         labels_N: true classes of the videos, in ascending order of `videos_V`.
 
     Returns:
@@ -48,10 +48,10 @@ def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> fl
         probabilities_NK, _ = average_views(logits_VK / torch.tensor(log_temperature).exp(), videos_V)
         return log_loss(probabilities_NK, labels_N)
 
-    grid = torch.linspace(math.log(LOWEST), math.log(HIGHEST), GRID).tolist()
-    best = min(range(GRID), key=lambda i: loss(grid[i]))  # over several views there can be more than one minimum
-    low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
-    while high - low > 1e-4:  # thirds of what is left
+    grid = torch.linspace(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE), GRID_SIZE).tolist()
+    best = min(range(GRID_SIZE), key=lambda i: loss(grid[i]))  # with several views there can be several minima
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, GRID_SIZE - 1)]
+    while high - low > 1e-4:  # ternary search
         third = (high - low) / 3
         low, high = (low, high - third) if loss(low + third) <= loss(high - third) else (low + third, high)
     return round(torch.tensor((low + high) / 2).exp().item(), 4)
@@ -64,55 +64,59 @@ def calibrate(
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
-    speak: bool = True,
+    is_main_process: bool = True,
 ) -> TrainedModel:
-    """Fits a temperature on the run's val split and keeps it in `calibration.json` beside its checkpoints.
+    """Fits a temperature on the run's val split and saves it as `calibration.json` in the run folder.
 
-    Whatever loads this checkpoint afterwards, to evaluate or to predict, answers at that temperature.
+    From then on, every evaluation and prediction with this checkpoint uses the temperature.
 
     Args:
         trained: the model.
-        data: its data set, with a split `val`.
+        data: its data set; the split `val` is used.
         num_clips, num_crops, num_workers: see `evaluate`.
-        speak: say what was found, and write it; of several processes one does.
+        is_main_process: log and save the temperature.
 
     Returns:
-        The model at its temperature.
+        The model with the temperature.
 
     Raises:
-        InputError: not one val video could be read; see `inference.classify`.
+        InputError: none of the val videos could be read; see also `inference.classify`.
     """
-    how = {"num_clips": num_clips, "num_crops": num_crops}
-    plain, items = replace(trained, temperature=1.0), data.select("val")
-    answers = classify(plain, items, num_workers=num_workers, cache=probe_cache(data), decode_all=True, **how)
-    if not len(answers.videos_N):
+    views = {"num_clips": num_clips, "num_crops": num_crops}
+    uncalibrated, items = replace(trained, temperature=1.0), data.select("val")
+    predictions = classify(
+        uncalibrated, items, num_workers=num_workers, cache=probe_cache(data), decode_all=True, **views
+    )
+    if not len(predictions.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
-    labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in answers.videos_N.tolist()])
-    temperature = fit_temperature(answers.logits_VK, answers.videos_V, labels_N)
-    after_NK, _ = average_views(answers.logits_VK / temperature, answers.videos_V)
-    found = {
+    labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in predictions.videos_N.tolist()])
+    temperature = fit_temperature(predictions.logits_VK, predictions.videos_V, labels_N)
+    before_NK = predictions.probabilities_NK
+    after_NK, _ = average_views(predictions.logits_VK / temperature, predictions.videos_V)
+    calibration = {
         "temperature": temperature,
         "split": "val",
-        "protocol": protocol(plain, **how),
+        "protocol": evaluation_protocol(uncalibrated, **views),
         "num_videos": len(labels_N),
-        "loss": [log_loss(answers.probabilities_NK, labels_N), log_loss(after_NK, labels_N)],
-        "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (answers.probabilities_NK, after_NK)],
+        "loss": [log_loss(p_NK, labels_N) for p_NK in (before_NK, after_NK)],
+        "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (before_NK, after_NK)],
         "checkpoint": trained.path.name,
         "step": trained.step,
     }
-    if speak:
-        write_json(file := trained.folder / CALIBRATION_NAME, found)
-        _tell(found, file)
+    if is_main_process:
+        write_json(file := RunFolder(trained.folder).calibration_json, calibration)
+        _log_calibration(calibration, file)
     return replace(trained, temperature=temperature)
 
 
-def _tell(found: dict, file: Path) -> None:
+def _log_calibration(calibration: dict, file: Path) -> None:
     log.info(
         "temperature %.3f, fitted on %d val videos: log loss %.3f before, %.3f after; calibration error %.3f before, "
-        "%.3f after; kept in %s",
-        *(found["temperature"], found["num_videos"], *found["loss"], *found["ece"], file),
+        "%.3f after; saved in %s",
+        *(calibration["temperature"], calibration["num_videos"], *calibration["loss"], *calibration["ece"], file),
     )
-    if not 1.01 * LOWEST < found["temperature"] < 0.99 * HIGHEST:
+    if not 1.01 * MIN_TEMPERATURE < calibration["temperature"] < 0.99 * MAX_TEMPERATURE:
         log.warning(
-            "%.3f is the end of its range: val is too easy, too hard or too small to tell", found["temperature"]
+            "the temperature %.3f is at the end of its range: val is too easy, too hard or too small to fit it",
+            calibration["temperature"],
         )

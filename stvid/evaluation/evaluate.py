@@ -1,4 +1,4 @@
-"""Evaluation of a trained model on held-out videos."""
+"""Evaluation of a trained model on the videos of a split, and the selection of these videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stvid.evaluation.statistics import accuracy_interval
 from stvid.inference import ViewPredictions, classify
 from stvid.metrics import video_metrics
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import MANIFEST_NAME
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +35,18 @@ def evaluate(
     device: torch.device | None = None,
     num_workers: int | str = "auto",
 ) -> tuple[dict, list[PredictionRow]]:
-    """Judges every video of a split and compares with the truth. For the arguments see `inference.classify`.
+    """Predicts every video of a split and computes the metrics. For the arguments see `inference.classify`.
 
     Returns:
-        The result, as `result.json` documents it (plain data), and the predictions, in the order of the items.
+        The content of `result.json` as plain data, and the predictions in the order of the items.
     """
     views = {"num_clips": num_clips, "num_crops": num_crops}
     predictions = predict_split(trained, data, split=split, device=device, num_workers=num_workers, **views)
     result = {
         "split": split,
         "class_names": list(trained.class_names),
-        "protocol": protocol(trained, **views),
-        **scores_of(predictions, trained.class_names),
+        "protocol": evaluation_protocol(trained, **views),
+        **compute_metrics(predictions, trained.class_names),
         "num_seen": len(seen_in_training(trained, data.select(split))),
         "manifest": None,
         "checkpoint": str(trained.path),
@@ -67,9 +67,9 @@ def predict_split(
     device: torch.device | None = None,
     num_workers: int | str = "auto",
 ) -> list[PredictionRow]:
-    """What the model says of every video of a split, in the order of the items. See `inference.classify`."""
+    """Predictions for every video of a split, in the order of the items. For the arguments see `inference.classify`."""
     items = data.select(split)
-    answers = classify(
+    predictions = classify(
         trained,
         items,
         num_clips=num_clips,
@@ -80,13 +80,14 @@ def predict_split(
         cache=probe_cache(data),
         decode_all=True,
     )
-    for video, reason in sorted(answers.failed.items()) if playback == "normal" else ():
-        log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
-    return _predictions(trained, items, answers)
+    if playback == "normal":
+        for video, reason in sorted(predictions.failed.items()):
+            log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
+    return _prediction_rows(trained, items, predictions)
 
 
-def protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
-    """How videos are judged: views, the geometry of a clip, and the temperature. Only the same one is comparable."""
+def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
+    """Views, geometry of the clips and temperature. Only results with the same protocol are comparable."""
     clip = trained.clip
     rate = {"fps": clip.fps} if clip.fps is not None else {"frame_stride": clip.frame_stride}
     return {
@@ -99,90 +100,89 @@ def protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: 
     }
 
 
-def _predictions(trained: TrainedModel, items: Sequence[Item], answers: ViewPredictions) -> list[PredictionRow]:
-    position = {video: row for row, video in enumerate(answers.videos_N.tolist())}
+def _prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: ViewPredictions) -> list[PredictionRow]:
+    position = {video: n for n, video in enumerate(predictions.videos_N.tolist())}
     views: dict[int, list[str]] = {video: [] for video in position}
-    for video, answer in zip(answers.videos_V.tolist(), answers.logits_VK.argmax(1).tolist(), strict=True):
-        views[video].append(trained.class_names[answer])
-    predictions = []
+    for video, predicted in zip(predictions.videos_V.tolist(), predictions.logits_VK.argmax(1).tolist(), strict=True):
+        views[video].append(trained.class_names[predicted])
+    rows = []
     for video, item in enumerate(items):
-        facts = {name: getattr(item, name) for name in ("path", "start", "end", "group", "label")}
+        columns = {name: getattr(item, name) for name in ("path", "start", "end", "group", "label")}
         if video not in position:
-            predictions.append(PredictionRow(**facts, failed=answers.failed[video]))
+            rows.append(PredictionRow(**columns, failed=predictions.failed[video]))
             continue
-        probabilities = answers.probabilities_NK[position[video]].tolist()
-        predictions.append(
+        probabilities = predictions.probabilities_NK[position[video]].tolist()
+        rows.append(
             PredictionRow(
-                **facts,
+                **columns,
                 predicted=trained.class_names[int(np.argmax(probabilities))],
                 views=len(views[video]),
                 views_right=views[video].count(item.label),
                 probabilities=tuple(probabilities),
             )
         )
-    return predictions
+    return rows
 
 
 def select_test_split(
     trained: TrainedModel, *, split: str, manifest: str | Path | None = None, allow_leaks: bool = False
 ) -> Manifest:
-    """The data the run was trained with, or another manifest of some or all of its classes, with videos in the split.
+    """The run's own data set, or that of another manifest, after checking that the split can be evaluated.
 
     Args:
         trained: the model.
-        split: the split that is to be judged.
-        manifest: a CSV instead of the run's own.
-        allow_leaks: let the CSV's split hold what the run has seen, see `seen_in_training`.
+        split: the split to evaluate.
+        manifest: CSV file to use instead of the run's own; it may have some or all of the model's classes.
+        allow_leaks: accept videos of `manifest` that the run has seen, see `seen_in_training`.
 
     Raises:
-        InputError: no manifest beside the run, no such split, an empty one, classes that the model does not know,
-            videos that are no longer there, or that the run has seen.
+        InputError: the manifest does not exist; the split is unknown or empty; the model does not know a class; none of
+            the videos exists; the run has seen some of the videos.
     """
     if split not in SPLITS:
         raise InputError(f"--split {split}: must be one of {', '.join(SPLITS)}")
-    path = Path(manifest).expanduser() if manifest else trained.folder / MANIFEST_NAME
+    path = Path(manifest).expanduser() if manifest else RunFolder(trained.folder).manifest_csv
     if not path.is_file():
-        raise InputError(f"{path} does not exist: it says which videos are held out. Name one with --manifest FILE.csv")
-    data = Manifest.read_csv(path, class_names=trained.class_names, only_these=False)
+        raise InputError(f"{path} does not exist: it lists the videos of each split. Name one with --manifest FILE.csv")
+    data = Manifest.read_csv(path, class_names=trained.class_names, allow_new_classes=True)
     unknown = data.class_names[len(trained.class_names) :]
     if unknown:
         hint = nearest(unknown[0], trained.class_names)
         raise InputError(f"{path} has classes that the model does not know: {listing(unknown)}{hint}")
     items = data.select(split)
     if not items:
-        there = ", ".join(name for name in SPLITS if data.select(name)) or "none"
-        raise InputError(f"--split {split}: {path} has no videos in it; splits with videos: {there}")
+        filled = ", ".join(name for name in SPLITS if data.select(name)) or "none"
+        raise InputError(f"--split {split}: {path} has no videos in it; splits with videos: {filled}")
     missing = [item.path for item in items if not os.path.exists(item.path)]
     if len(missing) == len(items):
-        raise InputError(f"none of the {len(items)} videos of {path} are there, the first: {missing[0]}. Moved?")
+        raise InputError(f"none of the {len(items)} videos of {path} exists, the first: {missing[0]}. Were they moved?")
     if manifest and not allow_leaks and (seen := seen_in_training(trained, items)):
         raise InputError(
             f"{len(seen)} of {len(items)} videos in {path} belong to the run's own train or val (same file, same "
-            f"content, or same group of the same data set), the first: {seen[0].path}. Take them out, or insist with "
+            f"content, or same group of the same data set), the first: {seen[0].path}. Remove them, or allow them with "
             "--allow-leaks"
         )
     return data
 
 
 def absent_classes(data: Manifest, split: str) -> list[str]:
-    """Classes of a manifest that a split has no videos of, in the manifest's order."""
-    there = {item.label for item in data.select(split)}
-    return [name for name in data.class_names if name not in there]
+    """Classes without a video in the split, in the order of the manifest."""
+    present = {item.label for item in data.select(split)}
+    return [name for name in data.class_names if name not in present]
 
 
 def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]:
-    """Those that the run was trained on, or whose val chose its checkpoint.
+    """The items that were used to train the run or to select its checkpoint.
 
-    A video counts as seen where train or val of the run's own manifest holds
+    A video counts as seen if train or val of the run's own manifest contains
 
-    - the same file, by whatever path: relative ones are made absolute and links are followed;
-    - another file with the same bytes, for instance a copy in another folder. Only files that have the size of one of
-      the run's are read. Folders of images and the run's own test videos are not compared in this way (`stvid check`
-      does so);
-    - a video of the same group, and both are of one data set: the file lies in the folder that all videos of the run's
-      manifest have in common, or below it. Elsewhere, `person01` is another person.
+    - the same file; relative paths are made absolute, and links are followed;
+    - a file with the same bytes, for example a copy in another folder. Only files of equal size are read. Folders of
+      images and the run's own test videos are not compared by content (`stvid check` does this);
+    - a video of the same group, if both belong to the same data set: the file is inside the common folder of all videos
+      of the run's manifest. In another data set, `person01` is another person.
     """
-    own = trained.folder / MANIFEST_NAME
+    own = RunFolder(trained.folder).manifest_csv
     if not own.is_file():
         return []
     table = Manifest.read_csv(own, class_names=trained.class_names)
@@ -190,80 +190,86 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     known = [item for item in table.items if item.split != "test"]
     files = {real[item.path] for item in known}
     groups = {item.group for item in known if item.group is not None}
-    homes = _common_folders(real[item.path] for item in table.items)
-    copies = _copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
+    roots = _common_folders(real[item.path] for item in table.items)
+    copies = _identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
 
     def is_seen(item: Item) -> bool:
         path = real[item.path]
-        in_group = item.group in groups and any(Path(path).is_relative_to(home) for home in homes)
+        in_group = item.group in groups and any(Path(path).is_relative_to(root) for root in roots)
         return path in files or path in copies or in_group
 
     return [item for item in items if is_seen(item)]
 
 
 def _common_folders(files: Iterable[str]) -> list[str]:
-    """The folder that all files have in common; where they lie on several drives (Windows), one for each."""
+    """The common folder of all files; one per drive if they are on several drives (Windows)."""
     drives = defaultdict(set)
     for file in files:
         drives[os.path.splitdrive(file)[0]].add(os.path.dirname(file))
     return [os.path.commonpath(folders) for folders in drives.values()]
 
 
-def _copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
-    """Those of the files that hold the same bytes as an original; empty files are nobody's copy."""
+def _identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
+    """The files with the same bytes as an original; empty files do not count."""
     sizes, known = (
         {path: os.path.getsize(path) for path in paths if os.path.isfile(path)} for paths in (files, originals)
     )
-    alike = (set(sizes.values()) & set(known.values())) - {0}
-    compared = [path for path, size in (sizes | known).items() if size in alike]
+    shared_sizes = (set(sizes.values()) & set(known.values())) - {0}
+    compared = [path for path, size in (sizes | known).items() if size in shared_sizes]
     keys = content_keys(compared, progress=False)
     contents = {keys[path] for path in known if path in keys}
     return {path for path in sizes if keys.get(path) in contents}
 
 
-def scores_of(predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> dict:
-    """The keys of `result.json` that say how good the answers are; accuracies are fractions in [0, 1].
+def compute_metrics(predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> dict:
+    """The metrics of `result.json`; accuracies are fractions in [0, 1].
 
-    A video that could not be read counts as wrong: in every accuracy, recall and f1. Intervals are of 95 %, see
-    `accuracy_interval`: over groups where there are several, a video without a group being one of its own.
+    An unreadable video counts as wrong in every accuracy, in recall and in F1. The 95 % intervals are those of
+    `accuracy_interval`: over groups if there are several; a video without a group is a group of its own.
 
     Raises:
-        InputError: not one video could be read.
+        InputError: none of the videos could be read.
     """
-    read = [one for one in predictions if not one.failed]
-    if not read:
+    readable = [row for row in predictions if not row.failed]
+    if not readable:
         raise InputError(f"none of the {len(predictions)} videos could be read, the first: {predictions[0].path}")
-    number = {name: i for i, name in enumerate(class_names)}
-    failed = torch.tensor([number[one.label] for one in predictions if one.failed], dtype=torch.int64)
-    probabilities_NK = torch.tensor([one.probabilities for one in read])
-    metrics = video_metrics(probabilities_NK, torch.tensor([number[one.label] for one in read]), failed)
-
-    groups = [one.video if one.group is None else one.group for one in predictions]
-    over_groups = 1 < len(set(groups)) < len(groups)  # of a cross-validation, a video may be there several times
-    counts = Counter(one.label for one in predictions)
-    right = [float(one.is_right) for one in predictions]
-    share = [one.views_right / one.views if one.views else 0.0 for one in predictions]
-    known = {"groups_N": groups if over_groups else None}
-    one_over_class = [1 / counts[one.label] for one in predictions]
+    index = {name: i for i, name in enumerate(class_names)}
+    failed = torch.tensor([index[row.label] for row in predictions if row.failed], dtype=torch.int64)
+    probabilities_NK = torch.tensor([row.probabilities for row in readable])
+    metrics = video_metrics(probabilities_NK, torch.tensor([index[row.label] for row in readable]), failed)
     return {
         "num_videos": len(predictions),
         "num_failed": len(failed),
-        "num_groups": len({one.group for one in predictions if one.group is not None}) or None,
-        "video_accuracy": sum(right) / len(right),
-        "video_accuracy_ci95": list(accuracy_interval(right, **known)),
-        "clip_accuracy": sum(share) / len(share),
-        "clip_accuracy_ci95": list(accuracy_interval(share, **known)),
-        "mean_class_accuracy": metrics["mean_class_accuracy"],
-        "mean_class_accuracy_ci95": list(accuracy_interval(right, weights_N=one_over_class, **known)),
-        "interval": {
-            "over": "groups" if over_groups else "videos",
-            "num": len(set(groups)) if over_groups else len(right),
-        },
+        "num_groups": len({row.group for row in predictions if row.group is not None}) or None,
+        **_accuracies(predictions, metrics["mean_class_accuracy"]),
         **{name: metrics[name] for name in ("top5_accuracy", "top_k_accuracy", "macro_f1", "loss", "ece")},
         "per_class": {
             name: {key: metrics[key][i] for key in ("precision", "recall", "f1", "num_videos")}
-            for name, i in number.items()
+            for name, i in index.items()
         },
         "confusion": metrics["confusion"],
         "reliability": metrics["reliability"],
+    }
+
+
+def _accuracies(predictions: Sequence[PredictionRow], mean_class_accuracy: float) -> dict:
+    """Video, clip and mean class accuracy with their intervals, and the basis of the intervals."""
+    groups = [row.video_key if row.group is None else row.group for row in predictions]
+    over_groups = 1 < len(set(groups)) < len(groups)  # in a cross-validation, a video can occur several times
+    num_videos = Counter(row.label for row in predictions)
+    correct = [float(row.is_correct) for row in predictions]
+    correct_views = [row.views_right / row.views if row.views else 0.0 for row in predictions]
+    class_weights = [1 / num_videos[row.label] for row in predictions]
+    groups_N = groups if over_groups else None
+    return {
+        "video_accuracy": sum(correct) / len(correct),
+        "video_accuracy_ci95": list(accuracy_interval(correct, groups_N=groups_N)),
+        "clip_accuracy": sum(correct_views) / len(correct_views),
+        "clip_accuracy_ci95": list(accuracy_interval(correct_views, groups_N=groups_N)),
+        "mean_class_accuracy": mean_class_accuracy,
+        "mean_class_accuracy_ci95": list(accuracy_interval(correct, weights_N=class_weights, groups_N=groups_N)),
+        "interval": {
+            "over": "groups" if over_groups else "videos",
+            "num": len(set(groups)) if over_groups else len(correct),
+        },
     }

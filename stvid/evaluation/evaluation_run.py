@@ -1,37 +1,40 @@
-"""Evaluation of a run, or of the runs of a cross-validation: audit and calibration included, results written."""
+"""Evaluation of one run, or of the folds of a cross-validation, with audit and calibration; writes the results."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
 
+from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
-from stvid.errors import listing
+from stvid.errors import InputError, listing
 from stvid.evaluation.calibration import calibrate
-from stvid.evaluation.cross_validation import Fold, fold_name, pooled
-from stvid.evaluation.evaluate import absent_classes, evaluate, select_test_split
+from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, select_test_split
 from stvid.evaluation.results import PredictionRow, write_result
-from stvid.evaluation.temporal_audit import audit, predict_playbacks
-from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import is_sweep_folder, runs_in
+from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
+from stvid.run.checkpoint import TrainedModel, load_checkpoint
+from stvid.run.folder import RunFolder, finished_runs
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How runs are to be judged.
+    """How runs are evaluated.
 
     Attributes:
         split: train, val or test.
-        num_clips: clips spread over each video; None: as in training's validation.
-        num_crops: crops of each: 1, 3 or 5; None likewise.
-        manifest: a table of other videos; None: the run's own.
-        allow_leaks: let it hold what the run was trained on.
-        audit: play the videos in other ways, too, see `audit`.
-        calibrate: fit a temperature on val first, see `calibrate`.
+        num_clips: clips per video, spread evenly over it; None: as in the validation of training.
+        num_crops: crops per clip: 1, 3 or 5; None: as in the validation of training.
+        manifest: CSV file with other videos; None: the run's own manifest.
+        allow_leaks: accept videos of `manifest` that the run was trained on.
+        audit: also evaluate changed playbacks, see `temporal_audit`.
+        calibrate: first fit a temperature on val, see `calibrate`.
         num_workers: processes that read videos.
         trust: modules outside of stvid that may be imported, see `load_checkpoint`.
     """
@@ -47,16 +50,35 @@ class EvaluationOptions:
     trust: Sequence[str] = ()
 
 
+class Fold(NamedTuple):
+    """One run of a cross-validation.
+
+    Attributes:
+        name: `fold N`, or the name of the run's folder.
+        run: the run's folder.
+        result, predictions: see `evaluate`.
+        playbacks: see `predict_playbacks`; empty without an audit.
+        clip: the geometry of the clips.
+    """
+
+    name: str
+    run: Path
+    result: dict
+    predictions: list[PredictionRow]
+    playbacks: PlaybackPredictions
+    clip: ClipSpec
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRun:
-    """What came of it.
+    """A finished evaluation.
 
     Attributes:
         folder: where it is written.
-        fold: the run as part of a cross-validation; of the whole of one, None.
-        result: as `result.json` has it.
-        predictions: one a video.
-        probe_cache: the file with what is known of the videos; None for several runs.
+        fold: the evaluated run as a fold of a cross-validation; None for a whole cross-validation.
+        result: content of `result.json`.
+        predictions: one per video.
+        probe_cache: file that keeps the results of probing; None for several runs.
     """
 
     folder: Path
@@ -66,66 +88,150 @@ class EvaluationRun:
     probe_cache: Path | None = None
 
 
-def evaluate_run(run: str | Path, question: EvaluationOptions, *, speak: bool = True) -> EvaluationRun:
-    """Judges one run; of several processes that do it together, the one that speaks writes.
+def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process: bool = True) -> EvaluationRun:
+    """Evaluates one run; all processes share the work, and the main process writes.
 
     Raises:
-        InputError: no such run or split, unknown classes, impossible views, videos the run was trained on.
+        InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on.
     """
-    trained = load_checkpoint(run, trust=question.trust)
-    data = select_test_split(
-        trained, split=question.split, manifest=question.manifest, allow_leaks=question.allow_leaks
-    )
-    absent = absent_classes(data, question.split)
-    if speak and absent:
+    trained = load_checkpoint(run, trust=options.trust)
+    data = select_test_split(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
+    absent = absent_classes(data, options.split)
+    if is_main_process and absent:
         log.warning(
-            "split %r has no videos of %d of the model's %d classes, and nothing is said about these: %s",
-            *(question.split, len(absent), len(trained.class_names), listing(absent)),
+            "split %r has no videos of %d of the model's %d classes; they have no metrics: %s",
+            *(options.split, len(absent), len(trained.class_names), listing(absent)),
         )
-    how = {"num_clips": question.num_clips, "num_crops": question.num_crops, "num_workers": question.num_workers}
-    if question.calibrate:
-        trained = calibrate(trained, select_test_split(trained, split="val"), speak=speak, **how)
-    result, predictions = evaluate(trained, data, split=question.split, **how)
-    result["manifest"] = question.manifest and str(Path(question.manifest).absolute())
-    other = f"_{Path(question.manifest).stem}" if question.manifest else ""
-    folder = trained.folder / "evaluate" / f"{question.split}{other}"
-    if speak:
+    views = {"num_clips": options.num_clips, "num_crops": options.num_crops, "num_workers": options.num_workers}
+    if options.calibrate:
+        val = select_test_split(trained, split="val")
+        trained = calibrate(trained, val, is_main_process=is_main_process, **views)
+    result, predictions = evaluate(trained, data, split=options.split, **views)
+    result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
+    suffix = f"_{Path(options.manifest).stem}" if options.manifest else ""
+    folder = RunFolder(trained.folder).evaluation(f"{options.split}{suffix}").path
+    if is_main_process:
         write_result(folder, result, predictions)
-    played = {}
-    if question.audit:
-        played = predict_playbacks(trained, data, split=question.split, speak=speak, **how)
-        result |= audit(predictions, played, trained.class_names, trained.clip)
-        if speak:
+    playbacks = {}
+    if options.audit:
+        playbacks = predict_playbacks(trained, data, split=options.split, is_main_process=is_main_process, **views)
+        result |= audit_metrics(predictions, playbacks, trained.class_names, trained.clip)
+        if is_main_process:
             write_result(folder, result, predictions)
-    fold = Fold(fold_name(trained), trained.folder, result, predictions, played, trained.clip)
+    fold = Fold(_fold_name(trained), trained.folder, result, predictions, playbacks, trained.clip)
     cache = probe_cache(data)
     return EvaluationRun(folder=folder, fold=fold, result=result, predictions=predictions, probe_cache=cache)
 
 
+def _fold_name(trained: TrainedModel) -> str:
+    """`fold N` if the data set has folds, else the name of the run's folder."""
+    number = trained.config["data"].get("fold")
+    return trained.folder.name if number is None else f"fold {number}"
+
+
 def evaluate_folds(
-    runs: Sequence[Path], question: EvaluationOptions, *, folder: Path, speak: bool = True
+    runs: Sequence[Path], options: EvaluationOptions, *, folder: Path, is_main_process: bool = True
 ) -> EvaluationRun:
-    """Judges each run on its own held-out videos, then all of them together: a cross-validation.
+    """Evaluates each run on its own test videos, then pools the predictions: a cross-validation.
 
     Args:
         runs: one for each fold.
-        question: how.
-        folder: of the sweep that they are of, or that they lie in; `evaluate/SPLIT` in it takes what came of all, or,
-            where they are not all runs of a sweep, `evaluate/SPLIT_runs_NAMES`.
-        speak: whether this process writes.
+        options: how to evaluate each run.
+        folder: the sweep of the runs, or the folder that contains them. The pooled result goes to `evaluate/SPLIT` in
+            it, or to `evaluate/SPLIT_runs_NAMES` if the runs are not all runs of a sweep.
+        is_main_process: whether this process writes.
 
     Raises:
-        InputError: see `evaluate_run` and `pooled`.
+        InputError: see `evaluate_run` and `pool_folds`.
     """
-    judgements = []
+    evaluations = []
     for number, run in enumerate(runs):
-        if speak:
+        if is_main_process:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
-        judgements.append(evaluate_run(run, question, speak=speak))
-    result, predictions = pooled([one.fold for one in judgements])
-    whole = is_sweep_folder(folder) and [run.absolute() for run in runs] == [run.absolute() for run in runs_in(folder)]
-    some = "" if whole else "_runs_" + "_".join(run.name for run in runs)
-    folder = folder / "evaluate" / f"{judgements[0].folder.name}{some}"
-    if speak:
+        evaluations.append(evaluate_run(run, options, is_main_process=is_main_process))
+    result, predictions = pool_folds([evaluation.fold for evaluation in evaluations])
+    whole = RunFolder(folder).is_sweep and [run.absolute() for run in runs] == [
+        run.absolute() for run in finished_runs(folder)
+    ]
+    suffix = "" if whole else "_runs_" + "_".join(run.name for run in runs)
+    folder = RunFolder(folder).evaluation(f"{evaluations[0].folder.name}{suffix}").path
+    if is_main_process:
         write_result(folder, result, predictions)
     return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)
+
+
+def pool_folds(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
+    """Pools the predictions of all folds as if they came from one evaluation.
+
+    Args:
+        folds: at least one.
+
+    Returns:
+        A result as of `evaluate` for the videos of all folds, and the predictions. Instead of `checkpoint`, `epoch` and
+        `step` the result has `folds` (name, run, num_videos, video_accuracy) and `spread` (`mean` and sample standard
+        deviation `std` of the folds' video accuracies); it has an audit if all folds have one.
+
+    Raises:
+        InputError: the folds differ in classes or views, or two folds share most of their videos.
+    """
+    first = folds[0].result
+    for fold in folds[1:]:
+        _check_same_protocol(fold, folds[0])
+    _check_disjoint(folds)
+    predictions = [row for fold in folds for row in fold.predictions]
+    accuracies = [fold.result["video_accuracy"] for fold in folds]
+    playbacks = {name: [row for fold in folds for row in fold.playbacks[name]] for name in folds[0].playbacks}
+    temperatures = {fold.result["protocol"]["temperature"] for fold in folds}
+    result = {
+        "split": first["split"],
+        "class_names": first["class_names"],
+        "protocol": {**first["protocol"], "temperature": temperatures.pop() if len(temperatures) == 1 else None},
+        **compute_metrics(predictions, first["class_names"]),
+        **(audit_metrics(predictions, playbacks, first["class_names"], folds[0].clip) if playbacks else {}),
+        "num_seen": sum(fold.result["num_seen"] for fold in folds),
+        "manifest": first["manifest"],
+        "folds": [
+            {"name": fold.name, "run": str(fold.run)}
+            | {key: fold.result[key] for key in ("num_videos", "video_accuracy")}
+            for fold in folds
+        ],
+        "spread": {"mean": mean(accuracies), "std": stdev(accuracies) if len(accuracies) > 1 else None},
+    }
+    return result, predictions
+
+
+def _check_same_protocol(fold: Fold, first: Fold) -> None:
+    classes, first_classes = set(fold.result["class_names"]), set(first.result["class_names"])
+    if fold.result["class_names"] != first.result["class_names"]:
+        raise InputError(
+            f"{fold.run} and {first.run} have different classes, or another order of them: "
+            f"only in the first: {', '.join(sorted(classes - first_classes)) or '(none)'}; "
+            f"only in the second: {', '.join(sorted(first_classes - classes)) or '(none)'}"
+        )
+    protocols = [{**other.result["protocol"], "temperature": None} for other in (first, fold)]
+    if protocols[0] != protocols[1]:
+        raise InputError(
+            f"{fold.run} is evaluated with {protocols[1]}, {first.run} with {protocols[0]}: the folds of a "
+            "cross-validation need the same protocol"
+        )
+
+
+def _check_disjoint(folds: Sequence[Fold]) -> None:
+    """Official folds may share a few videos; runs that share most of them should be compared, not pooled."""
+    videos = [{row.video_key for row in fold.predictions} for fold in folds]
+    for (i, a), (k, b) in itertools.combinations(enumerate(videos), 2):
+        if 2 * len(a & b) > min(len(a), len(b)):
+            raise InputError(
+                f"{folds[i].run} and {folds[k].run} are evaluated on the same videos ({len(a & b)} of {len(b)}), so "
+                "they are not folds of a cross-validation; to compare runs: stvid report RUN RUN"
+            )
+
+
+def folds_text(result: dict) -> str:
+    """Accuracy of each fold, mean and standard deviation, for a terminal."""
+    folds, spread = result["folds"], result["spread"]
+    width = max(len(fold["name"]) for fold in folds)
+    lines = [f"{'fold':<{width}}  videos  video accuracy"]
+    lines += [f"{fold['name']:<{width}}  {fold['num_videos']:>6}  {fold['video_accuracy']:>14.3f}" for fold in folds]
+    std = "" if spread["std"] is None else f", standard deviation {spread['std']:.3f}"
+    return "\n".join([*lines, f"mean over {len(folds)} folds {spread['mean']:.3f}{std}"])

@@ -1,6 +1,6 @@
-"""What in a clip speaks for a class: where a model looked, and which frames counted.
+"""Explanations of a prediction: Grad-CAM heat maps, and the evidence of each frame by integrated gradients.
 
-T frames   C channels   H, W height and width   F features of a frame   N images, one or two a frame   S steps
+T frames   C channels   H, W height and width   F features of a frame   N images, one or two per frame   S steps
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel
 
-FRAMES = 16  # encoded at once; memory does not grow with longer clips
-STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
-STEPS_AT_ONCE = 8
-MOST_EXTRA = 8  # tokens of a vision transformer that are no part of the picture: class, distillation, registers
+CHUNK_FRAMES = 16  # frames encoded at once, so that memory does not grow with the length of the clip
+QUADRATURE_STEPS = 32  # points of Gauss-Legendre quadrature between baseline and clip
+STEP_CHUNK = 8
+MAX_EXTRA_TOKENS = 8  # tokens of a vision transformer without a position in the image: class, distillation, registers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What speaks for a class in one clip.
+    """Explanation of one class for one clip.
 
     Attributes:
-        heat_THW: float32 in [0, 1], where the model looked: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), the
-            greatest value of the clip being 1; all 0 where nothing speaks for the class, or where the network has no
-            layer that keeps the places of a picture.
-        evidence_T: what each frame adds to the class's logit, by integrated gradients (Sundararajan et al. 2017,
-            arXiv:1703.01365); None for models that do not read frame by frame. See `frame_evidence`.
+        heat_THW: float32 in [0, 1], Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), scaled so that the maximum of
+            the clip is 1; all 0 if nothing supports the class, or if no layer of the network has spatial positions.
+        evidence_T: contribution of each frame to the logit of the class, by integrated gradients (Sundararajan et al.
+            2017, arXiv:1703.01365); None for models that do not encode frame by frame. See `frame_evidence`.
     """
 
     heat_THW: Tensor
@@ -42,18 +41,19 @@ class Explanation:
 
 
 def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Explanation:
-    """Explains one class's logit for one clip. The model stays as it is, on the device where it is.
+    """Explains the logit of one class for one clip. The model is not changed and stays on its device.
 
-    Grad-CAM: `relu(sum_c a_c * A_c)` with the activations A of the last layer whose result has places (and times, in
-    a 3D network and a clip of several frames), and a_c the mean over these of the logit's gradient for channel c. Image
-    networks on single frames have weights a_c for every frame; where a frame is two images (`clip.input=rgb_diff`), the
-    sums of both are added. Of a vision transformer the tokens of the picture are taken where they last have a say.
+    Grad-CAM is `relu(sum_c a_c * A_c)`. A are the activations of the last layer with spatial positions (and, in a 3D
+    network and for several frames, with temporal ones); a_c is the mean over all positions of the gradient of the logit
+    with respect to channel c. An image network has separate weights a_c for each frame; if a frame consists of two
+    images (`clip.input=rgb_diff`), their sums are added. In a vision transformer, A are the image tokens at the last
+    layer where they still influence the output.
 
     Args:
         trained: the model.
-        clip_TCHW: uint8 `T x clip.channels x H x W`, as `stvid.preprocess.as_input` gives it; any T of at least 1,
-            all of them the clip's own frames.
-        class_index: position among `trained.class_names`.
+        clip_TCHW: uint8 `T x clip.channels x H x W`, as returned by `stvid.preprocess.as_input`; T >= 1,
+            without padding.
+        class_index: index in `trained.class_names`.
     """
     model = trained.model
     device = next(model.parameters()).device
@@ -62,142 +62,147 @@ def explain(trained: TrainedModel, clip_TCHW: Tensor, class_index: int) -> Expla
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        _evaluating(model),
+        _eval_mode(model),
     ):
         if model.supports_feature_cache:
-            heat_THW, evidence_T = _of_frames(model, preprocess, clip_TCHW, class_index)
+            heat_THW, evidence_T = _explain_frame_model(model, preprocess, clip_TCHW, class_index)
         else:
-            heat_THW, evidence_T = _of_volume(model, preprocess, clip_TCHW, class_index), None
-    greatest = heat_THW.max()
-    if greatest > 0:
-        heat_THW = heat_THW / greatest
+            heat_THW, evidence_T = _explain_volume_model(model, preprocess, clip_TCHW, class_index), None
+    maximum = heat_THW.max()
+    if maximum > 0:
+        heat_THW = heat_THW / maximum
     return Explanation(
         heat_THW=heat_THW.float().clamp(0, 1).cpu(), evidence_T=None if evidence_T is None else evidence_T.cpu()
     )
 
 
 def frame_evidence(
-    classify: Callable[[Tensor], Tensor], features_TF: Tensor, class_index: int, *, steps: int = STEPS
+    classify: Callable[[Tensor], Tensor], features_TF: Tensor, class_index: int, *, steps: int = QUADRATURE_STEPS
 ) -> Tensor:
-    """What each frame adds to a class's logit, `T`; integrated gradients over the frames' features.
+    """Contribution of each frame to the logit of a class, by integrated gradients over the features of the frames.
 
     `e_t = sum_f (x - b)_tf * integral over a in [0, 1] of d logit(b + a (x - b)) / d x_tf`, and the sum over the frames
-    is `logit(x) - logit(b)`. The baseline b is the clip's mean feature vector, at every frame: the same picture all the
-    time. Zero features would be no picture at all, so that much of the evidence would only say that there is one; this
-    way it tells the moments that make the answer another from those that are like all others. Of a clip of one frame,
-    or one that stands still, all evidence is 0.
+    is `logit(x) - logit(b)`. The baseline b repeats the mean feature vector of the clip at every frame, like a still
+    image. The evidence therefore shows which moments change the prediction. (With a baseline of zeros, most of the
+    evidence would only show that there is an image at all.) If the clip has one frame or does not move, the evidence
+    is 0.
 
     Args:
         classify: features `S x T x F` -> logits `S x K`.
-        features_TF: of the clip.
-        class_index: of the logit.
-        steps: points of the quadrature (Gauss-Legendre).
+        features_TF: features of the clip.
+        class_index: index of the logit.
+        steps: points of the Gauss-Legendre quadrature.
+
+    Returns:
+        Evidence `T`, in units of the logit.
     """
     baseline_F = features_TF.mean(dim=0)
-    away_TF = features_TF - baseline_F
+    offset_TF = features_TF - baseline_F
     points, weights = (torch.from_numpy(x).to(features_TF) for x in np.polynomial.legendre.leggauss(steps))
     points_S, weights_S = (points + 1) / 2, weights / 2  # from [-1, 1] to [0, 1]
     gradient_TF = torch.zeros_like(features_TF)
-    for point, weight in zip(points_S.split(STEPS_AT_ONCE), weights_S.split(STEPS_AT_ONCE), strict=True):
-        between_STF = baseline_F + point[:, None, None] * away_TF
-        gradient_TF += (_slope(classify, between_STF, class_index) * weight[:, None, None]).sum(dim=0)
-    return (gradient_TF * away_TF).sum(dim=1)
+    for point, weight in zip(points_S.split(STEP_CHUNK), weights_S.split(STEP_CHUNK), strict=True):
+        interpolated_STF = baseline_F + point[:, None, None] * offset_TF
+        gradient_TF += (_logit_gradient(classify, interpolated_STF, class_index) * weight[:, None, None]).sum(dim=0)
+    return (gradient_TF * offset_TF).sum(dim=1)
 
 
-def _slope(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_index: int) -> Tensor:
-    """The gradient of a class's logit. cuDNN's recurrent layers have none in evaluation mode, torch's own have."""
+def _logit_gradient(classify: Callable[[Tensor], Tensor], features_STF: Tensor, class_index: int) -> Tensor:
+    """Gradient of a logit with respect to the features; without cuDNN, whose RNNs have no backward in eval mode."""
     features_STF = features_STF.detach().requires_grad_()
     with torch.backends.cudnn.flags(enabled=False):
         logits_S = classify(features_STF)[:, class_index]
         return torch.autograd.grad(logits_S.sum(), features_STF)[0]
 
 
-def _of_frames(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
-    """Heat and evidence of a model that encodes frames and classifies their features.
+def _explain_frame_model(
+    model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int
+) -> tuple[Tensor, Tensor]:
+    """Heat map and evidence of a model that encodes frames and classifies their features.
 
-    By the chain rule, so that the activations of a few frames are held at once: the logit's gradient for the features,
-    then, chunk by chunk, from the features to the layer that is looked at.
+    The chain rule limits memory to the activations of a few frames: first the gradient of the logit with respect to the
+    features, then, chunk by chunk, from the features to the layer of the heat map.
     """
-    parts = torch.arange(len(clip_TCHW)).split(min(FRAMES, model.max_chunk or FRAMES))
+    chunks = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, model.max_chunk or CHUNK_FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
-    size, images_a_frame = tuple(clip_TCHW.shape[-2:]), max(model.in_channels // 3, 1)
+    size, images_per_frame = tuple(clip_TCHW.shape[-2:]), max(model.in_channels // 3, 1)
 
     def classify(features_BTF: Tensor) -> Tensor:
         return model.forward_head(model.aggregate(features_BTF))
 
-    def encoded(part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        x = preprocess(clip_TCHW[None, part]) if whole is None else whole[:, :, part]
-        with _watching(model.backbone) as seen:
-            return model.encode(x.requires_grad_(torch.is_grad_enabled())), seen
+    def encode(chunk: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        x = preprocess(clip_TCHW[None, chunk]) if whole is None else whole[:, :, chunk]
+        with _record_outputs(model.backbone) as outputs:
+            return model.encode(x.requires_grad_(torch.is_grad_enabled())), outputs
 
-    only = encoded(parts[0]) if len(parts) == 1 else None
+    only = encode(chunks[0]) if len(chunks) == 1 else None
     with torch.no_grad():
-        features_TF = torch.cat([only[0].detach()] if only else [encoded(part)[0] for part in parts], dim=1)[0]
-    slope_TF = _slope(classify, features_TF[None], class_index)[0]
+        features_TF = torch.cat([only[0].detach()] if only else [encode(chunk)[0] for chunk in chunks], dim=1)[0]
+    feature_gradient_TF = _logit_gradient(classify, features_TF[None], class_index)[0]
     heat, layer = [], None
-    for part in parts:
-        found_1TF, seen = only or encoded(part)
+    for chunk in chunks:
+        features_1TF, outputs = only or encode(chunk)
         if layer is None:
-            layer = _layer_with_places(seen, found_1TF, size, features_TF.shape[1] // images_a_frame)
+            layer = _last_spatial_layer(outputs, features_1TF, size, features_TF.shape[1] // images_per_frame)
             if layer is None:
                 heat = [torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)]
                 break
-        activations, places = seen[layer[0]], layer[1]
-        (gradient,) = torch.autograd.grad(found_1TF, activations, grad_outputs=slope_TF[None, part])
-        heat_Nhw = _weighted(places(activations.detach()), places(gradient))
-        heat_Thw = heat_Nhw.unflatten(0, (len(part), -1)).sum(dim=1).relu()
+        name, to_spatial = layer
+        (gradient,) = torch.autograd.grad(features_1TF, outputs[name], grad_outputs=feature_gradient_TF[None, chunk])
+        heat_Nhw = _gradient_weighted_sum(to_spatial(outputs[name].detach()), to_spatial(gradient))
+        heat_Thw = heat_Nhw.unflatten(0, (len(chunk), -1)).sum(dim=1).relu()
         heat.append(F.interpolate(heat_Thw[:, None], size=size, mode="bilinear")[:, 0])
     return torch.cat(heat), frame_evidence(classify, features_TF, class_index)
 
 
-def _of_volume(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
-    """Heat of a 3D network."""
-    with _watching(model.backbone) as seen:
+def _explain_volume_model(model: VideoModel, preprocess: Preprocess, clip_TCHW: Tensor, class_index: int) -> Tensor:
+    """Heat map of a 3D network."""
+    with _record_outputs(model.backbone) as outputs:
         logit = model(preprocess(clip_TCHW[None]).requires_grad_())[0, class_index]
-    spacious = [x for x in seen.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
-    timed = [x for x in spacious if x.shape[2] > 1]
-    if not spacious:
+    spatial = [x for x in outputs.values() if x.ndim == 5 and math.prod(x.shape[3:]) > 1]
+    temporal = [x for x in spatial if x.shape[2] > 1]
+    if not spatial:
         return torch.zeros_like(clip_TCHW[:, 0], dtype=torch.float32)
-    activations = (timed or spacious)[-1]
+    activations = (temporal or spatial)[-1]
     (gradient,) = torch.autograd.grad(logit, activations)
-    heat = _weighted(activations.detach(), gradient).relu()
+    heat = _gradient_weighted_sum(activations.detach(), gradient).relu()
     return F.interpolate(heat[:, None], size=(len(clip_TCHW), *clip_TCHW.shape[-2:]), mode="trilinear")[0, 0]
 
 
-def _weighted(activations: Tensor, gradient: Tensor) -> Tensor:
-    """`N x C x ...` each -> `N x ...`: channels by the mean of their gradient."""
+def _gradient_weighted_sum(activations: Tensor, gradient: Tensor) -> Tensor:
+    """`N x C x ...` each -> `N x ...`: sum over the channels, weighted by the mean of their gradient."""
     weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
     return (weights * activations).sum(dim=1)
 
 
-Places = Callable[[Tensor], Tensor]
+ToSpatial = Callable[[Tensor], Tensor]
 
 
-def _layer_with_places(
-    seen: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int
-) -> tuple[str, Places] | None:
-    """The last layer whose result has places that the features depend on, and how it becomes `N x C x h x w`.
+def _last_spatial_layer(
+    outputs: dict[str, Tensor], features_1TF: Tensor, size: tuple[int, int], width: int
+) -> tuple[str, ToSpatial] | None:
+    """The last layer with spatial positions that influence the features, and the conversion to `N x C x h x w`.
 
-    Behind the last attention of a vision transformer only its class token has a say, so it is tried out.
+    A gradient tests the influence: after the last attention of a vision transformer, only the class token has one.
     """
-    trial = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
-    for name, x in reversed(seen.items()):
-        places = _places(tuple(x.shape), size, width)
-        if places is None or len(x) % features_1TF.shape[1]:
+    probe = torch.arange(features_1TF.numel(), device=features_1TF.device).cos().view_as(features_1TF)
+    for name, x in reversed(outputs.items()):
+        to_spatial = _spatial_layout(tuple(x.shape), size, width)
+        if to_spatial is None or len(x) % features_1TF.shape[1]:
             continue
-        (gradient,) = torch.autograd.grad(features_1TF, x, trial, retain_graph=True, allow_unused=True)
-        if gradient is not None and places(gradient).any():
-            return name, places
+        (gradient,) = torch.autograd.grad(features_1TF, x, probe, retain_graph=True, allow_unused=True)
+        if gradient is not None and to_spatial(gradient).any():
+            return name, to_spatial
     return None
 
 
-def _places(shape: tuple[int, ...], size: tuple[int, int], width: int) -> Places | None:
-    """How a layer's result becomes `N x C x h x w`; None: it has no places.
+def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int) -> ToSpatial | None:
+    """Converts the output of a layer to `N x C x h x w`; None if it has no spatial positions.
 
     Args:
-        shape: of the result: `N x C x h x w`, `N x h x w x C`, or tokens `N x (extra + h * w) x C`.
+        shape: of the output: `N x C x h x w`, `N x h x w x C`, or tokens `N x (extra + h * w) x C`.
         size: H and W of the image.
-        width: C of tokens; other sequences are none of the image's own.
+        width: C of tokens; other sequences are not image tokens.
     """
 
     def is_grid(height: int, width: int) -> bool:
@@ -209,7 +214,7 @@ def _places(shape: tuple[int, ...], size: tuple[int, int], width: int) -> Places
         return lambda x: x.permute(0, 3, 1, 2)
     if len(shape) != 3 or shape[2] != width:
         return None
-    for extra in range(min(MOST_EXTRA, shape[1] - 1) + 1):
+    for extra in range(min(MAX_EXTRA_TOKENS, shape[1] - 1) + 1):
         tokens = shape[1] - extra
         height = max(round(math.sqrt(tokens * size[0] / size[1])), 1)
         if tokens % height == 0 and is_grid(height, tokens // height):
@@ -218,32 +223,32 @@ def _places(shape: tuple[int, ...], size: tuple[int, int], width: int) -> Places
 
 
 @contextlib.contextmanager
-def _watching(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects what the parts of a network that have parameters give, by name, in the order in which they are done."""
-    seen: dict[str, Tensor] = {}
+def _record_outputs(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of all modules with parameters: name -> output, in the order of execution."""
+    outputs: dict[str, Tensor] = {}
     handles = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        def keep(module: nn.Module, arguments: tuple, result: object) -> None:
-            seen.pop(name, None)
+    def record(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, arguments: tuple, result: object) -> None:
+            outputs.pop(name, None)
             if isinstance(result, Tensor) and result.requires_grad:
-                seen[name] = result
+                outputs[name] = result
 
-        handles.append(module.register_forward_hook(keep))
+        handles.append(module.register_forward_hook(hook))
 
     for name, module in network.named_modules():
         if next(module.parameters(), None) is not None:
-            watch(name, module)
+            record(name, module)
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and every part back in its own."""
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is back in its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

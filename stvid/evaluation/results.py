@@ -1,4 +1,4 @@
-"""Results on disk: predictions.csv, result.json, and the evaluations read back from them."""
+"""Results on disk: `predictions.csv` and `result.json`, and the cost of the evaluated model."""
 
 from __future__ import annotations
 
@@ -18,38 +18,30 @@ from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.run.folder import (
-    CHECKPOINTS,
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    RESULT_NAME,
-    find_checkpoint,
-    is_sweep_folder,
-    runs_in,
-)
+from stvid.run.folder import RunFolder, find_checkpoint, finished_runs
 
 log = logging.getLogger(__name__)
-FACTS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
-WHOLE_VIDEO = 16  # frames that are priced where a model sees whole videos
-MANY_CHUNKS = 200  # of frames in a step; more take long to price
-AUTO = {"cpu": "32-true", "cuda": "bf16-mixed"}  # what trainer.precision=auto most often was, where a run does not say
+COLUMNS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
+FRAMES_OF_WHOLE_VIDEO = 16  # number of frames for the cost of a model whose clips are whole videos
+MAX_CHUNKS = 200  # chunks of frames per training step; the cost of more takes long to estimate
+AUTO_PRECISION = {"cpu": "32-true", "cuda": "bf16-mixed"}  # of trainer.precision=auto, for runs that did not record it
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow:
-    """One video, or one part of a video.
+    """Prediction for one video, or for one part of a video.
 
     Attributes:
-        path: of its file.
-        start: seconds at which the part begins; None: the beginning.
-        end: seconds at which it ends; None: the end.
+        path: the file.
+        start: start of the part in seconds; None: the start of the file.
+        end: end of the part in seconds; None: the end of the file.
         group: see `Item`; None: no group.
-        label: the truth.
-        predicted: the most probable class; None where the video could not be read.
-        views: how many views it was judged by; 0 where it could not be read.
-        views_right: how many of them were right, each for itself.
-        failed: why it could not be read; empty: it was.
-        probabilities: of the classes, in the order of the model's outputs, in [0, 1]; empty where it was not read.
+        label: the true class.
+        predicted: the most probable class; None if the video could not be read.
+        views: number of views; 0 if the video could not be read.
+        views_right: number of views that are classified correctly on their own.
+        failed: why the video could not be read; empty if it could be read.
+        probabilities: one per class, in the order of the model's outputs, in [0, 1]; empty if unreadable.
     """
 
     path: str
@@ -64,35 +56,35 @@ class PredictionRow:
     probabilities: tuple[float, ...] = ()
 
     @property
-    def is_right(self) -> bool:
+    def is_correct(self) -> bool:
         return self.predicted == self.label
 
     @property
-    def video(self) -> tuple[str, float | None, float | None]:
-        """What tells it from any other video or part."""
+    def video_key(self) -> tuple[str, float | None, float | None]:
+        """Identifies the video or part of a video."""
         return self.path, self.start, self.end
 
 
 def write_predictions(path: str | Path, predictions: Sequence[PredictionRow], class_names: Sequence[str]) -> None:
-    """Writes `predictions.csv`: FACTS and `p_CLASS...`, a row a video; an empty cell is a None.
+    """Writes `predictions.csv`: COLUMNS and `p_CLASS...`, one row per video; None is an empty cell.
 
-    Probabilities have the nine digits that tell every float32 from the next.
+    Probabilities have nine digits, which represent every float32 exactly.
     """
-    columns = [*FACTS, *(f"p_{name}" for name in class_names)]
+    columns = [*COLUMNS, *(f"p_{name}" for name in class_names)]
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        for one in predictions:
-            facts = [getattr(one, name) for name in FACTS]
-            cells = [f"{p:.9g}" for p in one.probabilities] or [""] * len(class_names)
-            writer.writerow([*("" if fact is None else fact for fact in facts), *cells])
+        for row in predictions:
+            values = [getattr(row, name) for name in COLUMNS]
+            probabilities = [f"{p:.9g}" for p in row.probabilities] or [""] * len(class_names)
+            writer.writerow([*("" if value is None else value for value in values), *probabilities])
 
 
 def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[PredictionRow]:
-    """The table as it was written.
+    """Reads `predictions.csv`.
 
     Raises:
-        InputError: no such file, or one that another version of stvid wrote, or for other classes.
+        InputError: the file does not exist, or a column is missing (older version, or other classes).
     """
     path = Path(path)
     if not path.is_file():
@@ -100,13 +92,13 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        missing = [name for name in (*FACTS, *(f"p_{name}" for name in class_names)) if name not in columns]
+        missing = [name for name in (*COLUMNS, *(f"p_{name}" for name in class_names)) if name not in columns]
         if missing:
-            raise InputError(f"{path} has no column {missing[0]}: write it anew with stvid evaluate RUN")
-        return [_prediction(row, class_names) for row in reader]
+            raise InputError(f"{path} has no column {missing[0]}: write it again with stvid evaluate RUN")
+        return [_parse_row(row, class_names) for row in reader]
 
 
-def _prediction(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
+def _parse_row(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
     failed = bool(row["failed"])
     return PredictionRow(
         path=row["path"],
@@ -124,19 +116,20 @@ def _prediction(row: dict[str, str], class_names: Sequence[str]) -> PredictionRo
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation.
+    """An evaluation read from disk, with the cost and the training of its model.
 
     Attributes:
-        name: of the run.
-        folder: where the evaluation lies.
-        result: `result.json`.
-        predictions: one a video.
-        cost: `parameters`; `flops_clip` and `flops_video` (forward, twice the multiply-adds; all views of a video);
-            `answer_bytes` for one clip, `training_bytes` for a step on `batch_size` clips with AdamW, both in
-            `precision` on `device`, the run's own; `num_frames` that were priced, `whole_video` whether that stands
-            for videos of any length. None: the checkpoint is not there, or the model cannot be simulated.
-        training: `training_seconds`, `clips_per_second`, `peak_memory_gib`, `device`, and whether it was on
-            `stored_features` of a frozen encoder, so that no video was decoded; None: not known.
+        name: name of the run.
+        folder: folder of the evaluation.
+        result: content of `result.json`.
+        predictions: one per video.
+        cost: `parameters`; `flops_clip` and `flops_video` (twice the multiply-adds of the forward pass; all views
+            of a video); `answer_bytes` (peak memory of inference on one clip); `training_bytes` (of a step with
+            `batch_size` clips and AdamW); `precision` and `device` of the training, to which both apply; `num_frames`
+            of a clip; `whole_video`: whether clips are whole videos of any length. None if there is no checkpoint or
+            the model cannot be simulated.
+        training: `training_seconds`, `clips_per_second`, `peak_memory_gib`, `device`, and `stored_features`: whether
+            it used cached features of a frozen encoder instead of decoding videos. None if unknown.
     """
 
     name: str
@@ -148,69 +141,68 @@ class Evaluation:
 
 
 def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -> Evaluation:
-    """The evaluation of a run, or of a sweep as a cross-validation, on a split; `val` may be the run's own.
+    """Reads the evaluation of a run, or of a sweep that is a cross-validation, on a split.
 
-    What the model costs is told of a sweep's first run.
+    The default for `val` is the result that training wrote. The cost of a sweep is that of its first run.
 
     Raises:
-        InputError: no such run, or it has not been evaluated on the split.
+        InputError: the run does not exist, or was not evaluated on the split.
     """
-    path = Path(run).expanduser()
-    home = path if path.is_dir() else path.absolute().parent
-    home = home.parent if home.name == CHECKPOINTS else home
-    folder = home / "evaluate" / split
-    if split == "val" and not (folder / RESULT_NAME).is_file():
-        folder = home
-    for name in (RESULT_NAME, PREDICTIONS_NAME):
-        if not (folder / name).is_file():
-            find_checkpoint(_model_of(path))
+    path, home = Path(run).expanduser(), RunFolder.of(run)
+    evaluation = home.evaluation(split)
+    if split == "val" and not evaluation.result_json.is_file():
+        evaluation = home
+    for file in (evaluation.result_json, evaluation.predictions_csv):
+        if not file.is_file():
+            find_checkpoint(_first_run(path))
             command = f"stvid evaluate {run} --split {split}"
-            raise InputError(f"{run} was not evaluated on {split}: there is no {folder / name}. First: {command}")
-    result = read_result(folder)
-    run = read_json(_model_of(home) / RESULT_NAME)
-    trained = _loaded(_model_of(path), trust)
+            raise InputError(f"{run} was not evaluated on {split}: there is no {file}. First: {command}")
+    result = read_result(evaluation.path)
+    run = read_json(RunFolder(_first_run(home.path)).result_json)
+    trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(
-        name=home.absolute().name,
-        folder=folder,
+        name=home.path.absolute().name,
+        folder=evaluation.path,
         result=result,
-        predictions=read_predictions(folder / PREDICTIONS_NAME, result["class_names"]),
-        cost=None if trained is None else _cost(trained, run, result["protocol"]),
-        training=_training(run, trained),
+        predictions=read_predictions(evaluation.predictions_csv, result["class_names"]),
+        cost=None if trained is None else _cost_summary(trained, run, result["protocol"]),
+        training=_training_summary(run, trained),
     )
 
 
 def read_result(folder: Path) -> dict:
-    """`result.json` of an evaluation.
+    """Reads `result.json` of an evaluation.
 
     Raises:
-        InputError: there is none, or one of an older version.
+        InputError: the file is missing or of an older version.
     """
-    result = read_json(folder / RESULT_NAME)
+    file = RunFolder(folder).result_json
+    result = read_json(file)
     if not result:
-        raise InputError(f"{folder} holds no result.json, so there is nothing to report: stvid evaluate RUN writes one")
+        raise InputError(f"{folder} has no {file.name}, so there is nothing to report: stvid evaluate RUN writes one")
     if "num_seen" not in result:
-        raise InputError(f"{folder / RESULT_NAME} is of an older version of stvid; stvid evaluate RUN writes a new one")
+        raise InputError(f"{file} is of an older version of stvid; stvid evaluate RUN writes a new one")
     return result
 
 
 def read_json(file: Path) -> dict:
-    """What a file holds; nothing where there is none."""
+    """Content of a JSON file; empty if it does not exist."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _model_of(path: Path) -> Path:
-    return runs_in(path)[0] if is_sweep_folder(path) else path
+def _first_run(path: Path) -> Path:
+    return finished_runs(path)[0] if RunFolder(path).is_sweep else path
 
 
-def _loaded(model: Path, trust: Sequence[str]) -> TrainedModel | None:
+def _load_if_possible(model: Path, trust: Sequence[str]) -> TrainedModel | None:
     try:
         return load_checkpoint(model, trust=trust)
-    except InputError:  # evaluations are comparable without it
+    except InputError:  # a comparison does not need the checkpoint
         return None
 
 
-def _cost(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None:
-    report = price(trained, run)
+def _cost_summary(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None:
+    report = estimate_cost(trained, run)
     if report is None:
         return None
     return {
@@ -227,54 +219,54 @@ def _cost(trained: TrainedModel, run: Mapping, protocol: Mapping) -> dict | None
     }
 
 
-def _training(run: Mapping, trained: TrainedModel | None) -> dict | None:
+def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None:
     if "training_seconds" not in run:
         return None
     machine = run["hardware"]
-    device = machine["gpus"][0]["name"] if on_gpu(run) and machine["gpus"] else machine["cpu"]
-    facts = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
-    return {**facts, "device": device, "stored_features": trained is not None and _on_stored_features(trained)}
+    device = machine["gpus"][0]["name"] if was_trained_on_gpu(run) and machine["gpus"] else machine["cpu"]
+    measured = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
+    return {**measured, "device": device, "stored_features": trained is not None and _used_feature_cache(trained)}
 
 
-def _on_stored_features(trained: TrainedModel) -> bool:
-    features = trained.config["data"]["datamodule"].get("features", "off")  # checkpoints of older versions have none
+def _used_feature_cache(trained: TrainedModel) -> bool:
+    features = trained.config["data"]["datamodule"].get("features", "off")  # missing in checkpoints of older versions
     return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
 
 
-def trained_on(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
-    """The kind of device (`cpu` or `cuda`) and the precision of a training, whatever machine asks.
+def training_device_and_precision(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
+    """Kind of device (`cpu` or `cuda`) and precision of a training, independent of the current machine.
 
     Args:
         trained: the model.
-        run: the run's own `result.json`, or nothing. Where it does not say (a run that was not finished, or one of an
-            older version), a GPU's memory tells the device, and the config the precision.
+        run: the run's own `result.json`, or empty. If it has no such key (unfinished run or older version), the device
+            is derived from the measured GPU memory, and the precision from the config.
     """
-    device = "cuda" if on_gpu(run) else "cpu"
+    device = "cuda" if was_trained_on_gpu(run) else "cpu"
     precision = run.get("precision") or trained.config["trainer"]["precision"]
-    return device, AUTO[device] if precision == "auto" else resolve_precision(precision, device)
+    return device, AUTO_PRECISION[device] if precision == "auto" else resolve_precision(precision, device)
 
 
-def on_gpu(run: Mapping) -> bool:
-    """Whether a run was trained on CUDA devices, by its own `result.json`."""
+def was_trained_on_gpu(run: Mapping) -> bool:
+    """Whether a run was trained on CUDA devices, according to its own `result.json`."""
     if "device" in run:
         return run["device"] == "cuda"
     return run.get("peak_memory_gib", {}).get("gpu") is not None
 
 
-def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
-    """What the model needs as it was trained (`trained_on`), with AdamW; None where it cannot be simulated.
+def estimate_cost(trained: TrainedModel, run: Mapping) -> CostReport | None:
+    """Estimated cost with AdamW, on the device and in the precision of the training; None if simulation fails.
 
     Args:
         trained: the model.
-        run: the run's own `result.json`, or nothing.
+        run: the run's own `result.json`, or empty.
     """
     config, clip = trained.config, trained.clip
-    device, precision = trained_on(trained, run)
+    device, precision = training_device_and_precision(trained, run)
     model = trained.model
     if config.get("gradient_checkpointing"):
         model = copy.deepcopy(model)
         checkpoint_stages(model)
-    num_frames = clip.num_frames or WHOLE_VIDEO
+    num_frames = clip.num_frames or FRAMES_OF_WHOLE_VIDEO
     try:
         return estimate(
             model,
@@ -286,23 +278,24 @@ def price(trained: TrainedModel, run: Mapping) -> CostReport | None:
             ema=config.get("ema") is not None,
         )
     except InputError as error:
-        log.info("cost not known: %s", error)
-    except Exception:  # a model that computes with NumPy, for example, answers and cannot be simulated
-        log.warning("cost not known: the simulation of a training step failed", exc_info=True)
+        log.info("the cost is unknown: %s", error)
+    except Exception:  # for example a model that computes with NumPy
+        log.warning("the cost is unknown: the simulation of a training step failed", exc_info=True)
     return None
 
 
 def _batch_size(trained: TrainedModel, num_frames: int) -> int:
-    """As in training; one clip where frames go through the model in very many chunks."""
+    """Batch size of the training; 1 if the batch would need very many chunks."""
     size, chunk = trained.config["data"]["datamodule"]["batch_size"], trained.model.max_chunk
-    if not isinstance(size, int) or (chunk is not None and size * num_frames > MANY_CHUNKS * chunk):
+    if not isinstance(size, int) or (chunk is not None and size * num_frames > MAX_CHUNKS * chunk):
         return 1
     return size
 
 
 def write_result(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> None:
-    """`result.json` and `predictions.csv`; an older page about others goes."""
+    """Writes `result.json` and `predictions.csv`, and removes an outdated report."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_NAME).unlink(missing_ok=True)
-    write_json(folder / RESULT_NAME, result)
-    write_predictions(folder / PREDICTIONS_NAME, predictions, result["class_names"])
+    files = RunFolder(folder)
+    files.report_html.unlink(missing_ok=True)
+    write_json(files.result_json, result)
+    write_predictions(files.predictions_csv, predictions, result["class_names"])

@@ -1,4 +1,4 @@
-"""Does a model use time? The same videos frozen, shuffled, reversed, at half and at double speed."""
+"""The temporal audit: does a model use time? It evaluates the same videos with their frames changed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import replace
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.sampling import PLAYBACKS
-from stvid.evaluation.evaluate import predict_split, scores_of
+from stvid.evaluation.evaluate import compute_metrics, predict_split
 from stvid.evaluation.results import PredictionRow
 from stvid.run.checkpoint import TrainedModel
 
 log = logging.getLogger(__name__)
-KEPT = ("video_accuracy", "video_accuracy_ci95", "confusion")
-STILL = 0.1  # by how much recall and precision of a class may fall that a still picture gives away
-DIFFERENCES = (
-    "The model sees difference images: each frame brings along what moved within {seconds:g} s, also when the frames "
-    "are shuffled: that takes away their order, but not this motion. Frozen, nothing moves."
+AUDIT_METRICS = ("video_accuracy", "video_accuracy_ci95", "confusion")
+STILL_MARGIN = 0.1  # largest drop of recall and precision of a class that is recognised from a still image
+DIFFERENCE_NOTE = (
+    "The model sees difference images: each frame contains the motion of {seconds:g} s, also if the frames are "
+    "shuffled. Shuffling removes the order of the frames, but not this motion; freezing removes both."
 )
-SHORT = "At double speed a video is half as long; where a clip no longer fits, its last frame stands still."
-Played = Mapping[str, Sequence[PredictionRow]]
+DOUBLE_SPEED_NOTE = "At double speed a video is half as long; if a clip no longer fits, its last frame is repeated."
+PlaybackPredictions = Mapping[str, Sequence[PredictionRow]]
 
 
 def predict_playbacks(
@@ -33,86 +33,91 @@ def predict_playbacks(
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
-    speak: bool = True,
+    is_main_process: bool = True,
 ) -> dict[str, list[PredictionRow]]:
-    """What the model answers to a split for every way to play its videos, see `playback.PLAYBACKS`.
+    """Predictions for the videos of a split in every changed playback, see `sampling.PLAYBACKS`.
 
     Args:
         trained: the model.
         data: the data set.
         split: the split.
         num_clips, num_crops, num_workers: see `inference.classify`.
-        speak: say what is going on.
+        is_main_process: log which playback is evaluated.
     """
-    if trained.clip.short == "error":  # at double speed videos are shorter than those that were let through
+    if trained.clip.short == "error":  # at double speed, a video that was long enough can be too short
         trained = replace(trained, clip=replace(trained.clip, short="repeat_last"))
-    how = {"num_clips": num_clips, "num_crops": num_crops, "num_workers": num_workers}
-    played = {}
+    options = {"num_clips": num_clips, "num_crops": num_crops, "num_workers": num_workers}
+    playbacks = {}
     for playback in PLAYBACKS[1:]:
-        if speak:
-            log.info("audit: %s", playback.replace("_", " "))
-        played[playback] = predict_split(trained, data, split=split, playback=playback, **how)
-    return played
+        if is_main_process:
+            log.info("temporal audit: %s", playback.replace("_", " "))
+        playbacks[playback] = predict_split(trained, data, split=split, playback=playback, **options)
+    return playbacks
 
 
-def audit(predictions: Sequence[PredictionRow], played: Played, class_names: Sequence[str], clip: ClipSpec) -> dict:
-    """Compares what a model answers to videos as they are with what it answers when they are played otherwise.
+def audit_metrics(
+    predictions: Sequence[PredictionRow],
+    playbacks: PlaybackPredictions,
+    class_names: Sequence[str],
+    clip: ClipSpec,
+) -> dict:
+    """Compares the predictions for unchanged videos with those for every changed playback.
 
-    A model that needs time falls when the frames are frozen (one repeated) or shuffled. Actions that are each other's
-    mirror in time change places when the video runs backwards: `confusion` tells.
+    If a model uses time, its accuracy falls when the frames are frozen (one frame repeated) or shuffled. When the video
+    is reversed, it swaps actions that are mirror images of each other in time, which `confusion` shows.
 
     Args:
-        predictions: of the videos as they are.
-        played: of the same videos in the same order, see `predict_playbacks`.
+        predictions: for the unchanged videos.
+        playbacks: for the same videos in the same order, see `predict_playbacks`.
         class_names: in the order of the model's outputs.
-        clip: the clip's geometry.
+        clip: the geometry of the clips.
 
     Returns:
-        `audit`: for each way to play `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None of a class
-        without videos), `confusion`, and `lost` and `gained`: videos that are right only as they are, and only so;
-        `still_classes`, see there; and `audit_note`: what to know of them.
+        `audit`: for each playback `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None for a class
+        without videos), `confusion`, `lost` (number of videos that are correct only if unchanged) and `gained` (only
+        if changed); `still_classes`, see there; and `audit_note`, which explains limits of the audit.
     """
-    found, plain = {}, scores_of(predictions, class_names)
-    for playback, ones in played.items():
-        scores = scores_of(ones, class_names)
-        pairs = [(before.is_right, after.is_right) for before, after in zip(predictions, ones, strict=True)]
-        found[playback] = {
-            **{key: scores[key] for key in KEPT},
-            "per_class": {name: numbers["recall"] for name, numbers in scores["per_class"].items()},
-            "lost": pairs.count((True, False)),
-            "gained": pairs.count((False, True)),
+    audit, unchanged = {}, compute_metrics(predictions, class_names)
+    for playback, changed_predictions in playbacks.items():
+        metrics = compute_metrics(changed_predictions, class_names)
+        correct = [(a.is_correct, b.is_correct) for a, b in zip(predictions, changed_predictions, strict=True)]
+        audit[playback] = {
+            **{key: metrics[key] for key in AUDIT_METRICS},
+            "per_class": {name: numbers["recall"] for name, numbers in metrics["per_class"].items()},
+            "lost": correct.count((True, False)),
+            "gained": correct.count((False, True)),
         }
-    notes = [SHORT] if clip.input == "rgb" else [DIFFERENCES.format(seconds=clip.diff_seconds), SHORT]
-    still = still_classes(plain, scores_of(played["frozen"], class_names))
-    return {"audit": found, "still_classes": still, "audit_note": " ".join(notes)}
+    notes = [] if clip.input == "rgb" else [DIFFERENCE_NOTE.format(seconds=clip.diff_seconds)]
+    still = still_classes(unchanged, compute_metrics(playbacks["frozen"], class_names))
+    return {"audit": audit, "still_classes": still, "audit_note": " ".join([*notes, DOUBLE_SPEED_NOTE])}
 
 
 def audit_text(result: Mapping) -> str:
-    """The accuracies as lines of text, and the classes that a still picture gives away."""
-    rows = [("as it is", result), *((name.replace("_", " "), one) for name, one in result["audit"].items())]
-    lines = ["does it use time?     video accuracy (95 % interval)"]
-    for name, one in rows:
-        low, high = one["video_accuracy_ci95"]
-        lines.append(f"  {name:<18}  {one['video_accuracy']:.3f}   ({low:.3f} to {high:.3f})")
-    lines.append(f"recognised from a still picture: {', '.join(result['still_classes']) or 'no class'}")
+    """The accuracy of each playback for a terminal, and the classes that are recognised from a still image."""
+    rows = [("unchanged", result), *((name.replace("_", " "), metrics) for name, metrics in result["audit"].items())]
+    lines = ["temporal audit        video accuracy (95 % interval)"]
+    for name, metrics in rows:
+        low, high = metrics["video_accuracy_ci95"]
+        lines.append(f"  {name:<18}  {metrics['video_accuracy']:.3f}   ({low:.3f} to {high:.3f})")
+    lines.append(f"recognised from a still image: {', '.join(result['still_classes']) or 'no class'}")
     return "\n".join([*lines, *textwrap.wrap(result["audit_note"], 100)])
 
 
-def still_classes(plain: Mapping, frozen: Mapping) -> list[str]:
-    """Classes that a still picture gives away: frozen, neither recall nor precision falls by more than 0.1.
+def still_classes(unchanged: Mapping, frozen: Mapping) -> list[str]:
+    """Classes that are recognised from a still image: freezing lowers neither recall nor precision by more than 0.1.
 
-    Both must lie at least 0.1 above what is right by chance, the class's share of the videos. Recall alone would not
-    tell: who answers `sit_down` whenever somebody is between sitting and standing finds all that sit down, and takes
-    for it all that stand up.
+    Both must also be at least 0.1 above chance, the fraction of videos that belong to the class. Recall alone is not
+    enough: a model that predicts `sit_down` for every posture between sitting and standing has a perfect recall of
+    `sit_down`, although it also predicts it for all videos of `stand_up`.
 
     Args:
-        plain: scores of the videos as they are, see `scores_of`.
-        frozen: of the frozen ones.
+        unchanged: metrics of the unchanged videos, see `compute_metrics`.
+        frozen: metrics of the frozen videos.
     """
-    found = []
-    for name, one in plain["per_class"].items():
-        chance = one["num_videos"] / plain["num_videos"]
-        numbers = [(one[key] or 0.0, frozen["per_class"][name][key] or 0.0) for key in ("recall", "precision")]
-        if all(still >= before - STILL and min(before, still) > chance + STILL for before, still in numbers):
-            found.append(name)
-    return found
+    names = []
+    for name, metrics in unchanged["per_class"].items():
+        threshold = metrics["num_videos"] / unchanged["num_videos"] + STILL_MARGIN
+        pairs = [(metrics[key] or 0.0, frozen["per_class"][name][key] or 0.0) for key in ("recall", "precision")]
+        if all(still >= moving - STILL_MARGIN and min(moving, still) > threshold for moving, still in pairs):
+            names.append(name)
+    return names

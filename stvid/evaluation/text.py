@@ -1,4 +1,4 @@
-"""Results in words: numbers, times and sentences for a terminal and a page."""
+"""Results as text: numbers, durations and sentences for the terminal and the report."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Mapping, Sequence
 from stvid.errors import listing
 from stvid.evaluation.statistics import mcnemar, paired_interval
 
-NBSP = "\u00a0"  # between a number and its unit, where no line may break
-NOTHING = "–"
-MOST_NAMED = 3  # classes
-UNBALANCED = 1.5  # times what chance gets right: from here on the most common class is worth naming
-TOO_SURE = 0.02  # confidence minus accuracy, above which it is called too much
-CLEAR = 0.05  # p, below which a difference is called unlikely to be chance
-HARDLY = 0.05  # a difference of accuracies that hardly matters
-PLAYED = {  # in the ways of `playback.PLAYBACKS`: what is shown of a video then
+NBSP = "\u00a0"  # between a number and its unit, so that no line breaks there
+DASH = "–"
+MAX_NAMED = 3  # classes that a class is confused with
+IMBALANCE = 1.5  # ratio to chance from which the most common class is mentioned
+CALIBRATION_TOLERANCE = 0.02  # largest |confidence - accuracy| that counts as calibrated
+SIGNIFICANCE_LEVEL = 0.05
+NEGLIGIBLE = 0.05  # largest difference of two accuracies that counts as no difference
+PLAYBACK_DESCRIPTIONS = {  # of the changed `sampling.PLAYBACKS`
     "frozen": "the clip's middle frame, repeated",
     "shuffled": "the clip's frames in random order",
-    "reversed": "the clip's frames backwards",
+    "reversed": "the clip's frames in reverse order",
     "half_speed": "every frame of the video twice",
-    "double_speed": "every other frame of the video",
+    "double_speed": "every second frame of the video",
 }
-USES = {  # of time, what a loss proves and what no loss does
-    "shuffled": ("it uses the order of frames", "the order of frames hardly matters to it"),
-    "frozen": ("it uses motion", "a still picture is as good to it as the video"),
+TIME_VERDICTS = {  # playback -> verdict if the accuracy falls, verdict if it stays the same
+    "shuffled": ("the model uses the order of frames", "the order of frames hardly matters to the model"),
+    "frozen": ("the model uses motion", "a still image is as good as the video"),
 }
 
 
 def percent(share: float | None) -> str:
-    """`86.5 %` of a fraction."""
-    return NOTHING if share is None else f"{100 * share:.1f}{NBSP}%"
+    """A fraction as `86.5 %`; None as a dash."""
+    return DASH if share is None else f"{100 * share:.1f}{NBSP}%"
 
 
 def interval(bounds: tuple[float, float] | list[float]) -> str:
@@ -40,19 +40,19 @@ def interval(bounds: tuple[float, float] | list[float]) -> str:
 
 
 def change(difference: float) -> str:
-    """Percentage points with their sign."""
+    """A difference of fractions in percentage points, with its sign: `+3.2`."""
     points = f"{abs(100 * difference):.1f}"
     return f"{'±' if points == '0.0' else '+' if difference > 0 else '−'}{points}"
 
 
 def decimal(number: float | None) -> str:
-    """Three decimals."""
-    return NOTHING if number is None else f"{number:.3f}"
+    """A number with three decimals; None as a dash."""
+    return DASH if number is None else f"{number:.3f}"
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, noun: str) -> str:
     """`1 video`, `1,200 videos`."""
-    plural = what if number == 1 else f"{what}{'es' if what.endswith('s') else 's'}"
+    plural = noun if number == 1 else f"{noun}{'es' if noun.endswith('s') else 's'}"
     return f"{number:,} {plural}"
 
 
@@ -69,51 +69,51 @@ def duration(seconds: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """Of a test, for a table: `0.0123` or `< 0.0001`."""
+    """A p-value for a table: `0.0123` or `< 0.0001`."""
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
 
 
 def p_equals(value: float) -> str:
-    """Likewise for a sentence: `p = 0.0123` or `p < 0.0001`."""
+    """A p-value for a sentence: `p = 0.0123` or `p < 0.0001`."""
     text = p_value(value)
     return f"p {text if text.startswith('<') else f'= {text}'}".replace(" ", NBSP)
 
 
-def part(start: float | None, end: float | None) -> str:
-    """Which part of a file a video is, to stand behind its name; nothing for a whole one."""
+def part_suffix(start: float | None, end: float | None) -> str:
+    """The part of a file, as a suffix to its name: `, 2 s to 4.5 s`; empty for a whole file."""
     if start is None and end is None:
         return ""
     return f", {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
 
 
 def protocol_value(key: str, value: object) -> str:
-    """A value of a result's `protocol`: `16`, `64 × 64`, `all` frames of a video; a dash where it has none."""
+    """A value of `protocol` in a result: `16`, `64 × 64`, `all` for the frames of whole videos; None as a dash."""
     if value is None:
-        return {"num_frames": "all", "temperature": "one for each fold"}.get(key, NOTHING)
+        return {"num_frames": "all", "temperature": "one per fold"}.get(key, DASH)
     if isinstance(value, list):
         return " × ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def printable(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of a file name that are none stay to be seen, as `\\udc..`."""
+    """Text that can be encoded as UTF-8: bytes of a file name that are not valid UTF-8 become `\\udc..`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def mistaken_for(truth: int, counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
-    """The answers that its videos got instead, most frequent first: `run (4)`, and at the end `2 more`.
+def confused_with(truth: int, counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
+    """The classes predicted wrongly for videos of one class, most frequent first: `run (4)`, and finally `2 more`.
 
     Args:
-        truth: the class's position.
+        truth: index of the true class.
         counts: its row of the confusion matrix.
-        class_names: by position.
+        class_names: names by index.
     """
-    wrong = sorted(((-number, answer) for answer, number in enumerate(counts) if number and answer != truth))
-    more = [f"{len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
-    return [f"{class_names[answer]} ({-number})" for number, answer in wrong[:MOST_NAMED]] + more
+    wrong = sorted((-number, predicted) for predicted, number in enumerate(counts) if number and predicted != truth)
+    more = [f"{len(wrong) - MAX_NAMED} more"] if len(wrong) > MAX_NAMED else []
+    return [f"{class_names[predicted]} ({-number})" for number, predicted in wrong[:MAX_NAMED]] + more
 
 
-def headline(result: dict) -> str:
+def headline(result: Mapping) -> str:
     """The video accuracy with its interval, in one line."""
     low, high = result["video_accuracy_ci95"]
     groups = f" of {result['interval']['num']} groups" if result["interval"]["over"] == "groups" else ""
@@ -123,25 +123,15 @@ def headline(result: dict) -> str:
     )
 
 
-def _temperature(rule: dict) -> str:
-    if rule["temperature"] is None:
-        return ", each fold at its own temperature"
-    return "" if rule["temperature"] == 1 else f", temperature {rule['temperature']:g}"
-
-
-def result_text(result: dict) -> str:
-    """The result as a page of text: headline, classes, and what was mistaken for what."""
-    rule = result["protocol"]
-    rate = f"stride {rate}" if (rate := rule.get("frame_stride")) else f"{rule['fps']:g} frames/s"
-    over = result["interval"]
-    basis = f"bootstrap over {over['num']} groups" if over["over"] == "groups" else f"over {over['num']} videos"
-    width = max(len(name) for name in result["class_names"])
-    absent = [name for name, one in result["per_class"].items() if not one["num_videos"]]
+def result_text(result: Mapping) -> str:
+    """The result for a terminal: videos, protocol, metrics, and a table of the classes."""
+    basis = result["interval"]
+    resampled = f"bootstrap over {basis['num']} groups" if basis["over"] == "groups" else f"over {basis['num']} videos"
+    absent = [name for name, metrics in result["per_class"].items() if not metrics["num_videos"]]
     lines = [
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
-        f"protocol: {rule['num_clips']} clips x {rule['num_crops']} crops of {rule['num_frames'] or 'all'} frames, "
-        f"{rate}, {rule['size'][0]} x {rule['size'][1]} pixels" + _temperature(rule),
-        f"95 % intervals: {basis}",
+        f"protocol: {_protocol_text(result['protocol'])}",
+        f"95 % intervals: {resampled}",
         *([f"no videos of: {listing(absent)}"] if absent else []),
         "",
         *(
@@ -154,128 +144,145 @@ def result_text(result: dict) -> str:
         f"log loss             {result['loss']:.3f}",
         f"calibration error    {result['ece']:.3f}",
         "",
-        f"{'class':<{width}}  recall  precision  videos   mistaken for",
+        *_class_table(result),
     ]
-    for i, name in enumerate(result["class_names"]):
-        one = result["per_class"][name]
-        shown = (f"{one[key]:.3f}" if one[key] is not None else "-" for key in ("recall", "precision"))
-        wrong = sorted(((n, j) for j, n in enumerate(result["confusion"][i]) if n and j != i), reverse=True)
-        mistaken = ", ".join(f"{result['class_names'][j]} {n}" for n, j in wrong[:3])
-        recall, precision = shown
-        lines.append(f"{name:<{width}}  {recall:>6}  {precision:>9}  {one['num_videos']:>6}   {mistaken}".rstrip())
-    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()  # class names may be no text
+    return printable("\n".join(lines))
 
 
-def number_right(result: Mapping) -> int:
-    """Videos judged right."""
+def _protocol_text(protocol: Mapping) -> str:
+    stride, temperature = protocol.get("frame_stride"), protocol["temperature"]
+    rate = f"stride {stride}" if stride else f"{protocol['fps']:g} frames/s"
+    if temperature is None:
+        calibration = ", one temperature per fold"
+    else:
+        calibration = "" if temperature == 1 else f", temperature {temperature:g}"
+    height, width = protocol["size"]
+    views = f"{protocol['num_clips']} clips x {protocol['num_crops']} crops"
+    return f"{views} of {protocol['num_frames'] or 'all'} frames, {rate}, {height} x {width} pixels{calibration}"
+
+
+def _class_table(result: Mapping) -> list[str]:
+    names = result["class_names"]
+    width = max(map(len, names))
+    lines = [f"{'class':<{width}}  recall  precision  videos   confused with"]
+    for truth, name in enumerate(names):
+        metrics = result["per_class"][name]
+        recall, precision = ("-" if metrics[key] is None else f"{metrics[key]:.3f}" for key in ("recall", "precision"))
+        confused = ", ".join(confused_with(truth, result["confusion"][truth], names))
+        lines.append(f"{name:<{width}}  {recall:>6}  {precision:>9}  {metrics['num_videos']:>6}   {confused}".rstrip())
+    return lines
+
+
+def num_correct(result: Mapping) -> int:
+    """Number of videos that are classified correctly."""
     return round(result["video_accuracy"] * result["num_videos"])
 
 
-def first_sentence(result: Mapping) -> str:
-    """How often it was right, on what, and how often a guess would be: what a reader wants to know first."""
-    total, sizes = result["num_videos"], {name: one["num_videos"] for name, one in result["per_class"].items()}
+def summary_sentence(result: Mapping) -> str:
+    """How many videos are classified correctly, whether the model had seen them, and what chance would give."""
+    total, sizes = result["num_videos"], {name: metrics["num_videos"] for name, metrics in result["per_class"].items()}
     chance = total / len(result["class_names"])
-    right = f"Right on {number_right(result):,} of {count(total, 'video')}"
-    sentence = f"{right}{_whose(result)}; chance would be {_rough(chance)}"
+    baselines = f"chance: {_round_count(chance)}"
     common = max(sizes, key=sizes.get)
-    if sizes[common] > UNBALANCED * chance:
-        sentence += f", and always answering {common} {sizes[common]:,}"
-    return f"{sentence}."
+    if sizes[common] > IMBALANCE * chance:
+        baselines += f"; always predicting {common}: {sizes[common]:,}"
+    verb = "is" if total == 1 else "are"
+    return f"{num_correct(result):,} of {_videos_phrase(result)} {verb} classified correctly ({baselines})."
 
 
-def _whose(result: Mapping) -> str:
-    """Whether the model knew the videos, to stand behind their number."""
-    split, seen = result["split"], result["num_seen"]
-    all_of_own = seen == result["num_videos"] and result["manifest"] is None
-    if "folds" in result:
-        folds = f" in {len(result['folds'])} folds"
-        if seen:
-            return f"{folds}, {seen:,} of them judged by a model that was trained on them or chosen by them"
-        return f"{folds}, each judged by a model that was not trained on it"
-    if all_of_own and split in ("train", "val"):
-        return {"train": " it was trained on", "val": " it was chosen by, but not trained on"}[split]
-    if seen:
-        return f", {seen:,} of which it was trained on or chosen by"
-    return " it had never seen"
+def _videos_phrase(result: Mapping) -> str:
+    """The number of videos, and whether the model had seen them: `20 unseen videos`."""
+    total, seen, split = result["num_videos"], result["num_seen"], result["split"]
+    folds = f" in {len(result['folds'])} folds" if "folds" in result else ""
+    if not seen:
+        return f"{count(total, 'unseen video')}{folds}"
+    if not folds and seen == total and result["manifest"] is None and split in ("train", "val"):
+        return count(total, {"train": "training video", "val": "validation video"}[split])
+    return f"{count(total, 'video')}{folds}, {seen:,} of them seen in training or model selection,"
 
 
-def _rough(number: float) -> str:
+def _round_count(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
 
 
-def protocol(result: Mapping) -> str:
-    """The views by which every video was judged, in a sentence."""
-    rule = result["protocol"]
-    clips, crops = rule["num_clips"], rule["num_crops"]
-    height, width = rule["size"]
-    if rule.get("fps") is not None:
-        rate = f"{rule['fps']:g} frames taken per second of video"
-    elif rule["frame_stride"] == 1:
-        rate = "every frame"
+def protocol_sentence(result: Mapping) -> str:
+    """The views of each video, in a sentence."""
+    protocol = result["protocol"]
+    clips, crops = protocol["num_clips"], protocol["num_crops"]
+    height, width = protocol["size"]
+    if protocol.get("fps") is not None:
+        rate = f"{protocol['fps']:g} frames per second"
     else:
-        rate = f"one frame of every {rule['frame_stride']}"
-    frames = "all its frames" if rule["num_frames"] is None else count(rule["num_frames"], "frame")
+        rate = f"frame stride {protocol['frame_stride']}"
+    frames = "all its frames" if protocol["num_frames"] is None else count(protocol["num_frames"], "frame")
     views = f"{count(clips, 'clip')} × {count(crops, 'crop')}".replace(" ", NBSP)
-    together = "its answer is the mean of their probabilities" if clips * crops > 1 else "it has one view"
-    return f"Each video is judged by {views} of {frames} ({rate}), {height} × {width} pixels; {together}."
+    mean = "; the probabilities are averaged over the views" if clips * crops > 1 else ""
+    return f"Each video is evaluated on {views} of {frames} ({rate}), {height} × {width} pixels{mean}."
 
 
 def interval_basis(result: Mapping) -> str:
-    """How the 95 % intervals were drawn."""
+    """How the 95 % intervals were computed."""
     basis = result["interval"]
     if basis["over"] == "groups":
         return f"95{NBSP}% interval, bootstrap over {count(basis['num'], 'group')}"
-    return f"95{NBSP}% interval (Wilson's) of {count(basis['num'], 'video')}"
+    return f"95{NBSP}% interval (Wilson) over {count(basis['num'], 'video')}"
 
 
-def calibration(result: Mapping) -> str:
-    """Whether it is as often right as it says, in a sentence."""
-    bins = [one for one in result["reliability"] if one["num_videos"]]
-    total = sum(one["num_videos"] for one in bins)
-    sure, right = (sum(one[key] * one["num_videos"] for one in bins) / total for key in ("confidence", "accuracy"))
-    gap = 100 * abs(sure - right)
-    if abs(sure - right) <= TOO_SURE:
-        verdict = "on the whole as sure as it should be"
+def calibration_sentence(result: Mapping) -> str:
+    """Mean confidence and accuracy of the readable videos, and whether they agree."""
+    bins = [row for row in result["reliability"] if row["num_videos"]]
+    total = sum(row["num_videos"] for row in bins)
+    confidence, accuracy = (
+        sum(row[key] * row["num_videos"] for row in bins) / total for key in ("confidence", "accuracy")
+    )
+    gap = confidence - accuracy
+    if abs(gap) <= CALIBRATION_TOLERANCE:
+        verdict = "well calibrated on average"
     else:
-        verdict = f"too {'sure' if sure > right else 'cautious'} by {gap:.1f} points"
-    return f"It gives its answers a mean probability of {percent(sure)} and is right on {percent(right)}: {verdict}."
+        verdict = f"{'overconfident' if gap > 0 else 'underconfident'} by {100 * abs(gap):.1f} points"
+    return f"The mean confidence is {percent(confidence)}, the accuracy {percent(accuracy)}: {verdict}."
 
 
-def temperature(result: Mapping) -> str:
-    """What was done to the probabilities."""
-    found = result["protocol"]["temperature"]
-    if found is None:
-        return "Each fold's probabilities are calibrated by a temperature of its own, fitted on its val."
-    if found == 1.0:
-        return "Probabilities are the model's own, not calibrated."
-    return f"Calibrated: logits are divided by a temperature of {found:.3g}, which was fitted on val."
+def temperature_sentence(result: Mapping) -> str:
+    """Whether and how the probabilities were calibrated."""
+    temperature = result["protocol"]["temperature"]
+    if temperature is None:
+        return "Each fold has its own temperature, fitted on its validation videos."
+    if temperature == 1.0:
+        return "The probabilities are not calibrated."
+    return f"The logits are divided by a temperature of {temperature:.3g}, fitted on the validation videos."
 
 
-def time_verdict(result: Mapping) -> list[str]:
-    """What the audit says of order and motion: a paired test tells a loss, a narrow paired interval that there is none.
+def temporal_verdicts(result: Mapping) -> list[str]:
+    """What the temporal audit shows about order and motion, one sentence each.
 
-    Of a model that is not better than chance, nothing can be lost.
+    A significant McNemar test shows a difference; a narrow interval of the paired difference shows that there is none.
+    If the accuracy is not above chance, the audit cannot show anything.
     """
-    right, chance = result["video_accuracy"], 1 / len(result["class_names"])
+    accuracy, chance = result["video_accuracy"], 1 / len(result["class_names"])
     if result["video_accuracy_ci95"][0] <= chance:
         bounds = interval(result["video_accuracy_ci95"])
-        whole = f"Right on {percent(right)} ({bounds}), it is not clearly above chance ({percent(chance)})"
-        return [f"{whole}: whether it uses time cannot be told."]
+        return [
+            f"The accuracy of {percent(accuracy)} ({bounds}) is not clearly above chance ({percent(chance)}): the "
+            "audit cannot show whether the model uses time."
+        ]
     sentences = []
-    for playback, (used, unused) in USES.items():
-        one = result["audit"][playback]
-        lost, gained = one["lost"], one["gained"]
+    for playback, (time_is_used, time_is_not_used) in TIME_VERDICTS.items():
+        changed = result["audit"][playback]
+        lost, gained = changed["lost"], changed["gained"]
         p, (low, high) = mcnemar(lost, gained), paired_interval(lost, gained, result["num_videos"])
-        if p < CLEAR:
-            verdict = used if lost > gained else "so it is even better"
+        if p < SIGNIFICANCE_LEVEL:
+            verdict = time_is_used if lost > gained else "the accuracy is even higher"
+        elif low >= -NEGLIGIBLE and high <= NEGLIGIBLE:
+            verdict = time_is_not_used
         else:
-            verdict = unused if low >= -HARDLY and high <= HARDLY else "too few videos to tell"
-        change = f"{lost:,} lost and {gained:,} gained, {p_equals(p)}"
-        told = f"is right on {percent(one['video_accuracy'])} instead of {percent(right)} ({change})"
-        sentences.append(f"With the videos {playback} it {told}: {verdict}.")
+            verdict = "too few videos to decide"
+        test = f"{lost:,} lost and {gained:,} gained, {p_equals(p)}"
+        accuracies = f"the accuracy is {percent(changed['video_accuracy'])} instead of {percent(accuracy)}"
+        sentences.append(f"With {playback} frames, {accuracies} ({test}): {verdict}.")
     return sentences
 
 
 def chance_loss(result: Mapping) -> float:
-    """The log loss of who gives every class the same probability: `log K`."""
+    """Log loss of equal probabilities for all classes: `log K`."""
     return math.log(len(result["class_names"]))

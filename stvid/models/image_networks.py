@@ -238,8 +238,8 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
     options = {}
     if image_size is not None:
         with torch.device("meta"):
-            arguments = inspect.signature(type(timm.create_model(name, num_classes=0))).parameters
-        if image_size < 1 or "img_size" not in arguments:
+            classes = type(timm.create_model(name, num_classes=0)).__mro__[:-1]  # a subclass may take only **kwargs
+        if image_size < 1 or not any("img_size" in inspect.signature(cls).parameters for cls in classes):
             raise InputError(f"model.image_size (={image_size}): timm/{name} cannot be built for it; leave it out")
         options = {"img_size": image_size}
     try:

@@ -1,4 +1,4 @@
-"""Clips on a page: which videos are shown, in which order, how many fit, and the data the script reads."""
+"""Clips of a report: selection of the videos, the number of clips that fit, and the data for the script."""
 
 from __future__ import annotations
 
@@ -11,55 +11,56 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stvid.evaluation.results import PredictionRow
-from stvid.evaluation.text import part, printable
+from stvid.evaluation.text import part_suffix, printable
 from stvid.report.previews import Preview
 
-MISTAKES, HITS = 12, 6  # videos that are explained: the most confident mistakes, the least confident hits
-MOST_CLIPS = 400  # of a page
-MOST_LISTED = 3000  # videos of a page; of more, those that come first in the choice
+NUM_MISTAKES, NUM_CORRECT = 12, 6  # explained videos: most confident mistakes, least confident correct predictions
+MAX_CLIPS = 400  # per page
+MAX_VIDEOS = 3000  # per page; the first ones of the selection
 
 
-class Choice(NamedTuple):
-    """Positions of videos among the predictions; failed ones are in none.
+class ClipSelection(NamedTuple):
+    """Positions of videos among the predictions, without unreadable videos.
 
     Attributes:
-        order: all videos, those first that are worth a clip.
+        order: all videos, by decreasing priority for a clip.
         mistakes: the most confident mistakes, most confident first.
-        hits: the least confident hits, least confident first.
+        correct: the least confident correct predictions, least confident first.
     """
 
     order: list[int]
     mistakes: list[int]
-    hits: list[int]
+    correct: list[int]
 
     @property
     def explained(self) -> list[int]:
-        return [*self.mistakes, *self.hits]
+        return [*self.mistakes, *self.correct]
 
 
-def confidence(one: PredictionRow) -> float:
-    """The probability of the answer, in [0, 1]."""
-    return max(one.probabilities)
+def confidence(row: PredictionRow) -> float:
+    """Probability of the predicted class, in [0, 1]."""
+    return max(row.probabilities)
 
 
-def choose(predictions: Sequence[PredictionRow]) -> Choice:
-    """The explained videos first, then all mistakes, then all hits, each cell of the confusion matrix in its turn.
+def select_clips(predictions: Sequence[PredictionRow]) -> ClipSelection:
+    """Selects the explained videos first, then the other mistakes, then the other correct predictions.
 
-    Within a cell, the most confident mistakes and the least confident hits come first.
+    The other videos are taken in turns from the cells of the confusion matrix. Within a cell, the most confident
+    mistakes and the least confident correct predictions come first.
     """
-    read = [video for video, one in enumerate(predictions) if not one.failed]
-    sure = {video: confidence(predictions[video]) for video in read}
-    wrong = sorted((video for video in read if not predictions[video].is_right), key=lambda video: -sure[video])
-    right = sorted((video for video in read if predictions[video].is_right), key=lambda video: sure[video])
-    choice = Choice([], wrong[:MISTAKES], right[:HITS])
-    first = set(choice.explained)
-    rest = ([video for video in videos if video not in first] for videos in (wrong, right))
-    choice.order.extend(chain(choice.explained, *(_in_turns(videos, predictions) for videos in rest)))
-    return choice
+    confidences = {video: confidence(row) for video, row in enumerate(predictions) if not row.failed}
+    by_confidence = sorted(confidences, key=lambda video: confidences[video])
+    correct = [video for video in by_confidence if predictions[video].is_correct]
+    wrong = sorted((v for v in confidences if not predictions[v].is_correct), key=lambda video: -confidences[video])
+    selection = ClipSelection([], wrong[:NUM_MISTAKES], correct[:NUM_CORRECT])
+    explained = set(selection.explained)
+    others = ([video for video in videos if video not in explained] for videos in (wrong, correct))
+    selection.order.extend(chain(selection.explained, *(_round_robin(videos, predictions) for videos in others)))
+    return selection
 
 
-def _in_turns(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> list[int]:
-    """First of every cell its first video, then of every cell its second one, and so on."""
+def _round_robin(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> list[int]:
+    """The first video of every cell of the confusion matrix, then the second of every cell, and so on."""
     cells = defaultdict(list)
     for video in videos:
         cells[predictions[video].label, predictions[video].predicted].append(video)
@@ -67,92 +68,97 @@ def _in_turns(videos: Sequence[int], predictions: Sequence[PredictionRow]) -> li
 
 
 def encoded_size(preview: Preview) -> int:
-    """Bytes that a preview takes in a page: base64 and its facts."""
-    return 4 * (len(preview.sprite) + len(preview.focus or b"")) // 3 + 300
+    """Bytes that a preview needs in a page: base64 and metadata."""
+    return 4 * (len(preview.sprite) + len(preview.heat_sprite or b"")) // 3 + 300
 
 
-def fitting(order: Sequence[int], previews: Mapping[int, Preview], budget: int) -> dict[int, Preview]:
-    """The previews that fit, in order; the first that does not ends the list."""
-    chosen = {}
+def previews_within_budget(order: Sequence[int], previews: Mapping[int, Preview], budget: int) -> dict[int, Preview]:
+    """The previews in the given order, up to the first that exceeds the budget (bytes) or the number of clips."""
+    selected = {}
     for video in order:
         if video in previews:
             budget -= encoded_size(previews[video])
-            if budget < 0 or len(chosen) == MOST_CLIPS:
+            if budget < 0 or len(selected) == MAX_CLIPS:
                 break
-            chosen[video] = previews[video]
-    return chosen
+            selected[video] = previews[video]
+    return selected
 
 
-def root_of(paths: Sequence[str]) -> str | None:
-    """The folder that all files have in common; None where there is none but the drive."""
+def common_folder(paths: Sequence[str]) -> str | None:
+    """The common folder of all files; None if it is only the root of a drive."""
     try:
         common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    except ValueError:  # no files, or on several drives
+    except ValueError:  # no files, or files on several drives
         return None
     return common if common and common != Path(common).anchor else None
 
 
-def card(one: PredictionRow, class_names: Sequence[str], root: str | None) -> dict:
-    """What is written below a clip: `name`, `answer`, `confidence`, and the class to weigh it against.
+def card(row: PredictionRow, class_names: Sequence[str], root: str | None) -> dict:
+    """The caption of a clip: `name`, `truth`, `predicted`, `confidence`, and another class with its probability.
 
-    That `other` one is the truth, and where the answer was right, the next probable class; `what` says which.
+    `other` is the true class of a mistake, or the second most probable class; `other_role` says which.
     """
-    name = (os.path.relpath(one.path, root) if root else one.path) + part(one.start, one.end)
-    other = class_names.index(one.label)
-    if one.is_right:
+    name = (os.path.relpath(row.path, root) if root else row.path) + part_suffix(row.start, row.end)
+    other = class_names.index(row.label)
+    if row.is_correct:
         others = (i for i in range(len(class_names)) if i != other)
-        other = max(others, key=lambda i: one.probabilities[i], default=other)
+        other = max(others, key=lambda i: row.probabilities[i], default=other)
     return {
         "name": printable(name),
-        "truth": printable(one.label),
-        "answer": printable(one.predicted),
-        "confidence": round(confidence(one), 4),
-        "what": "next probable" if one.is_right else "truth",
+        "truth": printable(row.label),
+        "predicted": printable(row.predicted),
+        "confidence": round(confidence(row), 4),
+        "other_role": "second" if row.is_correct else "truth",
         "other": printable(class_names[other]),
-        "other_probability": round(one.probabilities[other], 4),
+        "other_probability": round(row.probabilities[other], 4),
     }
 
 
-def cards(predictions: Sequence[PredictionRow], class_names: Sequence[str], choice: Choice) -> dict[int, dict]:
-    """The cards of the videos that the page can show, in the order of the choice."""
-    root = root_of([one.path for one in predictions])
-    return {video: card(predictions[video], class_names, root) for video in choice.order[:MOST_LISTED]}
+def cards(
+    predictions: Sequence[PredictionRow], class_names: Sequence[str], selection: ClipSelection
+) -> dict[int, dict]:
+    """Video -> card for all videos that the page can show, in the order of the selection."""
+    root = common_folder([row.path for row in predictions])
+    return {video: card(predictions[video], class_names, root) for video in selection.order[:MAX_VIDEOS]}
 
 
 def page_data(
     predictions: Sequence[PredictionRow],
     class_names: Sequence[str],
-    shown: Mapping[int, dict],
+    video_cards: Mapping[int, dict],
     totals: Mapping[str, int],
     previews: Mapping[int, Preview],
 ) -> dict:
-    """For the script: `classes`, `videos` (the cards), `cells`, their `totals`, `clips`, and the range of `evidence`.
+    """Data for the script of the page.
 
-    `cells`: `TRUTH-ANSWER` -> videos, those with clips first; of the cells in `totals`, which can be opened.
+    Returns:
+        `classes` (names); `videos` (see `cards`); `cells` (`TRUTH-PREDICTED` -> videos, those with clips first; only
+        the cells in `totals`, which can be opened); `totals`; `clips` (see `clip_data`); `evidence` (minimum and
+        maximum over all clips).
     """
-    place = {name: i for i, name in enumerate(class_names)}
+    index = {name: i for i, name in enumerate(class_names)}
     cells = defaultdict(list)
-    for video in sorted(shown, key=lambda video: video not in previews):
-        cell = f"{place[predictions[video].label]}-{place[predictions[video].predicted]}"
+    for video in sorted(video_cards, key=lambda video: video not in previews):
+        cell = f"{index[predictions[video].label]}-{index[predictions[video].predicted]}"
         if cell in totals:
             cells[cell].append(video)
-    numbers = [0.0, *(number for preview in previews.values() for number in preview.evidence or ())]
+    evidence = [0.0, *(number for preview in previews.values() for number in preview.evidence or ())]
     return {
         "classes": [printable(name) for name in class_names],
-        "videos": shown,
+        "videos": video_cards,
         "cells": cells,
         "totals": totals,
         "clips": {video: clip_data(preview) for video, preview in previews.items()},
-        "evidence": [min(numbers), max(numbers)],
+        "evidence": [min(evidence), max(evidence)],
     }
 
 
 def clip_data(preview: Preview) -> dict:
-    """A preview for the script: pictures as data URIs; seconds; pixels of one frame; evidence a frame."""
+    """A preview for the script: sprites as data URIs, size of a frame in pixels, duration, evidence per frame."""
     evidence = preview.evidence
     return {
-        "sprite": _uri(preview.sprite),
-        "focus": None if preview.focus is None else _uri(preview.focus),
+        "sprite": _data_uri(preview.sprite),
+        "heat_sprite": None if preview.heat_sprite is None else _data_uri(preview.heat_sprite),
         "frames": preview.num_frames,
         "width": preview.width,
         "height": preview.height,
@@ -161,5 +167,5 @@ def clip_data(preview: Preview) -> dict:
     }
 
 
-def _uri(webp: bytes) -> str:
+def _data_uri(webp: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"

@@ -1,25 +1,20 @@
-"""Content of a report, section by section, as the templates take it, cut where a page would be too large."""
+"""Content of a report, section by section, as its templates expect it; truncated if the page would be too large."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import islice
 
 from stvid.cost.report import CostReport
 from stvid.errors import listing
-from stvid.evaluation import text as words
+from stvid.evaluation import text
 from stvid.evaluation.results import PredictionRow
 from stvid.report import charts, tables
-from stvid.report import tables as facts
-from stvid.report.clips import cards, choose, fitting, page_data, root_of
+from stvid.report.clips import cards, common_folder, page_data, previews_within_budget, select_clips
 from stvid.report.previews import Preview
 from stvid.report.rendering import render
-
-if TYPE_CHECKING:
-    pass
-from itertools import islice
 
 SECTIONS = {
     "result": "Result",
@@ -31,30 +26,30 @@ SECTIONS = {
     "training": "Training",
     "cost": "Cost",
     "data": "Data",
-    "record": "Record",
+    "record": "Provenance",
 }
-MOST_PROBLEMS = 100  # videos that could not be read, listed
-MOST_VIDEOS = 400  # that can be looked up, as many as there may be clips
-MOST_ROWS = 200  # of a table of classes
+MAX_UNREADABLE = 100  # unreadable videos in the list
+MAX_VIDEOS = 400  # videos with a card on a truncated page
+MAX_CLASS_ROWS = 200  # rows of a table of classes on a truncated page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that a page shows; what is empty is left out of it.
+    """Everything that a page shows; empty parts are omitted.
 
     Attributes:
-        name: of the run.
-        model: its family.
-        result: as `result.json` of an evaluation has it.
-        predictions: of its videos.
-        run: the run's own `result.json`: how training went, data, versions, code, machine; nothing of several runs.
+        name: name of the run.
+        model: class of the model.
+        result: content of `result.json` of an evaluation.
+        predictions: the predictions of this evaluation.
+        run: the run's own `result.json` (training, data, versions, code, machine); empty for several runs.
         epochs: rows of `metrics.csv`.
-        bad_videos: path -> reason, that training has met.
-        config: the run's, as text.
-        cost: of the model.
+        bad_videos: path -> reason for the videos that could not be read in training.
+        config: the run's config as text.
+        cost: cost of the model.
         previews: position among the predictions -> preview.
-        audit_command: what to type for an audit.
-        drawn_with: the checkpoint that the page was made with, where it is another than the one that was judged.
+        audit_command: command line that runs the temporal audit.
+        other_checkpoint: the checkpoint that made the page, if it is not the evaluated one.
     """
 
     name: str
@@ -68,70 +63,70 @@ class Report:
     cost: CostReport | None = None
     previews: Mapping[int, Preview] = field(default_factory=dict)
     audit_command: str = ""
-    drawn_with: str | None = None
+    other_checkpoint: str | None = None
 
 
-def report_page(report: Report, *, clip_bytes: int, text_bytes: int, most_bytes: int) -> bytes:
+def report_page(report: Report, *, clip_bytes: int, text_bytes: int, max_bytes: int) -> bytes:
     """The page of a run or an evaluation.
 
     Args:
-        report: what it shows.
-        clip_bytes: of base64, that clips may take.
-        text_bytes: that the rest may take: where it is more, one thing after another is cut.
-        most_bytes: of the whole page; where it is large without clips, these take less.
+        report: what to show.
+        clip_bytes: limit for the clips, as base64.
+        text_bytes: limit for the rest of the page; above it, the page is truncated step by step.
+        max_bytes: limit for the whole page; it reduces the space for clips if the rest is large.
     """
     content = _content(report)
-    without = len(_rendered(report, content, {}))
-    for cut in CUTS:
-        if without > text_bytes:
-            content |= cut(content)
-            without = len(_rendered(report, content, {}))
-    budget = min(clip_bytes, most_bytes - without)
-    return _rendered(report, content, fitting(list(content["cards"]), report.previews, budget))
+    size_without_clips = len(_render_page(report, content, {}))
+    for truncate in TRUNCATIONS:
+        if size_without_clips > text_bytes:
+            content |= truncate(content)
+            size_without_clips = len(_render_page(report, content, {}))
+    budget = min(clip_bytes, max_bytes - size_without_clips)
+    return _render_page(report, content, previews_within_budget(list(content["cards"]), report.previews, budget))
 
 
 def _content(report: Report) -> dict:
     result = report.result
-    choice = choose(report.predictions)
+    selection = select_clips(report.predictions)
     content = {
         "name": report.name,
         "model": report.model,
         "result": result,
         "names": result["class_names"],
         "large": tables.is_large(result),
-        "choice": choice,
-        "cards": cards(report.predictions, result["class_names"], choice),
-        "sentence": words.first_sentence(result),
-        "protocol": words.protocol(result),
-        "interval_basis": words.interval_basis(result),
-        "numbers": facts.headline_numbers(result),
+        "selection": selection,
+        "cards": cards(report.predictions, result["class_names"], selection),
+        "summary": text.summary_sentence(result),
+        "protocol": text.protocol_sentence(result),
+        "interval_basis": text.interval_basis(result),
+        "metrics": tables.metric_entries(result),
         "pairs": tables.confused_pairs(result),
         "rows": tables.confusion_rows(result),
         "totals": tables.cell_totals(result),
         "class_rows": tables.class_rows(result),
         "absent": listing([name for name in result["class_names"] if not result["per_class"][name]["num_videos"]]),
-        "costs": facts.cost_groups(report.cost, result, report.run),
-        "record": facts.record_facts(result, report.run),
+        "costs": tables.cost_tables(report.cost, result, report.run),
+        "provenance": tables.provenance_entries(result, report.run),
         "config": report.config,
-        "judged_by": _judged_by(report),
-        "drawn_with": report.drawn_with,
+        "evaluated_checkpoint": _evaluated_checkpoint(report),
+        "other_checkpoint": report.other_checkpoint,
         "num_classes": len(result["class_names"]),
         "left_out": {},
-        **_time(report),
-        **_calibration(result),
-        **_training(report),
-        **_data(report),
+        **_audit_content(report),
+        **_calibration_content(result),
+        **_training_content(report),
+        **_data_content(report),
     }
-    needs = {"training": "curves", "cost": "costs"}
-    absent = {identity for identity, key in needs.items() if not content[key]}
-    content["sections"] = [(identity, name) for identity, name in SECTIONS.items() if identity not in absent]
+    required = {"training": "curves", "cost": "costs"}
+    empty = {section for section, key in required.items() if not content[key]}
+    content["sections"] = [(section, title) for section, title in SECTIONS.items() if section not in empty]
     return content
 
 
-def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
+def _render_page(report: Report, content: Mapping, previews: Mapping[int, Preview]) -> bytes:
     result = report.result
     data = page_data(report.predictions, result["class_names"], content["cards"], content["totals"], previews)
-    explained = [preview for preview in previews.values() if preview.focus]
+    explained = [preview for preview in previews.values() if preview.heat_sprite]
     return render(
         "report.html",
         data,
@@ -143,83 +138,87 @@ def _rendered(report: Report, content: Mapping, previews: Mapping[int, Preview])
     )
 
 
-def _time(report: Report) -> dict:
+def _audit_content(report: Report) -> dict:
     if "audit" not in report.result:
         return {"audit_command": report.audit_command}
     return {
-        "verdicts": words.time_verdict(report.result),
+        "verdicts": text.temporal_verdicts(report.result),
         "audit_chart": charts.audit_bars(report.result),
         "audit_rows": tables.audit_rows(report.result),
         "audit_classes": tables.audit_classes(report.result),
     }
 
 
-def _judged_by(report: Report) -> str | None:
-    """Which checkpoint gave the answers, where the page is made with another one."""
-    if report.drawn_with is None:
+def _evaluated_checkpoint(report: Report) -> str | None:
+    """The evaluated checkpoint, if another one made the page."""
+    if report.other_checkpoint is None:
         return None
     result = report.result
     return f"{os.path.basename(result['checkpoint'])} (epoch {result['epoch']}, step {result['step']:,})"
 
 
-def _calibration(result: Mapping) -> dict:
+def _calibration_content(result: Mapping) -> dict:
     return {
         "reliability": charts.reliability(result),
-        "calibration": words.calibration(result),
-        "temperature": words.temperature(result),
+        "calibration": text.calibration_sentence(result),
+        "temperature": text.temperature_sentence(result),
     }
 
 
-def _training(report: Report) -> dict:
+def _training_content(report: Report) -> dict:
     return {
         "curves": charts.learning_curves(report.epochs, report.result["epoch"]) if report.epochs else [],
         "num_epochs": len(report.epochs),
     }
 
 
-def _data(report: Report) -> dict:
-    root = root_of([one.path for one in report.predictions])
+def _data_content(report: Report) -> dict:
+    root = common_folder([row.path for row in report.predictions])
     splits, rows = tables.data_rows(report.run["data"]) if report.run else ([], [])
 
-    def shown(path: str) -> str:
+    def relative(path: str) -> str:
         return os.path.relpath(path, root) if root and path.startswith(root) else path
 
-    where = report.result["split"]
-    found = {one.path: (where, one.failed) for one in report.predictions if one.failed}
-    found |= {path: ("training", reason) for path, reason in report.bad_videos.items() if path not in found}
-    problems = [(shown(path), where, reason) for path, (where, reason) in found.items()]
+    split = report.result["split"]
+    reasons = {row.path: (split, row.failed) for row in report.predictions if row.failed}
+    reasons |= {path: ("training", reason) for path, reason in report.bad_videos.items() if path not in reasons}
+    unreadable = [(relative(path), source, reason) for path, (source, reason) in reasons.items()]
     return {
         "splits": splits,
         "data_rows": rows,
         "data_totals": [sum(row["counts"][i] for row in rows) for i in range(len(splits))],
-        "problems": problems[:MOST_PROBLEMS],
-        "more_problems": len(problems) - len(problems[:MOST_PROBLEMS]),
-        "data_facts": facts.data_facts(report.result, report.run, root),
+        "unreadable": unreadable[:MAX_UNREADABLE],
+        "num_more_unreadable": max(len(unreadable) - MAX_UNREADABLE, 0),
+        "data_entries": tables.data_entries(report.result, report.run, root),
     }
 
 
-def without_matrix(content: Mapping) -> dict:
-    """The pairs that are most often confused stay; a cell of no pair can no longer be opened."""
-    open_cells = [f"{pair['truth']}-{pair['answer']}" for pair in content["pairs"]]
+def drop_matrix(content: Mapping) -> dict:
+    """Drops the confusion matrix; only the cells of the most confused pairs can still be opened."""
+    open_cells = [f"{pair['truth']}-{pair['predicted']}" for pair in content["pairs"]]
     totals = {cell: content["totals"][cell] for cell in open_cells}
-    said = f"{len(content['totals']):,} of its cells have videos"
-    return {"rows": [], "totals": totals, "left_out": {**content["left_out"], "matrix": said}}
+    note = f"{len(content['totals']):,} of its cells have videos"
+    return {"rows": [], "totals": totals, "left_out": {**content["left_out"], "matrix": note}}
 
 
-def fewer_videos(content: Mapping) -> dict:
-    """Those that are worth a clip stay; for the others, what a cell opens names `predictions.csv`."""
-    return {"cards": dict(islice(content["cards"].items(), MOST_VIDEOS))}
+def truncate_videos(content: Mapping) -> dict:
+    """Keeps the videos with the highest priority for a clip; cells refer to `predictions.csv` for the others."""
+    return {"cards": dict(islice(content["cards"].items(), MAX_VIDEOS))}
 
 
-def fewer_classes(content: Mapping) -> dict:
-    """In every table, the classes that are recognised least."""
-    if content["num_classes"] <= MOST_ROWS:
+def truncate_classes(content: Mapping) -> dict:
+    """Keeps the classes with the lowest recall in every table."""
+    if content["num_classes"] <= MAX_CLASS_ROWS:
         return {}
-    rows = sorted(content["class_rows"], key=lambda row: 2.0 if row["recall"] is None else row["recall"])[:MOST_ROWS]
+    by_recall = sorted(content["class_rows"], key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+    rows = by_recall[:MAX_CLASS_ROWS]
     kept = {row["name"] for row in rows}
-    others = ("audit_classes", "data_rows")
-    cut = {key: [row for row in content[key] if row["name"] in kept] for key in others if key in content}
-    return {**cut, "class_rows": rows, "left_out": {**content["left_out"], "classes": len(kept)}}
+    truncated = {
+        key: [row for row in content[key] if row["name"] in kept]
+        for key in ("audit_classes", "data_rows")
+        if key in content
+    }
+    return {**truncated, "class_rows": rows, "left_out": {**content["left_out"], "classes": len(kept)}}
 
 
-CUTS = (without_matrix, fewer_videos, fewer_classes)
+TRUNCATIONS = (drop_matrix, truncate_videos, truncate_classes)

@@ -1,9 +1,9 @@
 "use strict";
-// Plays the clips of a report, opens the cells of its confusion matrix, sorts its tables. Everything is in the page.
+// Plays the clips of a report, opens the cells of its confusion matrix and sorts its tables. All data is in the page.
 (() => {
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("page-data").textContent);
-  const SHORTEST = 1000 / 30, HOLD = 600; // milliseconds: of a frame; and longer of the last one, so that the end is seen
+  const MIN_FRAME_TIME = 1000 / 30, LAST_FRAME_EXTRA = 600; // milliseconds; the last frame is shown longer
 
   // ---- players ----
   const players = new Set();
@@ -16,7 +16,7 @@
   });
 
   class Player {
-    constructor(place, clip, name) {
+    constructor(container, clip, name) {
       Object.assign(this, { clip, name, frame: 0, playing: !stopped, visible: false, due: 0 });
       const parts = byId("player-template").content.cloneNode(true);
       for (const part of ["screen", "evidence", "look"]) this[part] = parts.querySelector(`.${part}`);
@@ -26,10 +26,10 @@
       this.screen.addEventListener("click", () => this.play(!this.playing));
       this.screen.addEventListener("keydown", (event) => this.key(event));
       this.look.addEventListener("click", () => this.draw(this.look.getAttribute("aria-pressed") !== "true"));
-      this.look.hidden = !clip.focus;
+      this.look.hidden = !clip.heat_sprite;
       this.drawEvidence();
       this.draw(false);
-      place.replaceChildren(parts);
+      container.replaceChildren(parts);
       this.screen.player = this;
       players.add(this);
       observer.observe(this.screen);
@@ -37,16 +37,16 @@
       this.show(0);
     }
 
-    draw(focus) {
-      this.look.setAttribute("aria-pressed", focus);
-      this.screen.style.backgroundImage = `url("${focus ? this.clip.focus : this.clip.sprite}")`;
+    draw(heat) {
+      this.look.setAttribute("aria-pressed", heat);
+      this.screen.style.backgroundImage = `url("${heat ? this.clip.heat_sprite : this.clip.sprite}")`;
     }
 
     drawEvidence() {
       const numbers = this.clip.evidence;
       this.evidence.hidden = !numbers;
       if (!numbers) return;
-      const [low, high] = data.evidence, span = high - low || 1;  // of all clips: what is small looks small
+      const [low, high] = data.evidence, span = high - low || 1; // one scale for all clips
       for (const number of numbers) {
         const bar = document.createElement("i"), cell = document.createElement("span");
         bar.style.top = `${(100 * (high - Math.max(number, 0))) / span}%`;
@@ -56,8 +56,8 @@
         this.evidence.append(cell);
       }
       const most = numbers.indexOf(Math.max(...numbers)), least = numbers.indexOf(Math.min(...numbers));
-      const said = (place) => `frame ${place + 1} (${numbers[place].toFixed(2)})`;
-      this.evidence.setAttribute("aria-label", `Evidence for the answer, ${numbers.reduce((a, b) => a + b, 0).toFixed(2)} in all: most in ${said(most)}, least in ${said(least)}`);
+      const describe = (frame) => `frame ${frame + 1} (${numbers[frame].toFixed(2)})`;
+      this.evidence.setAttribute("aria-label", `Evidence for the predicted class, ${numbers.reduce((a, b) => a + b, 0).toFixed(2)} in all: most in ${describe(most)}, least in ${describe(least)}`);
     }
 
     key(event) {
@@ -78,8 +78,8 @@
     }
 
     pace() {
-      const one = Math.max((1000 * this.clip.seconds) / this.clip.frames, SHORTEST);
-      return this.frame === this.clip.frames - 1 ? one + HOLD : one;
+      const time = Math.max((1000 * this.clip.seconds) / this.clip.frames, MIN_FRAME_TIME);
+      return this.frame === this.clip.frames - 1 ? time + LAST_FRAME_EXTRA : time;
     }
 
     show(frame) {
@@ -119,9 +119,9 @@
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
   function fill(card, number) {
-    const video = data.videos[number], place = card.querySelector(".player");
-    const name = `the clip of ${video.name}, truth ${video.truth}, answered ${video.answer}`;
-    if (place && data.clips[number]) return new Player(place, data.clips[number], name);
+    const video = data.videos[number], container = card.querySelector(".player");
+    const name = `the clip of ${video.name}, truth ${video.truth}, predicted ${video.predicted}`;
+    if (container && data.clips[number]) return new Player(container, data.clips[number], name);
     return null;
   }
 
@@ -137,40 +137,40 @@
   pauseAll?.addEventListener("click", () => stopAll(!stopped));
   stopAll(stopped);
 
-  // ---- the clips of a cell ----
+  // ---- clips of a cell ----
   const dialog = byId("cell");
   let opener = null, opened = [];
 
-  // a long name may be broken behind _ and /
+  // allows line breaks after _ and / in a long name
   const breakable = (name) => name.split(/(?<=[_/\\])(?=.)/s).flatMap((part) => [document.createElement("wbr"), part]);
 
   function newCard(number) {
     const card = byId("card-template").content.firstElementChild.cloneNode(true), video = data.videos[number];
-    for (const place of card.querySelectorAll("[data-is]")) {
-      const value = video[place.dataset.is];
-      place.append(...(typeof value === "number" ? [percent(value)] : breakable(value)));
+    for (const element of card.querySelectorAll("[data-is]")) {
+      const value = video[element.dataset.is];
+      element.append(...(typeof value === "number" ? [percent(value)] : breakable(value)));
     }
-    card.classList.toggle("wrong", video.truth !== video.answer);
+    card.classList.toggle("wrong", video.truth !== video.predicted);
     return card;
   }
 
   function openCell(button) {
-    const key = button.dataset.cell, [truth, answer] = key.split("-").map((place) => data.classes[place]);
+    const key = button.dataset.cell, [truth, predicted] = key.split("-").map((index) => data.classes[index]);
     const videos = data.cells[key] ?? [], total = data.totals[key];
-    const shown = videos.filter((number) => data.clips[number]), rest = videos.filter((number) => !data.clips[number]);
-    byId("cell-title").textContent = truth === answer ? `${truth}, recognised` : `${truth}, taken for ${answer}`;
+    const withClip = videos.filter((number) => data.clips[number]), rest = videos.filter((number) => !data.clips[number]);
+    byId("cell-title").textContent = truth === predicted ? `${truth}, correct` : `${truth}, predicted as ${predicted}`;
     const plural = total === 1 ? "video" : "videos";
-    byId("cell-text").textContent = shown.length === total ? `${total} ${plural}` : `${shown.length} of ${total} ${plural} shown`;
-    const cards = shown.map((number) => [newCard(number), number]);
+    byId("cell-text").textContent = withClip.length === total ? `${total} ${plural}` : `${withClip.length} of ${total} ${plural} shown`;
+    const cards = withClip.map((number) => [newCard(number), number]);
     byId("cell-cards").replaceChildren(...cards.map(([card]) => card));
     opened = cards.map(([card, number]) => fill(card, number));
-    byId("cell-rest").replaceChildren(...listed(rest, total - videos.length));
+    byId("cell-rest").replaceChildren(...videoList(rest, total - videos.length));
     opener = button;
     dialog.showModal();
     dialog.scrollTop = 0;
   }
 
-  function listed(rest, more) {
+  function videoList(rest, more) {
     if (!rest.length && !more) return [];
     const title = document.createElement("h3"), list = document.createElement("ul");
     title.textContent = "Without a preview";
@@ -193,7 +193,7 @@
     opener?.focus({ preventScroll: true });
   });
 
-  // ---- the matrix: one tab stop, arrow keys within ----
+  // ---- confusion matrix: one tab stop, arrow keys move between cells ----
   const matrix = document.querySelector(".matrix");
   if (matrix) {
     const cells = [...matrix.querySelectorAll("button")], rows = new Map(), columns = new Map();
@@ -206,7 +206,7 @@
     let current = cells[0];
     if (current) current.tabIndex = 0;
 
-    const light = (cell, on) => {
+    const highlight = (cell, on) => {
       heads[cell.column].classList.toggle("on", on);
       sides[cell.row].classList.toggle("on", on);
     };
@@ -228,7 +228,7 @@
       matrix.addEventListener(type, (event) => {
         const cell = event.target.closest("[data-cell]");
         if (!cell) return;
-        light(cell, on);
+        highlight(cell, on);
         if (type !== "focusin") return;
         current.tabIndex = -1;
         current = cell;
@@ -237,11 +237,11 @@
     }
   }
 
-  // ---- tables that sort ----
+  // ---- sortable tables ----
   for (const button of document.querySelectorAll(".sortable thead button")) {
     button.addEventListener("click", () => {
-      const head = button.parentElement, body = head.closest("table").tBodies[0], place = head.cellIndex;
-      const value = (row) => row.cells[place].dataset.value;
+      const head = button.parentElement, body = head.closest("table").tBodies[0], column = head.cellIndex;
+      const value = (row) => row.cells[column].dataset.value;
       const isText = head.classList.contains("name");
       const up = head.getAttribute("aria-sort") === (isText ? "none" : "descending") || (isText && head.getAttribute("aria-sort") === "descending");
       const compare = (a, b) => {

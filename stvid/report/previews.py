@@ -1,4 +1,4 @@
-"""Small moving pictures of videos as a model sees them, and of where it looked.
+"""Small animated previews of clips as the model sees them, with Grad-CAM heat maps.
 
 T frames   C channels   H, W height and width
 """
@@ -24,37 +24,37 @@ from stvid.data.sampler import SampleKey
 from stvid.evaluation.explain import explain
 from stvid.run.checkpoint import TrainedModel
 
-MOST_FRAMES = 24
-MOST_WIDTH = 128  # pixels
-QUALITY = 45  # of WebP, 0 to 100
-GREY = (0.299, 0.587, 0.114)  # what red, green and blue add to brightness
-# "inferno" of matplotlib (public domain) at equal distances: brightness grows evenly from black to pale yellow, so it
-# is read alike by the colour-blind and in print
+MAX_FRAMES = 24
+MAX_WIDTH = 128  # pixels
+WEBP_QUALITY = 45  # of WebP, 0 to 100
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue
+# samples of matplotlib's colour map "inferno" (public domain) at equal distances: brightness grows evenly from black to
+# pale yellow, so it also works in print and for colour-blind readers
 INFERNO = (
     (0, 0, 4), (31, 12, 72), (85, 15, 109), (136, 34, 106), (186, 54, 85), (227, 89, 51), (249, 140, 10),
     (249, 201, 50), (252, 255, 164),
 )  # fmt: skip
-DIMMED = 0.6  # brightness that the picture keeps where nothing was looked at
-COVER = 0.7  # how much of the picture the greatest heat covers
-BRIGHT = 0.99  # share of the pixels that stay below white
+GREY_BRIGHTNESS = 0.6  # brightness of the frame where the heat is 0
+HEAT_OPACITY = 0.7  # opacity of the maximum heat
+WHITE_QUANTILE = 0.99  # quantile of the brightness that becomes white
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """One clip of a video, as a page can play it.
+    """One clip of a video, as the report plays it.
 
     Attributes:
-        sprite: WebP, the frames side by side, the first at the left.
-        focus: the same in grey with the heat of `explain` drawn over it; None where nothing was explained.
-        num_frames: in the sprite.
-        width, height: of one frame, pixels.
-        seconds: that the clip lasts in the video, from its first frame to its last; at least one frame's time.
-        evidence: what each frame adds to the class's logit; None where nothing was explained, or the model does not
-            read frame by frame.
+        sprite: WebP with the frames side by side, the first on the left.
+        heat_sprite: the same in grey with the heat map of `explain` on top; None if the clip is not explained.
+        num_frames: frames in the sprite.
+        width, height: size of one frame, pixels.
+        seconds: duration of the clip in the video, from its first frame to its last; at least that of one frame.
+        evidence: contribution of each frame to the logit; None if the clip is not explained, or if the model does not
+            process the clip frame by frame.
     """
 
     sprite: bytes
-    focus: bytes | None
+    heat_sprite: bytes | None
     num_frames: int
     width: int
     height: int
@@ -70,29 +70,30 @@ def make_previews(
     explained: Mapping[int, int],
     cache: Path | None,
 ) -> dict[int, Preview]:
-    """Previews of some videos: each one's middle view, just as the model sees it. Every video is decoded once.
+    """Previews of the middle view of some videos, exactly as the model sees it. Every video is decoded once.
 
-    Of `clip.input=rgb_diff` the pictures are shown, of `diff` the difference images, which are all that the model sees.
-    Clips of more than 24 frames are thinned evenly, heat and evidence alike; pictures are at most 128 pixels wide.
+    With `clip.input=rgb_diff` the previews show the frames; with `diff` the difference images, because the model sees
+    nothing else. Of clips with more than 24 frames, every preview has 24 equally spaced frames; frames are at most 128
+    pixels wide.
 
     Args:
-        trained: the model; to explain, it goes to the accelerator where there is one.
+        trained: the model; it is moved to an accelerator if there is one and a clip is explained.
         items: the videos of a split.
-        videos: which of them are wanted, as positions among the items.
-        explained: which are explained: position -> the class whose logit is meant.
-        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
+        videos: positions of the videos among the items.
+        explained: position -> class index, for the videos to explain.
+        cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
 
     Returns:
-        Position -> preview, in the order of `videos`; those that cannot be read are left out.
+        Position -> preview, in the order of `videos`, without unreadable videos.
 
     Raises:
-        InputError: a video is shorter than a clip, and `clip.short=error`.
+        InputError: a video is shorter than a clip and `clip.short=error`.
     """
     videos = list(dict.fromkeys(videos))
-    chosen = [items[video] for video in videos]
+    selected = [items[video] for video in videos]
     dataset = Views(
-        items=chosen,
-        infos=probe_items(chosen, num_workers=resolve_workers("auto"), cache=cache, decode_all=False),
+        items=selected,
+        infos=probe_items(selected, num_workers=resolve_workers("auto"), cache=cache, decode_all=False),
         class_names=trained.class_names,
         clip=trained.clip,
     )
@@ -103,23 +104,23 @@ def make_previews(
     for index, video in enumerate(videos):
         sample = dataset[SampleKey(0, index)]
         if not isinstance(sample, Failure):
-            seconds = _seconds(dataset, index)
+            seconds = _clip_seconds(dataset, index)
             previews[video] = _preview(trained, sample["clips"][0], explained.get(video), seconds)
     return previews
 
 
 def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, seconds: float) -> Preview:
-    kept = thinned(len(clip_TCHW))
-    frames_TCHW = _small(clip_TCHW[kept, :3].float() / 255)
-    focus = evidence = None
+    indices = thin_frames(len(clip_TCHW))
+    frames_TCHW = _shrink(clip_TCHW[indices, :3].float() / 255)
+    heat_sprite = evidence = None
     if class_index is not None:
         explanation = explain(trained, clip_TCHW, class_index)
-        focus = _sprite(heat_over(frames_TCHW, _small(explanation.heat_THW[kept, None])[:, 0]))
-        evidence = None if explanation.evidence_T is None else explanation.evidence_T[kept].tolist()
+        heat_sprite = _sprite(overlay_heat(frames_TCHW, _shrink(explanation.heat_THW[indices, None])[:, 0]))
+        evidence = None if explanation.evidence_T is None else explanation.evidence_T[indices].tolist()
     height, width = frames_TCHW.shape[2:]
     return Preview(
         sprite=_sprite(frames_TCHW),
-        focus=focus,
+        heat_sprite=heat_sprite,
         num_frames=len(frames_TCHW),
         width=width,
         height=height,
@@ -128,53 +129,56 @@ def _preview(trained: TrainedModel, clip_TCHW: Tensor, class_index: int | None, 
     )
 
 
-def thinned(num_frames: int) -> list[int]:
-    """The frames of a clip that are shown: all, or 24 from the first to the last at equal distances."""
-    if num_frames <= MOST_FRAMES:
+def thin_frames(num_frames: int) -> list[int]:
+    """Indices of the frames in a preview: all, or 24 equally spaced ones from the first to the last."""
+    if num_frames <= MAX_FRAMES:
         return list(range(num_frames))
-    return [round(i * (num_frames - 1) / (MOST_FRAMES - 1)) for i in range(MOST_FRAMES)]
+    return [round(i * (num_frames - 1) / (MAX_FRAMES - 1)) for i in range(MAX_FRAMES)]
 
 
-def heat_over(frames_TCHW: Tensor, heat_THW: Tensor) -> Tensor:
-    """Pictures in dimmed grey, and the brighter and yellower the hotter; all in [0, 1].
+def overlay_heat(frames_TCHW: Tensor, heat_THW: Tensor) -> Tensor:
+    """Frames in dimmed grey with a heat map on top: brighter and more yellow means hotter.
 
     Args:
-        frames_TCHW: `T x 3 x H x W`.
-        heat_THW: of the same size.
+        frames_TCHW: `T x 3 x H x W`, in [0, 1].
+        heat_THW: heat of each pixel, in [0, 1].
+
+    Returns:
+        `T x 3 x H x W`, in [0, 1].
     """
-    grey_T1HW = (frames_TCHW * torch.tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
-    grey_T1HW = (grey_T1HW / grey_T1HW.quantile(BRIGHT).clamp_min(0.2)).clamp_max(1)  # dark videos can be seen, too
+    grey_T1HW = (frames_TCHW * torch.tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    grey_T1HW = (grey_T1HW / grey_T1HW.quantile(WHITE_QUANTILE).clamp_min(0.2)).clamp_max(1)  # brightens dark videos
     colours = torch.tensor(INFERNO) / 255
-    place_THW = heat_THW.clamp(0, 1) * (len(colours) - 1)
-    low = place_THW.long().clamp(max=len(colours) - 2)
-    share_THW1 = (place_THW - low)[..., None]
+    scaled_THW = heat_THW.clamp(0, 1) * (len(colours) - 1)
+    low = scaled_THW.long().clamp(max=len(colours) - 2)
+    share_THW1 = (scaled_THW - low)[..., None]
     colour_THWC = colours[low] * (1 - share_THW1) + colours[low + 1] * share_THW1
-    cover_T1HW = COVER * heat_THW[:, None].clamp(0, 1)
-    return DIMMED * grey_T1HW * (1 - cover_T1HW) + colour_THWC.movedim(-1, 1) * cover_T1HW
+    opacity_T1HW = HEAT_OPACITY * heat_THW[:, None].clamp(0, 1)
+    return GREY_BRIGHTNESS * grey_T1HW * (1 - opacity_T1HW) + colour_THWC.movedim(-1, 1) * opacity_T1HW
 
 
-def _small(pictures_TCHW: Tensor) -> Tensor:
-    """At most 128 pixels wide, aspect kept."""
-    height, width = pictures_TCHW.shape[2:]
-    if width <= MOST_WIDTH:
-        return pictures_TCHW
-    size = (max(round(height * MOST_WIDTH / width), 1), MOST_WIDTH)
-    return F.interpolate(pictures_TCHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+def _shrink(images_TCHW: Tensor) -> Tensor:
+    """Resizes images to at most 128 pixels of width, keeping the aspect ratio."""
+    height, width = images_TCHW.shape[2:]
+    if width <= MAX_WIDTH:
+        return images_TCHW
+    size = (max(round(height * MAX_WIDTH / width), 1), MAX_WIDTH)
+    return F.interpolate(images_TCHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def _sprite(pictures_TCHW: Tensor) -> bytes:
-    """Pictures in [0, 1], side by side, as WebP."""
-    row_HWC = torch.cat(list(pictures_TCHW), dim=2).permute(1, 2, 0)
+def _sprite(images_TCHW: Tensor) -> bytes:
+    """Encodes images in [0, 1], side by side, as WebP."""
+    row_HWC = torch.cat(list(images_TCHW), dim=2).permute(1, 2, 0)
     file = io.BytesIO()
     pixels = (row_HWC * 255).round().to(torch.uint8).contiguous().numpy()
-    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY, method=6)
+    Image.fromarray(pixels).save(file, "WEBP", quality=WEBP_QUALITY, method=6)
     return file.getvalue()
 
 
-def _seconds(dataset: Views, index: int) -> float:
-    """From the first frame of the middle clip to its last.
+def _clip_seconds(dataset: Views, index: int) -> float:
+    """Duration of the middle clip, from its first frame to its last.
 
-    Where a clip is longer than its video, the steps past the end count as long as those within.
+    If the clip is longer than the video, the steps after the end are as long as the others.
     """
     info = dataset.infos[index]
     frames, fps = dataset.timeline(index)

@@ -1,4 +1,4 @@
-"""`report.html` and `comparison.html`: one file each that opens anywhere and loads nothing."""
+"""Writes `report.html` and `comparison.html`, each a single self-contained file."""
 
 from __future__ import annotations
 
@@ -9,166 +9,120 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
-    price,
+    estimate_cost,
     read_json,
     read_predictions,
     read_result,
-    write_result,
 )
-from stvid.evaluation.text import headline
 from stvid.files import replacing
-from stvid.report.clips import MOST_CLIPS, choose, encoded_size
+from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
 from stvid.report.comparison import comparison_page
 from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import (
-    PREDICTIONS_NAME,
-    REPORT_NAME,
-    RESULT_NAME,
-    display_path,
-    home,
-)
-from stvid.run.provenance import run_record
-from stvid.run.start import is_multirun
+from stvid.run.folder import RunFolder
 from stvid.training.callbacks.bad_videos import read_bad_videos
 
 log = logging.getLogger(__name__)
-MOST_BYTES = 8_000_000  # of a page
-CLIP_BYTES = 5_500_000  # of it for clips, as base64
-TEXT_BYTES = 4_000_000  # of it for the rest, above which that is cut
-BEST = "best.ckpt"  # what a run folder stands for
-AT_ONCE = 64  # previews that are made before the next look at what they weigh
-
-
-def write_results(
-    trained: TrainedModel,
-    result: Mapping,
-    predictions: Sequence[PredictionRow],
-    *,
-    config: Mapping,
-    data,
-    training: Mapping,
-    epochs: int,
-) -> None:
-    """What a run leaves behind when training is done: `result.json` and `predictions.csv`, what to type next, the page.
-
-    Args:
-        trained: the model; the files go into its run folder.
-        result: of the evaluation on val; the file also holds how training went, and all that it came from.
-        predictions: likewise.
-        config: the run's, see `as_used`.
-        data: the `VideoDataModule`.
-        training: on which kind of device, in which precision, and how it went, see `EpochTable.summary`.
-        epochs: that were trained.
-    """
-    run = trained.folder
-    facts = run_record(data.manifest, num_bad=len(read_bad_videos(run / "bad_videos.csv")), code=home() / "train.py")
-    result = {**result, "seed": config["seed"], **training, **facts, "config": dict(config)}
-    write_result(run, result, predictions)
-    log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], epochs)
-    log.info("run folder   %s", display_path(run))
-    log.info(
-        "test it      stvid evaluate %s%s", display_path(run), "" if data.manifest.select("test") else " --split val"
-    )
-    log.info("use it       stvid predict %s VIDEO...", display_path(run))
-    if config["report"] and not is_multirun():  # of forty trials nobody looks at forty pages
-        draw_report(trained, run, cache=probe_cache(data.manifest))
-        log.info("look at it   %s", display_path(run / REPORT_NAME))
+MAX_BYTES = 8_000_000  # size of a page
+MAX_CLIP_BYTES = 5_500_000  # clips as base64
+MAX_TEXT_BYTES = 4_000_000  # the rest of the page; above this it is truncated
+PREVIEW_BATCH = 64  # previews made before their size is checked again
 
 
 def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
-    """Gathers what there is to say of an evaluation, and makes the clips that show it.
+    """Collects the content of a report, and makes the previews.
 
     Args:
-        trained: the model; of a cross-validation, that of any fold.
-        folder: of the evaluation, with `result.json` and `predictions.csv`. None: the run's own, its result on val.
-        cache: file that keeps what probing finds, see `loading.probe_cache`; None: none.
+        trained: the model; for a cross-validation, that of any fold.
+        folder: folder of the evaluation, with `result.json` and `predictions.csv`; None: the run folder itself, with
+            the result on val.
+        cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
 
     Raises:
-        InputError: no `result.json` or `predictions.csv` there, or one of an older version.
+        InputError: `result.json` or `predictions.csv` is missing or of an older version.
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
-    predictions = read_predictions(folder / PREDICTIONS_NAME, result["class_names"])
-    run, is_pooled = read_json(trained.folder / RESULT_NAME), "folds" in result
-    is_judged = is_pooled or _is_judged(trained, result)
-    explained = not is_pooled and is_judged
-    facts = _facts_of_run(trained.folder, run) if not is_pooled else {}
+    predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
+    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
+    is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
+    checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
         name=trained.folder.parent.name if is_pooled else trained.folder.name,
         model=type(trained.model).__name__,
         result=result,
         predictions=predictions,
-        cost=price(trained, run),
-        previews=_previews(trained, result, predictions, explain=explained, cache=cache),
+        cost=estimate_cost(trained, run),
+        previews=_previews(trained, result, predictions, explain=is_evaluated and not is_pooled, cache=cache),
         audit_command=_audit_command(trained, result),
-        drawn_with=None if is_judged else f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})",
-        **facts,
+        other_checkpoint=None if is_evaluated else checkpoint,
+        **({} if is_pooled else _run_details(trained.folder, run)),
     )
 
 
-def _facts_of_run(folder: Path, run: Mapping) -> dict:
-    """What is known of one run's training; of a cross-validation there are several."""
-    config = folder / "config.yaml"
+def _run_details(folder: Path, run: Mapping) -> dict:
+    """The parts of a `Report` that describe the training of one run."""
+    files = RunFolder(folder)
+    config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(folder / "metrics.csv"),
-        "bad_videos": read_bad_videos(folder / "bad_videos.csv"),
+        "epochs": _read_rows(files.metrics_csv),
+        "bad_videos": read_bad_videos(files.bad_videos_csv),
         "config": config.read_text(encoding="utf-8") if config.is_file() else "",
     }
 
 
-def _is_judged(trained: TrainedModel, result: Mapping) -> bool:
-    """Whether a result is of these very weights: file, epoch and step of the checkpoint are the same."""
-    judged = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
-    return judged == (trained.path.name, trained.epoch, trained.step)
+def _is_evaluated_checkpoint(trained: TrainedModel, result: Mapping) -> bool:
+    """Whether the result belongs to this checkpoint: same file name, epoch and step."""
+    evaluated = (Path(result["checkpoint"]).name, result["epoch"], result["step"])
+    return evaluated == (trained.path.name, trained.epoch, trained.step)
 
 
 def _audit_command(trained: TrainedModel, result: Mapping) -> str:
-    """For the same runs, checkpoint, videos and views, wherever it is typed."""
+    """Command line of an audit with the same runs, checkpoint, videos and views; it works in any folder."""
     if "folds" in result:
         runs = [Path(fold["run"]) for fold in result["folds"]]
     else:
         name = Path(result["checkpoint"]).name
-        runs = [trained.folder if name == BEST else trained.path.with_name(name)]
-    words = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
+        is_best = name == RunFolder(trained.folder).best_ckpt.name
+        runs = [trained.folder if is_best else trained.path.with_name(name)]
+    arguments = [*(str(run.absolute()) for run in runs), "--split", result["split"]]
     if result["manifest"]:
-        words += ["--manifest", str(Path(result["manifest"]).absolute())]
-        words += ["--allow-leaks"] if result["num_seen"] else []
+        arguments += ["--manifest", str(Path(result["manifest"]).absolute())]
+        arguments += ["--allow-leaks"] if result["num_seen"] else []
     for key, option in (("num_clips", "--clips"), ("num_crops", "--crops")):
         if result["protocol"][key] != trained.protocol[key]:
-            words += [option, str(result["protocol"][key])]
-    return shlex.join(["stvid", "evaluate", *words, "--audit"])
+            arguments += [option, str(result["protocol"][key])]
+    return shlex.join(["stvid", "evaluate", *arguments, "--audit"])
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the page, at most 8 MB of it: as many clips as fit. The file is written whole or not at all.
+    """Writes the page, at most 8 MB, with as many clips as fit. The file is replaced atomically.
 
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write(path, report_page(report, clip_bytes=CLIP_BYTES, text_bytes=TEXT_BYTES, most_bytes=MOST_BYTES))
+    _write_page(path, report_page(report, clip_bytes=MAX_CLIP_BYTES, text_bytes=MAX_TEXT_BYTES, max_bytes=MAX_BYTES))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Writes the page that sets several runs side by side.
+    """Writes the page that compares several runs.
 
     Raises:
         InputError: the folder of the file does not exist.
     """
-    _write(path, comparison_page(comparison))
+    _write_page(path, comparison_page(comparison))
 
 
-def _write(path: Path, page: bytes) -> None:
+def _write_page(path: Path, page: bytes) -> None:
     if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+        raise InputError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist")
     with replacing(path) as partial:
         partial.write_bytes(page)
 
@@ -176,29 +130,26 @@ def _write(path: Path, page: bytes) -> None:
 def _previews(
     trained: TrainedModel, result: Mapping, predictions: Sequence[PredictionRow], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
-    """As many as a page has room for, in the order of `choose`; `explain`: this model gave the answers."""
-    gone = [one.path for one in predictions if not os.path.exists(one.path)]
-    if gone:
+    """Previews in the order of `select_clips`, as many as fit on a page; `explain`: with heat maps."""
+    missing = [row.path for row in predictions if not os.path.exists(row.path)]
+    if missing:
         log.warning(
-            "%d of %d videos are no longer there, so the page has no clips of them: %s",
-            len(gone),
-            len(predictions),
-            gone[0],
+            "%d of %d videos no longer exist, so the page has no clips of them; the first: %s",
+            *(len(missing), len(predictions), missing[0]),
         )
-    choice = choose(predictions)
+    selection = select_clips(predictions)
     items = [
-        Item(path=one.path, label=one.label, split=result["split"], start=one.start, end=one.end, group=one.group)
-        for one in predictions
+        Item(path=row.path, label=row.label, split=result["split"], start=row.start, end=row.end, group=row.group)
+        for row in predictions
     ]
-    place = {name: i for i, name in enumerate(result["class_names"])}
-    explained = {video: place[predictions[video].predicted] for video in choice.explained * explain}
-    previews, spent = {}, 0
-    for start in range(0, min(len(choice.order), MOST_CLIPS), AT_ONCE):
-        videos = choice.order[start : start + AT_ONCE]
-        asked = {video: explained[video] for video in videos if video in explained}
-        previews |= make_previews(trained, items, videos=videos, explained=asked, cache=cache)
-        spent = sum(map(encoded_size, previews.values()))
-        if spent > CLIP_BYTES:
+    index = {name: i for i, name in enumerate(result["class_names"])}
+    explained = {video: index[predictions[video].predicted] for video in selection.explained * explain}
+    previews = {}
+    for start in range(0, min(len(selection.order), MAX_CLIPS), PREVIEW_BATCH):
+        videos = selection.order[start : start + PREVIEW_BATCH]
+        classes = {video: explained[video] for video in videos if video in explained}
+        previews |= make_previews(trained, items, videos=videos, explained=classes, cache=cache)
+        if sum(map(encoded_size, previews.values())) > MAX_CLIP_BYTES:
             break
     return previews
 
@@ -211,5 +162,5 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
-    """`report.html` beside an evaluation's `result.json`; see `report_of_run`."""
-    write_report(report_of_run(trained, folder, cache=cache), folder / REPORT_NAME)
+    """Writes `report.html` next to the `result.json` of an evaluation; see `report_of_run`."""
+    write_report(report_of_run(trained, folder, cache=cache), RunFolder(folder).report_html)

@@ -1,218 +1,219 @@
-"""Tables of a page: headline numbers, classes, confusion, cost, data, and what a result came from."""
+"""Tables of a report: metrics, confusion matrix, classes, audit, cost, data and provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from stvid.cost.report import CostReport, bytes_text, count_text
-from stvid.evaluation import text as notation
-from stvid.evaluation import text as words
-from stvid.evaluation.results import on_gpu
-from stvid.evaluation.text import mistaken_for
+from stvid.evaluation import text
+from stvid.evaluation.results import was_trained_on_gpu
 
-TOPS = ("2", "3", "5")
-MANY = 20  # classes, above which top 5 says more than top 2
-Facts = list[tuple[str, str] | tuple[str, str, str | None]]  # name, value, and perhaps a note
-SHADES = (0.1, 0.25, 0.5, 0.8)  # shares of a row at which a cell's colour changes
-MANY_CLASSES = 30  # above these the matrix is folded away behind the list of pairs
-PAIRS, PAIRS_OF_MANY = 6, 20
+TOP_K = ("2", "3", "5")
+NUM_CLASSES_FOR_TOP5 = 20  # with more classes, top-5 accuracy is more informative than top-2 accuracy
+Entries = list[tuple[str, str] | tuple[str, str, str | None]]  # name, value, and optionally a note
+SHADE_BOUNDS = (0.1, 0.25, 0.5, 0.8)  # fractions of a row at which the colour of a cell changes
+LARGE_MATRIX = 30  # classes; a larger matrix is folded, below the list of confused pairs
+NUM_PAIRS, NUM_PAIRS_LARGE = 6, 20
 
 
-def headline_numbers(result: Mapping) -> Facts:
-    """All numbers of a result but the video accuracy."""
+def metric_entries(result: Mapping) -> Entries:
+    """All metrics of a result except the video accuracy."""
 
-    def noted(name: str, note: str) -> tuple[str, str, str]:
-        bounds = notation.interval(result[f"{name}_ci95"])
-        return name.replace("_", " "), notation.percent(result[name]), f"{note}, {bounds}"
+    def accuracy(name: str, note: str) -> tuple[str, str, str]:
+        bounds = text.interval(result[f"{name}_ci95"])
+        return name.replace("_", " "), text.percent(result[name]), f"{note}, {bounds}"
 
-    numbers: Facts = [
-        noted("clip_accuracy", "every view for itself"),
-        noted("mean_class_accuracy", "every class counts alike"),
+    entries: Entries = [
+        accuracy("clip_accuracy", "each view on its own"),
+        accuracy("mean_class_accuracy", "all classes weighted equally"),
     ]
-    tops = {k: notation.percent(share) for k, share in result["top_k_accuracy"].items() if k in TOPS}
-    if tops:
-        shown = "5" if "5" in tops and len(result["class_names"]) > MANY else "2"
-        others = ", ".join(f"top {k}: {share}" for k, share in tops.items() if k != shown)
-        numbers.append((f"top {shown}", tops[shown], others or "truth among the 2 most probable answers"))
-    numbers.append(("macro F1", notation.decimal(result["macro_f1"]), "mean over the classes"))
-    chance = notation.decimal(words.chance_loss(result))
-    numbers.append(("log loss", notation.decimal(result["loss"]), f"{chance} for equal probabilities"))
-    numbers.append(("calibration error", notation.percent(result["ece"]), "how far its probabilities are off"))
-    return numbers
+    top = {k: text.percent(share) for k, share in result["top_k_accuracy"].items() if k in TOP_K}
+    if top:
+        main = "5" if "5" in top and len(result["class_names"]) > NUM_CLASSES_FOR_TOP5 else "2"
+        others = ", ".join(f"top {k}: {share}" for k, share in top.items() if k != main)
+        entries.append((f"top {main}", top[main], others or "true class among the 2 most probable"))
+    entries.append(("macro F1", text.decimal(result["macro_f1"]), "mean over the classes"))
+    chance = text.decimal(text.chance_loss(result))
+    entries.append(("log loss", text.decimal(result["loss"]), f"{chance} for equal probabilities"))
+    entries.append(("calibration error", text.percent(result["ece"]), "expected calibration error"))
+    return entries
 
 
-def cost_groups(cost: CostReport | None, result: Mapping, run: Mapping) -> list[tuple[str, str, Facts]]:
-    """Title, what it is about, and facts: what the model needs by count, and what the training was seen to need."""
+def cost_tables(cost: CostReport | None, result: Mapping, run: Mapping) -> list[tuple[str, str, Entries]]:
+    """Title, explanation and entries: the estimated cost of the model, and the measured cost of its training."""
     groups = []
     if cost is not None:
-        groups.append(("The model", _input_text(cost), _counted(cost, result["protocol"])))
+        groups.append(("Model", _input_description(cost), _estimated_entries(cost, result["protocol"])))
     if run:
-        groups.append(("Its training", f"As measured, on {_device(run)}.", _measured(run)))
+        groups.append(("Training", f"Measured on {_device_name(run)}.", _measured_entries(run)))
     return groups
 
 
-def _input_text(cost: CostReport) -> str:
+def _input_description(cost: CostReport) -> str:
     shape = " × ".join(map(str, cost.input_shape))
     device = {"cpu": "a CPU", "cuda": "a CUDA device"}[cost.device]
-    return f"Counted, for clips of {shape} (channels × frames × height × width) in {cost.precision} on {device}."
+    return f"Estimated for clips of {shape} (channels × frames × height × width) in {cost.precision} on {device}."
 
 
-def _counted(cost: CostReport, protocol: Mapping) -> Facts:
+def _estimated_entries(cost: CostReport, protocol: Mapping) -> Entries:
     views = protocol["num_clips"] * protocol["num_crops"]
-    trained = cost.trainable_parameters
-    share = None if trained == cost.parameters else f"{count_text(trained)} of them trained"
-    step = f"on {notation.count(cost.batch_size, 'clip')}, with AdamW"
+    trainable = cost.trainable_parameters
+    note = None if trainable == cost.parameters else f"{count_text(trainable)} of them trainable"
+    batch = f"batch of {text.count(cost.batch_size, 'clip')}, AdamW"
     return [
-        ("parameters", count_text(cost.parameters), share),
-        ("model", bytes_text(cost.model_bytes), "parameters and buffers"),
-        ("compute of a clip", f"{count_text(cost.flops_forward)}FLOPs", "twice the multiply-adds"),
-        ("compute of a video", f"{count_text(cost.flops_forward * views)}FLOPs", notation.count(views, "view")),
-        ("memory of a training step", bytes_text(cost.peak_train_bytes), step),
-        ("memory of an answer", bytes_text(cost.peak_inference_bytes), "to one clip"),
+        ("parameters", count_text(cost.parameters), note),
+        ("model size", bytes_text(cost.model_bytes), "parameters and buffers"),
+        ("compute per clip", f"{count_text(cost.flops_forward)}FLOPs", "twice the multiply-adds"),
+        ("compute per video", f"{count_text(cost.flops_forward * views)}FLOPs", text.count(views, "view")),
+        ("peak training memory", bytes_text(cost.peak_train_bytes), batch),
+        ("peak inference memory", bytes_text(cost.peak_inference_bytes), "one clip"),
     ]
 
 
-def _measured(run: Mapping) -> Facts:
-    facts: Facts = [("training time", notation.duration(run["training_seconds"]), "all epochs, validation included")]
+def _measured_entries(run: Mapping) -> Entries:
+    entries: Entries = [("training time", text.duration(run["training_seconds"]), "all epochs, including validation")]
     if run["clips_per_second"] is not None:
-        facts.append(("speed", f"{run['clips_per_second']:.1f} clips/s", "in training"))
+        entries.append(("speed", f"{run['clips_per_second']:.1f} clips/s", "in training"))
     if run["waiting"] is not None:
-        facts.append(("waiting for data", notation.percent(run["waiting"]), "of the training part"))
-    for place, gib in run["peak_memory_gib"].items():
+        entries.append(("waiting for data", text.percent(run["waiting"]), "of the training time without validation"))
+    for device, gib in run["peak_memory_gib"].items():
         if gib is not None:
-            facts.append((f"memory, {place}", f"{gib:.2f} GiB", "at most"))
-    return facts
+            entries.append((f"peak memory, {device}", f"{gib:.2f} GiB", None))
+    return entries
 
 
-def _device(run: Mapping) -> str:
+def _device_name(run: Mapping) -> str:
     hardware = run["hardware"]
-    if on_gpu(run) and hardware["gpus"]:
+    if was_trained_on_gpu(run) and hardware["gpus"]:
         return hardware["gpus"][0]["name"]
-    return f"{hardware['cpu'] or 'a CPU'}, {notation.count(hardware['cores'], 'core')}"
+    return f"{hardware['cpu'] or 'a CPU'}, {text.count(hardware['cores'], 'core')}"
 
 
-def record_facts(result: Mapping, run: Mapping) -> Facts:
+def provenance_entries(result: Mapping, run: Mapping) -> Entries:
     """Checkpoint, seed, code, versions and machine."""
-    facts: Facts = []
+    entries: Entries = []
     if "folds" in result:
-        facts.append(("runs", ", ".join(fold["run"] for fold in result["folds"])))
+        entries.append(("runs", ", ".join(fold["run"] for fold in result["folds"])))
     else:
-        facts.append(("checkpoint", f"{result['checkpoint']} (epoch {result['epoch']})"))
+        entries.append(("checkpoint", f"{result['checkpoint']} (epoch {result['epoch']})"))
     if result["manifest"]:
-        facts.append(("manifest", result["manifest"]))
+        entries.append(("manifest", result["manifest"]))
     if not run:
-        return facts
-    facts.append(("seed", str(run["seed"])))
+        return entries
+    entries.append(("seed", str(run["seed"])))
     if run["git"]:
-        changed = ", with changes that are not committed" if run["git"]["dirty"] else ""
-        facts.append(("git commit", f"{run['git']['commit']}{changed}"))
-    facts.append(("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
+        changed = ", with uncommitted changes" if run["git"]["dirty"] else ""
+        entries.append(("git commit", f"{run['git']['commit']}{changed}"))
+    entries.append(("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())))
     hardware = run["hardware"]
-    cores, memory = notation.count(hardware["cores"], "core"), hardware["memory_gib"]
+    cores, memory = text.count(hardware["cores"], "core"), hardware["memory_gib"]
     parts = [hardware["machine"], hardware["cpu"], cores, f"{memory} GiB of memory" if memory else None]
     parts += [f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in hardware["gpus"]]
-    facts.append(("machine", ", ".join(part for part in parts if part)))
-    return facts
+    entries.append(("machine", ", ".join(part for part in parts if part)))
+    return entries
 
 
-def data_facts(result: Mapping, run: Mapping, root: str | None) -> Facts:
-    """Where the judged videos lie, in how many groups, and the fingerprint of the run's data set."""
-    facts: Facts = [] if root is None else [("folder", root)]
+def data_entries(result: Mapping, run: Mapping, root: str | None) -> Entries:
+    """Folder of the evaluated videos, number of groups, and checksum of the run's manifest."""
+    entries: Entries = [] if root is None else [("folder", root)]
     if result["num_groups"]:
-        facts.append((f"groups in {result['split']}", f"{result['num_groups']:,}"))
+        entries.append((f"groups in {result['split']}", f"{result['num_groups']:,}"))
     if run:
-        facts.append(("fingerprint (SHA-256)", run["data"]["manifest_sha256"]))
-    return facts
+        entries.append(("manifest (SHA-256)", run["data"]["manifest_sha256"]))
+    return entries
 
 
 def is_large(result: Mapping) -> bool:
-    """Whether the confusion matrix is too large to be looked at first."""
-    return len(result["class_names"]) > MANY_CLASSES
+    """Whether the confusion matrix is folded."""
+    return len(result["class_names"]) > LARGE_MATRIX
 
 
 def confusion_rows(result: Mapping) -> list[dict]:
-    """A row a class: `name`, `total` and `cells`; a cell is a number of videos, or `blank`, a run of empty ones.
+    """One row per class: `name`, `total` and `cells`; a cell has a number of videos, or is `blank`.
 
-    In a small matrix every empty cell stands for itself.
+    In a large matrix, `blank` is the number of consecutive empty cells; in a small one it is always 1.
     """
-    names, longest = result["class_names"], len(result["class_names"]) if is_large(result) else 1
+    names, max_blank = result["class_names"], len(result["class_names"]) if is_large(result) else 1
     return [
-        {"name": names[truth], "total": sum(counts), "cells": _cells(names, truth, counts, longest)}
+        {"name": names[truth], "total": sum(counts), "cells": _cells(names, truth, counts, max_blank)}
         for truth, counts in enumerate(result["confusion"])
     ]
 
 
-def _cells(names: Sequence[str], truth: int, counts: Sequence[int], longest: int) -> list[dict]:
+def _cells(names: Sequence[str], truth: int, counts: Sequence[int], max_blank: int) -> list[dict]:
     cells, total = [], sum(counts)
-    for answer, number in enumerate(counts):
+    for predicted, number in enumerate(counts):
         if not number:
-            if cells and 0 < cells[-1].get("blank", 0) < longest:
+            if cells and 0 < cells[-1].get("blank", 0) < max_blank:
                 cells[-1]["blank"] += 1
             else:
                 cells.append({"blank": 1})
             continue
-        shade = 1 + sum(number / total > bound for bound in SHADES)
-        label = f"truth {names[truth]}, answered {names[answer]}: {notation.count(number, 'video')}"
-        kind = "h" if truth == answer else "m"
-        cells.append({"answer": answer, "count": number, "shade": f"{kind}{shade}", "label": label})
+        level = 1 + sum(number / total > bound for bound in SHADE_BOUNDS)
+        label = f"truth {names[truth]}, predicted {names[predicted]}: {text.count(number, 'video')}"
+        kind = "h" if truth == predicted else "m"
+        cells.append({"predicted": predicted, "count": number, "shade": f"{kind}{level}", "label": label})
     return cells
 
 
 def cell_totals(result: Mapping) -> dict[str, int]:
-    """`TRUTH-ANSWER` -> number of videos, of the cells that have some."""
+    """`TRUTH-PREDICTED` -> number of videos, for the cells that are not empty."""
     return {
-        f"{truth}-{answer}": number
+        f"{truth}-{predicted}": number
         for truth, counts in enumerate(result["confusion"])
-        for answer, number in enumerate(counts)
+        for predicted, number in enumerate(counts)
         if number
     }
 
 
 def confused_pairs(result: Mapping) -> list[dict]:
-    """The pairs with the most mistakes: `truth`, `answer` (positions), `count` and its `share` of the true class."""
+    """Pairs with the most mistakes: `truth`, `predicted` (class indices), `count`, `share` of the true class."""
     pairs = [
-        {"truth": truth, "answer": answer, "count": number, "share": number / sum(counts)}
+        {"truth": truth, "predicted": predicted, "count": number, "share": number / sum(counts)}
         for truth, counts in enumerate(result["confusion"])
-        for answer, number in enumerate(counts)
-        if number and truth != answer
+        for predicted, number in enumerate(counts)
+        if number and truth != predicted
     ]
     pairs.sort(key=lambda pair: (-pair["count"], -pair["share"]))
-    return pairs[: PAIRS_OF_MANY if is_large(result) else PAIRS]
+    return pairs[: NUM_PAIRS_LARGE if is_large(result) else NUM_PAIRS]
 
 
 def class_rows(result: Mapping) -> list[dict]:
-    """Recall, precision, F1 and number of videos of each class, and what it was mistaken for, most often first."""
+    """Recall, precision, F1, number of videos and most frequent confusions of each class."""
     names = result["class_names"]
     return [
-        {"name": name, **result["per_class"][name], "mistaken": mistaken_for(truth, counts, names)}
+        {"name": name, **result["per_class"][name], "confused_with": text.confused_with(truth, counts, names)}
         for truth, (name, counts) in enumerate(zip(names, result["confusion"], strict=True))
     ]
 
 
 def audit_rows(result: Mapping) -> list[dict]:
-    """Of the videos as they are and played otherwise: `name`, `meaning`, `accuracy`, `interval`; `lost`, `gained`."""
-    return [
-        _audit_row("as they are", None, result),
-        *(
-            _audit_row(playback.replace("_", " "), meaning, result["audit"][playback])
-            for playback, meaning in words.PLAYED.items()
-        ),
-    ]
+    """One row per playback, unchanged first: `name`, `description`, `accuracy`, `interval`, `lost`, `gained`."""
+    rows = [_audit_row("unchanged", None, result)]
+    for playback, description in text.PLAYBACK_DESCRIPTIONS.items():
+        rows.append(_audit_row(playback.replace("_", " "), description, result["audit"][playback]))
+    return rows
 
 
-def _audit_row(name: str, meaning: str | None, one: Mapping) -> dict:
-    bounds, pairs = one["video_accuracy_ci95"], {key: one.get(key) for key in ("lost", "gained")}
-    return {"name": name, "meaning": meaning, "accuracy": one["video_accuracy"], "interval": bounds, **pairs}
+def _audit_row(name: str, description: str | None, metrics: Mapping) -> dict:
+    return {
+        "name": name,
+        "description": description,
+        "accuracy": metrics["video_accuracy"],
+        "interval": metrics["video_accuracy_ci95"],
+        "lost": metrics.get("lost"),
+        "gained": metrics.get("gained"),
+    }
 
 
 def audit_classes(result: Mapping) -> list[dict]:
-    """Recall of each class as the videos are and `changed` in each way; `still`: a single picture tells it."""
+    """Recall of each class, unchanged and in each playback (`changed`); `still`: recognised from a still image."""
     audit, still = result["audit"], result["still_classes"]
     return [
         {
             "name": name,
             "recall": result["per_class"][name]["recall"],
-            "changed": [audit[playback]["per_class"][name] for playback in words.PLAYED],
+            "changed": [audit[playback]["per_class"][name] for playback in text.PLAYBACK_DESCRIPTIONS],
             "still": name in still,
         }
         for name in result["class_names"]
@@ -220,13 +221,13 @@ def audit_classes(result: Mapping) -> list[dict]:
 
 
 def shade(share: float | None) -> str:
-    """The colour of a cell that says how much of a class was recognised."""
-    return f"h{1 + sum(share > bound for bound in SHADES)}" if share else ""
+    """CSS class of a cell that shows a recall."""
+    return f"h{1 + sum(share > bound for bound in SHADE_BOUNDS)}" if share else ""
 
 
 def data_rows(data: Mapping) -> tuple[list[str], list[dict]]:
-    """The splits, and the number of videos of each class in each of them."""
-    counts = data["num_videos"]
-    splits = list(counts)
-    names = list(dict.fromkeys(name for found in counts.values() for name in found))
-    return splits, [{"name": name, "counts": [counts[split].get(name, 0) for split in splits]} for name in names]
+    """The splits, and the number of videos of each class in each split."""
+    num_videos = data["num_videos"]
+    splits = list(num_videos)
+    names = list(dict.fromkeys(name for counts in num_videos.values() for name in counts))
+    return splits, [{"name": name, "counts": [num_videos[split].get(name, 0) for split in splits]} for name in names]

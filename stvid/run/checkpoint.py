@@ -22,7 +22,7 @@ import torch
 from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel
-from stvid.run.folder import CALIBRATION_NAME, CHECKPOINTS, find_checkpoint
+from stvid.run.folder import RunFolder, find_checkpoint
 
 log = logging.getLogger(__name__)
 OUR_TARGET = re.compile(r"stvid\.models\.\w+\.\w+")
@@ -41,6 +41,7 @@ MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
     "stvid.data.layouts.frames.frames": "stvid.data.layouts.class_folders.frames",
     "stvid.data.layouts.table.manifest": "stvid.data.manifest.read_manifest",
     "stvid.data.layouts.table.read_manifest": "stvid.data.manifest.read_manifest",
+    "stvid.run.start.kept_manifest": "stvid.run.start.stored_manifest",
 }
 
 
@@ -48,7 +49,7 @@ def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], pro
     """Plain data stored in every checkpoint: everything that `load_checkpoint` needs in addition to the weights.
 
     Args:
-        config: the run's config, resolved, with the values that were used (`stvid.run.start.as_used`).
+        config: the run's config, resolved, with the values that were used (`stvid.run.start.with_used_values`).
         clip: the clip's geometry.
         class_names: in the order of the model's outputs.
         protocol: views of a held-out video: `num_clips`, `num_crops`.
@@ -261,9 +262,7 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
     model = build_model(config, **sizes, pretrained=False, trust=trust)
     _check_state(model, state, path)
     model.load_state_dict(state)
-    folder = path.absolute().parent
-    folder = folder.parent if folder.name == CHECKPOINTS else folder
-    trained = TrainedModel(path=path, folder=folder, model=model.eval(), **fields)
+    trained = TrainedModel(path=path, folder=RunFolder.of(path).path, model=model.eval(), **fields)
     return replace(trained, temperature=_read_temperature(trained)) if calibrated else trained
 
 
@@ -300,7 +299,7 @@ def _shape(value: object) -> tuple[int, ...] | None:
 
 def _read_temperature(trained: TrainedModel) -> float:
     """The temperature that was fitted for this checkpoint; 1 if there is none."""
-    file = trained.folder / CALIBRATION_NAME
+    file = RunFolder(trained.folder).calibration_json
     if not file.is_file():
         return 1.0
     try:

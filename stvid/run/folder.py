@@ -1,31 +1,103 @@
-"""The run folder: file names, and how a run, a checkpoint or a sweep is found."""
+"""File names of runs, evaluations and sweeps, and how a RUN that a user names is found."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
-CHECKPOINTS = "checkpoints"
-CALIBRATION_NAME = "calibration.json"
-CONFIG_NAME = "config.yaml"
-RESULT_NAME = "result.json"
-MANIFEST_NAME = "manifest.csv"
-PREDICTIONS_NAME = "predictions.csv"
-REPORT_NAME = "report.html"
+COMPARISON_HTML = "comparison.html"  # `stvid report RUN RUN...` writes it into the current folder
 
 
-def home() -> Path:
+def _file(name: str) -> property:
+    return property(lambda folder: folder.path / name)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of the files in the folder of a run, of an evaluation or of a sweep; no other module knows their names.
+
+    Args:
+        path: the folder. It need not exist, and any of its files may be missing.
+    """
+
+    path: Path
+
+    # a run
+    config_yaml = _file("config.yaml")  # resolved: without interpolations
+    manifest_csv = _file("manifest.csv")  # videos, labels, splits
+    checkpoints = _file("checkpoints")
+    best_ckpt = _file("checkpoints/best.ckpt")
+    last_ckpt = _file("checkpoints/last.ckpt")
+    metrics_csv = _file("metrics.csv")  # one row per epoch
+    bad_videos_csv = _file("bad_videos.csv")
+    train_log = _file("train.log")  # Hydra writes it, see configs/hydra/job_logging
+    calibration_json = _file("calibration.json")
+    lr_finder_csv = _file("lr_finder.csv")
+    lr_finder_png = _file("lr_finder.png")
+    # an evaluation; also a run, for its evaluation on val
+    result_json = _file("result.json")
+    predictions_csv = _file("predictions.csv")
+    report_html = _file("report.html")
+    # a sweep; its trials are the runs 0, 1, ...
+    sweep_yaml = _file("sweep.yaml")
+    trials_json = _file("trials.json")
+    summary_csv = _file("summary.csv")
+    summary_png = _file("summary.png")
+    journal_log = _file("journal.log")  # of Optuna
+    lock = _file(".lock")
+
+    @classmethod
+    def of(cls, run: str | Path) -> RunFolder:
+        """The folder of RUN: RUN itself; for a checkpoint the run folder around it, or else its own folder."""
+        path = Path(run).expanduser()
+        if path.is_dir():
+            return cls(path)
+        folder = cls(path.absolute().parent.parent)
+        return folder if folder.checkpoints == path.absolute().parent else cls(path.absolute().parent)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether this is the folder of a sweep or cross-validation, whose runs lie in it."""
+        return self.sweep_yaml.is_file()
+
+    def trial(self, number: int) -> RunFolder:
+        """A run of this sweep."""
+        return RunFolder(self.path / str(number))
+
+    def evaluation(self, name: str) -> RunFolder:
+        """An evaluation of this run or sweep.
+
+        Args:
+            name: the split, with a suffix if the evaluation has another manifest or only some of the runs.
+        """
+        return RunFolder(self.path / "evaluate" / name)
+
+    @property
+    def evaluated_run(self) -> RunFolder:
+        """The run or sweep that this evaluation is of; a run is of itself."""
+        parents = self.path.parents
+        is_evaluation = len(parents) > 1 and RunFolder(parents[1]).evaluation(self.path.name) == self
+        return RunFolder(parents[1]) if is_evaluation else self
+
+
+def project_root() -> Path:
     """The folder with train.py and configs/: the package's own in an installed wheel, else the checkout's root."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "train.py").is_file() else package.parent
 
 
+def display_path(path: Path) -> Path:
+    """The path relative to the current folder if it lies below it, else unchanged."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def find_checkpoint(run: str | Path) -> Path:
-    """The file behind RUN: the checkpoint itself, or a run folder's best one (its last, where none was ever judged).
+    """The checkpoint of RUN: RUN itself, or the best one in a run folder (the last one before the first validation).
 
     Raises:
         InputError: no such folder or file, or a folder without checkpoints.
@@ -35,69 +107,61 @@ def find_checkpoint(run: str | Path) -> Path:
         return run
     if not run.exists():
         raise InputError(f"RUN {run} does not exist; give a run folder or a checkpoint (.ckpt)")
-    for path in (run / CHECKPOINTS / "best.ckpt", run / CHECKPOINTS / "last.ckpt"):
-        if path.is_file():
-            return path
-    hint = "it holds a sweep: name one of its runs" if (run / "summary.csv").is_file() else "was it trained?"
-    raise InputError(f"{run} holds no {CHECKPOINTS}/best.ckpt; {hint}")
+    folder = RunFolder(run)
+    for checkpoint in (folder.best_ckpt, folder.last_ckpt):
+        if checkpoint.is_file():
+            return checkpoint
+    hint = "it is the folder of a sweep: name one of its runs" if folder.summary_csv.is_file() else "was it trained?"
+    raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
 
 
-def display_path(path: Path) -> Path:
-    """A path as a person would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def runs_of(names: Sequence[str]) -> tuple[list[Path], Path | None]:
-    """The runs that are named, those of a sweep in its place, and the folder that a cross-validation is written to.
+def resolve_runs(names: Sequence[str]) -> tuple[list[Path], Path | None]:
+    """The runs that a command line names, with each sweep replaced by its runs.
 
     Returns:
-        The runs, and the sweep's folder or the one that all the runs lie in; None of a single run.
+        The runs; and for a cross-validation the folder of its result, which is the sweep or the folder with all the
+        runs. None: a single run.
 
     Raises:
-        InputError: something that is not there; a sweep without a finished run; runs that lie in several folders.
+        InputError: a RUN that does not exist; a sweep without a finished run; runs in several folders.
     """
     for name in names:
         if not Path(name).expanduser().exists():
             hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
             raise InputError(f"RUN {name} does not exist; {hint}")
-    if len(names) == 1 and not is_sweep_folder(Path(names[0]).expanduser()):
+    if len(names) == 1 and not RunFolder(Path(names[0]).expanduser()).is_sweep:
         return [Path(names[0])], None
     runs = [run for name in names for run in _runs_at(Path(name).expanduser())]
-    places = [run.absolute() for run in runs]
-    if twice := [run for run in runs if places.count(run.absolute()) > 1]:
-        raise InputError(f"{twice[0]} is named twice; the runs of a cross-validation are judged by videos of their own")
-    parents = {run.absolute().parent for run in runs}
+    absolute = [run.absolute() for run in runs]
+    duplicates = [run for run in runs if absolute.count(run.absolute()) > 1]
+    if duplicates:
+        raise InputError(f"{duplicates[0]} is named twice; each run of a cross-validation has its own test videos")
+    parents = {run.parent for run in absolute}
     if len(parents) > 1:
-        shown = ", ".join(sorted(map(str, parents)))
         raise InputError(
-            f"the runs of a cross-validation lie in one folder, where its result goes; these lie in {shown}. "
-            "Move them into one"
+            f"the runs of a cross-validation must be in one folder, where its result is written; these are in "
+            f"{', '.join(sorted(map(str, parents)))}. Move them into one folder"
         )
     return runs, parents.pop()
 
 
-def is_sweep_folder(folder: Path) -> bool:
-    """Whether several runs lie in a folder, of one search or cross-validation."""
-    return (folder / "sweep.yaml").is_file()
+def _runs_at(path: Path) -> list[Path]:
+    if path.is_file():
+        raise InputError(f"{path} is a checkpoint; for a cross-validation, name the run folders")
+    return finished_runs(path) if RunFolder(path).is_sweep else [path]
 
 
-def runs_in(folder: Path) -> list[Path]:
-    """The finished runs of a sweep, by number.
+def finished_runs(sweep: Path) -> list[Path]:
+    """The finished runs of a sweep, by number; a warning names the others.
 
     Raises:
         InputError: there is none.
     """
-    trials = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    runs = [path for path in trials if (path / RESULT_NAME).is_file()]
+    trials = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    finished = [path for path in trials if RunFolder(path).result_json.is_file()]
     for path in trials:
-        if path not in runs:
-            log.warning("%s is left out: it has no %s, so it was not finished", path, RESULT_NAME)
-    if not runs:
-        raise InputError(f"{folder} is a sweep without a finished run")
-    return runs
-
-
-def _runs_at(path: Path) -> list[Path]:
-    if path.is_file():
-        raise InputError(f"{path} is a checkpoint; of a cross-validation, name the runs' folders")
-    return runs_in(path) if is_sweep_folder(path) else [path]
+        if path not in finished:
+            log.warning("%s is left out: it is not finished (no %s)", path, RunFolder(path).result_json.name)
+    if not finished:
+        raise InputError(f"{sweep} is a sweep without a finished run")
+    return finished

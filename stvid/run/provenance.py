@@ -1,4 +1,4 @@
-"""What a result came from: data, versions, code, machine; plain data, and nothing that names a person or a computer."""
+"""Provenance of a result: data, versions, code, machine; plain data that names no person and no computer."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PACKAGES = {
 
 
 def run_record(manifest: Manifest, *, num_bad: int, code: Path) -> dict:
-    """`data`, `versions`, `git` and `hardware`, as `result.json` has them.
+    """The keys `data`, `versions`, `git` and `hardware` of `result.json`.
 
     Args:
         manifest: the data set.
-        num_bad: its videos that could not be read.
-        code: the script that runs; `git` is of the checkout that it lies in.
+        num_bad: number of its unreadable videos.
+        code: the script that runs; `git` is the state of its checkout.
     """
     return {
         "data": data_record(manifest, num_bad=num_bad),
@@ -46,23 +46,25 @@ def run_record(manifest: Manifest, *, num_bad: int, code: Path) -> dict:
 
 
 def data_record(manifest: Manifest, *, num_bad: int) -> dict:
-    """Fingerprint and size of a data set: videos of each class in each split (of a split without videos: none)."""
+    """Fingerprint and size of a data set: videos per class for each split that has videos."""
     counts = {split: Counter(item.label for item in manifest.select(split)) for split in SPLITS}
     return {
         "manifest_sha256": manifest_fingerprint(manifest),
         "num_videos": {
-            split: {name: found[name] for name in manifest.class_names} for split, found in counts.items() if found
+            split: {name: of_split[name] for name in manifest.class_names}
+            for split, of_split in counts.items()
+            if of_split
         },
         "num_bad": num_bad,
     }
 
 
 def manifest_fingerprint(manifest: Manifest) -> str:
-    """64 hexadecimal digits: others as soon as an item, its label, split, times or group is another.
+    """64 hexadecimal digits, which change with any item, label, split, time or group.
 
-    The SHA-256 of one line of JSON for each item, `[path, label, split, start, end, group]`, sorted. Paths start from
-    the folder that all videos have in common, so a data set that was moved or copied keeps its fingerprint; so does
-    one whose table has another order. The content of the files is not looked at.
+    The SHA-256 of one line of JSON per item, `[path, label, split, start, end, group]`, sorted. Paths are relative to
+    the folder that all videos have in common. So the fingerprint does not change if the data set is moved or copied,
+    or its table sorted. The content of the files has no effect.
     """
     try:
         common = os.path.commonpath([os.path.dirname(item.path) for item in manifest.items])
@@ -76,17 +78,17 @@ def manifest_fingerprint(manifest: Manifest) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, stvid and what it computes and decodes with; `cuda` where there is a CUDA device."""
-    found = {"python": platform.python_version(), "stvid": stvid.__version__}
-    found |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
-    return found | ({"cuda": torch.version.cuda} if torch.cuda.is_available() else {})
+    """Versions of Python, stvid and `PACKAGES`; with a CUDA device also of CUDA."""
+    record = {"python": platform.python_version(), "stvid": stvid.__version__}
+    record |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
+    return record | ({"cuda": torch.version.cuda} if torch.cuda.is_available() else {})
 
 
 def git_state(code: Path) -> dict | None:
-    """`commit` of the repository that holds a file, and `dirty`: whether anything there differs from it.
+    """The `commit` of a file's repository, and `dirty`: whether any file differs from it.
 
-    Files that git neither knows nor ignores count as a difference. None: the file is in no repository (an installed
-    package in a folder that git ignores is not), there is no commit yet, or no git.
+    A file that git neither tracks nor ignores counts as a difference. None: git does not track the file (such as an
+    installed package in an ignored folder), there is no commit yet, or git is not installed.
     """
 
     def git(*arguments: str) -> str:
@@ -101,7 +103,7 @@ def git_state(code: Path) -> dict | None:
 
 
 def hardware() -> dict:
-    """The machine: architecture, CPU, cores that this process may use, memory of all of it and of its GPUs."""
+    """Architecture, CPU, number of cores that this process may use, main memory, and GPUs with their memory."""
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "machine": f"{platform.system()} {platform.machine()}",

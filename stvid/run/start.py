@@ -1,4 +1,4 @@
-"""The run folder of a new or resumed run, and the config that counts in it."""
+"""Starting a new or resumed run: its folder, the config that applies, and the files that describe it."""
 
 from __future__ import annotations
 
@@ -20,54 +20,64 @@ from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.run.checkpoint import trusted_modules, update_targets
-from stvid.run.config import check, drop_keys_of_replaced_model, literal
-from stvid.run.folder import CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, display_path
-from stvid.run.resume import OURS, check_complete, check_targets, resumed
+from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_interpolations
+from stvid.run.folder import RunFolder, display_path
+from stvid.run.resume import RESUME_KEYS, check_complete, check_targets, resume_config
 
 log = logging.getLogger("stvid")
+STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
-def open_run(config: DictConfig) -> tuple[DictConfig, Path]:
-    """The config that counts, and the run folder that Hydra made: a run that goes on has its own of both.
+def is_multirun() -> bool:
+    """Whether this run is one of several (`-m`). Call it before `open_run`, which removes Hydra's global state."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
-    So does a run of a sweep that was killed, and one that Slurm starts again, each in the folder it had before. A run
-    that goes on keeps its videos and splits too, whatever has become of the folders they once were found in.
+
+def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
+    """The config that applies to a run, and its folder.
+
+    A new run has the composed config. A resumed run has its stored config, with the allowed overrides, and the videos
+    and splits of its `manifest.csv`, even if the data set's folder has changed. A run of a sweep that was killed and a
+    job that Slurm starts again also resume, each in its folder.
 
     Raises:
-        InputError: overrides beside `resume` that would change the result, a fresh run in a folder that holds one
-            already, or what `check` finds.
+        InputError: an override that is not allowed with `resume`, a new run in a folder that holds a run, or an
+            invalid config (see `check_config`).
     """
-    run = Path(HydraConfig.get().runtime.output_dir)
-    kept = run / CONFIG_NAME
+    folder = _hydra_folder()
     sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
-    _let_other_processes_join(run)
+    _let_other_processes_join(folder)
     trust = trusted_modules(config.trust, config.model.get("_target_"))
-    again = kept.exists() and (sweep or (config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"))
-    if not config.resume and not again:
-        if kept.exists() and _is_first_process():
-            raise InputError(f"{run} holds a run already. Go on with it (resume={run}), or name another hydra.run.dir")
+    is_run = folder.config_yaml.is_file()
+    is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    is_restarted = is_run and (sweep or is_requeued)
+    if not config.resume and not is_restarted:
+        if is_run and _is_main_process():
+            raise InputError(
+                f"{folder.path} holds a run already. Resume it (resume={folder.path}), or choose another hydra.run.dir"
+            )
         config = drop_keys_of_replaced_model(config, overrides)
         config.trust = trust
-        check(config)
+        check_config(config)
         if not sweep:
-            _check_no_sweep(overrides)
+            _check_no_sweep_settings(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
-        return _on_one_device(config) if sweep else config, run
-    if not kept.is_file():
-        raise InputError(f"resume={config.resume} goes on in its own folder; leave out hydra.run.dir")
-    own = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(kept), resolve=False)))
-    check_complete(own, config)
-    if not again:
-        own = resumed(own, overrides, config)
-    own.resume, own.trust = str(run), trust
-    if (run / MANIFEST_NAME).is_file():
-        own.data.datamodule.manifest = {"_target_": "stvid.run.start.kept_manifest", "run": str(run)}
-    check_targets(own, config, [*trust, "stvid.run.start.kept_manifest"])
-    return own, run
+        return _on_one_device(config) if sweep else config, folder
+    if not is_run:
+        raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
+    stored = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=False)))
+    check_complete(stored, config)
+    if not is_restarted:
+        stored = resume_config(stored, overrides, config)
+    stored.resume, stored.trust = str(folder.path), trust
+    if folder.manifest_csv.is_file():
+        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": str(folder.path)}
+    check_targets(stored, config, [*trust, STORED_MANIFEST])
+    return stored, folder
 
 
-def kept_manifest(*, run: str) -> Manifest:
-    """The videos, splits and classes of a run, as `save_run` wrote them down.
+def stored_manifest(*, run: str) -> Manifest:
+    """The videos, splits and classes of a run, as `save_run` wrote them.
 
     Args:
         run: the run folder.
@@ -75,52 +85,38 @@ def kept_manifest(*, run: str) -> Manifest:
     Raises:
         InputError: the table is missing or damaged.
     """
-    # read here, since Hydra would take a class called ${x} for a reference and ??? for a value that is missing
-    config = OmegaConf.to_container(OmegaConf.load(Path(run) / CONFIG_NAME), resolve=True)
-    return Manifest.read_csv(Path(run) / MANIFEST_NAME, class_names=config["class_names"])
+    folder = RunFolder(Path(run))
+    # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
+    config = OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=True)
+    return Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
 
 
-def _check_no_sweep(overrides: Sequence[str]) -> None:
-    useless = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
-    if useless:
-        raise InputError(f"{' '.join(useless)} is for several runs: {train_command('-m', *overrides)}")
-
-
-def finished(config: DictConfig) -> float | None:
-    """What a run has reached that is asked for again and has nothing left to do; None: there is something."""
-    run = Path(HydraConfig.get().runtime.output_dir)
-    if not (config.resume or is_multirun()) or not (run / RESULT_NAME).is_file() or config.allow_changes:
+def finished_accuracy(config: DictConfig) -> float | None:
+    """The video accuracy on val of a run that is resumed, but already finished; None if training is not finished."""
+    folder = _hydra_folder()
+    if not (config.resume or is_multirun()) or not folder.result_json.is_file() or config.allow_changes:
         return None
+    stored = OmegaConf.load(folder.config_yaml)
     if config.resume:
-        resumed(OmegaConf.load(run / CONFIG_NAME), list(HydraConfig.get().overrides.task), config)
-    result = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
-    if _settings(result["config"]) != _settings(
-        OmegaConf.to_container(OmegaConf.load(run / CONFIG_NAME), resolve=True)
-    ):
-        return None  # it was told to train longer since
-    reached = result["video_accuracy"]
-    more = (
-        ""
-        if is_multirun()
-        else f"; to train longer: resume={display_path(run)} trainer.max_epochs=N allow_changes=true"
-    )
-    log.info("%s is finished, val video accuracy %.3f%s", display_path(run), reached, more)
-    return reached
+        resume_config(stored, list(HydraConfig.get().overrides.task), config)  # raises for overrides with an effect
+    result = json.loads(folder.result_json.read_text(encoding="utf-8"))
+    if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
+        return None  # the config was changed after the run finished, for example to train longer
+    path = display_path(folder.path)
+    hint = "" if is_multirun() else f"; to train longer: resume={path} trainer.max_epochs=N allow_changes=true"
+    log.info("%s is finished, val video accuracy %.3f%s", path, result["video_accuracy"], hint)
+    return result["video_accuracy"]
 
 
-def _settings(config: Mapping) -> str:
-    return json.dumps({key: value for key, value in config.items() if key not in OURS}, sort_keys=True)
+def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dict:
+    """A copy of a run's config with the values that replace `auto`.
 
-
-def as_used(config: Mapping, *, precision: str, batch_size: int) -> dict:
-    """A run's config with what was really used where it may say `auto`; the given one stays as it is.
-
-    This is what the run records everywhere, so that it goes on with the same values, on another machine too.
+    The run records this config, so that it resumes with the same values on any machine.
 
     Args:
         config: the run's, resolved.
-        precision: as `resolve_precision` gives it.
-        batch_size: as `plan_batch` gives it.
+        precision: see `resolve_precision`.
+        batch_size: see `plan_batch`.
     """
     config = copy.deepcopy(dict(config))
     config["trainer"]["precision"] = precision
@@ -128,54 +124,63 @@ def as_used(config: Mapping, *, precision: str, batch_size: int) -> dict:
     return config
 
 
-def save_run(run: Path, config: Mapping, manifest: Manifest) -> None:
-    """Writes down what a run is, for whoever goes on with it or judges it."""
-    if not (run / MANIFEST_NAME).exists():
-        manifest.write_csv(run / MANIFEST_NAME)
-    with replacing(run / CONFIG_NAME) as partial:
-        OmegaConf.save(OmegaConf.create(literal(dict(config))), partial)
+def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
+    """Writes `config.yaml` and `manifest.csv`, from which the run is resumed and evaluated."""
+    if not folder.manifest_csv.exists():
+        manifest.write_csv(folder.manifest_csv)
+    with replacing(folder.config_yaml) as partial:
+        OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
 
 
 @contextlib.contextmanager
-def leaving_no_empty_run() -> Iterator[None]:
-    """Takes the run folder away again where an error came before there was anything in it but the log."""
-    run = Path(HydraConfig.get().runtime.output_dir)
+def remove_empty_run_folder() -> Iterator[None]:
+    """Removes the run folder if the block raises before there is any file in it but the log."""
+    folder = _hydra_folder()
     try:
         yield
     except BaseException:
-        if _is_first_process() and {path.name for path in run.iterdir()} <= {"train.log"}:
-            shutil.rmtree(run, ignore_errors=True)
+        if _is_main_process() and set(folder.path.iterdir()) <= {folder.train_log}:
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 
-def _is_first_process() -> bool:
-    """False in the processes that Lightning, torchrun or Slurm started beside the first one."""
+def _hydra_folder() -> RunFolder:
+    return RunFolder(Path(HydraConfig.get().runtime.output_dir))
+
+
+def _without_resume_keys(config: Mapping) -> str:
+    return json.dumps({key: value for key, value in config.items() if key not in RESUME_KEYS}, sort_keys=True)
+
+
+def _check_no_sweep_settings(overrides: Sequence[str]) -> None:
+    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
+    if settings:
+        raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
+
+
+def _is_main_process() -> bool:
+    """False in the other processes of a run, which Lightning, torchrun or Slurm starts."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def _let_other_processes_join(run: Path) -> None:
-    """Makes the command line one that repeats just this run, in this folder: Lightning starts it for every process.
+def _let_other_processes_join(folder: RunFolder) -> None:
+    """Changes `sys.argv` so that it starts this very run, in this folder: Lightning runs it once per other process.
 
-    Its own way with Hydra reads a config from the run folder and puts the processes' output elsewhere; it takes it
-    only while Hydra's global state is there, which nothing needs from here on.
+    Lightning has its own way with Hydra, which reads a config from the run folder and redirects the processes' output.
+    It uses it if Hydra's global state is set, so that is removed here; nothing needs it from here on.
     """
-    quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
+    quoted = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
     sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
     HydraConfig.instance().cfg = None
-    if not _is_first_process():
-        log.setLevel(logging.ERROR)  # the first process tells it all
+    if not _is_main_process():
+        log.setLevel(logging.ERROR)  # the main process logs everything
 
 
 def _on_one_device(config: DictConfig) -> DictConfig:
-    """The runs of a sweep come one after the other in one process, where processes for several devices cannot."""
+    """The runs of a sweep follow one another in one process, which cannot start processes for several devices."""
     devices = config.trainer.devices
     if devices == "auto":
         config.trainer.devices = 1
     elif str(devices) != "1" and not (OmegaConf.is_list(devices) and len(devices) == 1):
         raise InputError(f"trainer.devices (={devices}): in a sweep (-m) each run has one device; leave it out")
     return config
-
-
-def is_multirun() -> bool:
-    """Whether this run is one of several (`-m`); a single run that has begun no longer has Hydra's config."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

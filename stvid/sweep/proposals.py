@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stvid.errors import InputError
-from stvid.sweep.settings import SWEEP_NAME, Settings, read_sweep
+from stvid.run.folder import RunFolder
+from stvid.sweep.settings import Settings, read_sweep
 from stvid.sweep.space import Choice, Interval, Space, grid_points
 from stvid.sweep.trials import Trial
 
 if TYPE_CHECKING:
     import optuna
 
-JOURNAL_NAME = "journal.log"
 STUDY_NAME = "sweep"
 STOPPED_EPOCH = "stopped_at_epoch"  # user attribute of a trial in the journal
 
@@ -58,8 +58,9 @@ class OptunaSearch:
     """
 
     def __init__(self, *, folder: Path, space: Space, settings: Settings) -> None:
-        truncate_partial_line(folder / JOURNAL_NAME)
-        self.study = open_study(folder / JOURNAL_NAME, settings)
+        self.journal = RunFolder(folder).journal_log
+        truncate_partial_line(self.journal)
+        self.study = open_study(self.journal, settings)
         self.dimensions, self.settings = space.varied, settings
         self.total = settings.trials
 
@@ -68,7 +69,7 @@ class OptunaSearch:
         trials = self.study.get_trials(deepcopy=False)
         if number > len(trials):
             raise InputError(
-                f"{JOURNAL_NAME} holds {len(trials)} trials, but {number} were started: the file was cut or changed"
+                f"{self.journal.name} holds {len(trials)} trials, but {number} were started: it was cut or changed"
             )
         if number == len(trials):
             self.study.sampler = _sampler(self.settings, number)
@@ -109,7 +110,7 @@ class PruningReporter:
         from optuna.trial import Trial
 
         _, self.settings = read_sweep(folder)
-        study = open_study(folder / JOURNAL_NAME, self.settings)
+        study = open_study(RunFolder(folder).journal_log, self.settings)
         self.number = number
         self.trial = Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
@@ -136,16 +137,16 @@ def pruning_reporter(run: Path) -> PruningReporter | None:
     Args:
         run: the run's folder. A trial's folder is named by its number and lies in the sweep's folder.
     """
-    folder = run.parent
-    if not run.name.isdecimal() or not (folder / SWEEP_NAME).is_file() or not (folder / JOURNAL_NAME).is_file():
+    sweep = RunFolder(run.parent)
+    if not run.name.isdecimal() or not sweep.is_sweep or not sweep.journal_log.is_file():
         return None
-    _, settings = read_sweep(folder)
+    _, settings = read_sweep(sweep.path)
     if settings.pruner == "none":
         return None
-    trials = open_study(folder / JOURNAL_NAME, settings).get_trials(deepcopy=False)
+    trials = open_study(sweep.journal_log, settings).get_trials(deepcopy=False)
     number = int(run.name)
     is_running = number < len(trials) and not trials[number].state.is_finished()
-    return PruningReporter(folder=folder, number=number) if is_running else None
+    return PruningReporter(folder=sweep.path, number=number) if is_running else None
 
 
 def check_method(space: Space, settings: Settings) -> None:

@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override
 
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
+from stvid.run.folder import RunFolder
 
-SWEEP_NAME = "sweep.yaml"
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
 MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
 CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
@@ -95,9 +95,10 @@ def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Sett
         for override in command_line
         if override not in of_settings and override.key_or_group != "resume"
     ]
-    if not (folder / SWEEP_NAME).is_file():
+    if not RunFolder(folder).is_sweep:
         if resume:
-            raise InputError(f"{resume[0]}: the folder has no {SWEEP_NAME}, so it is no sweep. Resume a run without -m")
+            name = RunFolder(folder).sweep_yaml.name
+            raise InputError(f"{resume[0]}: the folder has no {name}, so it is no sweep. Resume a run without -m")
         return overrides, settings
     stored_overrides, stored_settings = read_sweep(folder)
     if resume and overrides:
@@ -119,8 +120,8 @@ def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
     for override in overrides:
         if "_target_" in override or override.lstrip("+").startswith("trust="):
             raise InputError(
-                f"{folder / SWEEP_NAME} chooses the code to run: {override}. To resume, repeat the command that "
-                f"started the sweep, with hydra.sweep.dir={folder}"
+                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {override}. To resume, repeat the command "
+                f"that started the sweep, with hydra.sweep.dir={folder}"
             )
 
 
@@ -142,12 +143,12 @@ def merge_settings(stored: Settings, settings: Settings, keys: Sequence[str], fo
 
 def read_sweep(folder: Path) -> tuple[list[str], Settings]:
     """Overrides and settings of the sweep in a folder."""
-    stored = yaml.safe_load((folder / SWEEP_NAME).read_text(encoding="utf-8"))
+    stored = yaml.safe_load(RunFolder(folder).sweep_yaml.read_text(encoding="utf-8"))
     return stored["overrides"], read_settings(stored["settings"])
 
 
 def write_sweep(folder: Path, overrides: Sequence[str], settings: Settings) -> None:
     """Writes what `read_sweep` reads. `retry_failed` is not kept: it applies once."""
     stored = {"overrides": list(overrides), "settings": asdict(replace(settings, retry_failed=False))}
-    with replacing(folder / SWEEP_NAME) as partial:
+    with replacing(RunFolder(folder).sweep_yaml) as partial:
         partial.write_text(yaml.safe_dump(stored, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -18,19 +18,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.evaluation.cross_validation import folds_text
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint, trusted_modules
-from stvid.run.folder import CONFIG_NAME, display_path
-from stvid.run.start import kept_manifest
+from stvid.run.folder import RunFolder, display_path
+from stvid.run.start import stored_manifest
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
 from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep
 from stvid.sweep.space import covering_points, read_space
 from stvid.sweep.trials import (
-    PICTURE_NAME,
     RUNNING,
     Trial,
     draw_summary,
@@ -42,7 +40,6 @@ from stvid.sweep.trials import (
 )
 
 log = logging.getLogger(__name__)
-LOCK_NAME = ".lock"
 SWEEPER_NAME = "hydra_plugins.stvid.TrialSweeper"  # `_target_` in configs/hydra/sweeper/stvid.yaml
 FOLD = "data.fold"  # a sweep over this key alone is a cross-validation
 
@@ -176,7 +173,7 @@ class Sweep:
         is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
         print(summary_text(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
-            draw_summary(self.trials, self.space.varied, picture := self.folder / PICTURE_NAME)
+            draw_summary(self.trials, self.space.varied, picture := RunFolder(self.folder).summary_png)
             print(f"drawn to      {display_path(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
         if is_folds and not failed and len(self.trials) > 1:
@@ -189,10 +186,10 @@ class Sweep:
     def _cross_validate(self) -> None:
         """Evaluates the test split. That leaks nothing: only the fold varies, so no choice depends on the results."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
-        if not kept_manifest(run=str(runs[0])).select("test"):
+        if not stored_manifest(run=str(runs[0])).select("test"):
             print("no cross-validation: the data set has no test videos")
             return
-        config = OmegaConf.load(runs[0] / CONFIG_NAME)
+        config = OmegaConf.load(RunFolder(runs[0]).config_yaml)
         options = EvaluationOptions(num_workers=config.data.num_workers, trust=sorted(self.trust))
         evaluation = evaluate_folds(runs, options, folder=self.folder)
         if config.report:
@@ -208,7 +205,7 @@ def sweep_lock(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    lock = FileLock(folder / LOCK_NAME)
+    lock = FileLock(RunFolder(folder).lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:

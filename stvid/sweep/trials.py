@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING
 
 from stvid.errors import train_command
 from stvid.files import replacing, write_json
-from stvid.run.folder import RESULT_NAME, display_path
+from stvid.run.folder import RunFolder, display_path
 from stvid.sweep.space import Choice, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRIALS_NAME = "trials.json"
-SUMMARY_NAME = "summary.csv"
-PICTURE_NAME = "summary.png"
 RESULT_KEYS = ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "loss")
 RUNNING = "running"
 MAX_CELL_WIDTH = 60  # characters of a cell in the printed table
@@ -75,7 +72,7 @@ class Trial:
 
 def read_metrics(run: Path) -> dict[str, float]:
     """The RESULT_KEYS in a run's result.json; empty if the run is not finished."""
-    file = run / RESULT_NAME
+    file = RunFolder(run).result_json
     if not file.is_file():
         return {}
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -84,12 +81,12 @@ def read_metrics(run: Path) -> dict[str, float]:
 
 def read_trials(folder: Path) -> list[Trial]:
     """The trials of a sweep by number; empty for a new sweep."""
-    file = folder / TRIALS_NAME
+    file = RunFolder(folder).trials_json
     return [Trial(**fields) for fields in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:
-    write_json(folder / TRIALS_NAME, [asdict(trial) for trial in trials])
+    write_json(RunFolder(folder).trials_json, [asdict(trial) for trial in trials])
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -111,7 +108,7 @@ def leaderboard(trials: Sequence[Trial]) -> tuple[list[str], list[dict]]:
 
 def write_summary(folder: Path, trials: Sequence[Trial]) -> None:
     columns, rows = leaderboard(trials)
-    with replacing(folder / SUMMARY_NAME) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with replacing(RunFolder(folder).summary_csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -135,7 +132,7 @@ def summary_text(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *,
         trials: at least one.
         with_best: name the best run, and the command that trains it again. False for folds: none is better.
     """
-    text = f"\n{leaderboard_text(trials)}\n\nwritten to    {display_path(folder / SUMMARY_NAME)}"
+    text = f"\n{leaderboard_text(trials)}\n\nwritten to    {display_path(RunFolder(folder).summary_csv)}"
     best = ranked(trials)[0]
     if not best.metrics or not with_best:
         return text

@@ -2,13 +2,17 @@
 
 import warnings
 
-IDLE = (  # what Lightning says to itself
+EXPECTED_WARNINGS = (  # of Lightning
     ".*LeafSpec.*",
-    "Checkpoint directory .* exists",  # it is meant to hold checkpoints
+    "Checkpoint directory .* exists",  # resumed runs write there again
     ".*smaller than the logging interval",
     "Found .* in eval mode",  # frozen stages
-    "You're resuming from a checkpoint that ended before",  # our own loader starts where it should
+    "You're resuming from a checkpoint that ended before",  # our own loader starts at the right batch
     ".*WeightAveraging callback with a model that overrides",  # for FSDP only, which has no average
     "It is recommended to use .*sync_dist",  # all processes have the same number already
 )
-warnings.filterwarnings("ignore", message="|".join(IDLE))
+
+
+def ignore_expected_warnings() -> None:
+    """Hides warnings of Lightning that do not apply to stvid's training; in the whole process, so programs call it."""
+    warnings.filterwarnings("ignore", message="|".join(EXPECTED_WARNINGS))

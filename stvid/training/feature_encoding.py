@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stvid.device import autocast
 from stvid.errors import InputError
-from stvid.files import one_at_a_time
+from stvid.files import file_lock
 from stvid.preprocess import encode_clips
 from stvid.progress import Bar
 
@@ -53,7 +53,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
             return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
     is_ours = str(config["_target_"]).startswith("stvid.")
-    feature_key = {
+    encoder_settings = {
         "encoder": weights_fingerprint(model.backbone),
         "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
@@ -61,41 +61,41 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
         "torch": torch.__version__,
         **{name: version for name in LIBRARIES if (version := _installed_version(name))},
     }
-    for name, stored in data.use_features(feature_key).items():
-        with one_at_a_time(stored.store.path):  # only one process encodes
-            _fill_cache(name, stored, data, encode)
+    for split, cached in data.use_cached_features(encoder_settings).items():
+        with file_lock(cached.cache.path):  # only one process encodes
+            _fill_cache(split, cached, data, encode)
     log.info(
-        "features are stored for %d random views of each training video; change: data.passes=N, data.features=off",
+        "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
         data.passes,
     )
     model.train()
 
 
-def _fill_cache(name: str, stored, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    draws = data.draws(name)
+def _fill_cache(split: str, cached, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
     """Encodes what is missing in the feature cache of a split."""
-    stored.store.close()  # reopens the file; another process may have added features
-    missing = stored.missing(draws)
+    keys = data.all_keys(split)
+    cached.cache.close()  # reopens the file; another process may have added features
+    missing = cached.missing_keys(keys)
     log.info(
-        "features of %s: %d stored, %d to encode; %s", name, len(draws) - len(missing), len(missing), stored.store.path
+        "features of %s: %d cached, %d to encode; %s", split, len(keys) - len(missing), len(missing), cached.cache.path
     )
     start = time.perf_counter()
     while missing:  # one iteration, unless another run has replaced the file meanwhile
-        _encode(name, stored, missing, data, encode)
-        missing = stored.missing(draws)
+        _encode(split, cached, missing, data, encode)
+        missing = cached.missing_keys(keys)
         if not missing:
             log.info("encoded in %.1f s", time.perf_counter() - start)
 
 
-def _encode(name: str, stored, draws: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
-    bar = Bar(f"encoding {name}", total=len(draws), unit="videos")
-    with stored.store.adding() as add, bar:
-        for part, batch in stored.batches(draws, batch_size=data.batch_size, num_workers=data.num_workers_alone):
-            if part:
+def _encode(split: str, cached, keys: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+    bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
+    with cached.cache.writer() as write, bar:
+        for batch_keys, batch in cached.batches(keys, batch_size=data.batch_size, num_workers=data.num_workers_alone):
+            if batch_keys:
                 features_BTF = encode(batch["clips"], batch["lengths"])
-                for key, content in stored.encoded(part, batch, features_BTF):
-                    add(key, content)
-            bar.advance(len(part))
+                for cache_key, sample in cached.entries(batch_keys, batch, features_BTF):
+                    write(cache_key, sample)
+            bar.advance(len(batch_keys))
 
 
 def _installed_version(package: str) -> str | None:

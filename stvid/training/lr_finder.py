@@ -28,18 +28,24 @@ DIVERGENCE_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this mul
 
 
 def find_lr(
-    make_trainer: Callable[..., pl.Trainer], task: pl.LightningModule, data: pl.LightningDataModule, folder: Path
+    make_trainer: Callable[..., pl.Trainer],
+    task: pl.LightningModule,
+    data: pl.LightningDataModule,
+    *,
+    table: Path,
+    picture: Path,
 ) -> float | None:
     """Trains for 100 steps with learning rates from 1e-6 to 10 and suggests one. Changes the model's weights.
 
-    Writes `lr_finder.csv` (lr, loss, smoothed) and `lr_finder.png`. If an epoch has fewer than 100 steps, trains for
+    Writes a table (lr, loss, smoothed) and a picture. If an epoch has fewer than 100 steps, trains for
     several epochs. The test ends early when the smoothed loss exceeds four times its minimum.
 
     Args:
         make_trainer: builds the run's trainer, with the given arguments changed.
         task: logs `train_loss_step`; its parameter groups keep their ratio to `optimization.lr`.
         data: set up.
-        folder: for the files.
+        table: file for the CSV table.
+        picture: file for the PNG picture.
 
     Returns:
         A value for `optimizer.lr`; None if the loss did not fall.
@@ -61,9 +67,9 @@ def find_lr(
         log.info("loss or gradients are not finite at a learning rate of %.1e", test.rates[len(test.losses)])
     suggested = suggest_lr(test.rates, test.losses)
     if trainer.is_global_zero:
-        write_table(folder / "lr_finder.csv", test.rates, test.losses)
-        plot(folder / "lr_finder.png", test.rates, test.losses, suggested)
-        log.info("written: %s and lr_finder.png", folder / "lr_finder.csv")
+        write_table(table, test.rates, test.losses)
+        plot(picture, test.rates, test.losses, suggested)
+        log.info("written: %s and %s", table, picture.name)
         _log_suggestion(suggested, task.optimization)
     return suggested
 

@@ -132,9 +132,9 @@ class ClassificationTask(pl.LightningModule):
             InputError: training uses stored features, so the model is never called as a whole.
         """
         if self.device_mesh is not None:
-            if getattr(self.trainer.datamodule, "stored", None):
+            if getattr(self.trainer.datamodule, "cached", None):
                 raise InputError(
-                    "trainer=fsdp does not work with the stored features of a frozen encoder: add data.features=off"
+                    "trainer=fsdp does not work with the cached features of a frozen encoder: add data.features=off"
                 )
             if self.trainer.strategy.sync_batchnorm:
                 SyncedBatchNorm().apply(self.model)

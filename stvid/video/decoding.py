@@ -1,33 +1,39 @@
-"""The one way in which a video file is opened, decoded and gone through (PyAV); private to `probe` and `reader`."""
+"""Opens and decodes video files (PyAV) and folders of images (Pillow). Used by `probe`, `reader` and `transcode`."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import av
+import numpy as np
+import torch
 from av.stream import Disposition
 from av.video.frame import PictureType
+from PIL import Image, UnidentifiedImageError
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
 
-# Metadata in another encoding than UTF-8 must not make a file unreadable; PyAV 19 sees to that itself.
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+# Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
 _TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-_SAMPLE = 16  # frames that are decoded to see whether they come when the packets say
+_SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
 @contextmanager
 def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
-    """Open a file for decoding; yields `(container, stream)` and closes the container at the end.
+    """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
 
     Raises:
         VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
     """
-    # An absolute path is never taken for a protocol ("12:30.avi"); and no file may lead to another, or to the network.
+    # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
     file = os.path.abspath(path)
     try:
         status = os.stat(file)
@@ -42,29 +48,29 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
             stream = streams[0]
             if stream.codec_context is None:
                 raise VideoError(path, UNREADABLE, "no decoder for its codec")
-            # One thread is spelled out: FFmpeg's own choice is one per core, in every worker of a loader.
+            # FFmpeg's default is one thread per core, in every worker of a loader.
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "NONE" if num_threads == 1 else "AUTO"
             yield container, stream
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VideoError(path, MISSING) from error
     except (av.FFmpegError, OSError, MemoryError) as error:
-        raise VideoError(path, UNREADABLE, _words(error)) from error
+        raise VideoError(path, UNREADABLE, _message(error)) from error
 
 
-def _words(error: Exception) -> str:
-    """What an error says, without its number and the path, which stand in a VideoError already."""
+def _message(error: Exception) -> str:
+    """The text of an error without its number and the path, which a VideoError already has."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
-    """Frames in the order in which the decoder gives them, which is the order of display.
+    """Decodes packets; yields frames in the decoder's order, which is the display order.
 
-    Sorting by time stamp is wrong where the stamps are (AVI with B-frames). Packets refused before the first frame
-    are passed over: a recording may be cut in the middle of a group of pictures.
+    Sorting by time stamp would be wrong where the stamps are wrong (AVI with B-frames). Packets that the decoder
+    refuses before the first frame are skipped: a recording may start in the middle of a group of pictures.
 
     Raises:
-        VideoError: truncated where a packet is refused after the first frame, unreadable where all are.
+        VideoError: truncated if a packet is refused after the first frame, unreadable if all are refused.
     """
     num_frames, refusal = 0, None
     try:
@@ -80,33 +86,33 @@ def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterat
                 yield frame
     except av.FFmpegError as error:
         reason = TRUNCATED if num_frames else UNREADABLE
-        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {_words(error)}") from error
+        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {_message(error)}") from error
     if refusal is not None and not num_frames:
-        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {_words(refusal)}")
+        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {_message(refusal)}")
 
 
 @dataclass(kw_only=True)
 class Scan:
-    """What one pass over the packets of a file saw; `Scan.of` makes the pass."""
+    """The result of one pass over the packets of a file; `Scan.run` makes the pass."""
 
     codec: str
     num_video_streams: int
     tick: float  # seconds, the unit of all `pts`
     header_rate: float  # frames per second; 0 where the header has none
-    reorders: bool  # the decoder gives frames in another order than that of the packets (B-frames)
+    reorders: bool  # the frames come in another order than the packets (B-frames)
     pts: list[int | None] = field(default_factory=list)  # of packets, in file order
     is_key: list[bool] = field(default_factory=list)
     frames_pts: list[int | None] = field(default_factory=list)  # of decoded frames, in the decoder's order
-    is_intra: list[bool] = field(default_factory=list)  # of decoded frames: needs no other frame
-    num_damaged: int = 0  # decoded frames that the decoder had to make up in part
+    is_intra: list[bool] = field(default_factory=list)  # of decoded frames: decodable without other frames
+    num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
-    marked: bool = False  # a packet is flagged as damaged, or as not to be shown (edit lists)
+    marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
     cut: bool = False  # the last packet is flagged as damaged: the file ends inside it
-    end: float = 0.0  # seconds that the packets reach, sound included
+    end: float = 0.0  # end time of the last packet in seconds, audio included
 
     @classmethod
-    def of(cls, path: str | os.PathLike[str], container, stream, *, decode_all: bool) -> Scan:
-        """Read all packets; decode all of them, or (`decode_all=False`) only enough for a few frames.
+    def run(cls, path: str | os.PathLike[str], container, stream, *, decode_all: bool) -> Scan:
+        """Reads all packets; decodes all of them, or (`decode_all=False`) only enough for a few frames.
 
         Raises:
             VideoError: empty, truncated, unreadable.
@@ -118,7 +124,7 @@ class Scan:
             header_rate=float(stream.average_rate or 0),
             reorders=stream.codec_context.has_b_frames > 0,
         )
-        packets = scan._noted(container, stream)
+        packets = scan._record_packets(container, stream)
         for frame in decode(path, packets):
             scan.first = scan.first or frame
             scan.frames_pts.append(frame.pts)
@@ -127,23 +133,22 @@ class Scan:
             if not decode_all and len(scan.frames_pts) == _SAMPLE:
                 break
         try:
-            for _ in packets:  # the rest, if decoding was not wanted
+            for _ in packets:  # record the remaining packets without decoding them
                 pass
         except av.FFmpegError as error:
-            raise VideoError(
-                path, TRUNCATED, f"reading broke after {len(scan.pts)} packets: {_words(error)}"
-            ) from error
+            detail = f"reading broke after {len(scan.pts)} packets: {_message(error)}"
+            raise VideoError(path, TRUNCATED, detail) from error
         scan._check_end(path, container, stream)
         return scan
 
-    def _noted(self, container, stream) -> Iterator[av.Packet]:
-        """The packets of `stream`, each noted on its way."""
+    def _record_packets(self, container, stream) -> Iterator[av.Packet]:
+        """Yields the packets of `stream` and records each of them."""
         for packet in container.demux([s for s in container.streams if s is stream or s.type == "audio"]):
             if packet.size and packet.pts is not None:
                 self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
-            if packet.size:  # else: the one that tells the decoder to give what it holds back
+            if packet.size:  # the last packet is empty; it flushes the decoder
                 self.pts.append(packet.pts)
                 self.is_key.append(packet.is_keyframe)
                 self.marked |= packet.is_corrupt or packet.is_discard
@@ -155,7 +160,7 @@ class Scan:
             raise VideoError(path, EMPTY, "not one frame")
         if self.cut:
             raise VideoError(path, TRUNCATED, f"the file ends inside packet {len(self.pts)} of {stream.frames or '?'}")
-        # A cut Matroska file shows by its stated length alone. Three quarters of it, since that is loose, too.
+        # Only the duration in its header shows that a Matroska file is truncated. It is inexact: allow a quarter.
         if container.format.name.startswith("matroska") and container.duration:
             promised = container.duration / av.time_base
             if self.end + 1 / (self.header_rate or 1) < 0.75 * promised:
@@ -163,29 +168,29 @@ class Scan:
 
     @property
     def packets_are_frames(self) -> bool:
-        """The packets' times are those of the frames, one to one and in order: counting packets counts frames.
+        """Whether packets and frames have the same times, one to one: then counting packets counts frames.
 
-        Holds only for containers and codecs without packets that show nothing, and says no when in doubt: unless all
-        frames were decoded, for which it is looked up.
+        Valid only for containers and codecs without hidden packets. False when in doubt, unless all frames were
+        decoded: then the frames themselves tell.
         """
         if self.marked or None in self.pts or not self.is_key[0] or self.first.interlaced_frame:
-            return False  # interlaced: fields may come in packets of their own
+            return False  # interlaced: each field may have its own packet
         stamps = sorted(self.pts)
         if self.frames_pts != stamps[: len(self.frames_pts)]:
             return False
         if self.reorders and stamps == self.pts and len(stamps) > 1:
-            return False  # stamps made up by a container without them, such as AVI before it became an mp4
+            return False  # stamps invented for a container without them, such as an AVI remuxed to mp4
         gaps = sorted(b - a for a, b in pairwise(stamps))
         if not gaps or gaps[0] <= 0:
             return not gaps
-        # A gap may be where a packet was lost, and the decoder may drop what depended on it.
+        # In a gap a packet may be lost, and the decoder may drop the frames that depend on it.
         return len(self.frames_pts) == len(stamps) or gaps[-1] < 1.5 * gaps[len(gaps) // 2]
 
     @property
     def gops_are_closed(self) -> bool:
-        """No frame is shown before a keyframe that it follows in the file, nor after a later one.
+        """Whether decoding can start at any keyframe without missing a frame. Requires `packets_are_frames`.
 
-        Then decoding can start at any keyframe and miss nothing. Asked only where `packets_are_frames`.
+        No frame is shown before a keyframe that it follows in the file, and none after a later keyframe.
         """
         keyframe = latest = self.pts[0]
         for pts, is_key in zip(self.pts, self.is_key, strict=True):
@@ -196,13 +201,83 @@ class Scan:
 
     @property
     def keyframes(self) -> tuple[int, ...]:
-        """Numbers of the frames at which decoding can start. Asked only where `packets_are_frames`.
+        """Numbers of the frames at which decoding can start. Requires `packets_are_frames`.
 
-        The mark on a packet is not enough: it also stands where a picture begins to be mended (intra refresh), and
-        then only the frames that follow make it whole. What a decoder makes up for damage depends on what it saw
-        before, so a damaged file has none.
+        The flag of a packet is not sufficient: with intra refresh it marks a frame that only later frames complete.
+        A damaged file has no keyframes: the concealed pixels depend on the frames decoded before.
         """
         number_of = {pts: number for number, pts in enumerate(sorted(self.pts))}
-        marked = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
-        intra = [number for number in marked if number >= len(self.is_intra) or self.is_intra[number]]
+        flagged = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
+        intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
         return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The images directly in a folder, in natural order: `9.jpg` comes before `10.jpg`.
+
+    Raises:
+        VideoError: missing; empty, where there is no image.
+    """
+    try:
+        images = [
+            Path(entry.path)
+            for entry in os.scandir(folder)
+            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
+        ]
+    except FileNotFoundError as error:
+        raise VideoError(folder, MISSING) from error
+    except OSError as error:
+        raise VideoError(folder, UNREADABLE, str(error)) from error
+    if not images:
+        raise VideoError(folder, EMPTY, "a folder without images")
+    return sorted(images, key=_natural_key)
+
+
+def _natural_key(path: Path) -> tuple:
+    parts = re.split(r"(\d+)", path.name)
+    return (*((int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)), (0, path.name))
+
+
+def image_size(folder: str | os.PathLike[str], images: Sequence[Path], *, decode_all: bool) -> tuple[int, int]:
+    """Height and width of the first image; with `decode_all`, all images are decoded as a check.
+
+    Raises:
+        VideoError: unreadable, where an image is.
+    """
+    height, width = _read_image(folder, images[0]).shape[:2]
+    for image in images[1:] if decode_all else ():
+        _read_image(folder, image)
+    return height, width
+
+
+def read_images(
+    folder: str | os.PathLike[str], distinct: Sequence[int], *, num_frames: int, size: tuple[int, int], shrunk: bool
+) -> torch.Tensor:
+    """uint8 (T, H, W, C) of sorted, distinct indices; images of another size are resized to `size` (height, width).
+
+    Raises:
+        VideoError: unreadable; truncated, where the folder has fewer than `num_frames` images.
+    """
+    images = list_images(folder)
+    if len(images) < num_frames:
+        raise VideoError(folder, TRUNCATED, f"{len(images)} images, {num_frames} were there when it was probed")
+    frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
+    for place, index in enumerate(distinct):
+        frames_THWC[place] = torch.from_numpy(_read_image(folder, images[index], size=size, shrunk=shrunk))
+    return frames_THWC
+
+
+def _read_image(
+    folder: str | os.PathLike[str], image: Path, *, size: tuple[int, int] | None = None, shrunk: bool = False
+) -> np.ndarray:
+    """uint8 H x W x 3."""
+    try:
+        with Image.open(image) as file:
+            if shrunk:
+                file.draft("RGB", (2 * size[1], 2 * size[0]))  # a JPEG decodes faster at a half, a quarter, an eighth
+            picture = file.convert("RGB")
+        if size and picture.size != size[::-1]:
+            picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+        return np.array(picture)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise VideoError(folder, UNREADABLE, f"{image.name}: {error}") from error

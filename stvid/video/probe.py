@@ -1,9 +1,9 @@
-"""Facts about video files.
+"""Measures the properties of video files.
 
     info = probe("clip.avi")                                                   # VideoInfo, or raises VideoError
-    infos = probe_all(paths, num_workers=8, cache=Path("probe.json"))          # a list of both
+    infos = probe_all(paths, num_workers=8, cache=Path("probe.json"))          # a list of VideoInfo and VideoError
 
-Headers are not believed: the frame count is what a decoder delivers.
+Headers are not trusted: the frame count is the number of frames that a decoder delivers.
 """
 
 from __future__ import annotations
@@ -18,27 +18,25 @@ from pathlib import Path
 
 from stvid.errors import VideoError
 from stvid.progress import Bar
-from stvid.video import types as facts
-from stvid.video.decoding import Scan, open_video
-from stvid.video.images import image_size, list_images
-from stvid.video.types import VideoInfo
-from stvid.video.workers import each_file
+from stvid.video.decoding import Scan, image_size, list_images, open_video
+from stvid.video.types import ProbeCache, VideoInfo, file_identity, load_probe_cache, save_probe_cache
+from stvid.video.workers import map_files
 
-# Where one packet is one frame, whatever the encoder did: these containers hold whole access units, and these codecs
-# have no packet that shows nothing (MPEG-4 in AVI has: packed B-frames; VP8 has: alternate references).
+# One packet is one frame for any encoder: these containers hold whole access units, and these codecs have no hidden
+# packets. (MPEG-4 in AVI has packed B-frames, VP8 has alternate reference frames.)
 _COUNTED_CONTAINERS = ("mov", "matroska")
 _COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
-_SAVE_EVERY = 60.0  # seconds; a run killed while it probes goes on from there
+_SAVE_EVERY = 60.0  # seconds; a killed run loses at most this much probing
 
 
 def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo:
-    """Find the facts of one file, in this process and without a time limit.
+    """Probes one file, in this process and without a time limit.
 
     Args:
         path: a video file, or a folder of images.
-        decode_all: decode every frame, so that a file which breaks half way is found out. False: where every packet is
-            known to become one frame, count packets instead; such a break is then met when the frame is read, and a
-            file with B-frames has no random access.
+        decode_all: decode every frame, which finds files that break half way. False: count packets where each is known
+            to be one frame; then a break is found only when the frame is read, and a file with B-frames has no random
+            access.
 
     Raises:
         VideoError: missing, unreadable, no video stream, empty, truncated.
@@ -51,23 +49,27 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
             and stream.codec_context.codec.canonical_name in _COUNTED_CODECS
         )
         decoded = decode_all or not counted
-        scan = Scan.of(path, container, stream, decode_all=decoded)
+        scan = Scan.run(path, container, stream, decode_all=decoded)
     counted = counted and scan.packets_are_frames
     if not counted and not decoded:
         decoded = True
         with open_video(path) as (container, stream):
-            scan = Scan.of(path, container, stream, decode_all=True)
+            scan = Scan.run(path, container, stream, decode_all=True)
 
+    return _video_info(scan, counted=counted, decoded=decoded)
+
+
+def _video_info(scan: Scan, *, counted: bool, decoded: bool) -> VideoInfo:
     stamps = scan.frames_pts if decoded else sorted(scan.pts)
-    # a damaged file may give fewer frames than it has packets, and then no packet's number is its frame's
+    # a damaged file may have more packets than frames; then packet numbers are not frame numbers
     trusted = (
         counted
         and scan.gops_are_closed
-        and scan.num_video_streams == 1  # every decoder has its own opinion which one is meant
-        # where frames are shown before one that they are made from, damage to that one is known by decoding alone
+        and scan.num_video_streams == 1  # decoders differ in which of several streams they choose
+        # a B-frame may depend on a damaged later frame; only decoding shows the damage
         and (stamps == sorted(scan.pts) if decoded else not scan.reorders)
     )
-    fps, timestamps = _clock(stamps, tick=scan.tick, header_rate=scan.header_rate)
+    fps, timestamps = _frame_times(stamps, tick=scan.tick, header_rate=scan.header_rate)
     rotation = round(scan.first.rotation / 90) * 90 % 360
     size = (scan.first.height, scan.first.width)
     height, width = size if rotation in (0, 180) else size[::-1]
@@ -102,14 +104,16 @@ def _probe_images(folder: str | os.PathLike[str], *, decode_all: bool) -> VideoI
     )
 
 
-def _clock(stamps: Sequence[int | None], *, tick: float, header_rate: float) -> tuple[float, tuple[float, ...] | None]:
-    """Average rate (frames/s) and, where frames are not evenly spaced, the time of each (s from the first)."""
+def _frame_times(
+    stamps: Sequence[int | None], *, tick: float, header_rate: float
+) -> tuple[float, tuple[float, ...] | None]:
+    """Average rate (frames/s) and, if the frames are not evenly spaced, the time of each (s from the first)."""
     rising = None not in stamps and all(a < b for a, b in pairwise(stamps))
-    if len(stamps) == 1 or not rising:  # not rising: AVI with B-frames, whose stamps mean nothing
+    if len(stamps) == 1 or not rising:  # not rising: AVI with B-frames, which has meaningless stamps
         return header_rate or 25.0, None
     seconds = [(stamp - stamps[0]) * tick for stamp in stamps]
     average = (len(seconds) - 1) / seconds[-1]
-    # The header's rate comes first: it is exact (30000/1001) where stamps are rounded (Matroska's to 1 ms).
+    # Prefer the header's rate: it is exact (30000/1001) where the stamps are rounded (Matroska: to 1 ms).
     for rate in (header_rate, average):
         if rate and all(abs(t * rate - i) < 0.5 for i, t in enumerate(seconds)):
             return rate, None
@@ -125,48 +129,48 @@ def probe_all(
     progress: bool = True,
     timeout: float = 60.0,
 ) -> list[VideoInfo | VideoError]:
-    """Find the facts of many files, or what is wrong with each; the result is in the order of `paths`.
+    """Probes many files; returns VideoInfo or VideoError for each, in the order of `paths`.
 
     A file that crashes its decoder becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`;
-    the others are not touched by it.
+    this does not affect other files.
 
     Args:
-        paths: files; naming one twice costs nothing.
-        num_workers: processes; 0 probes in this one, where neither a crash nor a hang can be survived.
-        cache: JSON file with what is known from earlier calls; facts hold while path, size and mtime are the same.
-            Files in trouble are not cached: they may be mended by a mount, a permission or a less busy machine.
-        decode_all: as for `probe`; facts that were found by counting do not count as known here.
-        progress: show a bar if there is anything to do.
-        timeout: seconds that one file may take, and one more for each megabyte it has.
+        paths: files; duplicates are probed once.
+        num_workers: processes; 0 probes in this process, where a crash or a hang cannot be survived.
+        cache: JSON file with the results of earlier calls, valid as long as path, size and mtime are unchanged.
+            Errors are not cached: a mount, a permission or a less busy machine may remove them.
+        decode_all: see `probe`; if True, cached results from counting packets are not used.
+        progress: show a progress bar if there are files to probe.
+        timeout: seconds for one file, plus one for each megabyte of it.
     """
     names = [os.fspath(path) for path in paths]
-    known = facts.load_probe_cache(cache)
+    cached = load_probe_cache(cache)
     results: dict[str, VideoInfo | VideoError] = {}
     identities: dict[str, list[int]] = {}
     for name in dict.fromkeys(names):
-        with suppress(OSError):  # a missing file: for probe() to say
-            identities[name] = facts.identity(name)
-            key, info = known.get(os.path.abspath(name), (None, None))
-            if key == identities[name] and (info.decoded or not decode_all):
+        with suppress(OSError):  # probe() reports a missing file
+            identities[name] = file_identity(name)
+            identity, info = cached.get(os.path.abspath(name), (None, None))
+            if identity == identities[name] and (info.decoded or not decode_all):
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]
-    fresh: facts.Known = {}
+    new: ProbeCache = {}
     saved = time.monotonic()
     bar = Bar("probing videos", total=len(todo), unit="videos", shown=progress)
-    found = each_file(partial(probe, decode_all=decode_all), todo, num_workers=num_workers, timeout=timeout)
+    probed = map_files(partial(probe, decode_all=decode_all), todo, num_workers=num_workers, timeout=timeout)
     try:
         bar.start()
-        for name, result in found:
+        for name, result in probed:
             bar.advance()
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
-                fresh[os.path.abspath(name)] = (identities[name], result)
+                new[os.path.abspath(name)] = (identities[name], result)
             if time.monotonic() - saved > _SAVE_EVERY:
-                facts.save_probe_cache(cache, fresh)
+                save_probe_cache(cache, new)
                 saved = time.monotonic()
-    finally:  # an interrupted hour of probing is not lost
+    finally:  # keep the results when interrupted
         bar.close()
-        found.close()
-        facts.save_probe_cache(cache, fresh)
+        probed.close()
+        save_probe_cache(cache, new)
     return [results[name] for name in names]

@@ -1,7 +1,8 @@
-"""Optional decoders beside PyAV: decord, which comes with stvid on most platforms, and torchcodec, an extra.
+"""Reads exact frames of a video, with PyAV or an optional backend (decord, torchcodec).
 
-Both number frames by index or time stamp, which is wrong for some files (MPEG-4 with B-frames, many AVI files). So
-they are asked only where `probe` trusts random access; elsewhere, and where they fail, PyAV reads.
+decord comes with stvid on most platforms; torchcodec is an extra. Both find frames by index or time stamp, which is
+wrong for some files (MPEG-4 with B-frames, many AVI files). So they are used only where `probe` trusts random access;
+PyAV reads all other files, and those where the backend fails.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
-from stvid.video.decoding import decode, open_video
-from stvid.video.images import read_images
+from stvid.video.decoding import decode, open_video, read_images
 from stvid.video.probe import probe
 from stvid.video.types import VideoInfo
 
@@ -31,21 +31,21 @@ INSTALL = {
     "decord": "pip install decord2 (x86-64 and ARM Linux, x86-64 Windows, Apple silicon)",
     "torchcodec": "pip install 'stvid[torchcodec]'",
 }
-_SHRUNK_FIRST = ("yuv420p", "yuvj420p")
+_SHRINK_AS_YUV = ("yuv420p", "yuvj420p")
 
 
 def is_installed(backend: str) -> bool:
-    """Whether a backend's package is there (torchcodec also needs the system's FFmpeg libraries)."""
+    """Whether a backend's package is installed (torchcodec also needs the system's FFmpeg libraries)."""
     return importlib.util.find_spec({"pyav": "av"}.get(backend, backend)) is not None
 
 
-def read_by_backend(
+def _read_backend(
     backend: str, path: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, num_threads: int
 ) -> torch.Tensor | None:
-    """uint8 (T, H, W, C) of sorted, distinct indices at native size; None where the backend is not to be trusted.
+    """uint8 (T, H, W, C) of sorted, distinct indices at native size; None if the backend cannot be trusted.
 
     Raises:
-        ImportError: the backend, or a library that it needs, is not installed.
+        ImportError: the backend, or a library that it needs, is missing.
     """
     read = {"decord": _read_decord, "torchcodec": _read_torchcodec}[backend]
     frames_THWC = read(os.path.abspath(path), distinct, info=info, num_threads=num_threads)
@@ -54,7 +54,7 @@ def read_by_backend(
 
 
 def _read_decord(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
-    # it breaks in some HEVC files, gives a fourth channel to some rotated ones, and rounds deep pixels its own way
+    # decord fails on some HEVC files, adds a fourth channel to some rotated ones and rounds deep pixels differently
     if info.codec == "hevc" or info.rotation or info.pixel_format.endswith(("le", "be")):
         return None
     import decord
@@ -86,25 +86,25 @@ def read_frames(
     num_threads: int = 1,
     backend: str = "pyav",
 ) -> torch.Tensor:
-    """Decode the frames at `indices`, in that order.
+    """Decodes the frames at `indices`, in that order.
 
     Args:
         path: a video file, or a folder of images.
-        indices: frame numbers, counted from 0 in the order of display; any order, repeats allowed.
-        info: what `probe` said of this file; without it the file is probed first, which costs a full decoding.
-        short_side: shrink each frame such that its shorter side has this many pixels (each is the mean of
-            those it covers), which is cheaper than to shrink it later; None, or more than there are: native size.
-        num_threads: of the decoder. 1 in the workers of a loader, where every core has a process already. Only what
-            FFmpeg makes up for damaged pixels depends on it.
-        backend: `pyav`; or `decord` or `torchcodec`, where they are installed, for the files that they are trusted
-            with (see `backends`). The frames are the same, those of another short side up to rounding.
+        indices: frame numbers from 0 in display order; any order, repeats allowed.
+        info: the result of `probe`; without it the file is probed first, which decodes all of it.
+        short_side: shrink each frame so that its shorter side has this many pixels (area interpolation), which is
+            cheaper than resizing later; frames are never enlarged. None: native size.
+        num_threads: of the decoder; 1 in the workers of a loader, which already use every core. It affects only the
+            pixels that FFmpeg invents for damaged areas.
+        backend: `pyav`, `decord` or `torchcodec`. The last two read only files with random access; PyAV reads the
+            others. All return the same frames; shrunk frames may differ by rounding.
 
     Returns:
         uint8 (T, C, H, W), RGB, upright (rotation applied); a view of T x H x W x C memory.
 
     Raises:
-        ValueError: no index, one outside of the file, a short side below 1, or an unknown backend.
-        VideoError: the file cannot be read, or ends before a frame that `info` promises.
+        ValueError: no index, an index outside of the video, a short side below 1, or an unknown backend.
+        VideoError: the file cannot be read, or has fewer frames than `info.num_frames`.
     """
     wanted = [operator.index(i) for i in indices]
     if not wanted:
@@ -119,13 +119,13 @@ def read_frames(
         shrunk = size != (info.height, info.width)
         frames_THWC = read_images(path, distinct, num_frames=info.num_frames, size=size, shrunk=shrunk)
     elif backend != "pyav" and info.random_access:
-        frames_THWC = read_by_backend(backend, path, distinct, info=info, num_threads=num_threads)
+        frames_THWC = _read_backend(backend, path, distinct, info=info, num_threads=num_threads)
         if frames_THWC is not None and size != (info.height, info.width):
             frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     if frames_THWC is None and info.random_access:
-        frames_THWC = _read(path, distinct, info=info, size=size, num_threads=num_threads, jump=True)
+        frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=True)
     if frames_THWC is None:
-        frames_THWC = _read(path, distinct, info=info, size=size, num_threads=num_threads, jump=False)
+        frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=False)
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
@@ -135,13 +135,13 @@ def read_frames(
 def _check_indices(path: str | os.PathLike[str], wanted: Sequence[int], info: VideoInfo) -> None:
     if min(wanted) < 0 or max(wanted) >= info.num_frames:
         raise ValueError(
-            f"{path}: frame indices from {min(wanted)} to {max(wanted)} were asked for; "
+            f"{path}: frame indices from {min(wanted)} to {max(wanted)} were requested; "
             f"the video has {info.num_frames} frames, 0 to {info.num_frames - 1}"
         )
 
 
 def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
-    """Height and width that frames have when their shorter side is brought down to `short_side` pixels.
+    """Height and width of frames whose shorter side is reduced to `short_side` pixels; never enlarged.
 
     Raises:
         ValueError: a short side below 1.
@@ -154,78 +154,81 @@ def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
     return tuple(max(round(side * short_side / shorter), 1) for side in (info.height, info.width))
 
 
-def _read(
+def _read_pyav(
     path: str | os.PathLike[str],
     distinct: Sequence[int],
     *,
     info: VideoInfo,
     size: tuple[int, int],
     num_threads: int,
-    jump: bool,
+    seek: bool,
 ) -> torch.Tensor | None:
-    """uint8 (T, H, W, C) of sorted, distinct indices; None where jumping leads to other frames than expected."""
+    """uint8 (T, H, W, C) of sorted, distinct indices; None if seeking leads to other frames than expected."""
     height, width = size[::-1] if info.rotation in (90, 270) else size
     with open_video(path, num_threads=num_threads) as (container, stream):
         frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
-        # one of each for all: setting it up costs more than a small frame
+        # create them once: that costs more than converting a small frame
         converter, shrinker = VideoReformatter(), VideoReformatter()
-        frames = (_jumping if jump else _forward)(path, container, stream, distinct, info)
+        decode_frames = _decode_with_seeks if seek else _decode_from_start
+        frames = decode_frames(path, container, stream, distinct, info)
         for place, frame in enumerate(frames):
             if frame is None:
                 return None
-            if frame.format.name in _SHRUNK_FIRST and (frame.height, frame.width) != (height, width):
-                frame = _shrunk(frame, shrinker, height=height, width=width, num_threads=num_threads)
-            # The size is told for files that change it on the way.
+            if frame.format.name in _SHRINK_AS_YUV and (frame.height, frame.width) != (height, width):
+                frame = _shrink_yuv(frame, shrinker, height=height, width=width, num_threads=num_threads)
+            # The size is given because some files change it on the way.
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
             rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
     return torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2)) if info.rotation else frames_THWC
 
 
-def _shrunk(
+def _shrink_yuv(
     frame: av.VideoFrame, shrinker: VideoReformatter, *, height: int, width: int, num_threads: int
 ) -> av.VideoFrame:
-    """The frame at another size, as YUV still: half of the samples of RGB, and no colours to convert that go away."""
-    how = {"interpolation": Interpolation.AREA, "threads": num_threads}
-    small = shrinker.reformat(frame, width, height, frame.format.name, **how)
+    """Resizes a YUV frame before it is converted to RGB: half as many samples, and fewer pixels to convert."""
+    options = {"interpolation": Interpolation.AREA, "threads": num_threads}
+    small = shrinker.reformat(frame, width, height, frame.format.name, **options)
     small.colorspace, small.color_range = frame.colorspace, frame.color_range
     return small
 
 
-def _forward(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame]:
-    """The frames of sorted, distinct indices, by decoding from the first one."""
-    todo = iter(distinct)
-    index, number = next(todo), -1
+def _decode_from_start(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame]:
+    """Yields the frames of sorted, distinct indices, decoding from the first frame of the video."""
+    remaining = iter(distinct)
+    index, number = next(remaining), -1
     for number, frame in enumerate(decode(path, container.demux(stream))):
         if number == index:
             yield frame
-            index = next(todo, None)
+            index = next(remaining, None)
             if index is None:
                 return
-    raise VideoError(path, TRUNCATED, f"frame {index} of {info.num_frames} was asked for, it ends after {number + 1}")
+    raise VideoError(path, TRUNCATED, f"frame {index} of {info.num_frames} was requested, it ends after {number + 1}")
 
 
-def _jumping(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame | None]:
-    """The frames of sorted, distinct indices, jumping where a keyframe lies ahead; None where that goes wrong."""
+def _decode_with_seeks(
+    path, container, stream, distinct: Sequence[int], info: VideoInfo
+) -> Iterator[av.VideoFrame | None]:
+    """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
     tick = float(stream.time_base)
     number, frames = -1, decode(path, container.demux(stream))
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
-        if jumped := keyframe > number + 1:
-            # a little later than the keyframe's own time, since that is not known to the tick
+        if did_seek := keyframe > number + 1:
+            # seek a little behind the keyframe's time, which is not known to the tick
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
             container.seek(info.first_pts + round(seconds / tick), stream=stream)
             frames = decode(path, container.demux(stream))
-        while number < index or jumped:
+        while number < index or did_seek:
             frame = next(frames, None)
-            known = frame is not None and frame.pts is not None
-            found = info.index_at((frame.pts - info.first_pts) * tick) if known else None
-            # What a decoder makes up for damaged pixels depends on what it saw before.
-            lost = found is None or frame.is_corrupt
-            if lost or ((found > index or frame.pict_type != PictureType.I) if jumped else found != number + 1):
+            has_time = frame is not None and frame.pts is not None
+            actual = info.index_at((frame.pts - info.first_pts) * tick) if has_time else None
+            # the pixels that a decoder conceals depend on the frames decoded before
+            failed = actual is None or frame.is_corrupt
+            if failed or ((actual > index or frame.pict_type != PictureType.I) if did_seek else actual != number + 1):
                 yield None
                 return
-            number, jumped = found, False
+            number, did_seek = actual, False
         yield frame

@@ -1,6 +1,6 @@
-"""Work on one file after the other in processes that can be killed: a crash or a hang costs its own file alone.
+"""Processes files in killable worker processes: a crash or a hang affects only its own file.
 
-`concurrent.futures` can do neither: there one crash fails every file still to come, and nothing ends a hang.
+`concurrent.futures` does neither: one crash fails all remaining files, and nothing ends a hang.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from stvid.errors import TIMEOUT, UNREADABLE, VideoError
-from stvid.video.types import identity
+from stvid.video.types import file_identity
 
 T = TypeVar("T")
-_MEGABYTES_A_SECOND = 1  # what the slowest machine decodes; a long film is no hang
+_MEGABYTES_PER_SECOND = 1  # decoding speed of the slowest machine: a long film is not a hang
 
 
-def each_file(
-    work: Callable[[str], T], names: Sequence[str], *, num_workers: int, timeout: float
+def map_files(
+    function: Callable[[str], T], names: Sequence[str], *, num_workers: int, timeout: float
 ) -> Iterator[tuple[str, T | VideoError]]:
-    """Calls `work(name)` for every file; yields (name, result or VideoError) in the order in which they are found.
+    """Calls `function(name)` for every file; yields (name, result or VideoError) in order of completion.
 
     A file that crashes its process becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`.
 
     Args:
-        work: a function of a module (or a `functools.partial` of one), which other processes can import; its result
-            must survive pickling. It may raise VideoError; any other exception is raised here.
+        function: importable by other processes (a module's function or a `functools.partial` of one), with a picklable
+            result. It may raise VideoError; any other exception is raised here.
         names: files.
-        num_workers: processes; 0 works in this one, where neither a crash nor a hang can be survived.
-        timeout: seconds that one file may take, and one more for each megabyte it has.
+        num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
+        timeout: seconds for one file, plus one for each megabyte of it.
     """
     if num_workers == 0:
-        yield from ((name, _outcome(work, name)) for name in names)
+        yield from ((name, _call(function, name)) for name in names)
         return
-    waiting = list(reversed(names))
-    workers = [_Worker(work, timeout=timeout) for _ in range(min(num_workers, len(names)))]
+    remaining = list(reversed(names))
+    workers = [_Worker(function, timeout=timeout) for _ in range(min(num_workers, len(names)))]
     try:
-        busy = [worker for worker in workers if waiting and worker.begin(waiting.pop())]
+        busy = [worker for worker in workers if remaining and worker.start_file(remaining.pop())]
         while busy:
-            soonest = min(worker.deadline for worker in busy)
-            wait([worker.pipe for worker in busy], timeout=max(0.0, soonest - time.monotonic()))
+            next_deadline = min(worker.deadline for worker in busy)
+            wait([worker.pipe for worker in busy], timeout=max(0.0, next_deadline - time.monotonic()))
             for worker in list(busy):
-                # Asked anew, since the caller may have kept us waiting: an answer that lies there is not late.
-                answered = worker.pipe.poll()
-                if answered or time.monotonic() >= worker.deadline:
-                    name, result = worker.name, worker.end(answered=answered)
+                # Poll again, since the caller may have been slow: a result that has arrived is not late.
+                has_result = worker.pipe.poll()
+                if has_result or time.monotonic() >= worker.deadline:
+                    name, result = worker.name, worker.finish_file(has_result=has_result)
                     if isinstance(result, Exception) and not isinstance(result, VideoError):
                         raise result
                     yield name, result
                     busy.remove(worker)
-                    if waiting and worker.begin(waiting.pop()):
+                    if remaining and worker.start_file(remaining.pop()):
                         busy.append(worker)
     finally:
         for worker in workers:
@@ -64,27 +64,27 @@ def each_file(
 
 
 class _Worker:
-    """One process, and the file that it has at hand."""
+    """One process and the file that it works on."""
 
-    def __init__(self, work: Callable[[str], T], *, timeout: float) -> None:
-        self._work, self._timeout = work, timeout
-        self._start()
+    def __init__(self, function: Callable[[str], T], *, timeout: float) -> None:
+        self._function, self._timeout = function, timeout
+        self._start_process()
 
-    def _start(self) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self._process = multiprocessing.Process(target=_serve, args=(self._work, theirs), daemon=True)
+    def _start_process(self) -> None:
+        self.pipe, child_pipe = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=_run_worker, args=(self._function, child_pipe), daemon=True)
         self._process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        child_pipe.close()  # so that the pipe closes when the process ends
 
-    def begin(self, name: str) -> bool:
-        self.name, self.limit = name, self._timeout + _megabytes(name) / _MEGABYTES_A_SECOND
+    def start_file(self, name: str) -> bool:
+        self.name, self.limit = name, self._timeout + _megabytes(name) / _MEGABYTES_PER_SECOND
         self.deadline = time.monotonic() + self.limit
-        with suppress(ConnectionError):  # died while idle: end() will find out
+        with suppress(ConnectionError):  # died while idle: finish_file() reports it
             self.pipe.send(name)
         return True
 
-    def end(self, *, answered: bool):
-        if answered:
+    def finish_file(self, *, has_result: bool):
+        if has_result:
             try:
                 return self.pipe.recv()
             except (EOFError, ConnectionError):
@@ -94,7 +94,7 @@ class _Worker:
         else:
             error = VideoError(self.name, TIMEOUT, f"not done within {self.limit:.3g} s")
         self.kill()
-        self._start()
+        self._start_process()
         return error
 
     def kill(self) -> None:
@@ -105,33 +105,33 @@ class _Worker:
 
 def _megabytes(name: str) -> float:
     with suppress(OSError):
-        return identity(name)[0] / 1e6
+        return file_identity(name)[0] / 1e6
     return 0.0
 
 
-def _serve(work: Callable[[str], T], pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills us
+def _run_worker(function: Callable[[str], T], pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent kills this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    outcome = partial(_outcome, work)
+    threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process(),), daemon=True).start()
+    call = partial(_call, function)
     with suppress(EOFError):
         while True:
             name = pipe.recv()
             try:
-                result = outcome(name)
-            except Exception as error:  # a mistake in `work`, not in the file: the parent raises it
+                result = call(name)
+            except Exception as error:  # a bug in `function`, not a bad file: the parent raises it
                 result = error
             pipe.send(result)
 
 
-def _end_with(parent) -> None:
-    """Ends this process when its parent has ended, be it by a kill: also in the midst of a file."""
+def _exit_with_parent(parent) -> None:
+    """Ends this process when its parent ends, also when the parent is killed or a file is in progress."""
     parent.join()
     os._exit(1)
 
 
-def _outcome(work: Callable[[str], T], name: str) -> T | VideoError:
+def _call(function: Callable[[str], T], name: str) -> T | VideoError:
     try:
-        return work(name)
+        return function(name)
     except VideoError as error:
         return error

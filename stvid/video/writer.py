@@ -1,4 +1,4 @@
-"""Frames to an H.264 mp4 file that every player shows and that can be sought exactly."""
+"""Writes frames to an H.264 mp4 file that every player shows and that seeks exactly."""
 
 from __future__ import annotations
 
@@ -25,31 +25,35 @@ def write_video(
     preset: str = "veryfast",
     threads: int = 1,
 ) -> None:
-    """Encode RGB frames as H.264 (yuv420p) and put the finished file at `path`, whose folders are made if need be.
+    """Encodes RGB frames as H.264 (yuv420p) and writes the file atomically; missing folders are created.
 
-    frames_THWC: uint8, `T x H x W x 3`; H and W even, as yuv420p has one colour sample for 2 x 2 pixels.
-    fps: frames a second. crf: 0 (lossless) to 51; 18 is hard to tell from the original.
-    gop: the longest distance of two key frames, which is what a random access costs to decode.
-    b_frames: 0 keeps decoding order and showing order the same, so that no reader can confuse them.
-    threads: with 1, the same frames give the same bytes.
+    Args:
+        path: the file.
+        frames_THWC: uint8, `T x H x W x 3`; H and W even, since yuv420p has one colour sample for 2 x 2 pixels.
+        fps: frames per second.
+        crf: 0 (lossless) to 51; 18 is almost indistinguishable from the original.
+        gop: maximum distance between two keyframes; one random access decodes up to this many frames.
+        b_frames: with 0, decoding order and display order are the same, so readers cannot confuse them.
+        preset: of x264.
+        threads: with 1, the same frames give the same bytes.
 
-    The file appears whole or not at all: it is written beside `path` and then moved there.
-    Raises ValueError if the frames or fps cannot be encoded.
+    Raises:
+        ValueError: the frames or fps cannot be encoded.
     """
     path, frames_THWC = Path(path), np.asarray(frames_THWC)
-    _check(frames_THWC, fps)
+    _check_frames(frames_THWC, fps)
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames_THWC)
     first = next(frames)
-    how = {"fps": fps, "crf": crf, "gop": gop, "b_frames": b_frames, "preset": preset, "threads": threads}
-    with replacing(path) as partial, encoding(partial, like=first, **how) as encode:
+    options = {"fps": fps, "crf": crf, "gop": gop, "b_frames": b_frames, "preset": preset, "threads": threads}
+    with replacing(path) as partial, open_encoder(partial, like=first, **options) as encode:
         encode(first)
         for frame in frames:
             encode(frame)
 
 
 @contextmanager
-def encoding(
+def open_encoder(
     path: str | os.PathLike,
     *,
     like: av.VideoFrame,
@@ -63,18 +67,18 @@ def encoding(
     tick: Fraction | None = None,
     comment: str = "",
 ) -> Iterator[Callable[[av.VideoFrame], None]]:
-    """Yields a function that adds one frame to the mp4 file at `path`, which is complete when the block ends.
+    """Yields a function that adds one frame to the mp4 file at `path`; the file is complete when the block ends.
 
     Args:
-        like: a frame of the size and with the colour tags that all frames have; its height and width are even.
-        fps: frames a second, on average where `tick` is given.
-        tune: x264's word for what is to be easy; `fastdecode` reads twice as fast at about the same size.
-        tick: seconds, the unit of the frames' `pts`; None: `1 / fps`, and frames without `pts` follow one another.
-        comment: kept in the file's own metadata.
+        like: a frame with the size and colour tags of all frames; its height and width are even.
+        fps: frames per second, on average if `tick` is given.
+        tune: of x264; `fastdecode` decodes twice as fast at about the same file size.
+        tick: seconds, the unit of the frames' `pts`; None: `1 / fps`, and frames without `pts` are evenly spaced.
+        comment: written to the file's metadata.
 
     The other arguments are those of `write_video`.
     """
-    # x264's macroblock tree reads memory that nobody wrote: with it one file in a hundred has a few other bytes
+    # x264's macroblock tree reads uninitialised memory: with it about 1 % of the files differ in a few bytes
     options = {"crf": str(crf), "preset": preset, "mbtree": "0"} | ({"tune": tune} if tune else {})
     rate = Fraction(fps).limit_denominator(90_000)
     tick = tick or 1 / rate
@@ -97,7 +101,7 @@ def encoding(
         container.mux(stream.encode(None))
 
 
-def _check(frames_THWC: np.ndarray, fps: float | Fraction) -> None:
+def _check_frames(frames_THWC: np.ndarray, fps: float | Fraction) -> None:
     shape, dtype = tuple(frames_THWC.shape), frames_THWC.dtype
     if dtype != np.uint8:
         raise ValueError(f"frames (dtype {dtype}) must be uint8")

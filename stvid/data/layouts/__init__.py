@@ -1,1 +1,1 @@
-"""Known layouts of data sets on disk: one file a layout, each one function `root -> Manifest`."""
+"""Layouts of data sets on disk: one file per layout, each with a function `root -> Manifest`."""

@@ -1,4 +1,4 @@
-"""`data=folder` and `data=frames`: one folder per class, with or without train/, val/ and test/ above."""
+"""`data=folder` and `data=frames`: one folder per class, optionally within train/, val/ and test/."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from stvid.data.layouts.discovery import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
-    assemble,
-    existing_folder,
+    build_manifest,
     find_frame_folders,
     find_videos,
     is_frame_folder,
     is_video,
+    resolve_folder,
+    split_items,
     subfolders,
-    val_out_of_train,
+    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
-from stvid.data.splitting import split_items
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,32 +33,32 @@ GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> gro
 
 @dataclass(frozen=True, kw_only=True)
 class MediaKind:
-    """What counts as a video.
+    """A kind of video: a file or a folder of images.
 
     Attributes:
-        name: what messages call them.
-        find: those at any depth below a folder.
-        is_one: whether a path itself is one.
-        expected: where they should lie below the folder of classes.
+        name: plural name for messages.
+        find: finds the videos at any depth below a folder.
+        matches: whether a path is such a video.
+        expected: expected path below the folder of classes, for messages.
     """
 
     name: str
     find: Callable[[Path], list[Path]]
-    is_one: Callable[[Path], bool]
+    matches: Callable[[Path], bool]
     expected: str
 
 
 VIDEO_FILES = MediaKind(
     name="videos",
     find=find_videos,
-    is_one=is_video,
+    matches=is_video,
     expected=f"CLASS/.../VIDEO, with one of the extensions {' '.join(sorted(VIDEO_EXTENSIONS))}",
 )
 
 
 def from_class_folders(
     root: str,
-    sought: MediaKind,
+    media: MediaKind,
     *,
     val_fraction: float,
     test_fraction: float,
@@ -66,45 +66,45 @@ def from_class_folders(
     group_csv: str | None,
     seed: int,
 ) -> Manifest:
-    """The manifest of a tree of class folders; arguments and errors as `folder` and `frames` tell them."""
-    root = existing_folder(root)
-    group_of = grouping(root, pattern=group_pattern, table=group_csv)
-    found = split_folders(root)
-    if "train" in found:
-        items = [item for split, path in found.items() for item in labelled(path, split, sought, group_of)]
-        how = f"splits from the folders {', '.join(path.name for path in found.values())}"
-        if "val" not in found:
-            items = val_out_of_train(items, val_fraction=val_fraction, seed=seed)
-            how += f"; val is {val_fraction:.0%} of train, seed {seed}"
+    """The manifest of a tree of class folders; arguments and errors: see `folder` and `frames`."""
+    root = resolve_folder(root)
+    group_of = make_group_function(root, pattern=group_pattern, table=group_csv)
+    folders = find_split_folders(root)
+    if "train" in folders:
+        items = [item for split, path in folders.items() for item in find_items(path, split, media, group_of)]
+        split_source = f"splits from the folders {', '.join(path.name for path in folders.values())}"
+        if "val" not in folders:
+            items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
+            split_source += f"; val is {val_fraction:.0%} of train, seed {seed}"
     else:
-        shares = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-        items = split_items(labelled(root, "train", sought, group_of), fractions=shares, seed=seed)
-        by = " by group" if group_pattern or group_csv else ""
-        how = f"no train/ folder, so a stratified split was made{by}, seed {seed}"
-    return assemble(root, items, how=how)
+        fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+        items = split_items(find_items(root, "train", media, group_of), fractions=fractions, seed=seed)
+        by_group = " by group" if group_pattern or group_csv else ""
+        split_source = f"no train/ folder, so a stratified split was made{by_group}, seed {seed}"
+    return build_manifest(root, items, split_source=split_source)
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder, for the `train`, `val`, `test` below the root that hold folders themselves.
+def find_split_folders(root: Path) -> dict[str, Path]:
+    """Split -> folder, for the `train`, `val` and `test` folders below the root that contain folders.
 
     Raises:
         InputError: two folders of one split, such as `val/` and `validation/`, or `train/` and `Train/`.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for entry in subfolders(root):
         split = SPLIT_FOLDERS.get(entry.name.lower())
         if split is None or not subfolders(entry):
             continue
-        if split in found and not entry.samefile(found[split]):  # one may be a link to the other
+        if split in folders and not entry.samefile(folders[split]):  # one may be a link to the other
             raise InputError(
-                f"two folders for the split {split!r}: {found[split]} and {entry}. Only one can be used: move the "
-                "videos of one into the other, or rename the folder that is not wanted"
+                f"two folders for the split {split!r}: {folders[split]} and {entry}. Move the videos of one into the "
+                "other, or rename one of them"
             )
-        found.setdefault(split, entry)
-    return found
+        folders.setdefault(split, entry)
+    return folders
 
 
-def labelled(folder: Path, split: str, sought: MediaKind, group_of: GroupOf) -> list[Item]:
+def find_items(folder: Path, split: str, media: MediaKind, group_of: GroupOf) -> list[Item]:
     """Every video below the class folders in `folder`, as items of one split.
 
     Raises:
@@ -112,27 +112,26 @@ def labelled(folder: Path, split: str, sought: MediaKind, group_of: GroupOf) -> 
     """
     items = []
     for class_folder in subfolders(folder):
-        videos = sought.find(class_folder)
+        videos = media.find(class_folder)
         if not videos:
-            log.warning("%s holds no %s and is not taken for a class", class_folder, sought.name)
+            log.warning("%s contains no %s and is not used as a class", class_folder, media.name)
         items += [
             Item(path=str(video), label=class_folder.name, split=split, group=group_of(video, class_folder))
             for video in videos
         ]
-    loose = [entry for entry in folder.iterdir() if sought.is_one(entry)]
+    loose = [entry for entry in folder.iterdir() if media.matches(entry)]
     if not items:
-        lie = f"{len(loose)} {sought.name} lie in it directly, without a class"
+        hint = f"; {len(loose)} {media.name} are directly in it, without a class" if loose else ""
         raise InputError(
-            f"no {sought.name} found in class folders below {folder}: {lie if loose else 'it holds none'}. "
-            f"Expected {folder}/{sought.expected}"
+            f"no {media.name} found in class folders below {folder}{hint}. Expected {folder}/{media.expected}"
         )
     if loose:
-        log.warning("%d %s lie directly in %s, without a class, and are left out", len(loose), sought.name, folder)
+        log.warning("%d %s directly in %s have no class and are not used", len(loose), media.name, folder)
     return items
 
 
-def grouping(root: Path, *, pattern: str | None, table: str | None) -> GroupOf:
-    """How groups are told.
+def make_group_function(root: Path, *, pattern: str | None, table: str | None) -> GroupOf:
+    """Returns a function (video, class folder) -> group, which raises InputError for a video without a group.
 
     Args:
         root: the data set's folder.
@@ -141,35 +140,35 @@ def grouping(root: Path, *, pattern: str | None, table: str | None) -> GroupOf:
         table: CSV `path,group`, paths relative to the root.
 
     Raises:
-        InputError: both are given, or one that cannot be read; the function itself, for a video without a group.
+        InputError: both are given, an invalid pattern, or an invalid table.
     """
     if pattern and table:
-        raise InputError("data.group_pattern and data.group_csv both name groups; give one of them")
+        raise InputError("data.group_pattern and data.group_csv both define groups; set only one of them")
     if pattern:
-        return _by_pattern(pattern)
+        return _group_by_pattern(pattern)
     if table:
-        return _by_table(root, Path(table).expanduser())
+        return _group_by_table(root, Path(table).expanduser())
     return lambda video, class_folder: None
 
 
-def _by_pattern(pattern: str) -> GroupOf:
+def _group_by_pattern(pattern: str) -> GroupOf:
     try:
         regex = re.compile(pattern)
     except re.error as error:
         raise InputError(f"data.group_pattern {pattern!r} is not a regular expression: {error}") from error
 
     def group_of(video: Path, class_folder: Path) -> str:
-        below = video.relative_to(class_folder).as_posix()
-        match = regex.search(below)
+        name = video.relative_to(class_folder).as_posix()
+        match = regex.search(name)
         group = match and match.group(1 if regex.groups else 0)
         if not group:
-            raise InputError(f"data.group_pattern {pattern!r} matches nothing in {below!r} ({video})")
+            raise InputError(f"data.group_pattern {pattern!r} matches nothing in {name!r} ({video})")
         return group
 
     return group_of
 
 
-def _by_table(root: Path, table: Path) -> GroupOf:
+def _group_by_table(root: Path, table: Path) -> GroupOf:
     if not table.is_file():
         raise InputError(f"data.group_csv {table} does not exist")
     groups: dict[str, str] = {}
@@ -178,13 +177,13 @@ def _by_table(root: Path, table: Path) -> GroupOf:
         if not {"path", "group"} <= set(reader.fieldnames or []):
             raise InputError(f"{table} must have the columns path,group; it has {', '.join(reader.fieldnames or [])}")
         for row in reader:
-            known = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
-            if known != row["group"]:
-                raise InputError(f"{table} names two groups for {row['path']}: {known!r} and {row['group']!r}")
+            group = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
+            if group != row["group"]:
+                raise InputError(f"{table} has two groups for {row['path']}: {group!r} and {row['group']!r}")
 
     def group_of(video: Path, class_folder: Path) -> str:
         if not groups.get(os.path.normpath(video)):
-            raise InputError(f"{table} names no group for {video.relative_to(root)}")
+            raise InputError(f"{table} has no group for {video.relative_to(root)}")
         return groups[os.path.normpath(video)]
 
     return group_of
@@ -199,15 +198,15 @@ def folder(
     group_csv: str | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """`root/CLASS/.../VIDEO`.
+    """Class folders of video files: `root/CLASS/.../VIDEO`.
 
-    Where `train/` (and `val/`, `test/`) folders stand below the root, each holds class folders and they are the
-    splits; a missing `val/` is taken out of train. Otherwise a seeded split is made: stratified by class, whole
-    groups where groups are known. What was done goes to the log.
+    Folders `train/` (and `val/`, `test/`) below the root are the splits and contain the class folders; a missing
+    `val/` is taken from train. Otherwise a random split is made, stratified by class and with whole groups.
+    The log says which splits were used.
 
     Args:
         root: the folder.
-        val_fraction: share of the videos for val, in (0, 1), where the split is made here.
+        val_fraction: fraction of the videos for val, in (0, 1), if the split is made here.
         test_fraction: the same for test.
         group_pattern: regular expression searched in each video's path below its class folder; its first
             parenthesis (or the whole match) names the group.
@@ -215,8 +214,8 @@ def folder(
         seed: of the split.
 
     Raises:
-        InputError: no such folder, two folders of one split (`val/` and `validation/`), no videos, a pattern or table
-            that leaves a video without a group, too few videos for a split.
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), no videos, a video without a
+            group despite a pattern or table, too few videos for a split.
     """
     return from_class_folders(
         root,
@@ -232,7 +231,7 @@ def folder(
 FRAME_FOLDERS = MediaKind(
     name="folders of images",
     find=find_frame_folders,
-    is_one=is_frame_folder,
+    matches=is_frame_folder,
     expected=f"CLASS/.../VIDEO/IMAGE, with one of the extensions {' '.join(sorted(IMAGE_EXTENSIONS))}",
 )
 
@@ -246,13 +245,14 @@ def frames(
     group_csv: str | None = None,
     seed: int = 0,
 ) -> Manifest:
-    """`root/CLASS/.../VIDEO/IMAGE`: every folder that directly holds an image, below its class folder, is a video.
+    """Class folders of image folders: `root/CLASS/.../VIDEO/IMAGE`.
 
-    An item's path is the folder. Splits are found or made as by `folder`.
+    Every folder that directly contains an image is a video; an item's path is that folder. Splits are found or made as
+    in `folder`.
 
     Args:
-        root: the folder of classes, or of `train/` (and `val/`, `test/`) with classes below them.
-        val_fraction: share of the videos for val, in (0, 1), where the split is made here.
+        root: the folder of the classes, or of `train/` (and `val/`, `test/`) with classes below them.
+        val_fraction: fraction of the videos for val, in (0, 1), if the split is made here.
         test_fraction: the same for test.
         group_pattern: regular expression searched in the path of each video's folder below its class folder; its
             first parenthesis (or the whole match) names the group.
@@ -261,7 +261,7 @@ def frames(
 
     Raises:
         InputError: no such folder, two folders of one split (`val/` and `validation/`), no folder of images below a
-            class, a pattern or table that leaves a video without a group, too few videos for a split.
+            class, a video without a group despite a pattern or table, too few videos for a split.
     """
     return from_class_folders(
         root,

@@ -1,19 +1,21 @@
-"""Finds videos, image folders, tables and official lists below a folder, and assembles manifests from them."""
+"""Parts of every layout: finds videos and official lists below a folder, splits items, and builds the manifest."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stvid.data.manifest import SPLITS, Item, Manifest
-from stvid.data.splitting import split_items
 from stvid.errors import InputError
-from stvid.video.images import EXTENSIONS as IMAGE_EXTENSIONS
+from stvid.video.decoding import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
+_SPLIT_ATTEMPTS = 200  # random orders of the groups to try
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
     for name in (
@@ -23,15 +25,15 @@ VIDEO_EXTENSIONS = frozenset(
 )
 
 
-def existing_folder(path: str | os.PathLike, *, key: str = "data.root") -> Path:
-    """The folder a user named, as an absolute path.
+def resolve_folder(path: str | os.PathLike, *, key: str = "data.root") -> Path:
+    """The absolute path of an existing folder.
 
     Args:
-        path: what was given; a leading `~` is the home folder.
-        key: the config key it was given under.
+        path: the folder; a leading `~` is the home folder.
+        key: config key of the path, for the message.
 
     Raises:
-        InputError: it is no folder.
+        InputError: the folder does not exist.
     """
     folder = Path(str(path)).expanduser().absolute()
     if not folder.is_dir():
@@ -40,34 +42,34 @@ def existing_folder(path: str | os.PathLike, *, key: str = "data.root") -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in a folder, by name."""
+    """The folders directly in a folder, sorted by name."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def find_files(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
-    """Files at any depth whose name is wanted, in a fixed order."""
+    """Files at any depth whose name is wanted, sorted."""
     return sorted(Path(parent, name) for parent, names in _walk(folder) for name in names if wanted(name))
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """Video files at any depth, in a fixed order."""
+    """Video files at any depth, sorted."""
     return find_files(folder, _is_video_name)
 
 
 def find_frame_folders(folder: Path) -> list[Path]:
-    """Folders at any depth below `folder` that directly hold an image, in a fixed order."""
+    """Folders at any depth below `folder` that directly contain an image, sorted."""
     return sorted(
         Path(parent) for parent, names in _walk(folder) if Path(parent) != folder and any(map(_is_image_name, names))
     )
 
 
 def is_video(path: Path) -> bool:
-    """Whether a path is a video file, by its name."""
+    """Whether a path is a file with a video extension."""
     return path.is_file() and _is_video_name(path.name)
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a path is a folder that directly holds an image."""
+    """Whether a path is a folder that directly contains an image."""
     return path.is_dir() and any(_is_image_name(entry.name) for entry in path.iterdir() if entry.is_file())
 
 
@@ -80,10 +82,10 @@ def _is_image_name(name: str) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) at any depth, each folder once even where links lead in a circle."""
+    """Yields (folder, names of its files) at any depth; each folder once, even if links form a cycle."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:  # a link back to where we have been
+        if os.path.realpath(parent) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
@@ -91,143 +93,220 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield parent, names
 
 
-def val_out_of_train(items: Iterable[Item], *, val_fraction: float, seed: int) -> list[Item]:
-    """Takes whole groups out of train for val, stratified by class; the other splits stay as they are.
+def take_val_from_train(items: Iterable[Item], *, val_fraction: float, seed: int) -> list[Item]:
+    """Moves whole groups from train to val, stratified by class; other splits are unchanged.
 
     Args:
-        items: of all splits.
-        val_fraction: share of the training videos, in (0, 1).
+        items: the items of all splits.
+        val_fraction: fraction of the training videos, in (0, 1).
         seed: of the choice.
 
     Raises:
-        InputError: a share outside (0, 1), or too few videos or groups of a class.
+        InputError: a fraction outside (0, 1), or too few videos or groups of a class.
     """
     items = list(items)
     train = [item for item in items if item.split == "train"]
-    shares = {"train": 1 - val_fraction, "val": val_fraction}
-    return [item for item in items if item.split != "train"] + [*split_items(train, fractions=shares, seed=seed)]
+    fractions = {"train": 1 - val_fraction, "val": val_fraction}
+    return [item for item in items if item.split != "train"] + [*split_items(train, fractions=fractions, seed=seed)]
 
 
-def assemble(root: Path, items: Iterable[Item], *, how: str, class_names: Sequence[str] | None = None) -> Manifest:
-    """The manifest, after one line in the log: where, how, and how many videos each split has.
+def split_items(items: Sequence[Item], *, fractions: Mapping[str, float], seed: int) -> tuple[Item, ...]:
+    """Splits items at random, stratified by class; groups stay whole.
+
+    Groups are assigned in order of size, each to the split whose class counts it brings closest (least squares) to the
+    target. An item without a group is its own group.
+
+    Args:
+        items: the items; their `split` is ignored.
+        fractions: target fraction of each split, positive, with sum 1, for example `{"train": 0.7, ...}`.
+        seed: of the split, which does not depend on the order of `items`.
+
+    Raises:
+        InputError: invalid fractions, or a class with too few videos or groups for every split.
+    """
+    if any(not 0 < share < 1 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        shares = ", ".join(f"{name}={share:g}" for name, share in fractions.items())
+        raise InputError(f"split fractions ({shares}) must each be between 0 and 1, val and test together below 1")
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.path, item.start or 0.0)):
+        groups[("path", item.path) if item.group is None else ("group", item.group)].append(item)
+    _check_enough_groups(groups, len(fractions))
+
+    order = sorted(groups)
+    for attempt in range(_SPLIT_ATTEMPTS):
+        rng = random.Random(f"{seed}-{attempt}")
+        rng.shuffle(order)
+        split_of = _assign_groups({key: Counter(item.label for item in groups[key]) for key in order}, fractions)
+        result = tuple(replace(item, split=split_of[key]) for key in sorted(groups) for item in groups[key])
+        if len({(item.split, item.label) for item in result}) == len(fractions) * len({item.label for item in items}):
+            return tuple(sorted(result, key=lambda item: (item.path, item.start or 0.0)))
+    raise InputError(
+        f"no split was found in {_SPLIT_ATTEMPTS} attempts with every class in each of {', '.join(fractions)} and "
+        "whole groups; use smaller groups, or write the splits into a manifest (data=manifest)"
+    )
+
+
+def _check_enough_groups(groups: Mapping[tuple[str, str], list[Item]], num_splits: int) -> None:
+    per_class = Counter(label for items in groups.values() for label in {item.label for item in items})
+    for label, count in sorted(per_class.items()):
+        if count < num_splits:
+            unit = "groups" if any(kind == "group" for kind, _ in groups) else "videos"
+            raise InputError(
+                f"class {label!r} has {count} {unit}, too few for {num_splits} splits: add videos, or make train/ val/ "
+                "test/ folders yourself"
+            )
+
+
+def _assign_groups(
+    groups: Mapping[tuple[str, str], Counter], fractions: Mapping[str, float]
+) -> dict[tuple[str, str], str]:
+    """Group -> split. `groups` maps each group to its class counts; its order breaks ties of size."""
+    totals = sum(groups.values(), Counter())
+    assigned = {name: Counter() for name in fractions}
+    remaining = Counter(label for counts in groups.values() for label in counts)
+    split_of = {}
+    for key, counts in sorted(groups.items(), key=lambda pair: -pair[1].total()):
+
+        def gain(name: str, counts: Counter = counts) -> float:
+            """Decrease of the squared error of the split's class counts, relative to their targets."""
+            target = {c: fractions[name] * totals[c] for c in counts}
+            lacking = {c: target[c] - assigned[name][c] for c in counts}
+            return sum((lacking[c] ** 2 - (lacking[c] - n) ** 2) / target[c] for c, n in counts.items())
+
+        for label in counts:
+            remaining[label] -= 1
+        # if a class has just enough groups left for the splits without it, this group must go to one of them
+        without = {label: [name for name in fractions if not assigned[name][label]] for label in counts}
+        urgent = [name for label in counts if remaining[label] < len(without[label]) for name in without[label]]
+        split_of[key] = max(urgent or fractions, key=gain)
+        assigned[split_of[key]] += counts
+    return split_of
+
+
+def build_manifest(
+    root: Path, items: Iterable[Item], *, split_source: str, class_names: Sequence[str] | None = None
+) -> Manifest:
+    """Builds the manifest, and logs the folder, the source of the splits, and the number of videos per split.
 
     Args:
         root: the data set's folder.
         items: in any order.
-        how: where the splits come from, for the log.
-        class_names: the data set's own order; those without videos are left out. Without it, the sorted labels.
+        split_source: where the splits come from, for the log.
+        class_names: the data set's own order; classes without videos are removed. Without it, the sorted labels.
     """
     items = sorted(items, key=lambda item: (SPLITS.index(item.split), item.path, item.start or 0.0))
     labels = {item.label for item in items}
     names = sorted(labels) if class_names is None else [name for name in class_names if name in labels]
     counts = Counter(item.split for item in items)
-    shown = ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split])
-    log.info("%s: %s (%d classes; %s)", root, how, len(names), shown or "no videos")
+    sizes = ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split])
+    log.info("%s: %s (%d classes; %s)", root, split_source, len(names), sizes or "no videos")
     return Manifest(items=tuple(items), class_names=tuple(names))
 
 
 def check_fold(fold: int, last: int) -> None:
-    """Raises InputError for a fold that is not one of 1 to `last`."""
+    """Raises InputError unless the fold is one of 1 to `last`."""
     if not 1 <= fold <= last:
         raise InputError(f"data.fold (={fold}) must be one of 1 to {last}")
 
 
 def find_lists(root: Path, splits: str | None, *, folders: Sequence[str], files: Sequence[str], archive: str) -> Path:
-    """The folder that holds a data set's official lists.
+    """Finds the folder with the official lists of a data set.
 
     Args:
         root: the data set's folder.
-        splits: the folder the user named (`data.splits`), or None to look at, below and beside the root.
-        folders: what the lists' folder is called, as unpacked.
-        files: patterns; the folder has a file for each of them.
-        archive: what the lists are published as, for the message.
+        splits: the folder (`data.splits`), or None to search in, below and beside the root.
+        folders: names of the lists' folder when unpacked.
+        files: patterns; the folder must contain a file for each.
+        archive: name of the published archive, for the message.
 
     Raises:
         InputError: there is no such folder.
     """
     if splits is None:
         bases = [root, *subfolders(root), root.parent]
-        looked = [root, *(base / name for base in bases for name in folders), root.parent]
+        candidates = [root, *(base / name for base in bases for name in folders), root.parent]
     else:
-        given = existing_folder(splits, key="data.splits")
-        looked = [given, *(given / name for name in folders)]
-    lacking = {folder: [name for name in files if not any(folder.glob(name))] for folder in looked if folder.is_dir()}
-    for folder, missing in lacking.items():
+        given = resolve_folder(splits, key="data.splits")
+        candidates = [given, *(given / name for name in folders)]
+    missing_in = {
+        folder: [name for name in files if not any(folder.glob(name))] for folder in candidates if folder.is_dir()
+    }
+    for folder, missing in missing_in.items():
         if not missing:
             return folder
-    nearest, missing = min(lacking.items(), key=lambda pair: len(pair[1]))
-    where = f"in, below or beside data.root {root}" if splits is None else f"in data.splits {looked[0]}"
-    partly = f" ({nearest} has some of them, but no {', '.join(missing)})" if len(missing) < len(files) else ""
+    best, missing = min(missing_in.items(), key=lambda pair: len(pair[1]))
+    where = f"in, below or beside data.root {root}" if splits is None else f"in data.splits {candidates[0]}"
+    hint = f" ({best} has some of them, but no {', '.join(missing)})" if len(missing) < len(files) else ""
     raise InputError(
-        f"the official lists {', '.join(files)} are not {where}{partly}. Unpack {archive} so that "
-        f"{root / folders[0]} holds them, or name their folder: data.splits=DIR"
+        f"the official lists {', '.join(files)} are not {where}{hint}. Unpack {archive} to {root / folders[0]}, or "
+        "name their folder: data.splits=DIR"
     )
 
 
-def nearest_files(found: Iterable[tuple[str, Path]], *, root: Path) -> dict[str, Path]:
-    """Role -> its file: of several the one with the fewest folders between it and the root.
+def nearest_files(candidates: Iterable[tuple[str, Path]], *, root: Path) -> dict[str, Path]:
+    """Role -> file; of several candidates, the one with the fewest folders between it and the root.
 
     Args:
-        found: (role, file) of all candidates. The log names the files that are not used.
+        candidates: (role, file). Files that are not used are logged.
         root: the data set's folder, for messages.
 
     Raises:
-        InputError: two files of one role lie equally near and differ.
+        InputError: two files of one role have equal distance and different content.
     """
     files: dict[str, Path] = {}
-    for role, path in sorted(found, key=lambda pair: (len(pair[1].parts), pair[1])):
+    for role, path in sorted(candidates, key=lambda pair: (len(pair[1].parts), pair[1])):
         used = files.setdefault(role, path)
         if used == path or used.read_bytes() == path.read_bytes():
             continue
         if len(used.parts) == len(path.parts):
             raise InputError(
-                f"two files for {role!r} below data.root {root}, which differ: {used} and {path}. Remove or rename "
-                "the one that is not meant, or let data.root be a folder with one of them"
+                f"two different files for {role!r} below data.root {root}: {used} and {path}. Remove or rename one of "
+                "them, or set data.root to a folder with only one"
             )
-        log.warning("%s is not used, since %s is nearer to the root", path, used)
+        log.warning("%s is not used, because %s is nearer to the root", path, used)
     return files
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """(place for a message, text) of each line that is not empty; odd bytes in file names come back as they were."""
+    """(location for messages, text) of each nonempty line; file names that are not UTF-8 are preserved."""
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return [(f"{path}, line {number}", line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def index(videos: Iterable[Path], key: Callable[[Path], str], *, root: Path) -> dict[str, Path]:
-    """Key -> video; where several videos have one key the first is taken, and the log says so."""
-    found: dict[str, Path] = {}
-    again = []
+def index_videos(videos: Iterable[Path], key: Callable[[Path], str], *, root: Path) -> dict[str, Path]:
+    """Key -> video; of several videos with one key the first is used, with a warning."""
+    videos_by_key: dict[str, Path] = {}
+    duplicates = []
     for video in videos:
-        if found.setdefault(key(video), video) != video:
-            again.append(video)
-    if again:
+        if videos_by_key.setdefault(key(video), video) != video:
+            duplicates.append(video)
+    if duplicates:
         log.warning(
-            "%d videos below %s have the name of another and are left out; the first: %s, since there is %s",
-            *(len(again), root, again[0], found[key(again[0])]),
+            "%d videos below %s have the same name as another and are not used; the first: %s, because of %s",
+            *(len(duplicates), root, duplicates[0], videos_by_key[key(duplicates[0])]),
         )
-    return found
+    return videos_by_key
 
 
-def require_all(absent: Sequence[str], *, listed: int, found: int, lists: Path, root: Path) -> None:
-    """Raises InputError where videos that the official lists name are not there."""
-    if absent:
+def check_all_present(missing: Sequence[str], *, num_listed: int, num_videos: int, lists: Path, root: Path) -> None:
+    """Raises InputError if videos of the official lists are missing."""
+    if missing:
         raise InputError(
-            f"{len(absent)} of the {listed} videos that {lists} names are not below data.root {root}, the first: "
-            f"{absent[0]}; it holds {found} videos. Unpack all of it there, or list what you have in a table "
-            "(data=manifest)"
+            f"{len(missing)} of the {num_listed} videos in {lists} are not below data.root {root}, the first: "
+            f"{missing[0]}; it contains {num_videos} videos. Unpack the whole data set, or list your videos "
+            "in a table (data=manifest)"
         )
 
 
-def tell_absent(absent: Sequence[str], *, listed: int, split: str, lists: Path, root: Path) -> None:
-    """Warns of listed videos that are not there, as is usual where each was downloaded for itself.
+def warn_missing(missing: Sequence[str], *, num_listed: int, split: str, lists: Path, root: Path) -> None:
+    """Warns of listed videos that are missing, which is usual for videos downloaded one by one.
 
     Raises:
-        InputError: none of them is there, and the split is not `test`.
+        InputError: all of them are missing, and the split is not `test`.
     """
-    if not absent:
+    if not missing:
         return
-    told = f"{len(absent)} of the {listed} videos that {lists} lists for {split} are not below {root}"
-    if len(absent) == listed and split != "test":
-        raise InputError(f"{told}: all of them. The first: {absent[0]}. Is data.root the folder with the videos?")
-    log.warning("%s and are left out, the first: %s", told, absent[0])
+    message = f"{len(missing)} of the {num_listed} videos that {lists} lists for {split} are not below {root}"
+    if len(missing) == num_listed and split != "test":
+        raise InputError(f"{message}: all of them. The first: {missing[0]}. Is data.root the folder with the videos?")
+    log.warning("%s and are left out, the first: %s", message, missing[0])

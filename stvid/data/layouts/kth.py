@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.discovery import assemble, existing_folder, find_videos, index, read_lines
+from stvid.data.layouts.discovery import build_manifest, find_videos, index_videos, read_lines, resolve_folder
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 
@@ -30,51 +30,51 @@ Span = tuple[float, float]  # seconds
 def kth(*, root: str, whole: bool = False) -> Manifest:
     """`personNN_ACTION_dM_uncomp.avi` anywhere below the root; a group is a person.
 
-    A recording shows its action about four times, which `00sequences.txt` tells apart: each range of frames in it
-    (the first frame is 1, the last belongs to it) becomes an item, in seconds at 25 frames a second. Classes are
-    sorted by name.
+    A recording shows its action about four times. `00sequences.txt` lists their frame ranges, from 1 and with inclusive
+    ends; each range becomes an item, in seconds at 25 frames per second. Classes are sorted by name.
 
     Args:
-        root: the folder; without `00sequences.txt` directly in it, recordings are taken whole.
-        whole: take whole recordings, and leave the sequences unread.
+        root: the folder; without `00sequences.txt` directly in it, whole recordings are used.
+        whole: use whole recordings, and ignore `00sequences.txt`.
 
     Raises:
-        InputError: no such folder, no recordings, none of the persons of a split, a range that is none.
+        InputError: no such folder, no recordings, a split without recordings, an invalid range.
     """
-    root = existing_folder(root)
-    videos = index(find_videos(root), lambda path: path.stem.removesuffix("_uncomp"), root=root)
+    root = resolve_folder(root)
+    videos = index_videos(find_videos(root), lambda path: path.stem.removesuffix("_uncomp"), root=root)
     recordings = {name: video for name, video in videos.items() if RECORDING.fullmatch(name)}
     if not recordings:
         raise InputError(
-            f"no KTH recordings below data.root {root}: {len(videos)} videos are there, none of them called "
+            f"no KTH recordings below data.root {root}: {len(videos)} videos are there, none is named "
             f"personNN_ACTION_dM_uncomp.avi with an ACTION of {', '.join(ACTIONS)}"
         )
-    listed = root / SEQUENCES
-    spans = _read_sequences(listed) if listed.is_file() and not whole else {}
+    sequences = root / SEQUENCES
+    spans = _read_sequences(sequences) if sequences.is_file() and not whole else {}
     items = [item for name, video in recordings.items() for item in _items(name, video, spans.get(name, ()))]
     for split, persons in PERSONS.items():
         if not any(item.split == split for item in items):
-            raise InputError(f"no recordings of {split}, of none of the persons {persons}, below data.root {root}")
-    return assemble(root, items, how=f"split by person as published, {_told(recordings, videos, spans, whole)}")
+            raise InputError(f"no recordings of {split} (persons {persons}) below data.root {root}")
+    description = _describe_sequences(recordings, videos, spans, whole)
+    return build_manifest(root, items, split_source=f"split by person as published, {description}")
 
 
-def _told(recordings: Mapping, videos: Mapping, spans: Mapping, whole: bool) -> str:
+def _describe_sequences(recordings: Mapping, videos: Mapping, spans: Mapping, whole: bool) -> str:
     if not spans:
-        told = "whole recordings" + ("" if whole else f" as there is no {SEQUENCES} in the root")
+        text = "whole recordings" + ("" if whole else f" because there is no {SEQUENCES} in the root")
     else:
         unlisted = sum(name not in spans for name in recordings)
-        absent = sum(name not in recordings for name in spans)
-        told = f"cut into sequences by {SEQUENCES}"
-        told += f"; {unlisted} recordings without sequences are whole" if unlisted else ""
-        told += f"; {absent} recordings of it are absent" if absent else ""
-    others = len(videos) - len(recordings)
-    return told + (f"; {others} other videos left out" if others else "")
+        missing = sum(name not in recordings for name in spans)
+        text = f"cut into sequences by {SEQUENCES}"
+        text += f"; {unlisted} recordings without sequences are whole" if unlisted else ""
+        text += f"; {missing} listed recordings are missing" if missing else ""
+    num_others = len(videos) - len(recordings)
+    return text + (f"; {num_others} other videos left out" if num_others else "")
 
 
 def _items(name: str, video: Path, spans: Sequence[Span]) -> list[Item]:
     _, person, action = RECORDING.fullmatch(name).groups()
     if int(person) not in SPLIT_OF:
-        raise InputError(f"{video}: there is no person {person} in KTH; they are 01 to 25")
+        raise InputError(f"{video}: there is no person {person} in KTH; persons are 01 to 25")
     return [
         Item(path=str(video), label=action, split=SPLIT_OF[int(person)], start=start, end=end, group=f"person{person}")
         for start, end in spans or [(None, None)]
@@ -82,7 +82,7 @@ def _items(name: str, video: Path, spans: Sequence[Span]) -> list[Item]:
 
 
 def _read_sequences(path: Path) -> dict[str, list[Span]]:
-    """Recording -> its spans; lines that begin with no recording are the file's preface, `*missing*` has no spans."""
+    """Recording -> spans. Lines that do not start with a recording are comments; `*missing*` has no spans."""
     spans = {}
     for where, line in read_lines(path):
         name, *rest = line.split(None, 1)
@@ -93,5 +93,5 @@ def _read_sequences(path: Path) -> dict[str, list[Span]]:
             raise InputError(f"{where}: {line!r} is not RECORDING frames FIRST-LAST, FIRST-LAST, ...")
         spans[name] = [((first - 1) / FPS, last / FPS) for first, last in ranges]
     if not spans:
-        raise InputError(f"{path} has no line RECORDING frames FIRST-LAST, ...; data.whole=true does without it")
+        raise InputError(f"{path} has no line RECORDING frames FIRST-LAST, ...; data.whole=true ignores it")
     return spans

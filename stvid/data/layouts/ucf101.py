@@ -9,15 +9,15 @@ import re
 from pathlib import Path
 
 from stvid.data.layouts.discovery import (
-    assemble,
+    build_manifest,
+    check_all_present,
     check_fold,
-    existing_folder,
     find_lists,
     find_videos,
-    index,
+    index_videos,
     read_lines,
-    require_all,
-    val_out_of_train,
+    resolve_folder,
+    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError, nearest
@@ -30,21 +30,20 @@ def ucf101(
 ) -> Manifest:
     """`CLASS/v_CLASS_gXX_cYY.avi` anywhere below the root, split by `trainlist0N.txt` and `testlist0N.txt`.
 
-    Val is taken out of the official train, by whole groups (a class's `gXX`: the clips of one source video); test
-    is the official one. Classes stand in the order of `classInd.txt`. Files that were transcoded to another
-    extension are found too.
+    Val is taken from the official train split by whole groups (a class's `gXX`: the clips of one source video). Test is
+    the official split. Classes are in the order of `classInd.txt`. Files may have another extension after transcoding.
 
     Args:
-        root: the folder that holds `UCF-101/`, or is it.
+        root: `UCF-101/`, or a folder that contains it.
         fold: which of the three official splits, 1 to 3.
-        splits: the folder with the lists; None looks for `ucfTrainTestlist` in, below and beside the root.
-        val_fraction: share of the training videos for val, in (0, 1).
-        seed: of that choice.
+        splits: the folder with the lists; None searches for `ucfTrainTestlist` in, below and beside the root.
+        val_fraction: fraction of the training videos for val, in (0, 1).
+        seed: of the choice of val.
 
     Raises:
-        InputError: no such folder, fold or lists; a list with a line that is none; listed videos that are absent.
+        InputError: no such folder, fold or lists; an invalid line in a list; missing videos.
     """
-    root = existing_folder(root)
+    root = resolve_folder(root)
     check_fold(fold, 3)
     names = {"train": f"trainlist{fold:02d}.txt", "test": f"testlist{fold:02d}.txt"}
     lists = find_lists(
@@ -55,15 +54,15 @@ def ucf101(
         archive="UCF101TrainTestSplits-RecognitionTask.zip",
     )
     class_names = _class_names(lists / "classInd.txt")
-    listed = [(name, split) for split, file in names.items() for name in _listed(lists / file, class_names)]
-    videos = index(find_videos(root), lambda video: _key(video.parent.name, video.stem), root=root)
+    listed = [(name, split) for split, file in names.items() for name in _read_list(lists / file, class_names)]
+    videos = index_videos(find_videos(root), lambda video: _key(video.parent.name, video.stem), root=root)
     keys = [_key(*name.split("/")) for name, _ in listed]
-    absent = [name for (name, _), key in zip(listed, keys, strict=True) if key not in videos]
-    require_all(absent, listed=len(listed), found=len(videos), lists=lists, root=root)
+    missing = [name for (name, _), key in zip(listed, keys, strict=True) if key not in videos]
+    check_all_present(missing, num_listed=len(listed), num_videos=len(videos), lists=lists, root=root)
     items = [_item(videos[key], name, split) for (name, split), key in zip(listed, keys, strict=True)]
-    items = val_out_of_train(items, val_fraction=val_fraction, seed=seed)
-    how = f"official split {fold} of {lists}; val is {val_fraction:.0%} of train by group, seed {seed}"
-    return assemble(root, items, how=how, class_names=class_names)
+    items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
+    split_source = f"official split {fold} of {lists}; val is {val_fraction:.0%} of train by group, seed {seed}"
+    return build_manifest(root, items, split_source=split_source, class_names=class_names)
 
 
 def _key(label: str, stem: str) -> str:
@@ -77,13 +76,13 @@ def _class_names(path: Path) -> list[str]:
         if not number.isdecimal() or not name.strip():
             raise InputError(f"{where}: {line!r} is not NUMBER CLASS")
         if int(number) in names:
-            raise InputError(f"{where}: {line!r}, but class {number} is {names[int(number)]!r} already")
+            raise InputError(f"{where}: {line!r}, but class {number} already is {names[int(number)]!r}")
         names[int(number)] = name.strip()
     return [names[number] for number in sorted(names)]
 
 
-def _listed(path: Path, class_names: list[str]) -> list[str]:
-    """`CLASS/STEM` of each line; the class number behind it, in lists for training, says the same again."""
+def _read_list(path: Path, class_names: list[str]) -> list[str]:
+    """`CLASS/STEM` of each line; the class number in training lists is redundant."""
     names = []
     for where, line in read_lines(path):
         label, slash, file = line.split()[0].partition("/")

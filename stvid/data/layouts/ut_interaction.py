@@ -8,7 +8,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from stvid.data.layouts.discovery import assemble, check_fold, existing_folder, find_videos, index, val_out_of_train
+from stvid.data.layouts.discovery import (
+    build_manifest,
+    check_fold,
+    find_videos,
+    index_videos,
+    resolve_folder,
+    take_val_from_train,
+)
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 
@@ -22,39 +29,40 @@ def ut_interaction(
 ) -> Manifest:
     """`SAMPLE_SEQUENCE_LABEL.avi` anywhere below the root; a group is a sequence.
 
-    The published protocol holds out one sequence of a set after the other and reports each set for itself: ten folds
-    of set 1, ten of set 2. Val is taken out of the other sequences, by whole sequences. Classes stand in the order
-    of their labels.
+    The published protocol is leave-one-sequence-out per set: ten folds of set 1 and ten of set 2. Val is taken from the
+    other sequences, by whole sequences. Classes are in the order of their labels.
 
     Args:
         root: the folder.
-        fold: the sequence held out for test, 1 to 20; those of its set (1 to 10, or 11 to 20) are the rest.
+        fold: the test sequence, 1 to 20; train and val are the other sequences of its set (1 to 10, or 11 to 20).
         both_sets: train on the sequences of both sets.
-        val_fraction: share of the training videos for val, in (0, 1).
-        seed: of that choice.
+        val_fraction: fraction of the training videos for val, in (0, 1).
+        seed: of the choice of val.
 
     Raises:
-        InputError: no such folder or fold, no such videos, none of the sequence held out.
+        InputError: no such folder or fold, no UT-Interaction videos, no videos of the test sequence.
     """
-    root = existing_folder(root)
+    root = resolve_folder(root)
     check_fold(fold, 2 * SET_SIZE)
-    videos = index(find_videos(root), lambda path: path.stem, root=root)
-    named = {video: VIDEO.fullmatch(stem) for stem, video in videos.items() if VIDEO.fullmatch(stem)}
-    if not named:
+    videos = index_videos(find_videos(root), lambda path: path.stem, root=root)
+    matches = {video: VIDEO.fullmatch(stem) for stem, video in videos.items() if VIDEO.fullmatch(stem)}
+    if not matches:
         raise InputError(
-            f"no UT-Interaction videos below data.root {root}: {len(videos)} videos are there, none of them called "
+            f"no UT-Interaction videos below data.root {root}: {len(videos)} videos are there, none is named "
             "SAMPLE_SEQUENCE_LABEL.avi with a LABEL from 0 to 5, for example 4_1_0.avi"
         )
     first = 1 if both_sets or fold <= SET_SIZE else SET_SIZE + 1
     used = range(first, first + (2 * SET_SIZE if both_sets else SET_SIZE))
-    items = [_item(video, match, fold) for video, match in named.items() if int(match[1]) in used]
+    items = [_item(video, match, fold) for video, match in matches.items() if int(match[1]) in used]
     if not any(item.split == "test" for item in items):
-        there = ", ".join(map(str, sorted({int(match[1]) for match in named.values()})))
-        raise InputError(f"no videos of sequence {fold} (data.fold) below data.root {root}; there are those of {there}")
-    items = val_out_of_train(items, val_fraction=val_fraction, seed=seed)
+        sequences = ", ".join(map(str, sorted({int(match[1]) for match in matches.values()})))
+        raise InputError(
+            f"no videos of sequence {fold} (data.fold) below data.root {root}; it has sequences {sequences}"
+        )
+    items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
     sets = "both sets" if both_sets else f"set {1 if first == 1 else 2}"
-    how = f"sequence {fold} of {sets} held out; val is {val_fraction:.0%} of the rest by sequence, seed {seed}"
-    return assemble(root, items, how=how, class_names=CLASS_NAMES)
+    split_source = f"sequence {fold} of {sets} held out; val is {val_fraction:.0%} of the rest by sequence, seed {seed}"
+    return build_manifest(root, items, split_source=split_source, class_names=CLASS_NAMES)
 
 
 def _item(video: Path, match: re.Match, fold: int) -> Item:

@@ -1,1 +1,1 @@
-"""The stage of the built-in data set: figures, what they do, and the rooms and cameras they are filmed with."""
+"""The built-in data set: figures, their motions, and the rooms and cameras with which they are rendered."""

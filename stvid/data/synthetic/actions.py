@@ -1,10 +1,10 @@
-"""The built-in data set: people who sit, raise their arms, walk and pick things up, forwards and backwards in time.
+"""The built-in data set: rendered people sit down, raise their arms, walk and pick things up, also in reverse.
 
-Eight classes in four pairs. The videos of a pair's second class are fresh draws of the first one's, with their frames
-in reverse order; so no frame, and no bag of frames without their order, says anything about which of the two it is. A
-model that tells a pair apart has learned motion.
+Eight classes in four pairs. The second class of a pair is the first one in reverse order (rendered with other random
+values). So single frames, or frames without their order, do not contain the class. A model that separates the classes
+of a pair has learned motion.
 
-The videos are rendered on first use, as H.264 files. Each depends on (seed, split, class, index) alone.
+The videos are rendered on first use, as H.264 files. Each depends only on (seed, split, class, index).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from stvid.progress import Bar
 from stvid.video.writer import write_video
 
 log = logging.getLogger(__name__)
-RENDERER_VERSION = 2  # raise it with every change to the pixels: rendered files are kept by version
+RENDERER_VERSION = 2  # raise it with every change of the pixels: each version has its own files
 FPS = 24
-# class -> (the motion that is drawn, whether its frames are reversed)
+# class -> (rendered motion, whether its frames are reversed)
 RENDITIONS: dict[str, tuple[str, bool]] = {
     "sit_down": ("sit_down", False),
     "stand_up": ("sit_down", True),
@@ -58,17 +58,19 @@ def actions(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Manifest:
-    """The data set in a folder of its own under `root`, rendered there if it is not yet.
+    """The built-in data set, rendered below `root` if necessary.
 
-    Rendering that was interrupted goes on where it stopped. Videos are grouped by figure.
+    An interrupted rendering continues where it stopped. Videos are grouped by figure.
 
     Args:
-        root: where rendered data sets are kept, each in a folder named after its parameters.
-        num_train, num_val, num_test: videos of each class in each split, at least 1.
-        num_frames: frames of each video (24 a second), at least 16.
+        root: folder of rendered data sets, each in a subfolder named by a hash of its parameters.
+        num_train: training videos per class, at least 1.
+        num_val: validation videos per class, at least 1.
+        num_test: test videos per class, at least 1.
+        num_frames: frames of each video (24 per second), at least 16.
         size: height and width in pixels, even, at least 32.
-        seed: another seed, another data set; 0 or more.
-        num_workers: processes that render; by default one for each CPU; 1 renders in this process.
+        seed: of all random values, at least 0.
+        num_workers: rendering processes; None: one per CPU core; 1 renders in this process.
 
     Raises:
         InputError: a parameter is out of its range.
@@ -92,16 +94,18 @@ def actions(
     if missing or not table.exists():
         log.info("rendering %d videos into %s", len(missing), folder)
         _render_all(missing, num_workers)
-        Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(table)  # last: all is there
+        Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(
+            table
+        )  # last, as a mark of completion
     return Manifest.read_csv(table, class_names=CLASSES)
 
 
 def render_video(
     *, label: str, figure: Figure, rng: np.random.Generator, num_frames: int = 48, size: int = 80
 ) -> np.ndarray:
-    """One video of a class: uint8 `T x size x size x 3`.
+    """Renders one video of a class: uint8 `T x size x size x 3`.
 
-    Both classes of a pair draw alike; for equal states of `rng`, one is the other in reverse.
+    For equal states of `rng`, the videos of the two classes of a pair are the reverse of each other.
     """
     motion_name, is_reversed = RENDITIONS[label]
     motion = MOTIONS[motion_name](figure, rng, num_frames)
@@ -111,7 +115,7 @@ def render_video(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One video to render, and all that it depends on."""
+    """One video to render, with all parameters that affect it."""
 
     folder: str
     split: str
@@ -123,7 +127,7 @@ class _Job:
 
     @property
     def group(self) -> str:
-        """The figure: each performs every action once, in one split."""
+        """The figure; each performs every action once, in one split."""
         return f"{self.split}-{self.index:04d}"
 
     @property
@@ -143,7 +147,7 @@ def _render_job(job: _Job) -> None:
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
-    """The same random numbers for the same names, in whichever process (`hash` would not do)."""
+    """A generator seeded by seed and names; equal in all processes, unlike one seeded by `hash`."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
 
@@ -160,7 +164,7 @@ def _render_all(jobs: Sequence[_Job], num_workers: int | None) -> None:
                 bar.advance()
 
 
-def _check_at_least(**values_and_least: tuple[int, int]) -> None:
-    for name, (value, least) in values_and_least.items():
-        if value < least:
-            raise InputError(f"{name} (={value}) must be at least {least}")
+def _check_at_least(**values_and_minima: tuple[int, int]) -> None:
+    for name, (value, minimum) in values_and_minima.items():
+        if value < minimum:
+            raise InputError(f"{name} (={value}) must be at least {minimum}")

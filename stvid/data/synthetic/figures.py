@@ -1,8 +1,8 @@
-"""Articulated figures: who they are and where each of their joints is at every frame.
+"""Articulated figures: their appearance, and the positions of their joints in every frame.
 
-Lengths are in body heights, time runs over the video. A figure stands at the origin of its own axes: x forward, y up,
-z to its left; the camera (`scenes.py`) decides from where these are seen. A motion states where pelvis, feet and hands
-go; elbows and knees follow from the lengths of the limbs. Legend: T frames, 2 sides (left, right), 3 coordinates.
+Lengths are in body heights. A figure stands at the origin of its own axes: x forward, y up, z to its left; the camera
+(`scenes.py`) defines the view. A motion gives the positions of pelvis, feet and hands; elbows and knees follow by
+inverse kinematics. Legend: T frames, 2 sides (left, right), 3 coordinates.
 """
 
 import colorsys
@@ -24,14 +24,14 @@ def hsv(hue: float, saturation: float, value: float) -> RGB:
 
 
 def shade(colour: RGB, light: float) -> RGB:
-    """A colour in more (above 1) or less light."""
+    """A colour multiplied by `light`: brighter above 1, darker below."""
     red, green, blue = (min(255, round(channel * light)) for channel in colour)
     return red, green, blue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One identity: its proportions (in body heights) and what it wears. Two videos of one figure share a group."""
+    """One identity: its proportions (in body heights) and clothes. Videos of one figure have the same group."""
 
     thigh: float
     shin: float
@@ -64,7 +64,7 @@ class Figure:
 
 
 def sample_figure(rng: np.random.Generator) -> Figure:
-    """A new identity."""
+    """A random identity."""
     leg, arm, hue = rng.uniform(0.42, 0.47), rng.uniform(0.31, 0.35), rng.random()
     return Figure(
         thigh=leg * 0.51,
@@ -91,7 +91,7 @@ def sample_figure(rng: np.random.Generator) -> Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Cuboid:
-    """An upright block in the figure's axes: centre `3` (or `T x 3` if it moves), half its extent `3`, and a colour."""
+    """An upright block in the figure's axes: centre `3` (`T x 3` if it moves), half extent `3`, and colour."""
 
     centre: np.ndarray
     half: np.ndarray
@@ -100,7 +100,7 @@ class Cuboid:
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
-    """Where a figure's body is steered to, at each of T frames. `facing` is the yaw in radians: 0 right, pi/2 to us."""
+    """Target positions of a figure's body in T frames. `facing` is the yaw in radians: 0 right, pi/2 to the camera."""
 
     facing: float
     pelvis_T3: np.ndarray
@@ -132,7 +132,7 @@ def joints(figure: Figure, motion: Motion) -> dict[str, np.ndarray]:
 
 
 def _reach(root, target, upper: float, lower: float, pole) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and end joint of a limb of two bones that reaches for `target`, its middle bent towards `pole`."""
+    """Inverse kinematics of a limb of two bones: middle and end joint for `target`, bent towards `pole`."""
     towards = target - root
     distance = np.linalg.norm(towards, axis=-1, keepdims=True)
     towards = towards / distance
@@ -145,21 +145,23 @@ def _reach(root, target, upper: float, lower: float, pole) -> tuple[np.ndarray, 
 
 
 def in_plane(angle: np.ndarray) -> np.ndarray:
-    """Unit vectors `... x 3` in the plane of walking: angle 0 points down, pi/2 forward, pi up."""
+    """Unit vectors `... x 3` in the sagittal plane: angle 0 points down, pi/2 forward, pi up."""
     return np.stack([np.sin(angle), -np.cos(angle), np.zeros_like(angle)], axis=-1)
 
 
 def upwards(lean: np.ndarray) -> np.ndarray:
+    """Unit vectors `... x 3` along the torso for a forward lean in radians."""
     return np.stack([np.sin(lean), np.cos(lean), np.zeros_like(lean)], axis=-1)
 
 
 def shoulders(figure: Figure, pelvis_T3: np.ndarray, lean_T: np.ndarray) -> np.ndarray:
+    """Positions of both shoulders, `T x 2 x 3`."""
     sides_23 = figure.shoulder * SIDES[:, None] * np.array([0.0, 0.0, 1.0])
     return (pelvis_T3 + figure.torso * upwards(lean_T))[:, None] + sides_23
 
 
 def sway(rng: np.random.Generator, num_frames: int, amplitude: float) -> np.ndarray:
-    """A slow, smooth, random wandering about 0, `T`."""
+    """A slow, smooth, random oscillation about 0, `T`."""
     time_T = np.arange(num_frames) / num_frames
     waves = [np.sin(2 * np.pi * (rng.uniform(0.4, 1.6) * time_T + rng.random())) for _ in range(2)]
     return amplitude * (waves[0] + waves[1]) / 2

@@ -1,7 +1,7 @@
-"""Pictures of figures: a room, light, furniture and a camera around a `Motion`, drawn to frames.
+"""Renders a figure's motion with a room, light, furniture and a camera to frames.
 
-Everything is drawn SUPERSAMPLE times too large, with hard edges, and averaged down. Positions are first turned into
-pixels for all T frames at once; then each frame is painted from far to near.
+Everything is drawn SUPERSAMPLE times larger, without antialiasing, and averaged down. Positions are projected to pixels
+for all T frames at once; then each frame is painted from far to near.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from stvid.data.synthetic.figures import RGB, Cuboid, Figure, Motion, hsv, joints, shade, sway
 
 SUPERSAMPLE = 3
-MARGIN = 8  # drawn beyond each border, in supersampled pixels, for the camera to shake within
+MARGIN = 8  # beyond each border, in supersampled pixels, for camera shake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,10 @@ class Camera:
     scale: float  # pixels in a body height
     yaw: float  # of the figure
     pitch: float  # looking down, radians
-    origin: tuple[float, float]  # where the figure's origin appears
+    origin: tuple[float, float]  # pixel of the figure's origin
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels (`... x 2`) and depth away from the camera (`...`, body heights) of points `... x 3`."""
+        """Pixels (`... x 2`) and depth (`...`, body heights, larger is farther) of points `... x 3`."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         depth = z * np.cos(self.yaw) - x * np.sin(self.yaw)
         right = x * np.cos(self.yaw) + z * np.sin(self.yaw)
@@ -35,7 +35,7 @@ class Camera:
 
 
 def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Film a figure's motion in a random room: uint8 `T x size x size x 3`."""
+    """Renders a figure's motion in a random room: uint8 `T x size x size x 3`."""
     num_frames, full = len(motion.lean_T), SUPERSAMPLE * size
     body = joints(figure, motion)
     camera = _place_camera(body, motion, rng, full)
@@ -67,25 +67,25 @@ def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size:
 
 
 def _place_camera(body: dict[str, np.ndarray], motion: Motion, rng: np.random.Generator, full: int) -> Camera:
-    """As near as chance and the extent of the whole motion allow: raised hands and a walk's ends stay in view."""
+    """A camera at random distance with the whole motion in view, such as raised hands and both ends of a walk."""
     yaw, pitch = motion.facing, rng.uniform(0.1, 0.24)
     points = [joint_T.reshape(-1, 3) for joint_T in body.values()]
     if motion.carried is not None:
         points.append(motion.carried.centre)
-    seen_N2, _ = Camera(scale=1.0, yaw=yaw, pitch=pitch, origin=(0.0, 0.0)).project(np.concatenate(points))
-    (left, top), (right, _) = seen_N2.min(axis=0) - 0.06, seen_N2.max(axis=0) + 0.06
+    pixels_N2, _ = Camera(scale=1.0, yaw=yaw, pitch=pitch, origin=(0.0, 0.0)).project(np.concatenate(points))
+    (left, top), (right, _) = pixels_N2.min(axis=0) - 0.06, pixels_N2.max(axis=0) + 0.06
     ground = rng.uniform(0.87, 0.94)
     scale = min(rng.uniform(0.62, 0.82), 0.98 / (right - left), 0.98 * ground / -top)
     across = rng.uniform(0.2, 0.8) * (1.0 - scale * (right - left)) - scale * left
     return Camera(scale=full * scale, yaw=yaw, pitch=pitch, origin=(MARGIN + full * across, MARGIN + full * ground))
 
 
-# A stroke: from where to where (each `T x 3`), the radii at both ends, and its colour. A disc has one point twice.
+# A stroke: start and end (each `T x 3`), the radii at both ends, and its colour. A disc has the same start and end.
 Part = tuple[np.ndarray, np.ndarray, tuple[float, float], RGB]
 
 
 class _Strokes:
-    """A body as tapered strokes with round ends (and discs, where both ends are one point), in pixels, for all T."""
+    """A body as tapered strokes with round ends (and discs), in pixels, for all T frames."""
 
     def __init__(self, parts: list[Part], camera: Camera):
         starts, ends, radii, self.colours = zip(*parts, strict=True)
@@ -107,7 +107,7 @@ class _Strokes:
         self.is_disc = [start is end for start, end in zip(starts, ends, strict=True)]
 
     def split_at(self, t: int, depth: float) -> tuple[list[int], list[int]]:
-        """The strokes farther and nearer than `depth`, each from far to near."""
+        """The strokes farther and nearer than `depth`, each sorted from far to near."""
         order_N = self.order_TN[t]
         farther_N = self.depth_TN[t, order_N] > depth
         return order_N[farther_N].tolist(), order_N[~farther_N].tolist()
@@ -121,7 +121,7 @@ class _Strokes:
 
 
 def _body_parts(figure: Figure, body: dict[str, np.ndarray], yaw: float) -> list[Part]:
-    """Every stroke of a body. Limbs on the far side lie in the shade."""
+    """Every stroke of a body. Limbs on the far side are darker."""
     g = figure.girth
     parts = _head_parts(figure, body)
     neck, pelvis = body["neck"], body["pelvis"]
@@ -151,7 +151,7 @@ def _body_parts(figure: Figure, body: dict[str, np.ndarray], yaw: float) -> list
 
 
 def _head_parts(figure: Figure, body: dict[str, np.ndarray]) -> list[Part]:
-    """Skull, face, nose, eyes and hair or cap: what shows where a figure is looking."""
+    """Skull, face, nose, eyes and hair or cap, which show the direction of view."""
     head, r = body["head"], figure.head
 
     def at(x: float, y: float, z: float = 0.0) -> np.ndarray:
@@ -174,15 +174,15 @@ def _head_parts(figure: Figure, body: dict[str, np.ndarray]) -> list[Part]:
 
 
 def _faces(camera: Camera, block: Cuboid, centre_T3: np.ndarray) -> tuple[list, list[RGB]]:
-    """The three faces of a block that the camera sees: corners for each of T, and a colour each."""
+    """The three visible faces of a block: corners for each frame, and a colour per face."""
     towards_x, towards_z = np.sin(camera.yaw), -np.cos(camera.yaw)  # the camera, in the figure's axes
     half = block.half
     a, b, c = half * [1, 0, 0], half * [0, 1, 0], half * [0, 0, 1]
     near_x, near_z = np.copysign(1.0, towards_x), np.copysign(1.0, towards_z)
     faces = []
-    for middle, one, two in ((near_x * a, b, c), (near_z * c, a, b), (b, a, c)):
-        corners_T43 = centre_T3[:, None] + np.stack([middle - one - two, middle - one + two,
-                                                     middle + one + two, middle + one - two])  # fmt: skip
+    for middle, u, v in ((near_x * a, b, c), (near_z * c, a, b), (b, a, c)):
+        corners_43 = np.stack([middle - u - v, middle - u + v, middle + u + v, middle + u - v])
+        corners_T43 = centre_T3[:, None] + corners_43
         faces.append(camera.project(corners_T43)[0].reshape(len(centre_T3), 8).tolist())
     lights = (0.62 + 0.3 * abs(towards_x), 0.62 + 0.3 * abs(towards_z), 1.12)
     return faces, [shade(block.colour, light) for light in lights]
@@ -201,7 +201,7 @@ def _paint_shadow(pencil: ImageDraw.ImageDraw, ground_2: np.ndarray, scale: floa
 
 
 def _light(frames_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Uneven, slowly wavering light and the noise of a sensor."""
+    """Adds uneven, slowly varying light and sensor noise."""
     num_frames, height, width, _ = frames_THWC.shape
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.05)
@@ -213,9 +213,10 @@ def _light(frames_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def paint_room(rng: np.random.Generator, *, full: int, horizon: int, pixel: int) -> Image.Image:
-    """A picture `full x full` of a wall that meets the floor at row `horizon`; `pixel` is the supersampling factor.
+    """An image `full x full` of a wall and a floor below row `horizon`; `pixel` is the supersampling factor.
 
-    It is dim, since a strong background is the first thing that a network trained from nothing learns."""
+    It is dark, since a network trained from scratch learns a strong background first.
+    """
     hue = rng.random()
     wall = hsv(hue, rng.uniform(0.1, 0.45), rng.uniform(0.18, 0.36))
     floor = hsv(hue + rng.uniform(-0.1, 0.1), rng.uniform(0.1, 0.45), rng.uniform(0.15, 0.32))
@@ -268,7 +269,7 @@ def _clouds(rng: np.random.Generator, full: int) -> np.ndarray:
 
 
 def _hang_picture(pencil: ImageDraw.ImageDraw, rng: np.random.Generator, *, full: int, horizon: int, border: float):
-    """A framed landscape: one mountain."""
+    """A framed picture of one mountain."""
     wide, high = full * rng.uniform(0.12, 0.3, size=2)
     left, top = rng.uniform(-0.05, 0.85) * full, rng.uniform(0.0, 0.4) * horizon
     right, bottom, hue = left + wide, top + high, rng.random()

@@ -27,9 +27,11 @@ LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # optional
 
 
 def callbacks(
-    run: Path,
     data,
     *,
+    best_checkpoint: Path,
+    last_checkpoint: Path,
+    bad_videos: Path,
     has_logger: bool,
     save_every: int | None,
     requeue: bool,
@@ -40,8 +42,10 @@ def callbacks(
     """The callbacks of a run, in the order in which Lightning must call them.
 
     Args:
-        run: its folder; checkpoints go into `checkpoints` there.
         data: a `VideoDataModule`, set up.
+        best_checkpoint: file, see `BestCheckpoint`.
+        last_checkpoint: file, see `LastCheckpoint`.
+        bad_videos: file, see `BadVideos`.
         has_logger: the run has a logger, which also gets the learning rate.
         save_every: see `LastCheckpoint`.
         requeue: see `Preemption`.
@@ -52,17 +56,17 @@ def callbacks(
     Raises:
         InputError: a value is out of range.
     """
-    folder, preemption = run / "checkpoints", Preemption(requeue=requeue)
+    preemption = Preemption(requeue=requeue)
     return [
         *([] if ema is None else [WeightEMA(decay=ema)]),
         *([LearningRateMonitor(logging_interval="step")] if has_logger else []),
-        BadVideos(path=run / "bad_videos.csv", max_bad=data.most_bad, known=data.bad),
+        BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
         ProgressBar(),
         *([] if early_stopping is None else [EarlyStop(patience=early_stopping)]),
         *([] if report is None else [TrialPruning(report)]),
         preemption,
-        BestCheckpoint(folder),
-        LastCheckpoint(folder, every=save_every, preemption=preemption),
+        BestCheckpoint(best_checkpoint),
+        LastCheckpoint(last_checkpoint, every=save_every, preemption=preemption),
     ]
 
 

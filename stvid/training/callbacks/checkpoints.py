@@ -63,11 +63,11 @@ class BestCheckpoint(Checkpoint):
     """Writes `best.ckpt` after each validation with a new best score (see `ValScore`).
 
     Args:
-        folder: folder of the checkpoint. A resumed run may have been moved to another folder.
+        path: file of the checkpoint. Its folder may have been moved since the run was interrupted.
     """
 
-    def __init__(self, folder: Path):
-        self.path, self.best = Path(folder) / "best.ckpt", None
+    def __init__(self, path: Path):
+        self.path, self.best = Path(path), None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (score := val_score(trainer)).is_better_than(self.best):
@@ -85,7 +85,7 @@ class LastCheckpoint(Checkpoint):
     """Writes `last.ckpt`, from which a run is resumed: after epochs, every N steps, and when a signal stops the run.
 
     Args:
-        folder: folder of the checkpoint.
+        path: file of the checkpoint.
         every: optimizer steps between checkpoints within an epoch, at least 1; None: only after epochs.
         preemption: says whether the run received a signal to stop. It stops after the current step (with several
             processes after the next one); if that is the last step of the epoch, after the epoch.
@@ -94,10 +94,10 @@ class LastCheckpoint(Checkpoint):
         InputError: `every` below 1.
     """
 
-    def __init__(self, folder: Path, *, every: int | None, preemption: Preemption):
+    def __init__(self, path: Path, *, every: int | None, preemption: Preemption):
         if every is not None and every < 1:
             raise InputError(f"save_every (={every}) must be at least 1 step, or null for epochs only")
-        self.path, self.every, self.preemption = Path(folder) / "last.ckpt", every, preemption
+        self.path, self.every, self.preemption = Path(path), every, preemption
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:

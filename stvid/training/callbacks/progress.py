@@ -171,7 +171,7 @@ class EpochTable(Callback):
             num_workers=getattr(trainer.train_dataloader, "num_workers", 0),
             num_cores=max(num_cores() // trainer.num_devices, 1),
             num_threads=torch.get_num_threads() if on_cpu else 0,
-            uses_features=bool(getattr(trainer.datamodule, "stored", None)),
+            uses_features=bool(getattr(trainer.datamodule, "cached", None)),
         )
         if advice:
             log.info(advice)

@@ -1,4 +1,4 @@
-"""What a page says that a model costs: as it was trained, whatever machine draws the page."""
+"""The cost in a report is that of the training, on whatever machine the report is made."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import torch
 
 from stvid import device as hardware
 from stvid.clip import ClipSpec
-from stvid.evaluation.results import price
+from stvid.evaluation.results import estimate_cost
 from stvid.models.conv3d import Conv3D
-from stvid.report.tables import cost_groups
+from stvid.report.tables import cost_tables
 from stvid.run.checkpoint import TrainedModel
 
 GPU = {"name": "A GPU", "memory_gib": 80.0}
@@ -24,7 +24,7 @@ RUN = {
 
 @pytest.fixture(params=["slow CPU", "fast CPU", "new GPU", "old GPU"])
 def reader(request, monkeypatch):
-    """The machines that pages are drawn on."""
+    """The machines on which reports are made."""
     capability = {"new GPU": (9, 0), "old GPU": (7, 0)}.get(request.param)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
@@ -32,7 +32,7 @@ def reader(request, monkeypatch):
     monkeypatch.setattr(hardware, "cpu_has_fast_bf16", lambda: request.param == "fast CPU")
 
 
-def priced(run, precision="auto"):
+def estimated(run, precision="auto"):
     trained = TrainedModel(
         path=Path("run/checkpoints/best.ckpt"),
         folder=Path("run"),
@@ -43,29 +43,29 @@ def priced(run, precision="auto"):
         config={"data": {"datamodule": {"batch_size": 4}}, "trainer": {"precision": precision}, "ema": None},
         epoch=1,
     )
-    report = price(trained, run)
+    report = estimate_cost(trained, run)
     return report.device, report.precision
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cuda", "cuda"), ("cpu", "cpu"), ("mps", "cpu")])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_what_the_run_wrote_down_counts(reader, device, expected, precision):
-    assert priced({**RUN, "device": device, "precision": precision}) == (expected, precision)
+def test_the_recorded_device_and_precision_are_used(reader, device, expected, precision):
+    assert estimated({**RUN, "device": device, "precision": precision}) == (expected, precision)
 
 
-def test_an_older_run_is_priced_alike_everywhere(reader):
-    """It did not write down its precision: a GPU's memory tells the device, the config the precision if it is one."""
+def test_the_cost_of_an_older_run_does_not_depend_on_the_machine(reader):
+    """Without a record, the device follows from the GPU memory, and the precision from the config."""
     cpu = {**RUN, "peak_memory_gib": {"host": 1.0, "gpu": None}}
-    assert priced(RUN) == ("cuda", "bf16-mixed")
-    assert priced(cpu) == priced({}) == ("cpu", "32-true")
-    assert priced(RUN, precision=16) == ("cuda", "16-mixed")
-    assert priced(cpu, precision="bf16") == ("cpu", "bf16-mixed")
+    assert estimated(RUN) == ("cuda", "bf16-mixed")
+    assert estimated(cpu) == estimated({}) == ("cpu", "32-true")
+    assert estimated(RUN, precision=16) == ("cuda", "16-mixed")
+    assert estimated(cpu, precision="bf16") == ("cpu", "bf16-mixed")
 
 
-def test_the_machine_that_is_named_is_that_of_the_training():
+def test_the_named_machine_is_that_of_the_training():
     for run, named in (
         (RUN, "A GPU"),
         ({**RUN, "device": "cpu", "precision": "32-true"}, "A CPU, 2 cores"),  # the GPU was there and was not used
     ):
-        ((_, note, _),) = cost_groups(None, {}, run)
+        ((_, note, _),) = cost_tables(None, {}, run)
         assert named in note

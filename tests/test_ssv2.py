@@ -2,7 +2,7 @@ import json
 import logging
 
 import pytest
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.ssv2 import ssv2
 from stvid.data.manifest import validate
@@ -58,7 +58,7 @@ def test_test_videos_are_those_with_an_answer(tmp_path, caplog):
     assert "no test split" not in caplog.text
 
 
-def test_missing_videos_are_counted_and_told(tmp_path, caplog):
+def test_missing_videos_are_left_out_with_a_warning(tmp_path, caplog):
     root = tree(tmp_path)
     (root / VIDEOS / "78687.webm").unlink()
     assert [item.label for item in ssv2(root=str(root)).select("train")] == ["Moving something up"]
@@ -71,35 +71,35 @@ def write(root, name, content):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (
             lambda r: (r / "labels").rename(r / ".x"),
             ["no train.json, validation.json, labels.json", "none of the label"],
         ),
-        (lambda r: (r / "labels" / "labels.json").unlink(), ["no labels.json", "there is labels/train.json"]),
+        (lambda r: (r / "labels" / "labels.json").unlink(), ["no labels.json", "it has labels/train.json"]),
         (lambda r: (r / VIDEOS).rename(r / ".x"), ["2 of the 2 videos", "lists for train", "all of them", "78687"]),
         (lambda r: write(r, "train.json", "["), ["train.json is not a JSON file"]),
-        (lambda r: write(r, "train.json", {}), ["train.json must hold a JSON list"]),
+        (lambda r: write(r, "train.json", {}), ["train.json must contain a JSON list"]),
         (lambda r: write(r, "train.json", []), ["train.json lists no videos"]),
         (lambda r: write(r, "validation.json", [{"id": "74225"}]), ["validation.json, entry 0", "id and a template"]),
         (lambda r: write(r, "validation.json", entries({"74225": "Moving [something] upp"})), ["did you mean 'Moving"]),
-        (lambda r: write(r, "labels.json", []), ["labels.json must hold a JSON object"]),
-        (lambda r: write(r, "labels.json", {"Moving something up": "x"}), ["labels.json: every class must have its"]),
+        (lambda r: write(r, "labels.json", []), ["labels.json must contain a JSON object"]),
+        (lambda r: write(r, "labels.json", {"Moving something up": "x"}), ["labels.json: every class needs an index"]),
         (
             lambda r: write(r, "labels.json", {"Moving something up": "1", "Moving [something] up": "2"}),
-            ["labels.json: the class 'Moving something up' stands there twice"],
+            ["labels.json: the class 'Moving something up' is listed twice"],
         ),
         (
             lambda r: write(r, "something-something-v2-train.json", entries(VAL)),
-            ["two files for 'train'", "labels/something-something-v2-train.json and ", "labels/train.json"],
+            ["two different files for 'train'", "labels/something-something-v2-train.json and ", "labels/train.json"],
         ),
         (lambda r: write(r, "test-answers.csv", "1420,x\n"), ["test-answers.csv, line 1", "is not ID;CLASS"]),
         (lambda r: write(r, "test-answers.csv", "1420;x\n"), ["test-answers.csv, video 1420: unknown class 'x'"]),
     ],
 )
-def test_a_wrong_tree_is_told(tmp_path, change, words):
+def test_an_invalid_tree_is_an_error(tmp_path, change, expected):
     change(tree(tmp_path))
     with pytest.raises(InputError) as error:
         ssv2(root=str(tmp_path))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 from conftest import REAL_DATA
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.ut_interaction import ut_interaction
 from stvid.data.manifest import validate
@@ -29,11 +29,11 @@ def sequences(data, split):
 @pytest.mark.parametrize(
     ("fold", "own"), [(1, range(1, 11)), (10, range(1, 11)), (11, range(11, 21)), (20, range(11, 21))]
 )
-def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_val(tmp_path, fold, own, caplog):
+def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_val(tmp_path, fold, custom, caplog):
     with caplog.at_level(logging.INFO):
         data = validate(ut_interaction(root=str(tree(tmp_path / "a b é")), fold=fold))
     assert sequences(data, "test") == {fold}
-    assert sequences(data, "train") | sequences(data, "val") == set(own) - {fold}
+    assert sequences(data, "train") | sequences(data, "val") == set(custom) - {fold}
     assert not sequences(data, "train") & sequences(data, "val")
     assert Counter(item.split for item in data.items) == {"train": 48, "val": 6, "test": 6}
     assert f"sequence {fold} of set {1 if fold <= 10 else 2} held out" in caplog.text
@@ -59,18 +59,18 @@ def test_another_seed_is_another_val(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "fold", "words"),
+    ("names", "fold", "expected"),
     [
         ([], 1, ["no UT-Interaction videos", "0 videos are there", "SAMPLE_SEQUENCE_LABEL.avi"]),
         (["seq1.avi", "0_1_6.avi"], 1, ["no UT-Interaction videos", "2 videos are there"]),
-        (["0_1_4.avi", "1_2_4.avi"], 3, ["no videos of sequence 3 (data.fold)", "there are those of 1, 2"]),
+        (["0_1_4.avi", "1_2_4.avi"], 3, ["no videos of sequence 3 (data.fold)", "it has sequences 1, 2"]),
         (["0_1_4.avi", "1_2_4.avi"], 1, ["class 'punching' has 1 groups"]),
     ],
 )
-def test_a_wrong_tree_is_told(tmp_path, names, fold, words):
+def test_an_invalid_tree_is_an_error(tmp_path, names, fold, expected):
     with pytest.raises(InputError) as error:
         ut_interaction(root=str(touch(tmp_path, *names)), fold=fold)
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")

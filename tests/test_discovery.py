@@ -2,8 +2,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from stvid.data.layouts.discovery import split_items
 from stvid.data.manifest import Item
-from stvid.data.splitting import split_items
 from stvid.errors import InputError
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -29,7 +29,7 @@ def test_groups_stay_whole_and_every_class_is_everywhere():
     splits_of_group = defaultdict(set)
     for item in split:
         splits_of_group[item.group].add(item.split)
-    assert all(len(found) == 1 for found in splits_of_group.values())
+    assert all(len(actual) == 1 for actual in splits_of_group.values())
     assert len({(item.label, item.split) for item in split}) == 9
     shares = Counter(item.split for item in split)
     assert 0.6 < shares["train"] / len(split) < 0.8
@@ -42,7 +42,7 @@ def test_the_split_depends_on_the_seed_alone():
 
 
 def test_too_few_videos_of_a_class_are_named():
-    with pytest.raises(InputError, match="class 'run' has 2 videos, too few to be in each of 3 splits"):
+    with pytest.raises(InputError, match="class 'run' has 2 videos, too few for 3 splits"):
         split_items(items_of(2, 0), fractions=FRACTIONS, seed=0)
 
 

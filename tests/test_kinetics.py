@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.kinetics import kinetics
 from stvid.data.manifest import validate
@@ -75,7 +75,7 @@ def test_clips_lie_in_class_folders_too(tmp_path):
     assert any("videos_train" in item.path for item in kinetics(root=str(root)).select("train"))
 
 
-def test_missing_videos_are_counted_and_told(tmp_path, caplog):
+def test_missing_videos_are_left_out_with_a_warning(tmp_path, caplog):
     root = tree(tmp_path)
     (root / "train" / clip(TRAIN[0])).unlink()
     assert [item.group for item in kinetics(root=str(root)).select("train")] == ["_a-b_c-d_e-"]
@@ -92,9 +92,9 @@ def test_two_different_tables_of_one_split_are_refused_unless_one_is_nearer(tmp_
     assert "is not used" not in caplog.text
     table(root / "copies" / "train.csv", VAL)
     assert kinetics(root=str(root)) == expected
-    assert f"{root / 'copies/train.csv'} is not used, since {root / 'train.csv'} is nearer" in caplog.text
+    assert f"{root / 'copies/train.csv'} is not used, because {root / 'train.csv'} is nearer" in caplog.text
     table(root / "kinetics_validation.csv", TRAIN)
-    with pytest.raises(InputError, match="two files for 'val'") as error:
+    with pytest.raises(InputError, match="two different files for 'val'") as error:
         kinetics(root=str(root))
     assert f"{root / 'kinetics_validation.csv'} and {root / 'val.csv'}" in str(error.value)
 
@@ -125,7 +125,7 @@ def remove(root, split):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda r: remove(r, "train"), ["2 of the 2 videos", "all of them", "-3B32lodO2M_000059_000069"]),
         (lambda r: remove(r, "val"), ["2 of the 2 videos", "lists for val", "all of them"]),
@@ -137,15 +137,15 @@ def remove(root, split):
         (lambda r: table(r / "val.csv", [("abseiling", "", 0, 10)]), ["val.csv, line 2", "youtube_id"]),
     ],
 )
-def test_wrong_tables_are_told(tmp_path, change, words):
+def test_invalid_tables_are_errors(tmp_path, change, expected):
     change(tree(tmp_path))
     with pytest.raises(InputError) as error:
         kinetics(root=str(tmp_path))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "expected"),
     [
         ([], ["no tables train.csv and val.csv anywhere below", "no train/CLASS/ and val/CLASS/", "label,youtube_id"]),
         (["train/abseiling/a.mp4"], ["It has the folders train."]),
@@ -153,7 +153,7 @@ def test_wrong_tables_are_told(tmp_path, change, words):
         (["train/a/x.txt", "val/a/x.mp4"], ["no videos found in class folders below", "train"]),
     ],
 )
-def test_a_tree_of_neither_form_is_told(tmp_path, names, words):
+def test_a_tree_without_tables_and_class_folders_is_an_error(tmp_path, names, expected):
     with pytest.raises(InputError) as error:
         kinetics(root=str(touch(tmp_path, *names)))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)

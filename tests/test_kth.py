@@ -1,7 +1,7 @@
 import logging
 
 import pytest
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.kth import kth
 from stvid.data.manifest import validate
@@ -56,12 +56,12 @@ def sequences(root):
 
 def test_a_range_of_frames_is_an_item_in_seconds(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        data = validate(kth(root=str(sequences(tmp_path))))
+        data = kth(root=str(sequences(tmp_path)))
     spans = {split: [(item.start, item.end) for item in data.select(split)] for split in ("train", "val", "test")}
     assert spans["val"] == [(0.0, 3.8), (3.8, 7.4), (7.4, 9.8), (9.8, 14.4)]
     assert spans["test"] == [(0.0, 2.56), (193 / 25, 264 / 25), (269 / 25, 332 / 25)]
     assert spans["train"] == [(0.0, 4.24), (4.24, 7.76), (7.76, 10.0), (None, None)]
-    assert "1 recordings without sequences are whole; 1 recordings of it are absent" in caplog.text
+    assert "1 recordings without sequences are whole; 1 listed recordings are missing" in caplog.text
 
 
 def test_whole_recordings_can_be_asked_for(tmp_path):
@@ -72,7 +72,7 @@ def test_whole_recordings_can_be_asked_for(tmp_path):
     ]
 
 
-def test_other_videos_are_left_out_and_told(tmp_path, caplog):
+def test_other_videos_are_left_out_and_logged(tmp_path, caplog):
     touch(tmp_path, *recordings(), "holiday.avi", "person01_dancing_d1_uncomp.avi")
     with caplog.at_level(logging.INFO):
         assert len(kth(root=str(tmp_path)).items) == 300
@@ -80,7 +80,7 @@ def test_other_videos_are_left_out_and_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("names", "text", "words"),
+    ("names", "text", "expected"),
     [
         ([], None, ["no KTH recordings", "0 videos are there", "personNN_ACTION_dM_uncomp.avi"]),
         (["boxing/1.avi"], None, ["no KTH recordings", "1 videos are there", "boxing, handclapping"]),
@@ -93,10 +93,10 @@ def test_other_videos_are_left_out_and_told(tmp_path, caplog):
         (recordings(), PREFACE, ["00sequences.txt has no line", "data.whole=true"]),
     ],
 )
-def test_a_wrong_tree_is_told(tmp_path, names, text, words):
+def test_an_invalid_tree_is_an_error(tmp_path, names, text, expected):
     touch(tmp_path, *names)
     if text:
         (tmp_path / "00sequences.txt").write_text(text)
     with pytest.raises(InputError) as error:
         kth(root=str(tmp_path))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)

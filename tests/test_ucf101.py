@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 import pytest
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.ucf101 import ucf101
 from stvid.data.manifest import validate
@@ -100,7 +100,7 @@ def test_capitals_are_no_difference(tmp_path):
     assert data.class_names == CLASSES
 
 
-def test_the_same_video_twice_is_told(tmp_path, caplog):
+def test_a_duplicate_video_is_a_warning(tmp_path, caplog):
     touch(tree(tmp_path), "copy/Archery/v_Archery_g01_c01.mp4")
     assert len(ucf101(root=str(tmp_path)).items) == 48
     assert "1 videos below" in caplog.text
@@ -119,15 +119,15 @@ def remove(root, name):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "expected"),
     [
         (lambda r: remove(r, "ucfTrainTestlist/classInd.txt"), ["has some of them, but no classInd.txt"]),
         (lambda r: (r / "ucfTrainTestlist").rename(r / "x"), ["official lists trainlist01.txt", "data.splits=DIR"]),
         (
             lambda r: remove(r, "UCF-101/Archery/v_Archery_g01_c02.avi"),
-            ["1 of the 48 videos", "Archery/v_Archery_g01_c02", "it holds 47 videos", "data=manifest"],
+            ["1 of the 48 videos", "Archery/v_Archery_g01_c02", "it contains 47 videos", "data=manifest"],
         ),
-        (lambda r: (r / "UCF-101").rename(r / ".hidden"), ["48 of the 48 videos", "it holds 0 videos"]),
+        (lambda r: (r / "UCF-101").rename(r / ".hidden"), ["48 of the 48 videos", "it contains 0 videos"]),
         (
             lambda r: (r / "ucfTrainTestlist/testlist01.txt").write_text("Archry/v_Archry_g01_c01.avi\n"),
             ["testlist01.txt, line 1", "'Archry'", "did you mean 'Archery'?"],
@@ -142,15 +142,15 @@ def remove(root, name):
         ),
         (
             lambda r: (r / "ucfTrainTestlist/classInd.txt").write_text("1 ApplyEyeMakeup\n01 Archery\n"),
-            ["classInd.txt, line 2", "'01 Archery', but class 01 is 'ApplyEyeMakeup' already"],
+            ["classInd.txt, line 2", "'01 Archery', but class 01 already is 'ApplyEyeMakeup'"],
         ),
     ],
 )
-def test_a_wrong_tree_is_told(tmp_path, spoil, words):
+def test_an_invalid_tree_is_an_error(tmp_path, spoil, expected):
     spoil(tree(tmp_path / "data"))
     with pytest.raises(InputError) as error:
         ucf101(root=str(tmp_path / "data"))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 def test_lists_of_another_fold_do_not_serve(tmp_path):

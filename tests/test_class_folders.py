@@ -1,4 +1,4 @@
-"""What all layouts promise, and the two for a user's own videos: `folder` and `read_manifest`."""
+"""The contract of all layouts, and the layouts of class folders: `folder` and `frames`."""
 
 import inspect
 import logging
@@ -32,7 +32,7 @@ def touch(root, *names):
     return root
 
 
-def test_a_folder_without_splits_is_split_and_says_so(tmp_path, caplog):
+def test_a_folder_without_splits_is_split_and_logged(tmp_path, caplog):
     touch(tmp_path, *(f"{c}/deep/er/{i}.{e}" for c in ("run", "sit fast") for i, e in enumerate(["avi", "MP4"] * 10)))
     touch(tmp_path, "labels.csv", "run/notes.txt", ".git/x/y.mp4", "run/.hidden.mp4")
     with caplog.at_level(logging.INFO):
@@ -114,23 +114,23 @@ def test_groups_come_from_a_pattern_or_a_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "words"),
+    ("names", "options", "expected"),
     [
         ([], {}, ["no videos found", "CLASS/.../VIDEO"]),
-        (["a.mp4", "b.mp4"], {}, ["2 videos lie in it directly"]),
+        (["a.mp4", "b.mp4"], {}, ["2 videos are directly in it"]),
         (["run/a.txt"], {}, ["no videos found"]),
         (["run/a.mp4"], {"group_pattern": "("}, ["not a regular expression"]),
         (["run/a.mp4"], {"group_pattern": r"g(\d)"}, ["matches nothing in 'a.mp4'"]),
         (["run/a.mp4"], {"group_pattern": r"a(\d*)"}, ["matches nothing in 'a.mp4'"]),
         (["run/a.mp4"], {"group_pattern": r"(b)?a"}, ["matches nothing in 'a.mp4'"]),
-        (["run/a.mp4"], {"group_pattern": "a", "group_csv": "b"}, ["give one of them"]),
+        (["run/a.mp4"], {"group_pattern": "a", "group_csv": "b"}, ["set only one of them"]),
         (["run/a.mp4"], {"group_csv": "none.csv"}, ["none.csv does not exist"]),
     ],
 )
-def test_a_wrong_folder_is_told(tmp_path, names, options, words):
+def test_a_folder_without_usable_videos_is_an_error(tmp_path, names, options, expected):
     with pytest.raises(InputError) as error:
         folder(root=str(touch(tmp_path, *names)), **options)
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 def test_a_table_of_groups_may_say_each_thing_only_once_and_in_any_bytes(tmp_path):
@@ -142,18 +142,17 @@ def test_a_table_of_groups_may_say_each_thing_only_once_and_in_any_bytes(tmp_pat
     groups = {item.path: item.group for item in folder(root=str(root), group_csv=str(table)).items}
     assert groups[str(root / odd)] == "b\udce9"
     table.write_bytes(os.fsencode("path,group\n" + "\n".join([*rows, f"{odd},other"])))
-    with pytest.raises(InputError, match="names two groups for run/b.*'other'"):
+    with pytest.raises(InputError, match="has two groups for run/b.*'other'"):
         folder(root=str(root), group_csv=str(table))
 
 
-def test_every_layout_has_its_file_and_its_yaml():
-    files = {path.stem for path in (ROOT / "stvid" / "data" / "layouts").glob("*.py")}
-    shared = {"__init__", "assembling", "class_folders", "finding", "grouping", "listed"}
-    assert {"manifest" if name == "table" else name for name in files - shared} == set(LAYOUTS)
+def test_every_layout_file_has_a_config():
+    files = {path.stem for path in (ROOT / "stvid" / "data" / "layouts").glob("*.py")} - {"__init__", "discovery"}
+    assert files == {layout.__module__.rpartition(".")[2] for layout in LAYOUTS.values()}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_defaults_told_in_yaml_are_those_of_the_layout(name):
+def test_the_defaults_in_yaml_are_those_of_the_layout(name):
     data = OmegaConf.load(ROOT / "configs" / "data" / f"{name}.yaml")
     wiring = OmegaConf.to_container(data.datamodule.manifest, resolve=False)
     parameters = inspect.signature(LAYOUTS[name]).parameters
@@ -169,7 +168,7 @@ def test_the_defaults_told_in_yaml_are_those_of_the_layout(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"manifest"}))
-def test_a_root_that_is_no_folder_is_told(name, tmp_path):
+def test_a_root_that_is_no_folder_is_an_error(name, tmp_path):
     touch(tmp_path, "file")
     with pytest.raises(InputError, match="data.root .*nowhere does not exist"):
         LAYOUTS[name](root=str(tmp_path / "nowhere"))
@@ -179,7 +178,7 @@ def test_a_root_that_is_no_folder_is_told(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51", "ut_interaction"])
 @pytest.mark.parametrize("fold", [0, -1, 21])
-def test_a_fold_that_is_none_is_told(name, fold, tmp_path):
+def test_an_invalid_fold_is_an_error(name, fold, tmp_path):
     with pytest.raises(InputError, match=rf"data.fold \(={fold}\) must be one of 1 to (3|20)"):
         LAYOUTS[name](root=str(tmp_path), fold=fold)
 
@@ -190,7 +189,7 @@ def test_a_manifest_is_read(tmp_path):
     assert read_manifest(path=str(tmp_path / "m.csv")).items[0].path == str(tmp_path / "a.mp4")
 
 
-def test_the_log_tells_in_one_line_how_many_videos_each_split_has(tmp_path, caplog):
+def test_the_log_has_one_line_with_the_videos_of_each_split(tmp_path, caplog):
     touch(tmp_path, *(f"{s}/{c}/{i}.avi" for s in ("train", "val") for c in ("run", "sit") for i in range(3)))
     with caplog.at_level(logging.INFO):
         folder(root=str(tmp_path))
@@ -205,3 +204,61 @@ def test_a_root_may_be_written_from_home_or_from_here(tmp_path, monkeypatch):
     items = folder(root=str(tmp_path / "a b é")).items
     assert folder(root="~/a b é").items == folder(root="a b é").items == items
     assert all(item.path.startswith(str(tmp_path / "a b é")) for item in items)
+
+
+def test_a_folder_that_contains_images_is_a_video(tmp_path):
+    touch(
+        tmp_path,
+        *(f"{c}/v {i}/{n:03d}.{e}" for c in ("run", "sit") for i in range(19) for n, e in enumerate(["jpg", "PNG"])),
+    )
+    touch(
+        tmp_path, "run/deep/er/é/1.webp", "sit/v 19/1.jpg", "run/empty/notes.txt", "run/.hidden/1.jpg", "run/odd/.1.jpg"
+    )
+    data = frames(root=str(tmp_path))
+    assert {item.path for item in data.items if item.label == "run"} == {
+        *(str(tmp_path / "run" / f"v {i}") for i in range(19)),
+        str(tmp_path / "run" / "deep" / "er" / "é"),
+    }
+    assert Counter(item.split for item in data.items) == {"train": 28, "val": 6, "test": 6}
+    assert data.class_names == ("run", "sit")
+
+
+@pytest.mark.parametrize("extension", ["jpg", "jpeg", "png", "bmp", "webp", "tif"])
+def test_split_folders_of_image_folders_are_taken_as_they_are(tmp_path, extension):
+    touch(tmp_path, *(f"{s}/{c}/{i}/1.{extension}" for s in ("train", "val", "test") for c in "ab" for i in range(2)))
+    data = frames(root=str(tmp_path))
+    assert {(item.path, item.label, item.split) for item in data.items} == {
+        (str(tmp_path / s / c / str(i)), c, s) for s in ("train", "val", "test") for c in "ab" for i in range(2)
+    }
+
+
+def test_groups_of_image_folders_come_from_the_path_of_the_folder_or_from_a_table(tmp_path):
+    root = touch(tmp_path / "d", *(f"{c}/p{p}_{i}/1.jpg" for c in ("run", "sit") for p in range(6) for i in range(2)))
+    by_pattern = frames(root=str(root), group_pattern=r"(p\d)_")
+    assert {item.group for item in by_pattern.items} == {f"p{p}" for p in range(6)}
+    splits = {group: {item.split for item in by_pattern.items if item.group == group} for group in ("p0", "p1", "p2")}
+    assert all(len(actual) == 1 for actual in splits.values())
+    table = tmp_path / "groups.csv"
+    table.write_text("path,group\n" + "\n".join(f"{p.relative_to(root)},{p.name[:2]}" for p in root.glob("*/*")))
+    assert frames(root=str(root), group_csv=str(table)) == by_pattern
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], ["no folders of images found", "CLASS/.../VIDEO/IMAGE", ".jpg"]),
+        (["run/a.mp4"], ["no folders of images found"]),
+        (["v1/1.jpg", "v2/1.jpg"], ["2 folders of images are directly in it, without a class"]),
+        (["train/v1/1.jpg"], ["below", "train; 1 folders of images are directly in it"]),
+    ],
+)
+def test_a_tree_without_image_folders_is_an_error(tmp_path, names, expected):
+    with pytest.raises(InputError) as error:
+        frames(root=str(touch(tmp_path, *names)))
+    assert all(word in str(error.value) for word in expected), str(error.value)
+
+
+def test_images_without_a_class_are_left_out_with_a_warning(tmp_path, caplog):
+    touch(tmp_path, *(f"{c}/{i}/1.jpg" for c in ("run", "sit") for i in range(3)), "run/cover.jpg")
+    assert len(frames(root=str(tmp_path)).items) == 6
+    assert "1 folders of images directly in" in caplog.text

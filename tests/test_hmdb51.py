@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 import pytest
-from test_layouts import touch
+from test_class_folders import touch
 
 from stvid.data.layouts.hmdb51 import hmdb51
 from stvid.data.manifest import validate
@@ -44,15 +44,15 @@ def test_ids_are_splits_and_a_group_is_a_source_video(tmp_path, caplog):
     assert not any("unused" in item.path for item in data.items)
     assert all(item.path == str(tmp_path / "a b é" / item.label / item.path.split("/")[-1]) for item in data.items)
     assert "2 classes; train 8, val 4, test 8" in caplog.text
-    assert "test is a little easier" not in caplog.text
+    assert "test accuracy may be slightly too high" not in caplog.text
 
 
-def test_a_source_in_train_and_test_is_cut_and_told(tmp_path, caplog):
+def test_a_source_in_train_and_test_is_divided_with_a_warning(tmp_path, caplog):
     data = validate(hmdb51(root=str(tree(tmp_path, extra=[("Aussie", 1)]))))
     assert {"sword Aussie (test)"} == groups(data, "test") - {"sword long__[_hair_]"}
     assert "sword Aussie (train)" in groups(data, "train") | groups(data, "val")
     assert sum(item.group.startswith("sword Aussie") for item in data.select("test")) == 2
-    assert caplog.text.count("test is a little easier") == 1
+    assert caplog.text.count("test accuracy may be slightly too high") == 1
     assert "2 source videos have clips in both train and test of the official split 1 (6 clips" in caplog.text
 
 
@@ -82,19 +82,19 @@ def spoil(root, line):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         (lambda r: (r / SPLITS).rename(r / "x"), ["*_test_split1.txt are not", "data.splits=DIR", SPLITS]),
-        (lambda r: (r / "sword").rename(r / ".sword"), ["10 of the 20 videos", "sword/", "it holds 12 videos"]),
+        (lambda r: (r / "sword").rename(r / ".sword"), ["10 of the 20 videos", "sword/", "it contains 12 videos"]),
         (lambda r: spoil(r, "a_sword_f.avi 3 \n"), ["sword_test_split1.txt, line 1", "0, 1, 2"]),
         (lambda r: spoil(r, "\na_sword_f.avi\n"), ["sword_test_split1.txt, line 2", "is not VIDEO.avi ID"]),
     ],
 )
-def test_a_wrong_tree_is_told(tmp_path, change, words):
+def test_an_invalid_tree_is_an_error(tmp_path, change, expected):
     change(tree(tmp_path / "data"))
     with pytest.raises(InputError) as error:
         hmdb51(root=str(tmp_path / "data"))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 def test_split_files_of_another_fold_do_not_serve(tmp_path):
