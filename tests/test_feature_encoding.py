@@ -174,8 +174,8 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     assert cached.missing_keys(keys) == []
     assert cached[bad].reason == TRUNCATED
     for key in keys[1:]:
-        wanted = clips[key]["clips"].float().mean(dim=(2, 3, 4))
-        torch.testing.assert_close(cached[key]["features"][..., 0], wanted)
+        expected = clips[key]["clips"].float().mean(dim=(2, 3, 4))
+        torch.testing.assert_close(cached[key]["features"][..., 0], expected)
         if key == SampleKey(0, key.index):
             torch.testing.assert_close(cached[key.index]["features"], cached[key]["features"])
     assert cached[-1]["video"] == 2

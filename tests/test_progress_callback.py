@@ -235,7 +235,7 @@ def terminal(monkeypatch):
 
 
 def test_on_a_terminal_the_bar_is_temporary_and_the_table_remains(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "stvid.training.callbacks.progress")
     with terminal(monkeypatch) as written, monkeypatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stdout)])
