@@ -44,12 +44,12 @@ def all_charts():
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def rendered():
     return all_charts()
 
 
-def test_every_chart_is_an_image_with_title_and_description(drawn):
-    for svg in drawn:
+def test_every_chart_is_an_image_with_title_and_description(rendered):
+    for svg in rendered:
         root = ET.fromstring(svg)
         assert root.get("role") == "img"
         title, description = root.find("title"), root.find("desc")
@@ -57,8 +57,8 @@ def test_every_chart_is_an_image_with_title_and_description(drawn):
         assert re.search(r"\d", description.text)
 
 
-def test_descriptions_state_the_numbers(drawn):
-    loss, accuracy, _, reliability, audit, cost = (ET.fromstring(svg).find("desc").text for svg in drawn)
+def test_descriptions_state_the_numbers(rendered):
+    loss, accuracy, _, reliability, audit, cost = (ET.fromstring(svg).find("desc").text for svg in rendered)
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
@@ -70,48 +70,48 @@ def test_descriptions_state_the_numbers(drawn):
     assert "at 1e+06" in cost
 
 
-def test_ids_are_unique_over_all_charts_and_references_exist(drawn):
-    ids = [actual for svg in drawn for actual in re.findall(r'\bid="([^"]+)"', svg)]
+def test_ids_are_unique_over_all_charts_and_references_exist(rendered):
+    ids = [name for svg in rendered for name in re.findall(r'\bid="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
-    for svg in drawn:
-        custom = set(re.findall(r'\bid="([^"]+)"', svg))
-        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= custom
+    for svg in rendered:
+        own = set(re.findall(r'\bid="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', svg)) <= own
 
 
-def test_colours_and_fonts_are_those_of_the_page(drawn):
-    for svg in drawn:
+def test_colours_and_fonts_are_those_of_the_page(rendered):
+    for svg in rendered:
         assert not re.search(r"#[0-9a-f]{6}\b", svg), "a colour of its own"
         assert "var(--" in svg
         assert "font-family" not in svg
         assert "DejaVu" not in svg
 
 
-def test_charts_have_no_styles_scripts_or_links(drawn):
-    for svg in drawn:
+def test_charts_have_no_styles_scripts_or_links(rendered):
+    for svg in rendered:
         assert "<style" not in svg
         assert "<script" not in svg
         assert "http" not in svg
 
 
-def test_charts_are_deterministic(drawn):
-    assert all_charts() == drawn
+def test_charts_are_deterministic(rendered):
+    assert all_charts() == rendered
 
 
-def test_names_of_runs_are_escaped(drawn):
-    texts = [element.text for element in ET.fromstring(drawn[-1]).iter("text")]
+def test_names_of_runs_are_escaped(rendered):
+    texts = [element.text for element in ET.fromstring(rendered[-1]).iter("text")]
     assert "<run> $a_1$ & \\udcff" in texts
 
 
 def boxes(svg):
     """Left, top, right and bottom of every text, with the largest width of a letter, and the text."""
-    actual = []
-    for item in svg.iter("text"):
-        font = float(item.get("font-size", svg.get("font-size")))
-        wide, middle = text_width(item.text, font), item.get("dy") is not None
-        left = float(item.get("x")) - {"middle": wide / 2, "end": wide}.get(item.get("text-anchor"), 0)
-        base = float(item.get("y")) + 0.35 * font * middle
-        actual.append((left, base - 0.7 * font, left + wide, base, item.text))
-    return actual
+    result = []
+    for element in svg.iter("text"):
+        font = float(element.get("font-size", svg.get("font-size")))
+        wide, middle = text_width(element.text, font), element.get("dy") is not None
+        left = float(element.get("x")) - {"middle": wide / 2, "end": wide}.get(element.get("text-anchor"), 0)
+        base = float(element.get("y")) + 0.35 * font * middle
+        result.append((left, base - 0.7 * font, left + wide, base, element.text))
+    return result
 
 
 def curves_of(num_epochs, size=1.0):
@@ -148,33 +148,35 @@ def test_texts_do_not_overlap_and_stay_inside_the_chart(make):
     for chart in make():
         svg = ET.fromstring(chart)
         _, _, wide, high = (float(number) for number in svg.get("viewBox").split())
-        actual = boxes(svg)
-        for left, top, right, bottom, text in actual:
+        texts = boxes(svg)
+        for left, top, right, bottom, text in texts:
             assert -1 <= left < right <= wide + 1, text
             assert 0 <= top < bottom <= high, text
-        for a, b in itertools.combinations(actual, 2):
+        for a, b in itertools.combinations(texts, 2):
             apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
             assert apart, f"{a[4]!r} and {b[4]!r}"
 
 
 def test_videos_and_epochs_have_integer_ticks():
     for chart in (*reliability_of(1), *reliability_of(2), *curves_of(1), *curves_of(3)):
-        texts = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "middle"]
+        texts = [
+            element.text for element in ET.fromstring(chart).iter("text") if element.get("text-anchor") == "middle"
+        ]
         assert all("." not in text for text in texts)
     (chart,) = reliability_of(5)
-    numbers = [item.text for item in ET.fromstring(chart).iter("text") if item.get("text-anchor") == "end"]
+    numbers = [element.text for element in ET.fromstring(chart).iter("text") if element.get("text-anchor") == "end"]
     assert numbers[-2:] == ["0", "5"]
 
 
 def test_runs_are_numbered_in_order_and_named_below():
     svg = ET.fromstring(costs_of(5, 3, 4)[0])
-    dots = [float(item.get("cx")) for item in svg.iter("circle")]
+    dots = [float(element.get("cx")) for element in svg.iter("circle")]
     assert dots[1] < dots[2] < dots[0]
-    bold = [item for item in svg.iter("text") if item.get("font-weight") == "bold"]
-    assert [item.text for item in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
+    bold = [element for element in svg.iter("text") if element.get("font-weight") == "bold"]
+    assert [element.text for element in bold] == ["Video accuracy, %", "1", "2", "3", "1", "2", "3"]
     for number, dot in zip(bold[1:4], dots, strict=True):
         assert 0 < abs(float(number.get("x")) - dot) < 15
-    names = [item.text for item in svg.iter("text") if "long name" in item.text]
+    names = [element.text for element in svg.iter("text") if "long name" in element.text]
     assert len(names) == 3
     assert all(name.startswith("…") and name.endswith("long name ") for name in names)
 
@@ -185,9 +187,9 @@ def test_a_curve_goes_through_its_points():
 
     def place_of(anchor, coordinate, number):
         (a, at_a), (b, at_b), *_ = (
-            (float(item.text), float(item.get(coordinate)))
-            for item in svg.iter("text")
-            if item.get("text-anchor") == anchor and item.text != "epoch"
+            (float(element.text), float(element.get(coordinate)))
+            for element in svg.iter("text")
+            if element.get("text-anchor") == anchor and element.text != "epoch"
         )
         return at_a + (number - a) / (b - a) * (at_b - at_a)
 

@@ -34,7 +34,7 @@ def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=
     """Writes an evaluation as `stvid evaluate` does, or (`own`) as training does."""
     folder = run if custom else run / "evaluate" / split
     folder.mkdir(parents=True)
-    accuracy = sum(item.is_correct for item in predictions) / len(predictions)
+    accuracy = sum(row.is_correct for row in predictions) / len(predictions)
     content = {
         "split": split,
         "class_names": list(classes),
@@ -64,22 +64,22 @@ def read_all(*runs, split="test"):
 def test_videos_are_paired_and_counted(tmp_path):
     item = write_evaluation(tmp_path / "one", many("....xx....x"))
     two = write_evaluation(tmp_path / "two", many("..x.x.....x"))
-    actual = compare_runs(read_all(item, two))
-    (test,) = actual.tests
-    assert (actual.split, actual.num_common, actual.left_out) == ("test", 11, {"one": 0, "two": 0})
+    comparison = compare_runs(read_all(one, two))
+    (test,) = comparison.tests
+    assert (comparison.split, comparison.num_common, comparison.left_out) == ("test", 11, {"one": 0, "two": 0})
     assert (test.first, test.second, test.only_first, test.only_second) == ("one", "two", 1, 1)
     assert test.p == test.p_corrected == 1
     assert test.difference == 0
-    assert [item.path for item in actual.differing] == ["/v/002.mp4", "/v/005.mp4"]
+    assert [video.path for video in comparison.differing] == ["/v/002.mp4", "/v/005.mp4"]
 
 
 def test_an_unreadable_video_counts_as_wrong(tmp_path):
     item = write_evaluation(tmp_path / "one", [unreadable("/v/a.mp4", "kick"), *many("..")])
     two = write_evaluation(tmp_path / "two", [row("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
-    actual = compare_runs(read_all(item, two))
-    assert (actual.tests[0].only_first, actual.tests[0].only_second) == (0, 1)
-    assert actual.differing[0].predictions[0] == (None, None)
-    assert "(unreadable)" in comparison_text(actual)
+    comparison = compare_runs(read_all(one, two))
+    assert (comparison.tests[0].only_first, comparison.tests[0].only_second) == (0, 1)
+    assert comparison.differing[0].predictions[0] == (None, None)
+    assert "(unreadable)" in comparison_text(comparison)
 
 
 def test_parts_of_a_file_are_separate_videos(tmp_path):
@@ -91,21 +91,21 @@ def test_parts_of_a_file_are_separate_videos(tmp_path):
         write_evaluation(tmp_path / "one", parts("kick", "punch")),
         write_evaluation(tmp_path / "two", parts("kick", "kick")[::-1]),
     ]
-    actual = compare_runs(read_all(*runs))
-    assert actual.num_common == 2
-    assert [(item.path, item.start, item.end) for item in actual.differing] == [("/v/long.mp4", 2.0, 4.5)]
-    assert "long.mp4, 2 s to 4.5 s" in comparison_text(actual)
+    comparison = compare_runs(read_all(*runs))
+    assert comparison.num_common == 2
+    assert [(video.path, video.start, video.end) for video in comparison.differing] == [("/v/long.mp4", 2.0, 4.5)]
+    assert "long.mp4, 2 s to 4.5 s" in comparison_text(comparison)
 
 
 def test_videos_that_are_not_in_all_runs_under_the_same_label_are_left_out(tmp_path):
     item = write_evaluation(tmp_path / "one", [*many("..."), row("/v/extra.mp4", "kick", "punch")])
     relabelled = [row("/v/002.mp4", "punch", "punch")]
     two = write_evaluation(tmp_path / "two", [*many(".."), *relabelled])
-    actual = compare_runs(read_all(item, two))
-    assert (actual.num_common, actual.left_out) == (2, {"one": 2, "two": 1})
-    assert actual.common_accuracy == {"one": 1.0, "two": 1.0}
-    assert "on common" in comparison_text(actual)
-    assert "2 videos of one are not in all others" in comparison_text(actual)
+    comparison = compare_runs(read_all(one, two))
+    assert (comparison.num_common, comparison.left_out) == (2, {"one": 2, "two": 1})
+    assert comparison.common_accuracy == {"one": 1.0, "two": 1.0}
+    assert "on common" in comparison_text(comparison)
+    assert "2 videos of one are not in all others" in comparison_text(comparison)
 
 
 def test_disagreements_are_sorted_by_confidence(tmp_path):
@@ -115,33 +115,29 @@ def test_disagreements_are_sorted_by_confidence(tmp_path):
 
     item = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
     two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
-    actual = find_disagreements(read_all(item, two))
-    assert [item.path for item in actual] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
-    assert actual[0].label == "kick"
-    assert actual[0].predictions == (("kick", 0.99), ("punch", 0.95))
+    disagreements = find_disagreements(read_all(one, two))
+    assert [video.path for video in disagreements] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
+    assert disagreements[0].label == "kick"
+    assert disagreements[0].predictions == (("kick", 0.99), ("punch", 0.95))
 
 
 def test_three_runs_are_tested_pair_by_pair_and_corrected(tmp_path):
     patterns = {"a": "." * 30, "b": "." * 24 + "x" * 6, "c": "x" * 12 + "." * 18}
     runs = [write_evaluation(tmp_path / name, many(pattern)) for name, pattern in patterns.items()]
-    actual = compare_runs(read_all(*runs))
-    assert [(item.first, item.second) for item in actual.tests] == list(itertools.combinations("abc", 2))
-    assert [item.p for item in actual.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
+    comparison = compare_runs(read_all(*runs))
+    assert [(test.first, test.second) for test in comparison.tests] == list(itertools.combinations("abc", 2))
+    assert [test.p for test in comparison.tests] == [mcnemar(6, 0), mcnemar(12, 0), mcnemar(12, 6)]
     by_hand = [2 * 2 / 2**6, 3 * 2 / 2**12, mcnemar(12, 6)]
-    assert [item.p_corrected for item in actual.tests] == pytest.approx(by_hand)
-    text = comparison_text(actual)
+    assert [test.p_corrected for test in comparison.tests] == pytest.approx(by_hand)
+    text = comparison_text(comparison)
     assert "Holm" in text
     assert "corrected for 3 tests" in text
 
 
 def test_names_are_the_shortest_unique_ends_of_the_paths(tmp_path):
     runs = [write_evaluation(tmp_path / folder, many("..")) for folder in ("lstm/seed1", "lstm/seed2", "conv/seed1")]
-    assert [item.name for item in compare_runs(read_all(*runs)).evaluations] == [
-        "lstm/seed1",
-        "lstm/seed2",
-        "conv/seed1",
-    ]
-    assert [item.name for item in compare_runs(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
+    assert [run.name for run in compare_runs(read_all(*runs)).evaluations] == ["lstm/seed1", "lstm/seed2", "conv/seed1"]
+    assert [run.name for run in compare_runs(read_all(*runs[:2])).evaluations] == ["seed1", "seed2"]
 
 
 def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
@@ -149,9 +145,9 @@ def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
     two = write_evaluation(tmp_path / "two", many(".x"), split="val")
     assert read_evaluation(item, "val").folder == item
     assert read_evaluation(two, "val").folder == two / "evaluate" / "val"
-    assert [item.name for item in compare_runs(read_all(item, two, split="val")).evaluations] == ["one", "two"]
-    (item / "checkpoints").mkdir()
-    (item / "checkpoints/best.ckpt").touch()
+    assert [run.name for run in compare_runs(read_all(one, two, split="val")).evaluations] == ["one", "two"]
+    (one / "checkpoints").mkdir()
+    (one / "checkpoints/best.ckpt").touch()
     with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
         read_evaluation(item, "test")
 
@@ -185,15 +181,15 @@ def test_different_protocols_are_reported(tmp_path):
     protocol = {"num_clips": 10, "num_crops": 3, "num_frames": 16, "fps": 8.0, "size": [64, 64]}
     item = write_evaluation(tmp_path / "one", many(".."))
     two = write_evaluation(tmp_path / "two", many(".."), result={"protocol": protocol})
-    actual = compare_runs(read_all(item, two))
-    assert actual.protocols == {
+    comparison = compare_runs(read_all(one, two))
+    assert comparison.protocols == {
         "num_clips": [3, 10],
         "num_crops": [1, 3],
         "frame_stride": [2, None],
         "fps": [None, 8.0],
     }
-    assert "different protocol, num_clips: one 3, two 10" in comparison_text(actual)
-    assert "different protocol, fps: one –, two 8" in comparison_text(actual)
+    assert "different protocol, num_clips: one 3, two 10" in comparison_text(comparison)
+    assert "different protocol, fps: one –, two 8" in comparison_text(comparison)
 
 
 def test_whole_videos_have_all_their_frames(tmp_path):
@@ -216,10 +212,10 @@ def test_groups_give_a_warning_about_p(tmp_path):
 
 def test_speed_on_cached_features_is_marked(tmp_path):
     runs = read_all(*(write_evaluation(tmp_path / name, many("..")) for name in ("a", "b")))
-    details = {"training_seconds": 1.0, "clips_per_second": 9.0, "peak_memory_gib": {}, "device": "A CPU"}
+    measured = {"training_seconds": 1.0, "clips_per_second": 9.0, "peak_memory_gib": {}, "device": "A CPU"}
     runs = [
-        dataclasses.replace(item, training={**details, "stored_features": stored})
-        for item, stored in zip(runs, (True, False), strict=True)
+        dataclasses.replace(run, training={**measured, "stored_features": stored})
+        for run, stored in zip(runs, (True, False), strict=True)
     ]
     assert "clips/s without decoding, on cached features: a\n" in comparison_text(compare_runs(runs))
 
@@ -235,12 +231,12 @@ def test_a_result_of_an_older_version_is_an_error(tmp_path):
 
 
 def test_a_comparison_is_json_as_plain_data(tmp_path):
-    item, two = write_evaluation(tmp_path / "one", many("..x")), write_evaluation(tmp_path / "two", many(".xx"))
-    actual = json.loads(json.dumps(compare_runs(read_all(item, two)).to_dict()))
-    assert [run["name"] for run in actual["runs"]] == ["one", "two"]
-    assert actual["runs"][0]["result"]["video_accuracy"] == 2 / 3
-    assert actual["tests"][0]["only_first"] == 1
-    assert actual["differing"][0]["answers"] == [["kick", 0.8], ["punch", 0.8]]
+    one, two = write_evaluation(tmp_path / "one", many("..x")), write_evaluation(tmp_path / "two", many(".xx"))
+    comparison = json.loads(json.dumps(compare_runs(read_all(one, two)).to_dict()))
+    assert [run["name"] for run in comparison["runs"]] == ["one", "two"]
+    assert comparison["runs"][0]["result"]["video_accuracy"] == 2 / 3
+    assert comparison["tests"][0]["only_first"] == 1
+    assert comparison["differing"][0]["answers"] == [["kick", 0.8], ["punch", 0.8]]
 
 
 def test_the_text_fits_a_terminal(tmp_path):

@@ -279,7 +279,7 @@ def test_a_damaged_calibration_file_is_an_error(run):
 def test_the_temperature_of_another_checkpoint_is_ignored(run, caplog):
     (run / "calibration.json").write_text(json.dumps({"temperature": 3.0, "checkpoint": "best.ckpt", "step": 99999}))
     assert load_checkpoint(run).temperature == 1.0
-    assert "is of another checkpoint" in caplog.text
+    assert "belongs to another checkpoint" in caplog.text
     (run / "calibration.json").unlink()
 
 

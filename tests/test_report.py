@@ -211,8 +211,8 @@ def test_the_page_has_the_numbers_of_the_result(report, page):
     displayed += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
     for text in displayed:
         assert text in page.text, text
-    for item in result["per_class"].values():
-        assert f"{100 * item['recall']:.1f} %" in page.text
+    for metrics in result["per_class"].values():
+        assert f"{100 * metrics['recall']:.1f} %" in page.text
 
 
 def test_every_cell_with_videos_is_a_labelled_button(report, page):
@@ -277,8 +277,8 @@ def test_charts_have_text_alternatives_and_headings_are_nested(page):
 
 
 def test_every_clip_is_in_the_file_once(report, text, page):
-    for video, item in report.previews.items():
-        assert text.count(base64.b64encode(item.sprite).decode()) == 1
+    for video, preview in report.previews.items():
+        assert text.count(base64.b64encode(preview.sprite).decode()) == 1
         assert page.data["clips"][str(video)]["frames"] == NUM_FRAMES
     mistakes = [int(figure["data-video"]) for figure in page.all("figure") if "data-video" in figure]
     assert mistakes == select_clips(report.predictions).explained
@@ -474,24 +474,24 @@ def test_the_audit_of_a_model_at_chance_has_no_verdict():
 def test_classes_without_videos_are_named_and_have_no_metrics(tmp_path):
     """Two of five classes have no videos, and one of them is predicted; for a run and a cross-validation."""
     names = ("a", "b", "c", "d", "e")
-    some = [item for item in make_predictions(names) if item.label in ("a", "b", "c")]
-    others = [item for item in make_predictions(names, seed=1) if item.label == "c"]
+    some = [row for row in make_predictions(names) if row.label in ("a", "b", "c")]
+    others = [row for row in make_predictions(names, seed=1) if row.label == "c"]
     audit = {"per_class": dict.fromkeys("abc", 0.25) | dict.fromkeys("de"), "lost": 9, "gained": 0}
     audit |= {"video_accuracy": 0.25, "video_accuracy_ci95": [0.1, 0.4], "confusion": [[0] * 5] * 5}
     played = dict.fromkeys(("frozen", "shuffled", "reversed", "half_speed", "double_speed"), audit)
     result = make_result(some, names, audit=played)
     folds = [
-        Fold(name, tmp_path / name, make_result(actual, names), actual, {}, CLIP)
-        for name, actual in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
+        Fold(name, tmp_path / name, make_result(rows, names), rows, {}, CLIP)
+        for name, rows in (("fold 1", some), ("fold 2", [dataclasses.replace(o, path=f"/o{o.path}") for o in others]))
     ]
     pool, predictions = pool_folds(folds)
-    for item, actual in ((result, some), (pool, predictions)):
-        assert np.shape(item["confusion"]) == (5, 5)
-        assert item["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
-        assert item["per_class"]["d"]["precision"] == 0
-        json.dumps(item, allow_nan=False)
-        assert "no videos of: d, e" in result_text(item)
-        report = make_report(names, result=item, predictions=actual, clips=False, run={}, epochs=(), config="")
+    for outcome, rows in ((result, some), (pool, predictions)):
+        assert np.shape(outcome["confusion"]) == (5, 5)
+        assert outcome["per_class"]["e"] == {"precision": None, "recall": None, "f1": None, "num_videos": 0}
+        assert outcome["per_class"]["d"]["precision"] == 0
+        json.dumps(outcome, allow_nan=False)
+        assert "no videos of: d, e" in result_text(outcome)
+        report = make_report(names, result=outcome, predictions=rows, clips=False, run={}, epochs=(), config="")
         page = Page(written(report, tmp_path))
         assert "No videos of: d, e." in page.text
         assert not re.search(r"\b(nan|inf|None)\b", page.text)
@@ -540,7 +540,7 @@ def test_a_report_collects_the_files_of_a_run_and_its_evaluation_and_makes_clips
     selection = select_clips(predictions)
     assert report.model == "Conv3D"
     assert list(report.previews) == [video for video in selection.order if video != 0]
-    assert {v for v, item in report.previews.items() if item.heat_sprite} == set(selection.explained) - {0}
+    assert {v for v, preview in report.previews.items() if preview.heat_sprite} == set(selection.explained) - {0}
     assert [row["train_loss"] for row in report.epochs] == ["2.0", "1.5"]
     assert report.bad_videos == {"/data/bad.avi": "cut off"}
     assert report.cost.parameters == sum(p.numel() for p in untrained.model.parameters())
@@ -555,8 +555,8 @@ def test_a_report_collects_the_files_of_a_run_and_its_evaluation_and_makes_clips
 def predictions_for_files(names, video_folder):
     """Predictions for files that exist."""
     return [
-        dataclasses.replace(item, path=str(video_folder / item.label / f"0{place % 8}.mp4"))
-        for place, item in enumerate(make_predictions(names))
+        dataclasses.replace(row, path=str(video_folder / row.label / f"0{place % 8}.mp4"))
+        for place, row in enumerate(make_predictions(names))
     ]
 
 
@@ -573,7 +573,7 @@ def test_the_report_of_a_cross_validation_has_no_heat_maps_and_no_single_trainin
     (untrained.folder / "config.yaml").write_text("seed: 7\n")
     report = report_of_run(untrained, tmp_path / "evaluate")
     assert len(report.previews) == 15
-    assert not any(item.heat_sprite for item in report.previews.values())
+    assert not any(preview.heat_sprite for preview in report.previews.values())
     assert (report.epochs, report.run, report.bad_videos, report.config) == ((), {}, {}, "")
     page = Page(written(report, tmp_path))
     assert "mean over the folds" in page.text
@@ -592,7 +592,7 @@ def test_a_report_made_with_another_checkpoint_has_no_heat_maps(untrained, video
         write_result(evaluation, result | other, predictions)
         report = report_of_run(untrained, evaluation)
         assert len(report.previews) == 15
-        assert not any(item.heat_sprite for item in report.previews.values())
+        assert not any(preview.heat_sprite for preview in report.previews.values())
     text = Page(written(report, tmp_path)).text
     assert "best.ckpt (epoch 2, step 30), but this page was made with best.ckpt (epoch 2, step 20), so" in text
     assert f"stvid evaluate {untrained.folder} --split test --clips 2 --audit" in text

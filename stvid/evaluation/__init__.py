@@ -1,1 +1,1 @@
-"""How good a model is, how sure that is, and where it is wrong."""
+"""Evaluation of trained models: metrics, intervals, calibration, temporal audit, comparison and explanations."""

@@ -1,1 +1,1 @@
-"""HTML pages about a run, an evaluation, or several side by side."""
+"""HTML reports of a run or an evaluation, and comparison pages."""
