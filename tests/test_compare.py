@@ -30,9 +30,9 @@ def unreadable(path, label):
     return PredictionRow(path=path, label=label, failed="truncated")
 
 
-def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=(), custom=False):
+def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=(), own=False):
     """Writes an evaluation as `stvid evaluate` does, or (`own`) as training does."""
-    folder = run if custom else run / "evaluate" / split
+    folder = run if own else run / "evaluate" / split
     folder.mkdir(parents=True)
     accuracy = sum(row.is_correct for row in predictions) / len(predictions)
     content = {
@@ -62,7 +62,7 @@ def read_all(*runs, split="test"):
 
 
 def test_videos_are_paired_and_counted(tmp_path):
-    item = write_evaluation(tmp_path / "one", many("....xx....x"))
+    one = write_evaluation(tmp_path / "one", many("....xx....x"))
     two = write_evaluation(tmp_path / "two", many("..x.x.....x"))
     comparison = compare_runs(read_all(one, two))
     (test,) = comparison.tests
@@ -74,7 +74,7 @@ def test_videos_are_paired_and_counted(tmp_path):
 
 
 def test_an_unreadable_video_counts_as_wrong(tmp_path):
-    item = write_evaluation(tmp_path / "one", [unreadable("/v/a.mp4", "kick"), *many("..")])
+    one = write_evaluation(tmp_path / "one", [unreadable("/v/a.mp4", "kick"), *many("..")])
     two = write_evaluation(tmp_path / "two", [row("/v/a.mp4", "kick", "kick", 0.9), *many("..")])
     comparison = compare_runs(read_all(one, two))
     assert (comparison.tests[0].only_first, comparison.tests[0].only_second) == (0, 1)
@@ -85,7 +85,7 @@ def test_an_unreadable_video_counts_as_wrong(tmp_path):
 def test_parts_of_a_file_are_separate_videos(tmp_path):
     def parts(first, second):
         times = ((None, 2.0, first), (2.0, 4.5, second))
-        return [row("/v/long.mp4", "kick", prediction, start=start, end=end) for start, end, prediction in times]
+        return [row("/v/long.mp4", "kick", answer, start=start, end=end) for start, end, answer in times]
 
     runs = [
         write_evaluation(tmp_path / "one", parts("kick", "punch")),
@@ -98,7 +98,7 @@ def test_parts_of_a_file_are_separate_videos(tmp_path):
 
 
 def test_videos_that_are_not_in_all_runs_under_the_same_label_are_left_out(tmp_path):
-    item = write_evaluation(tmp_path / "one", [*many("..."), row("/v/extra.mp4", "kick", "punch")])
+    one = write_evaluation(tmp_path / "one", [*many("..."), row("/v/extra.mp4", "kick", "punch")])
     relabelled = [row("/v/002.mp4", "punch", "punch")]
     two = write_evaluation(tmp_path / "two", [*many(".."), *relabelled])
     comparison = compare_runs(read_all(one, two))
@@ -109,11 +109,11 @@ def test_videos_that_are_not_in_all_runs_under_the_same_label_are_left_out(tmp_p
 
 
 def test_disagreements_are_sorted_by_confidence(tmp_path):
-    def run(name, *outputs):
-        videos = [row(f"/v/{i}.mp4", "kick", prediction, sure) for i, (prediction, sure) in enumerate(outputs)]
+    def run(name, *answers):
+        videos = [row(f"/v/{i}.mp4", "kick", answer, sure) for i, (answer, sure) in enumerate(answers)]
         return write_evaluation(tmp_path / name, videos)
 
-    item = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
+    one = run("one", ("kick", 0.6), ("kick", 0.99), ("punch", 0.7), ("kick", 0.99), ("punch", 0.9))
     two = run("two", ("punch", 0.9), ("punch", 0.6), ("kick", 0.8), ("punch", 0.95), ("punch", 0.9))
     disagreements = find_disagreements(read_all(one, two))
     assert [video.path for video in disagreements] == ["/v/3.mp4", "/v/1.mp4", "/v/2.mp4", "/v/0.mp4"]
@@ -141,45 +141,45 @@ def test_names_are_the_shortest_unique_ends_of_the_paths(tmp_path):
 
 
 def test_a_runs_own_result_is_its_evaluation_on_val(tmp_path):
-    item = write_evaluation(tmp_path / "one", many(".."), split="val", custom=True)
+    one = write_evaluation(tmp_path / "one", many(".."), split="val", own=True)
     two = write_evaluation(tmp_path / "two", many(".x"), split="val")
-    assert read_evaluation(item, "val").folder == item
+    assert read_evaluation(one, "val").folder == one
     assert read_evaluation(two, "val").folder == two / "evaluate" / "val"
     assert [run.name for run in compare_runs(read_all(one, two, split="val")).evaluations] == ["one", "two"]
     (one / "checkpoints").mkdir()
     (one / "checkpoints/best.ckpt").touch()
     with pytest.raises(InputError, match="stvid evaluate .*one --split test"):
-        read_evaluation(item, "test")
+        read_evaluation(one, "test")
 
 
 def test_runs_that_cannot_be_compared_are_errors(tmp_path):
-    item = write_evaluation(tmp_path / "one", many(".."))
+    one = write_evaluation(tmp_path / "one", many(".."))
     with pytest.raises(InputError, match="at least two"):
-        compare_runs(read_all(item))
+        compare_runs(read_all(one))
     with pytest.raises(InputError, match="named twice"):
-        compare_runs(read_all(item, item))
+        compare_runs(read_all(one, one))
     with pytest.raises(InputError, match="does not exist"):
         read_evaluation(tmp_path / "nowhere", "test")
     other = write_evaluation(tmp_path / "other", [row("/w/0.mp4", "kick", "kick")])
     with pytest.raises(InputError, match="no video is in all"):
-        compare_runs(read_all(item, other))
+        compare_runs(read_all(one, other))
     val = write_evaluation(tmp_path / "val", many(".."), split="val")
     with pytest.raises(InputError, match="same split"):
-        compare_runs([read_evaluation(item, "test"), read_evaluation(val, "val")])
+        compare_runs([read_evaluation(one, "test"), read_evaluation(val, "val")])
     classes = write_evaluation(tmp_path / "classes", many(".."), classes=("kick", "shove"))
     with pytest.raises(InputError, match=r"only in .*one/evaluate/test: punch; only in .*classes/evaluate/test: shove"):
-        compare_runs(read_all(item, classes))
+        compare_runs(read_all(one, classes))
 
 
 def test_the_order_of_the_classes_does_not_matter(tmp_path):
-    item = write_evaluation(tmp_path / "one", many(".."))
+    one = write_evaluation(tmp_path / "one", many(".."))
     two = write_evaluation(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
-    assert compare_runs(read_all(item, two)).tests[0].only_first == 1
+    assert compare_runs(read_all(one, two)).tests[0].only_first == 1
 
 
 def test_different_protocols_are_reported(tmp_path):
     protocol = {"num_clips": 10, "num_crops": 3, "num_frames": 16, "fps": 8.0, "size": [64, 64]}
-    item = write_evaluation(tmp_path / "one", many(".."))
+    one = write_evaluation(tmp_path / "one", many(".."))
     two = write_evaluation(tmp_path / "two", many(".."), result={"protocol": protocol})
     comparison = compare_runs(read_all(one, two))
     assert comparison.protocols == {
@@ -194,9 +194,9 @@ def test_different_protocols_are_reported(tmp_path):
 
 def test_whole_videos_have_all_their_frames(tmp_path):
     protocol = {"num_clips": 1, "num_crops": 1, "num_frames": None, "frame_stride": 2, "size": [64, 48]}
-    item = write_evaluation(tmp_path / "one", many(".."))
+    one = write_evaluation(tmp_path / "one", many(".."))
     two = write_evaluation(tmp_path / "two", many(".x"), result={"protocol": protocol})
-    text = comparison_text(compare_runs(read_all(item, two)))
+    text = comparison_text(compare_runs(read_all(one, two)))
     assert "different protocol, num_frames: one 16, two all" in text
     assert "different protocol, size: one 64 × 64, two 64 × 48" in text
     assert "None" not in text
@@ -240,9 +240,9 @@ def test_a_comparison_is_json_as_plain_data(tmp_path):
 
 
 def test_the_text_fits_a_terminal(tmp_path):
-    item = write_evaluation(tmp_path / "one", many("." * 30 + "x" * 10))
+    one = write_evaluation(tmp_path / "one", many("." * 30 + "x" * 10))
     two = write_evaluation(tmp_path / "two", many("x" * 20 + "." * 20))
-    text = comparison_text(compare_runs(read_all(item, two)))
+    text = comparison_text(compare_runs(read_all(one, two)))
     assert max(map(len, text.splitlines())) <= 120
     assert "30 videos are classified correctly by some models and wrongly by others; the 10 most confident" in text
     assert text.count(".mp4") == 10

@@ -56,16 +56,16 @@ def test_every_model_has_a_heat_map(name):
     model = build_model(MODELS[name], num_classes=3, in_channels=clip.channels, pretrained=False)
     trained, frames = trained_with(model, clip), noise(clip, num_frames=6)
     for index in range(3):  # with random weights, nothing may support one of them
-        actual = explain(trained, frames, index)
-        assert actual.heat_THW.shape == (6, 64, 64)
-        assert actual.heat_THW.dtype == torch.float32
-        assert actual.heat_THW.isfinite().all()
-        assert actual.heat_THW.min() >= 0
-        assert (actual.evidence_T is not None) == isinstance(model, CNNLSTM)
+        found = explain(trained, frames, index)
+        assert found.heat_THW.shape == (6, 64, 64)
+        assert found.heat_THW.dtype == torch.float32
+        assert found.heat_THW.isfinite().all()
+        assert found.heat_THW.min() >= 0
+        assert (found.evidence_T is not None) == isinstance(model, CNNLSTM)
         if isinstance(model, CNNLSTM):
-            assert actual.evidence_T.shape == (6,)
-            assert actual.evidence_T.isfinite().all()
-        if actual.heat_THW.max() == 1:
+            assert found.evidence_T.shape == (6,)
+            assert found.evidence_T.isfinite().all()
+        if found.heat_THW.max() == 1:
             return
     raise AssertionError("no heat for any class")
 
@@ -82,8 +82,8 @@ def test_heat_of_a_3d_network_is_grad_cam_by_its_formula():
     model.head(x.mean(dim=(2, 3, 4)))[0, 2].backward()
     expected = F.relu((x.grad.mean(dim=(2, 3, 4), keepdim=True) * x).sum(dim=1, keepdim=True)).detach()
     expected = F.interpolate(expected, size=(8, 32, 32), mode="trilinear", align_corners=False)[0, 0]
-    actual = explain(trained_with(model, clip), frames, 2).heat_THW
-    torch.testing.assert_close(actual, expected / expected.max(), atol=1e-5, rtol=1e-4)
+    found = explain(trained_with(model, clip), frames, 2).heat_THW
+    torch.testing.assert_close(found, expected / expected.max(), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("input_", ["rgb", "rgb_diff"])
@@ -100,8 +100,8 @@ def test_heat_of_frames_is_grad_cam_by_its_formula(input_):
     each = (activations.grad.mean(dim=(2, 3), keepdim=True) * activations).sum(dim=1)
     expected = F.relu(each.reshape(5, halves, 4, 4).sum(dim=1)).detach()
     expected = F.interpolate(expected[:, None], size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
-    actual = explain(trained_with(model, clip), frames, 1).heat_THW
-    torch.testing.assert_close(actual, expected / expected.max(), atol=1e-5, rtol=1e-4)
+    found = explain(trained_with(model, clip), frames, 1).heat_THW
+    torch.testing.assert_close(found, expected / expected.max(), atol=1e-5, rtol=1e-4)
 
 
 def test_chunks_do_not_change_the_explanation():
@@ -130,13 +130,13 @@ def test_heat_equals_that_of_captum(name):
     model, frames = model_class(num_classes=3, **options).eval(), noise(clip, num_frames=6)
     heated = 0
     for index in range(3):
-        actual = explain(trained_with(model, clip), frames, index).heat_THW
+        found = explain(trained_with(model, clip), frames, index).heat_THW
         inputs = Preprocess(clip=clip)(frames[None])
         each = LayerGradCam(model, layer_of(model)).attribute(inputs, target=index, relu_attributions=True).detach()
         size, mode = ((6, 32, 48), "trilinear") if each.ndim == 5 else ((32, 48), "bilinear")
         expected = LayerAttribution.interpolate(each, size, mode).reshape(6, 32, 48)
         heated += int(expected.max() > 0)
-        torch.testing.assert_close(actual, expected / expected.max().clamp_min(1e-12), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, expected / expected.max().clamp_min(1e-12), atol=1e-5, rtol=0)
     assert heated
 
 
@@ -189,11 +189,11 @@ def test_the_only_different_frame_has_the_most_evidence():
     clip = ClipSpec(num_frames=7, size=16, normalize="fixed", mean=[0.0] * 3, std=[1.0] * 3)
     frames = torch.full((7, 3, 16, 16), 10, dtype=torch.uint8)
     frames[2, :, 8:, :] = 250
-    actual = explain(trained_with(BrightFrames(), clip), frames, 0)
-    assert actual.evidence_T.argmax() == 2
-    assert actual.evidence_T[2] > 5 * actual.evidence_T.abs().sum() / 7
-    assert actual.heat_THW.flatten(1).sum(dim=1).argmax() == 2
-    assert actual.heat_THW[2, 12:].min() > 5 * actual.heat_THW[2, :4].max()
+    found = explain(trained_with(BrightFrames(), clip), frames, 0)
+    assert found.evidence_T.argmax() == 2
+    assert found.evidence_T[2] > 5 * found.evidence_T.abs().sum() / 7
+    assert found.heat_THW.flatten(1).sum(dim=1).argmax() == 2
+    assert found.heat_THW[2, 12:].min() > 5 * found.heat_THW[2, :4].max()
 
 
 @pytest.mark.parametrize(
@@ -218,15 +218,15 @@ def test_the_evidence_sums_to_the_logit_minus_that_of_the_mean_frame(options):
         still = features.mean(dim=0).expand(12, -1)
         gained = (classify(features[None]) - classify(still[None]))[0]
     for index in range(3):
-        actual = frame_evidence(classify, features, index).sum()
-        assert abs(actual - gained[index]) <= 0.03 * abs(gained[index]) + 1e-4
+        found = frame_evidence(classify, features, index).sum()
+        assert abs(found - gained[index]) <= 0.03 * abs(gained[index]) + 1e-4
 
 
 def test_evidence_of_a_linear_model_is_exact():
     weights = torch.randn(5, 4)
     features = torch.randn(5, 4)
-    actual = frame_evidence(lambda x: (x * weights).sum(dim=(1, 2))[:, None], features, 0)
-    torch.testing.assert_close(actual, (weights * (features - features.mean(0))).sum(dim=1))
+    found = frame_evidence(lambda x: (x * weights).sum(dim=(1, 2))[:, None], features, 0)
+    torch.testing.assert_close(found, (weights * (features - features.mean(0))).sum(dim=1))
 
 
 def test_a_still_clip_or_a_single_frame_has_no_evidence():
@@ -288,6 +288,6 @@ def test_a_gpu_gives_the_same_explanation():
     clip = ClipSpec(num_frames=6, size=64)
     model = CNNLSTM(num_classes=3)
     here = explain(trained_with(model, clip), noise(clip), 1)
-    existing = explain(trained_with(model.cuda(), clip), noise(clip), 1)
-    torch.testing.assert_close(existing.evidence_T, here.evidence_T, atol=1e-3, rtol=1e-2)
-    torch.testing.assert_close(existing.heat_THW, here.heat_THW, atol=2e-2, rtol=2e-2)
+    there = explain(trained_with(model.cuda(), clip), noise(clip), 1)
+    torch.testing.assert_close(there.evidence_T, here.evidence_T, atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(there.heat_THW, here.heat_THW, atol=2e-2, rtol=2e-2)

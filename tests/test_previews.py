@@ -83,23 +83,23 @@ def test_a_sprite_is_the_input_of_the_model_up_to_compression(run_folder, input_
     manifest = Manifest.read_csv(run_folder / "manifest.csv")
     clip = ClipSpec(num_frames=6, frame_stride=2, size=48, input=input_)
     items = manifest.select("val")[:2]
-    infos = [probe(entry.path) for entry in items]
+    infos = [probe(one.path) for one in items]
     dataset = Views(items=items, infos=infos, class_names=manifest.class_names, clip=clip)
-    actual = previews_of(trained_with(clip), items)
+    found = previews_of(trained_with(clip), items)
     for index in range(2):
         seen = dataset[(0, index)]["clips"][0][:, :3].permute(0, 2, 3, 1).numpy()
-        displayed = frames_of(actual[index].sprite, actual[index])
-        assert np.abs(displayed.astype(float) - seen).mean() < 8
+        shown = frames_of(found[index].sprite, found[index])
+        assert np.abs(shown.astype(float) - seen).mean() < 8
 
 
 def test_explained_clips_have_a_heat_map_and_evidence(run_folder):
     trained, items = load_checkpoint(run_folder), Manifest.read_csv(run_folder / "manifest.csv").items
-    actual = previews_of(trained, items, videos=[2, 0], explained={2: 1})
-    assert list(actual) == [2, 0]
-    assert actual[0].heat_sprite is None
-    assert actual[2].evidence is None  # a 3D network does not read frame by frame
-    for sprite in (actual[2].sprite, actual[2].heat_sprite):
-        assert frames_of(sprite, actual[2]).shape == (4, 32, 32, 3)
+    found = previews_of(trained, items, videos=[2, 0], explained={2: 1})
+    assert list(found) == [2, 0]
+    assert found[0].heat_sprite is None
+    assert found[2].evidence is None  # a 3D network does not read frame by frame
+    for sprite in (found[2].sprite, found[2].heat_sprite):
+        assert frames_of(sprite, found[2]).shape == (4, 32, 32, 3)
     lstm = trained_with(trained.clip, CNNLSTM(num_classes=2))
     assert len(previews_of(lstm, items, videos=[1], explained={1: 0})[1].evidence) == 4
 
@@ -166,13 +166,13 @@ def test_brightness_grows_with_heat_and_the_image_stays_visible():
     """Brightness grows with heat, so colour vision is not needed; grey pictures stay grey where nothing is hot."""
     frames = torch.full((1, 3, 1, 11), 0.5)
     heat = torch.linspace(0, 1, 11).view(1, 1, 11)
-    displayed = overlay_heat(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
-    brightness = (displayed * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
+    shown = overlay_heat(torch.cat([frames, torch.ones_like(frames)]), torch.cat([heat, heat]))
+    brightness = (shown * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1)
     assert (brightness[0, 0].diff()[3:] > 0).all()
     assert brightness[0, 0, -1] > 1.5 * brightness[0, 0, 0]
-    assert (displayed[:, 0, 0, 0] == displayed[:, 2, 0, 0]).all()
+    assert (shown[:, 0, 0, 0] == shown[:, 2, 0, 0]).all()
     assert (brightness[1] - brightness[0] > 0.05).all()
-    assert 0 <= displayed.min() <= displayed.max() <= 1
+    assert 0 <= shown.min() <= shown.max() <= 1
 
 
 def test_a_preview_is_small(video):

@@ -163,7 +163,7 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag, **wanted):
         wanted = {key.rstrip("_").replace("_", "-"): value for key, value in wanted.items()}
-        return [a for actual, a in self.elements if actual == tag and wanted.items() <= a.items()]
+        return [a for found, a in self.elements if found == tag and wanted.items() <= a.items()]
 
     @property
     def text(self):
@@ -199,17 +199,15 @@ def test_the_page_has_the_numbers_of_the_result(report, page):
     right = round(result["video_accuracy"] * 24)
     assert f"{right} of 24 unseen videos are classified correctly (chance: 8)." in page.text
     low, high = result["video_accuracy_ci95"]
-    displayed = [
-        f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")
-    ]
-    displayed += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
-    displayed += [
+    shown = [f"{100 * result[key]:.1f} %" for key in ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "ece")]
+    shown += [f"{100 * low:.1f} to {100 * high:.1f} %", f"{result['loss']:.3f}", f"{result['macro_f1']:.3f}"]
+    shown += [
         "95 % interval (Wilson) over 24 videos",
         "2 clips × 1 crop of 4 frames (frame stride 2), 32 × 32 pixels",
     ]
-    displayed += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
-    displayed += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
-    for text in displayed:
+    shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
+    shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
+    for text in shown:
         assert text in page.text, text
     for metrics in result["per_class"].values():
         assert f"{100 * metrics['recall']:.1f} %" in page.text
@@ -337,7 +335,7 @@ def test_four_hundred_classes_fit_and_begin_with_the_most_confused_pairs(tmp_pat
 def test_a_page_that_would_be_too_large_is_truncated_and_says_so(tmp_path):
     """600 classes, and nearly every mistake in its own cell: cells that cannot be opened are not in the data either."""
     names = tuple(f"class {i}" for i in range(600))
-    outputs = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
+    answers = np.random.default_rng(0).integers(600, size=(600, 40)).tolist()
     sure = [tuple(row) for row in np.eye(600).tolist()]
     predictions = [
         PredictionRow(
@@ -349,7 +347,7 @@ def test_a_page_that_would_be_too_large_is_truncated_and_says_so(tmp_path):
             probabilities=sure[predicted],
         )
         for truth in range(600)
-        for number, predicted in enumerate(outputs[truth])
+        for number, predicted in enumerate(answers[truth])
     ]
     report = make_report(
         names, per_class=1, clips=False, predictions=predictions, result=make_result(predictions, names)
@@ -603,7 +601,7 @@ def test_a_report_made_with_another_checkpoint_has_no_heat_maps(untrained, video
 
 
 def test_a_folder_without_a_result_is_an_error(untrained, tmp_path):
-    with pytest.raises(InputError, match="has no result.json, so there is nothing to report"):
+    with pytest.raises(InputError, match="holds no result.json, so there is nothing to report"):
         report_of_run(untrained, tmp_path)
 
 
@@ -675,10 +673,10 @@ def test_the_summary_of_a_comparison_is_about_the_common_videos(tmp_path):
             name=name, folder=tmp_path / name, result=result, predictions=predictions, cost=None, training=None
         )
 
-    shared, custom = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
+    shared, own = [f"{i}.mp4" for i in range(20)], {f"own {i}.mp4": True for i in range(80)}
     runs = [
-        run("X", {path: i < 11 for i, path in enumerate(shared)} | custom),
-        run("Y", {path: i < 10 for i, path in enumerate(shared)} | custom),
+        run("X", {path: i < 11 for i, path in enumerate(shared)} | own),
+        run("Y", {path: i < 10 for i, path in enumerate(shared)} | own),
         run("Z", {path: i < 15 for i, path in enumerate(shared)}),
     ]
     comparison = compare_runs(runs)

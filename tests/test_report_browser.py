@@ -107,9 +107,9 @@ def screen(browser):
 
 def in_sight(browser, selector):
     """What it finds, in the middle of the window, where nothing covers it."""
-    actual = browser.find_element(By.CSS_SELECTOR, selector)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", actual)
-    return actual
+    found = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", found)
+    return found
 
 
 def place(element):
@@ -240,8 +240,8 @@ def test_clips_are_paused_with_prefers_reduced_motion(opened):
 def test_text_has_enough_contrast_in_light_and_dark_mode(opened, mode):
     browser = opened(1280, mode)
     for selector in ("body", ".lead", ".big", ".note", ".entry dt", ".entry span", ".contents a", ".said b", ".path"):
-        actual = browser.find_element(By.CSS_SELECTOR, selector)
-        assert browser.execute_script(CONTRAST, actual) >= 4.5, selector
+        found = browser.find_element(By.CSS_SELECTOR, selector)
+        assert browser.execute_script(CONTRAST, found) >= 4.5, selector
     for cell in browser.find_elements(By.CSS_SELECTOR, ".key, .tag, .matrix td button, .heat td[class*=h]"):
         assert browser.execute_script(CONTRAST, cell) >= 4.5, cell.get_attribute("outerHTML")
 
