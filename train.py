@@ -50,7 +50,7 @@ from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
 from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
-from stvid.training.callbacks import callbacks, close_logger, logger_arguments, plugins
+from stvid.training.callbacks import build_callbacks, build_plugins, close_logger, logger_arguments
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
@@ -87,12 +87,12 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         config.trainer,
         _convert_="all",
         precision=precision,
-        plugins=plugins(config.trainer.sync_batchnorm),
+        plugins=build_plugins(config.trainer.sync_batchnorm),
         sync_batchnorm=False,
     )
     logger = instantiate(config.logger, **logger_arguments(config.logger, folder.path)) if config.logger else False
     epoch_table = EpochTable(path=folder.metrics_csv)
-    run_callbacks = callbacks(
+    callbacks = build_callbacks(
         data,
         best_checkpoint=folder.best_ckpt,
         last_checkpoint=folder.last_ckpt,
@@ -104,7 +104,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         early_stopping=config.early_stopping,
         report=pruning_reporter(folder.path),
     )
-    trainer = make_trainer(logger=logger, callbacks=[*run_callbacks, epoch_table])
+    trainer = make_trainer(logger=logger, callbacks=[*callbacks, epoch_table])
     device = trainer.strategy.root_device
     limit_cpu_threads(device.type)
 

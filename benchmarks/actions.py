@@ -34,7 +34,7 @@ def measure(model: str, seed: int, folder: Path, overrides: list[str]) -> list[s
     played = result["audit"]
     return [
         *(model, str(seed), f"{trained['training_seconds']:.0f}", f"{trained['video_accuracy']:.3f}"),
-        *(f"{one['video_accuracy']:.3f}" for one in (result, *played.values())),
+        *(f"{item['video_accuracy']:.3f}" for item in (result, *played.values())),
         f"{mirrored(played['reversed']['confusion']):.3f}",
     ]
 

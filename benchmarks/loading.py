@@ -76,14 +76,14 @@ def is_right(read: Callable[[Request], np.ndarray], requests: Sequence[Request])
 def requests_of(data: VideoDataModule, epoch: int) -> list[Request]:
     """What the training data set reads in an epoch, in its order."""
     data.train_loader.sampler.set_epoch(epoch)
-    found = []
+    actual = []
     for draw in data.train_loader.sampler:
         rng = np.random.default_rng((data.seed, *draw))
         frames, fps = data.train.timeline(draw.index)
         start = sampling.random_start(len(frames), sampling.span(data.clip, fps), rng)
         wanted = sampling.clip_indices(len(frames), start, data.clip, fps)
-        found.append((data.train.items[draw.index].path, [frames[i] for i in wanted]))
-    return found
+        actual.append((data.train.items[draw.index].path, [frames[i] for i in wanted]))
+    return actual
 
 
 def timed(batches, num_batches: int) -> float:
@@ -223,18 +223,18 @@ def main() -> None:
                 )
                 rows[f"{name}, prepared, short side {short_side}"] = Manifest.read_csv(out / "manifest.csv")
             speeds = []
-            for shown, videos in rows.items():
+            for displayed, videos in rows.items():
                 data = module(videos, clip, options.workers, least=(options.batches + 1) * BATCH)
                 ours, which, theirs = measure(
                     data, num_workers=options.workers, num_batches=options.batches, rounds=options.rounds
                 )
                 speeds.append(ours)
                 size = sum(os.path.getsize(item.path) for item in videos.items) / 1e6
-                cells = (shown, f"{size:.1f}", f"{ours:.0f}", f"{theirs:.0f}", which, f"{ours / theirs:.2f}")
+                cells = (displayed, f"{size:.1f}", f"{ours:.0f}", f"{theirs:.0f}", which, f"{ours / theirs:.2f}")
                 print("| " + " | ".join((*cells, f"{ours / speeds[0]:.1f}x")) + " |", flush=True)
                 if ours < 0.9 * theirs:
-                    missed.append(f"{shown}: {ours / theirs:.2f} of the bare loop, not 0.90")
-                if shown == "originals":
+                    missed.append(f"{displayed}: {ours / theirs:.2f} of the bare loop, not 0.90")
+                if displayed == "originals":
                     memory = growth(data, 2000)
             least = 3 if name == "originals" else 5
             if max(speeds[1:]) < least * speeds[0]:

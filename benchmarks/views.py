@@ -66,16 +66,16 @@ def measure(trained: TrainedModel, items: Sequence[Item], cache: Path, rounds: i
     forward, size = ModelRunner(trained), trained.clip.size[0]
     views = torch.randint(0, 256, (CLIPS * CROPS, trained.clip.num_frames, size, size, 3), dtype=torch.uint8)
     views = views.permute(0, 1, 4, 2, 3)
-    how = {"num_workers": 0, "cache": cache, "decode_all": True, "progress": False}
+    settings_ = {"num_workers": 0, "cache": cache, "decode_all": True, "progress": False}
     # a batch of 30 in both ways
     trained = dataclasses.replace(trained, config={**trained.config, "data": {"datamodule": {"batch_size": 30}}})
-    classify(trained, items, **how)  # fills the cache
-    found = [[], [], []]
+    classify(trained, items, **settings_)  # fills the cache
+    actual = [[], [], []]
     for _ in range(rounds):
-        found[0].append(seconds(lambda: classify(trained, items, **how)))
-        found[1].append(seconds(lambda: decode(items, infos, size)))
-        found[2].append(seconds(lambda: [forward(views) for _ in items]))
-    return [median(each) / len(items) for each in found]
+        actual[0].append(seconds(lambda: classify(trained, items, **settings_)))
+        actual[1].append(seconds(lambda: decode(items, infos, size)))
+        actual[2].append(seconds(lambda: [forward(views) for _ in items]))
+    return [median(each) / len(items) for each in actual]
 
 
 def main() -> None:

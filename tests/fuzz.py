@@ -86,7 +86,7 @@ def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = Fa
 
     `fresh` lets no memory of a frame be used again for a later one.
     """
-    frames, kept = [], []
+    frames, stored = [], []
     with av.open(str(path), **TOLERANT) as container:
         stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         stream.codec_context.thread_count = 1  # what a decoder makes up for what is lost depends on it
@@ -95,7 +95,7 @@ def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = Fa
             try:
                 for frame in packet.decode():
                     frames.append(upright(frame, info))
-                    kept += [frame] if fresh else []
+                    stored += [frame] if fresh else []
             except av.FFmpegError:
                 if frames:
                     break
@@ -112,9 +112,9 @@ def fuzz(sources: Sequence[Path], *, count: int, seed: int, num_workers: int = 2
     """How often each (kind of damage, outcome) came; crashes and hangs are outcomes too."""
     work = partial(attempt, sources=tuple(sources), seed=seed)
     outcomes = Counter()
-    found = map_files(work, [str(i) for i in range(count)], num_workers=num_workers, timeout=LIMIT)
+    actual = map_files(work, [str(i) for i in range(count)], num_workers=num_workers, timeout=LIMIT)
     with Bar("damaging files", total=count, unit="files") as bar:
-        for number, result in found:
+        for number, result in actual:
             bar.advance()
             if isinstance(result, VideoError):
                 result = ("?", {UNREADABLE: "crash", TIMEOUT: "hang"}[result.reason] + f" (number {number})")

@@ -31,8 +31,8 @@ def test_gradients_and_statistics_stay_what_they_were(name):
     checkpoint_stages(other)
     other = copy.deepcopy(other)  # as an average of the weights has it
     clips = torch.randn(2, 3, 4, 32, 32)
-    for one in (model, other):
-        one(clips).square().sum().backward()
+    for item in (model, other):
+        item(clips).square().sum().backward()
     for (key, mine), its in zip(model.named_parameters(), other.parameters(), strict=True):
         assert (mine.grad is None) == (its.grad is None), key
         if mine.grad is not None:

@@ -100,7 +100,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(squares):
     (left / "02.mp4").write_bytes(b"")
     (left / "03.mp4").unlink()
     report = check(data)
-    reasons = {Path(one["path"]).stem: one["reason"] for one in report["bad"]}
+    reasons = {Path(entry["path"]).stem: entry["reason"] for entry in report["bad"]}
     assert reasons == {"00": UNREADABLE, "01": UNREADABLE, "02": EMPTY, "03": MISSING}
     assert report["num_bad"] == 4
     assert is_bad(report)
@@ -118,7 +118,7 @@ def test_a_file_that_breaks_half_way_is_found_though_its_header_is_whole(squares
     content[begin + 2000 : begin + 2600] = bytes(600)
     path.write_bytes(content)
     report = check(manifest_of(squares, Item(path=str(path), label="to_right", split="train")))
-    assert [one["path"] for one in report["bad"]] == [str(path)]
+    assert [entry["path"] for entry in report["bad"]] == [str(path)]
 
 
 def test_a_file_that_crashes_its_decoder_costs_only_itself(squares, monkeypatch):
@@ -135,13 +135,13 @@ def test_a_file_that_crashes_its_decoder_costs_only_itself(squares, monkeypatch)
         report = check(manifest_of(squares), num_workers=0)
     finally:
         multiprocessing.set_start_method(before, force=True)
-    assert [(Path(one["path"]).name, one["reason"]) for one in report["bad"]] == [("01.mp4", UNREADABLE)]
+    assert [(Path(entry["path"]).name, entry["reason"]) for entry in report["bad"]] == [("01.mp4", UNREADABLE)]
 
 
 def test_a_part_outside_of_its_file_is_bad_and_the_file_is_not(squares):
     path = squares / "to_left" / "00.mp4"
     report = check(replaced(manifest_of(squares), path, start=5.0, end=6.0))
-    assert [(one["path"], one["reason"]) for one in report["bad"]] == [(str(path), EMPTY)]
+    assert [(entry["path"], entry["reason"]) for entry in report["bad"]] == [(str(path), EMPTY)]
     assert report["files"][0]["ok"]
     assert is_bad(report)
 
@@ -153,7 +153,7 @@ def test_a_copy_in_another_split_is_a_leak_and_under_another_label_a_conflict(sq
     assert [(leak["kind"], leak["splits"], leak["paths"]) for leak in report["leaks"]] == [
         ("content", ["train", "val"], paths)
     ]
-    assert [(one["labels"], one["paths"]) for one in report["conflicts"]] == [(list(CLASSES), paths)]
+    assert [(entry["labels"], entry["paths"]) for entry in report["conflicts"]] == [(list(CLASSES), paths)]
     assert report["duplicates"] == [paths]
     assert is_bad(report)
     page = check_text(report)
@@ -170,7 +170,7 @@ def test_a_link_is_no_copy_but_leaks_and_contradicts_as_one(squares, link):
     report = check(data)
     assert report["duplicates"] == []
     assert [leak["splits"] for leak in report["leaks"]] == [["train", "val"]]
-    assert [one["labels"] for one in report["conflicts"]] == [list(CLASSES)]
+    assert [entry["labels"] for entry in report["conflicts"]] == [list(CLASSES)]
 
 
 def test_one_file_in_two_splits_is_reported_once(squares):
@@ -226,7 +226,7 @@ def test_odd_durations_sizes_and_rates_are_reported(squares):
     long = other_video(squares / "to_left" / "long.mp4", num_frames=60)
     brief = other_video(squares / "to_left" / "brief.mp4", num_frames=6, size=64, fps=30.0)
     odd = check(manifest_of(squares))["odd"]
-    assert {one["path"] for one in odd["durations"]} == {str(long), str(brief)}
+    assert {entry["path"] for entry in odd["durations"]} == {str(long), str(brief)}
     assert odd["median_duration"] == 1.0
     assert list(odd["sizes"].items()) == [("48x48", 9), ("64x64", 1)]
     assert list(odd["fps"].items()) == [("12", 9), ("30", 1)]
@@ -239,7 +239,7 @@ def test_a_size_that_predicts_the_class_is_in_the_text(tmp_path):
             path = other_video(tmp_path / f"{label}{i}.mp4", num_frames=12 + i, size=size)
             items.append(Item(path=str(path), label=label, split="train"))
     report = check(Manifest(items=tuple(items), class_names=CLASSES))
-    assert [one["features"] for one in report["shortcuts"] if one["suspicious"]] == [["size"], ["size", "length"]]
+    assert [entry["features"] for entry in report["shortcuts"] if entry["suspicious"]] == [["size"], ["size", "length"]]
     page = check_text(report)
     assert re.search(r"size alone +100 % of the videos", page)
     assert re.search(r"chance +50 %", page)
@@ -253,10 +253,10 @@ def test_a_copy_does_not_vote_for_its_original(tmp_path):
     for i, label in enumerate(rng.permutation(CLASSES * 8)):
         path = other_video(tmp_path / f"{i}.mp4", size=32 + 4 * i)
         copy = shutil.copy(path, tmp_path / f"{i}_copy.mp4")
-        items += [Item(path=str(one), label=str(label), split="train") for one in (path, copy)]
+        items += [Item(path=str(entry), label=str(label), split="train") for entry in (path, copy)]
     report = check(Manifest(items=tuple(items), class_names=CLASSES))
     assert len(report["duplicates"]) == 16
-    assert not any(one["suspicious"] for one in report["shortcuts"])
+    assert not any(entry["suspicious"] for entry in report["shortcuts"])
 
 
 def test_nothing_is_changed_but_the_cache(squares, tmp_path):
@@ -280,7 +280,7 @@ def test_ut_interaction_decodes_and_is_seen_through():
     )
     labels = tuple(sorted({item.label for item in items}))
     report = check(Manifest(items=items, class_names=labels), num_workers=2)
-    true_counts = {str(root / one["path"]): one["n"] for one in json.loads((root / "probe.json").read_text())}
+    true_counts = {str(root / entry["path"]): entry["n"] for entry in json.loads((root / "probe.json").read_text())}
     assert {file["path"]: file["num_frames"] for file in report["files"]} == true_counts
     assert (report["num_bad"], report["duplicates"], is_bad(report)) == (0, [], False)
     assert "aspect ratio alone" in check_text(report)

@@ -124,29 +124,29 @@ def test_weights_of_another_model_are_told(run_folder, tmp_path):
     def change(content):
         content["stvid"]["config"]["model"]["widths"] = [16, 32, 64, 64]
 
-    words = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
-    with pytest.raises(InputError, match=words):
+    phrases = r"belong to another model than its config says: 6 of another shape \(head\.weight, layers\.3\.0\.weight"
+    with pytest.raises(InputError, match=phrases):
         load_checkpoint(spoilt(run_folder, tmp_path, change))
 
     def renamed(content):
         state = content["state_dict"]
         state["model.tail.weight"] = state.pop("model.head.weight")
 
-    words = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
-    with pytest.raises(InputError, match=words):
+    phrases = r"1 missing \(head\.weight\), 1 not known to the model \(tail\.weight\)"
+    with pytest.raises(InputError, match=phrases):
         load_checkpoint(spoilt(run_folder, tmp_path, renamed))
 
 
 def test_what_is_no_checkpoint_is_told(run_folder, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    for path, words in (
+    for path, phrases in (
         (tmp_path / "text.ckpt", "no readable checkpoint"),
         (tmp_path / "other.ckpt", "another program"),
         (tmp_path / "nothing", "does not exist"),
         (tmp_path, r"has no checkpoints/best\.ckpt"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=phrases):
             load_checkpoint(path)
 
 

@@ -237,7 +237,7 @@ def test_groups_of_image_folders_come_from_the_path_of_the_folder_or_from_a_tabl
     by_pattern = frames(root=str(root), group_pattern=r"(p\d)_")
     assert {item.group for item in by_pattern.items} == {f"p{p}" for p in range(6)}
     splits = {group: {item.split for item in by_pattern.items if item.group == group} for group in ("p0", "p1", "p2")}
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(actual) == 1 for actual in splits.values())
     table = tmp_path / "groups.csv"
     table.write_text("path,group\n" + "\n".join(f"{p.relative_to(root)},{p.name[:2]}" for p in root.glob("*/*")))
     assert frames(root=str(root), group_csv=str(table)) == by_pattern

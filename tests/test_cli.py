@@ -113,8 +113,8 @@ def test_predict_takes_files_and_folders(run_folder, video_folder, tmp_path):
         str(video_folder / "to_right" / "01.mp4"),
     ]
     for entry in predictions:
-        probabilities = [found["probability"] for found in entry["top"]]
-        assert {found["class"] for found in entry["top"]} == {"to_left", "to_right"}
+        probabilities = [actual["probability"] for actual in entry["top"]]
+        assert {actual["class"] for actual in entry["top"]} == {"to_left", "to_right"}
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1)
 

@@ -70,10 +70,10 @@ def test_a_spec_survives_plain_data():
         ({"std": (0, 1, 1)}, "std above 0"),
     ],
 )
-def test_impossible_clips_are_told(arguments, words):
+def test_impossible_clips_are_told(arguments, text):
     with pytest.raises(InputError) as error:
         ClipSpec(**arguments)
-    assert words in str(error.value)
+    assert text in str(error.value)
 
 
 def test_a_difference_image_is_its_formula():
@@ -83,18 +83,18 @@ def test_a_difference_image_is_its_formula():
 
 
 @pytest.mark.parametrize(("asked", "channels"), [("rgb", 3), ("diff", 3), ("rgb_diff", 6)])
-def test_the_input_is_what_was_asked_for(asked, channels):
-    clip = ClipSpec(input=asked, diff_gain=2)
+def test_the_input_is_what_was_asked_for(requested, channels):
+    clip = ClipSpec(input=requested, diff_gain=2)
     pictures = torch.randint(0, 60, (8, 3, 4, 4), dtype=torch.uint8)
     earlier, frames = pictures[:4], pictures[4:]
     moved = 127 + 2 * (frames.int() - earlier.int())
-    found = as_input(frames if asked == "rgb" else pictures, clip)
-    assert found.shape == (4, channels, 4, 4) == (4, clip.channels, 4, 4)
-    assert found.dtype == torch.uint8
-    if "rgb" in asked:
-        assert torch.equal(found[:, :3], frames)
-    if "diff" in asked:
-        assert torch.equal(found[:, -3:].int(), moved)
+    actual = as_input(frames if requested == "rgb" else pictures, clip)
+    assert actual.shape == (4, channels, 4, 4) == (4, clip.channels, 4, 4)
+    assert actual.dtype == torch.uint8
+    if "rgb" in requested:
+        assert torch.equal(actual[:, :3], frames)
+    if "diff" in requested:
+        assert torch.equal(actual[:, -3:].int(), moved)
 
 
 def test_differences_keep_their_scale_beside_pictures_that_do_not():
@@ -121,6 +121,6 @@ def test_preprocessing_leaves_the_batch_as_it_is():
         ({"num_frames": 0}, "at least 1, or null for whole videos"),
     ],
 )
-def test_impossible_inputs_are_told(options, words):
-    with pytest.raises(InputError, match=words):
+def test_impossible_inputs_are_told(options, text):
+    with pytest.raises(InputError, match=text):
         ClipSpec(**options)

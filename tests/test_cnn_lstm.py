@@ -130,10 +130,10 @@ def test_recurrent_dropout_leaves_out_weights_from_step_to_step_in_training_only
     model = CNNLSTM(num_classes=2, recurrent=kind, dropout=0.0, recurrent_dropout=0.5)
     model.encoder.eval()
     model.recurrent.train()
-    one, many = torch.randn(1, 1, 96), torch.randn(1, 5, 96)
+    item, many = torch.randn(1, 1, 96), torch.randn(1, 5, 96)
     with torch.no_grad():
         # the first step comes from no other, so nothing is left out of it
-        torch.testing.assert_close(model.aggregate(one), model.aggregate(one))
+        torch.testing.assert_close(model.aggregate(item), model.aggregate(item))
         assert not torch.equal(model.aggregate(many), model.aggregate(many))
         model.eval()
         torch.testing.assert_close(model.aggregate(many), model.recurrent.layers(many)[0][:, -1])
@@ -167,6 +167,6 @@ def test_forget_gates_start_open():
         ({"num_layers": 0}, "must be at least 1"),
     ],
 )
-def test_mistakes_are_input_errors(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_mistakes_are_input_errors(options, text):
+    with pytest.raises(ValueError, match=text):
         CNNLSTM(num_classes=2, **options)

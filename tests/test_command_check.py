@@ -40,12 +40,12 @@ def test_bad_videos_are_listed_and_exit_with_1(videos, tmp_path):
     before = {path: path.read_bytes() for path in videos.rglob("*.mp4")}
     done = command("check", "--json", tmp_path / "f.json", "data=folder", f"data.root={videos}", "clip.num_frames=4")
     assert done.returncode == 1, done.stdout + done.stderr
-    found = {video["path"]: video["reason"] for video in json.loads((tmp_path / "f.json").read_text())["bad"]}
-    assert found == {
+    actual = {video["path"]: video["reason"] for video in json.loads((tmp_path / "f.json").read_text())["bad"]}
+    assert actual == {
         str(videos / "to_left" / "00.mp4"): "unreadable",
         str(videos / "to_right" / "03.mp4"): "truncated",
     }
-    assert all(f"{path.parent.name}/{path.name}" in done.stdout for path in map(type(videos), found))
+    assert all(f"{path.parent.name}/{path.name}" in done.stdout for path in map(type(videos), actual))
     assert before == {path: path.read_bytes() for path in videos.rglob("*.mp4")}, "check changes nothing"
 
 
@@ -76,9 +76,9 @@ def test_ctrl_c_ends_a_command_with_one_line(videos, monkeypatch):
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def file(name: str, **facts) -> dict:
+def file(name: str, **details) -> dict:
     default = {"num_frames": 50, "fps": 25.0, "duration": 2.0, "height": 240, "width": 320, "codec": "h264"}
-    return {"path": f"/videos/{name}", "splits": ["train"], "labels": ["run"], "ok": True, **default, **facts}
+    return {"path": f"/videos/{name}", "splits": ["train"], "labels": ["run"], "ok": True, **default, **details}
 
 
 def report(**changes) -> dict:
@@ -181,18 +181,18 @@ def shortcut(*features: str, accuracy: float, suspicious: bool) -> dict:
 
 
 def test_suspicious_shortcuts_are_listed_the_strongest_first():
-    found = [
+    actual = [
         shortcut("aspect ratio", accuracy=0.39, suspicious=True),
         shortcut("codec", accuracy=0.2, suspicious=False),
         shortcut("size", "length", accuracy=0.53, suspicious=True),
     ]
-    text = check_text(report(shortcuts=found))
+    text = check_text(report(shortcuts=actual))
     pattern = (
         r"size and length together +53 % of the videos\n +aspect ratio alone +39 % of the videos\n +chance +17 %\n"
     )
     assert re.search(pattern, text)
     assert "codec" not in text
-    assert "shortcuts" in check_text(report(shortcuts=found[1:2])).splitlines()[1]
+    assert "shortcuts" in check_text(report(shortcuts=actual[1:2])).splitlines()[1]
 
 
 def test_unbalanced_and_absent_classes_have_a_hint():

@@ -37,7 +37,7 @@ def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
     [
         ([], "--out"),
         (["--out", "o", "--gop", "0"], "gop (=0)"),
-        (["--out", "{videos}/small"], "where the videos are"),
+        (["--out", "{videos}/small"], "the folder of the videos"),
     ],
 )
 def test_a_wrong_option_is_one_message(videos, tmp_path, monkeypatch, arguments, message):

@@ -40,7 +40,7 @@ def keys_of(paths) -> dict[str, str]:
 
 
 def pairs(lists) -> set[tuple[str, str]]:
-    return {pair for one in lists for pair in combinations(one, 2)}
+    return {pair for item in lists for pair in combinations(item, 2)}
 
 
 def test_copies_are_those_that_a_comparison_of_all_pairs_finds(files):
@@ -107,11 +107,11 @@ def info(*, width=320, height=240, fps=25.0, codec="h264") -> VideoInfo:
 def check(infos, lengths, labels, groups=None, **options) -> dict[tuple[str, ...], dict]:
     groups = range(len(labels)) if groups is None else groups
     results = find_shortcuts(infos=infos, lengths=lengths, labels=labels, groups=groups, **options)
-    return {tuple(one["features"]): one for one in results}
+    return {tuple(item["features"]): item for item in results}
 
 
 def suspicious(results) -> set[tuple[str, ...]]:
-    return {features for features, one in results.items() if one["suspicious"]}
+    return {features for features, item in results.items() if item["suspicious"]}
 
 
 def random_videos(num_videos, *, seed=0, num_classes=4):
@@ -135,7 +135,7 @@ def test_a_planted_shortcut_is_found_and_only_it(change, features):
     infos = [info(**change) if label == "sit" else info() for label in labels]
     results = check(infos, np.random.default_rng(0).integers(50, 300, 80).tolist(), labels)
     assert suspicious(results) == features
-    assert all(results[one]["accuracy"] > 0.8 and results[one]["p_value"] <= 0.01 for one in features)
+    assert all(results[item]["accuracy"] > 0.8 and results[item]["p_value"] <= 0.01 for item in features)
 
 
 def test_length_that_predicts_the_class_is_found_within_parts_of_files():
@@ -148,13 +148,13 @@ def test_length_that_predicts_the_class_is_found_within_parts_of_files():
 def test_every_set_of_features_is_reported_in_one_form():
     results = check(*random_videos(40)[:3])
     assert list(results) == list(FEATURES)
-    assert all(set(one) == {"features", "accuracy", "chance", "p_value", "suspicious"} for one in results.values())
+    assert all(set(item) == {"features", "accuracy", "chance", "p_value", "suspicious"} for item in results.values())
     assert json.loads(json.dumps(list(results.values()))) == list(results.values())
 
 
 def test_constant_properties_predict_nothing():
     results = check([info()] * 30, [100] * 30, ["run"] * 20 + ["sit"] * 10)
-    assert {(one["accuracy"], one["chance"], one["p_value"]) for one in results.values()} == {(2 / 3, 2 / 3, 1.0)}
+    assert {(item["accuracy"], item["chance"], item["p_value"]) for item in results.values()} == {(2 / 3, 2 / 3, 1.0)}
 
 
 def test_nothing_is_found_where_there_is_nothing():
@@ -186,7 +186,7 @@ def test_accuracy_is_that_of_nearest_neighbours_from_other_groups():
     infos, lengths, labels, rng = random_videos(90, seed=5)
     groups = rng.integers(0, 12, 90).tolist()
     results = check(infos, lengths, labels, groups)
-    widths, heights = [one.width for one in infos], [one.height for one in infos]
+    widths, heights = [item.width for item in infos], [item.height for item in infos]
     aspects = [w / h for w, h in zip(widths, heights, strict=True)]
     assert results["aspect ratio",]["accuracy"] == oracle([aspects], labels, groups)
     assert results["size", "length"]["accuracy"] == oracle([widths, heights, lengths], labels, groups)
@@ -221,7 +221,7 @@ def test_a_difference_that_is_real_but_small_is_not_suspicious():
 
 def test_of_many_videos_a_sample_decides_and_it_is_always_the_same():
     infos, lengths, _, _ = random_videos(6000)
-    labels = ["wide" if one.width > one.height else "tall" for one in infos]
+    labels = ["wide" if item.width > item.height else "tall" for item in infos]
     results = check(infos, lengths, labels)
     assert results == check(infos, lengths, labels)
     assert results["aspect ratio",]["accuracy"] > 0.98
@@ -241,11 +241,11 @@ def test_two_videos_are_enough_not_to_fail():
 
 @pytest.mark.skipif(not UT_INTERACTION.exists(), reason="needs shared/data/ut_interaction")
 def test_ut_interaction_is_cropped_by_class_and_shuffled_labels_are_not():
-    facts = {one["path"]: one for one in json.loads((UT_INTERACTION / "probe.json").read_text())}
+    details = {item["path"]: item for item in json.loads((UT_INTERACTION / "probe.json").read_text())}
     rows = list(csv.DictReader((UT_INTERACTION / "labels.csv").open()))
-    videos = [facts[row["path"]] for row in rows]
-    infos = [info(width=one["w"], height=one["h"]) for one in videos]
-    lengths, labels = [one["n"] for one in videos], [row["class"] for row in rows]
+    videos = [details[row["path"]] for row in rows]
+    infos = [info(width=item["w"], height=item["h"]) for item in videos]
+    lengths, labels = [item["n"] for item in videos], [row["class"] for row in rows]
     groups = [row["sequence"] for row in rows]
     results = check(infos, lengths, labels, groups)
     assert results["aspect ratio",]["accuracy"] == pytest.approx(0.39, abs=0.03)

@@ -70,13 +70,13 @@ def test_a_file_that_breaks_half_way_is_known_beforehand_or_met_when_read(video_
         copy.write_bytes(path.read_bytes())
     victim = Path(module(tmp_path).manifest.select("train")[0].path)
     break_half_way(victim)
-    found = {}
+    actual = {}
     for probe in ("decode", "count"):
         data = module(tmp_path, probe=probe, max_bad=0.5)
         data.setup()
-        found[probe] = [info for info in data.train.infos if isinstance(info, VideoError)]
-    assert [error.path for error in found["decode"]] == [str(victim)]
-    assert found["decode"][0].reason == TRUNCATED
+        actual[probe] = [info for info in data.train.infos if isinstance(info, VideoError)]
+    assert [error.path for error in actual["decode"]] == [str(victim)]
+    assert actual["decode"][0].reason == TRUNCATED
 
 
 def test_a_backend_that_is_not_installed_is_an_error(video_folder, monkeypatch):
@@ -121,7 +121,7 @@ def test_balance_draws_small_classes_more_often(video_folder, tmp_path):
 
 def test_a_clip_longer_than_every_video_is_an_error(video_folder):
     data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
-    with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the best has 12"):
+    with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the longest has 12"):
         data.setup()
 
 

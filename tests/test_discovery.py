@@ -29,7 +29,7 @@ def test_groups_stay_whole_and_every_class_is_everywhere():
     splits_of_group = defaultdict(set)
     for item in split:
         splits_of_group[item.group].add(item.split)
-    assert all(len(found) == 1 for found in splits_of_group.values())
+    assert all(len(actual) == 1 for actual in splits_of_group.values())
     assert len({(item.label, item.split) for item in split}) == 9
     shares = Counter(item.split for item in split)
     assert 0.6 < shares["train"] / len(split) < 0.8

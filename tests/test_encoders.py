@@ -103,8 +103,8 @@ def test_lite0_features_are_those_of_the_published_network():
         ("efficientnet_lite0", {"image_size": 33}, "efficientnet_lite0 takes images of any size"),
     ],
 )
-def test_mistakes_are_input_errors(name, options, words):
-    with pytest.raises(InputError, match=words):
+def test_mistakes_are_input_errors(name, options, text):
+    with pytest.raises(InputError, match=text):
         build_encoder(name, **options)
 
 
@@ -210,9 +210,9 @@ def test_chunks_give_the_gradients_of_the_whole(lengths):
         model.recurrent.train()
     clips = torch.randn(3, 3, 7, 32, 32)
     torch.testing.assert_close(chunked(clips, lengths), whole(clips, lengths), atol=1e-5, rtol=1e-5)
-    wanted, found = gradients(whole, clips, lengths), gradients(chunked, clips, lengths)
+    wanted, actual = gradients(whole, clips, lengths), gradients(chunked, clips, lengths)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(actual[name], gradient, atol=1e-5, rtol=1e-4)
 
 
 def test_chunks_count_once_for_batch_norm():

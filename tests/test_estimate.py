@@ -133,11 +133,13 @@ def test_checkpointed_activations_are_recomputed_and_not_kept():
         def forward(self, x):
             return checkpoint(self.inner, x, use_reentrant=False) if self.use_checkpoint else self.inner(x)
 
-    kept, recomputed = (estimate(Checkpointed(flag), (8,)) for flag in (False, True))
-    assert kept.activation_bytes == 4 * (1000 + 1000 + 8) - 4000  # tanh does not need the output of the first layer
-    assert recomputed.activation_bytes == 4 * 8
-    assert recomputed.macs == kept.macs == 16_000
-    assert recomputed.flops_train_step == kept.flops_train_step + 2 * 8_000  # the last layer is not recomputed
+    stored, checkpointed_model = (estimate(Checkpointed(flag), (8,)) for flag in (False, True))
+    assert stored.activation_bytes == 4 * (1000 + 1000 + 8) - 4000  # tanh does not need the output of the first layer
+    assert checkpointed_model.activation_bytes == 4 * 8
+    assert checkpointed_model.macs == stored.macs == 16_000
+    assert (
+        checkpointed_model.flops_train_step == stored.flops_train_step + 2 * 8_000
+    )  # the last layer is not recomputed
 
 
 def test_autocast_halves_the_activations_of_convolutions_and_keeps_weights_in_float32():
@@ -150,12 +152,12 @@ def test_autocast_halves_the_activations_of_convolutions_and_keeps_weights_in_fl
 
 
 def test_activations_and_compute_are_for_one_clip_and_peaks_for_the_batch():
-    one, four = (estimate(Conv3D(num_classes=8), (3, 4, 32, 32), batch_size=size) for size in (2, 4))
-    assert one.activation_bytes == pytest.approx(four.activation_bytes, rel=0.01)
-    assert (one.macs, one.flops_train_step) == (four.macs, four.flops_train_step)
-    assert one.peak_inference_bytes == four.peak_inference_bytes < one.peak_inference_batch_bytes
-    assert one.peak_inference_batch_bytes < four.peak_inference_batch_bytes
-    assert one.peak_train_bytes < four.peak_train_bytes
+    item, four = (estimate(Conv3D(num_classes=8), (3, 4, 32, 32), batch_size=size) for size in (2, 4))
+    assert item.activation_bytes == pytest.approx(four.activation_bytes, rel=0.01)
+    assert (item.macs, item.flops_train_step) == (four.macs, four.flops_train_step)
+    assert item.peak_inference_bytes == four.peak_inference_bytes < item.peak_inference_batch_bytes
+    assert item.peak_inference_batch_bytes < four.peak_inference_batch_bytes
+    assert item.peak_train_bytes < four.peak_train_bytes
     assert sum(layer.parameters for layer in four.layers) == four.parameters
     assert sum(layer.activation_bytes for layer in four.layers) == four.activation_bytes
     assert sum(layer.macs for layer in four.layers) == four.macs

@@ -78,22 +78,23 @@ def as_arrays(folder):
 
 def test_metrics_equal_those_of_scikit_learn(cross_validation):
     result, rows, truth, p = as_arrays(cross_validation[0] / "evaluate" / "test")
-    answer = p.argmax(1)
-    precision, recall, f1, support = sk.precision_recall_fscore_support(truth, answer, zero_division=0)
-    assert result["video_accuracy"] == pytest.approx(sk.accuracy_score(truth, answer))
-    assert result["mean_class_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, answer))
-    assert result["macro_f1"] == pytest.approx(sk.f1_score(truth, answer, average="macro"))
+    prediction = p.argmax(1)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(truth, prediction, zero_division=0)
+    assert result["video_accuracy"] == pytest.approx(sk.accuracy_score(truth, prediction))
+    assert result["mean_class_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, prediction))
+    assert result["macro_f1"] == pytest.approx(sk.f1_score(truth, prediction, average="macro"))
     assert result["loss"] == pytest.approx(sk.log_loss(truth, p, labels=range(6)), rel=1e-5)
-    assert result["confusion"] == sk.confusion_matrix(truth, answer, labels=range(6)).tolist()
+    assert result["confusion"] == sk.confusion_matrix(truth, prediction, labels=range(6)).tolist()
     for k, share in result["top_k_accuracy"].items():
         assert share == pytest.approx(sk.top_k_accuracy_score(truth, p, k=int(k), labels=range(6)))
     for i, name in enumerate(CLASS_NAMES):
-        found = [result["per_class"][name][key] or 0 for key in ("precision", "recall", "f1", "num_videos")]
-        assert found == pytest.approx([precision[i], recall[i], f1[i], support[i]])
+        actual = [result["per_class"][name][key] or 0 for key in ("precision", "recall", "f1", "num_videos")]
+        assert actual == pytest.approx([precision[i], recall[i], f1[i], support[i]])
     assert result["clip_accuracy"] == pytest.approx(np.mean([row.views_right / row.views for row in rows]))
     bins = np.ceil(p.max(1) * 15)
     gaps = [
-        np.mean(bins == b) * abs((answer == truth)[bins == b].mean() - p.max(1)[bins == b].mean()) for b in set(bins)
+        np.mean(bins == b) * abs((prediction == truth)[bins == b].mean() - p.max(1)[bins == b].mean())
+        for b in set(bins)
     ]
     assert result["ece"] == pytest.approx(sum(gaps), abs=1e-6)
 
@@ -103,12 +104,12 @@ def test_a_sweep_over_folds_is_a_cross_validation(cross_validation):
     result, rows, _, _ = as_arrays(folder / "evaluate" / "test")
     assert result["num_videos"] == len(rows) == 24
     assert len({row.video_key for row in rows}) == 24
-    own = [json.loads((folder / str(i) / "evaluate" / "test" / "result.json").read_text()) for i in range(4)]
-    accuracies = [one["video_accuracy"] for one in own]
+    custom = [json.loads((folder / str(i) / "evaluate" / "test" / "result.json").read_text()) for i in range(4)]
+    accuracies = [entry["video_accuracy"] for entry in custom]
     assert [fold["video_accuracy"] for fold in result["folds"]] == accuracies
     assert [fold["name"] for fold in result["folds"]] == ["fold 1", "fold 2", "fold 3", "fold 4"]
     assert result["spread"] == pytest.approx({"mean": np.mean(accuracies), "std": np.std(accuracies, ddof=1)})
-    assert result["confusion"] == sum(np.array(one["confusion"]) for one in own).tolist()
+    assert result["confusion"] == sum(np.array(entry["confusion"]) for entry in custom).tolist()
     assert result["interval"] == {"over": "groups", "num": 4}
     assert f"mean over 4 folds {np.mean(accuracies):.3f}" in output
 
@@ -134,8 +135,8 @@ def test_some_runs_of_a_sweep_are_evaluated_into_their_own_folder(cross_validati
 
 def test_runs_evaluations_and_cross_validations_have_a_report(run, cross_validation, tmp_path):
     assert "<html" in (run / "report.html").read_text()  # when training ended
-    for one in (run, cross_validation[0]):
-        done = command("evaluate", one, "--workers", 0)
+    for entry in (run, cross_validation[0]):
+        done = command("evaluate", entry, "--workers", 0)
         assert done.returncode == 0, done.stderr
     assert "<html" in (run / "evaluate" / "test" / "report.html").read_text()
     assert "fold 3" in (cross_validation[0] / "evaluate" / "test" / "report.html").read_text()
@@ -168,13 +169,13 @@ def test_thirty_views_decode_a_video_once(run, monkeypatch):
 def test_predictions_csv_has_the_number_of_views(run):
     evaluation = evaluate_run(run, EvaluationOptions(num_clips=4, num_crops=5, num_workers=0))
     assert evaluation.result["protocol"]["num_crops"] == 5
-    for one in evaluation.predictions:
-        assert one.views == 20
-        assert 0 <= one.views_right <= 20
+    for entry in evaluation.predictions:
+        assert entry.views == 20
+        assert 0 <= entry.views_right <= 20
     read = read_predictions(evaluation.folder / "predictions.csv", evaluation.result["class_names"])
-    for again, one in zip(read, evaluation.predictions, strict=True):
-        assert np.float32(again.probabilities).tolist() == np.float32(one.probabilities).tolist()
-        assert replace(again, probabilities=()) == replace(one, probabilities=())
+    for again, entry in zip(read, evaluation.predictions, strict=True):
+        assert np.float32(again.probabilities).tolist() == np.float32(entry.probabilities).tolist()
+        assert replace(again, probabilities=()) == replace(entry, probabilities=())
 
 
 def test_an_audit_evaluates_five_playbacks(run, tmp_path):
@@ -203,10 +204,10 @@ def test_the_audits_of_folds_are_pooled(cross_validation, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     whole = json.loads((folder / "evaluate" / "test_runs_2_3" / "result.json").read_text())
     parts = [json.loads((folder / name / "evaluate" / "test" / "result.json").read_text()) for name in "23"]
-    for playback, found in whole["audit"].items():
+    for playback, actual in whole["audit"].items():
         confusion = sum(np.array(part["audit"][playback]["confusion"]) for part in parts)
-        assert found["confusion"] == confusion.tolist()
-        assert found["lost"] == sum(part["audit"][playback]["lost"] for part in parts)
+        assert actual["confusion"] == confusion.tolist()
+        assert actual["lost"] == sum(part["audit"][playback]["lost"] for part in parts)
 
 
 def test_still_classes_need_recall_and_precision_on_frozen_videos():
@@ -238,17 +239,17 @@ def test_the_result_counts_seen_videos(run, tmp_path):
 def test_a_temperature_is_saved_with_the_run_and_used_by_predictions(run, video_folder, tmp_path):
     done = command("evaluate", run, "--calibrate", "--json", tmp_path / "r.json", "--workers", 0)
     assert done.returncode == 0, done.stderr
-    kept = json.loads((run / "calibration.json").read_text())
-    before, after = kept["loss"]
+    stored = json.loads((run / "calibration.json").read_text())
+    before, after = stored["loss"]
     assert after <= before + 1e-6
-    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["temperature"] == kept["temperature"]
-    assert load_checkpoint(run).temperature == kept["temperature"]
+    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["temperature"] == stored["temperature"]
+    assert load_checkpoint(run).temperature == stored["temperature"]
     video = video_folder / "to_left" / "00.mp4"
     with_it, without = [], []
-    for found in (with_it, without):
+    for actual in (with_it, without):
         done = command("predict", run, video, "--json", tmp_path / "p.json", "--workers", 0)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads((tmp_path / "p.json").read_text())[0]["top"][0]["probability"])
+        actual.append(json.loads((tmp_path / "p.json").read_text())[0]["top"][0]["probability"])
         (run / "calibration.json").unlink(missing_ok=True)
     assert with_it != without
 
@@ -284,9 +285,11 @@ def test_the_temperature_of_another_checkpoint_is_ignored(run, caplog):
 
 def test_a_manifest_with_one_of_two_classes_is_evaluated_audited_and_reported(run, tmp_path, caplog):
     rows = [row for row in csv.DictReader((run / "manifest.csv").open()) if row["split"] == "test"]
-    own = [row for row in rows if row["label"] == "to_right"]
+    custom = [row for row in rows if row["label"] == "to_right"]
     table = tmp_path / "one_class.csv"
-    table.write_text("path,label,split\n" + "\n".join(f"{(run / r['path']).resolve()},{r['label']},test" for r in own))
+    table.write_text(
+        "path,label,split\n" + "\n".join(f"{(run / r['path']).resolve()},{r['label']},test" for r in custom)
+    )
     options = ["--audit", "--calibrate", "--json", tmp_path / "r.json", "--workers", 0]
     done = command("evaluate", run, "--manifest", table, *options)
     (run / "calibration.json").unlink()
@@ -296,7 +299,7 @@ def test_a_manifest_with_one_of_two_classes_is_evaluated_audited_and_reported(ru
     result = json.loads((tmp_path / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert result["class_names"] == ["to_left", "to_right"]
     assert np.shape(result["confusion"]) == (2, 2)
-    assert sum(result["confusion"][1]) == result["num_videos"] == len(own)
+    assert sum(result["confusion"][1]) == result["num_videos"] == len(custom)
     assert result["per_class"]["to_left"]["recall"] is None
     assert result["mean_class_accuracy"] == result["per_class"]["to_right"]["recall"] == result["video_accuracy"]
     assert result["audit"]["frozen"]["per_class"]["to_left"] is None

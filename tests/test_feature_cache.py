@@ -55,8 +55,8 @@ def test_an_interruption_keeps_what_was_there_and_what_was_added(tmp_path):
 
 
 def test_what_another_run_has_added_meanwhile_is_kept(tmp_path):
-    one, other = FeatureCache(tmp_path, {}), FeatureCache(tmp_path, {})
-    with one.writer() as add:
+    item, other = FeatureCache(tmp_path, {}), FeatureCache(tmp_path, {})
+    with item.writer() as add:
         add("one", stored(1.0))
         with_other_process = other.path.with_name("other.h5")
         with FeatureCache(tmp_path / "elsewhere", {}).writer() as add_other:

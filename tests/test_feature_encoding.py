@@ -67,11 +67,11 @@ def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, ov
     assert len(stores(videos)) == 2
     without, _ = run(videos, tmp_path / "off", *overrides, "data.features=off")
     assert with_store == without
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / "on").model.state_dict(),
         load_checkpoint(tmp_path / "off").model.state_dict(),
     )
-    for name, value in one.items():
+    for name, value in entry.items():
         torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
 
 
@@ -142,10 +142,10 @@ def test_a_resumed_run_goes_on_from_the_features_of_its_own_encoder(videos, tmp_
     done = train_py(f"resume={tmp_path / 'cut'}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stores(videos) == before
-    one, other = (
+    entry, other = (
         load_checkpoint(tmp_path / name / "checkpoints/last.ckpt").model.state_dict() for name in ("whole", "cut")
     )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(entry[name], other[name]) for name in entry)
 
 
 def test_only_the_draws_that_failed_are_left_out(tmp_path):
@@ -174,8 +174,8 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     assert cached.missing_keys(keys) == []
     assert cached[bad].reason == TRUNCATED
     for key in keys[1:]:
-        wanted = clips[key]["clips"].float().mean(dim=(2, 3, 4))
-        torch.testing.assert_close(cached[key]["features"][..., 0], wanted)
+        expected = clips[key]["clips"].float().mean(dim=(2, 3, 4))
+        torch.testing.assert_close(cached[key]["features"][..., 0], expected)
         if key == SampleKey(0, key.index):
             torch.testing.assert_close(cached[key.index]["features"], cached[key]["features"])
     assert cached[-1]["video"] == 2

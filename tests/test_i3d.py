@@ -42,12 +42,12 @@ def donor_of(name):
 
 def image_features(network, images):
     """What reaches the network's global pooling, averaged over the picture."""
-    found = []
+    actual = []
     last = network.features if hasattr(network, "features") else network.avgpool
-    handle = last.register_forward_hook(lambda module, inputs, output: found.append(output))
+    handle = last.register_forward_hook(lambda module, inputs, output: actual.append(output))
     network(images)
     handle.remove()
-    volume = found[0].relu() if isinstance(network, torchvision.models.DenseNet) else found[0]
+    volume = actual[0].relu() if isinstance(network, torchvision.models.DenseNet) else actual[0]
     return volume.mean(dim=(2, 3))
 
 
@@ -193,6 +193,6 @@ def test_every_family_that_is_promised_is_tried_above():
         ({"in_channels": 2}, r"model\.in_channels .=2. must be 3, or 6"),
     ],
 )
-def test_mistakes_are_input_errors(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_mistakes_are_input_errors(options, text):
+    with pytest.raises(ValueError, match=text):
         I3D(num_classes=2, **options)

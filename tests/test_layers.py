@@ -44,8 +44,8 @@ def test_a_network_keeps_its_parameters_and_its_answers():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Sequential(nn.Conv3d(3, 4, 3, stride=2, padding=1)), nn.ReLU(), nn.Conv3d(4, 5, 1))
     clips, before = torch.randn(1, 3, 2, 6, 6), network.state_dict()
-    answer = network(clips)
+    prediction = network(clips)
     safe = with_safe_convolutions(network)
     assert [type(layer) for layer in (safe[0][0], safe[2])] == [Conv3d, Conv3d]
     assert all(torch.equal(value, safe.state_dict()[name]) for name, value in before.items())
-    torch.testing.assert_close(safe(clips), answer)
+    torch.testing.assert_close(safe(clips), prediction)

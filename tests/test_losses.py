@@ -32,10 +32,10 @@ def test_with_single_class_targets_the_mean_is_torchs_cross_entropy(smoothing, w
 
 def test_the_mean_over_two_processes_is_the_mean_over_all_clips():
     loss = CrossEntropy(label_smoothing=0.1)
-    one, other = loss(LOGITS[:1], SOFT[:1], WEIGHTS), loss(LOGITS[1:], SOFT[1:], WEIGHTS)
+    item, other = loss(LOGITS[:1], SOFT[:1], WEIGHTS), loss(LOGITS[1:], SOFT[1:], WEIGHTS)
     whole = loss(LOGITS, SOFT, WEIGHTS)
     torch.testing.assert_close(
-        (one[0].sum() + other[0].sum()) / (one[1].sum() + other[1].sum()), whole[0].sum() / whole[1].sum()
+        (item[0].sum() + other[0].sum()) / (item[1].sum() + other[1].sum()), whole[0].sum() / whole[1].sum()
     )
 
 

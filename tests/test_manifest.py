@@ -105,8 +105,7 @@ def test_the_same_file_in_two_splits_is_a_leak_even_through_a_link(tmp_path):
 
 
 def test_a_data_set_with_one_class_is_an_error(tmp_path):
-    items = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "run", "val", None)]).items
-    data = Manifest(items=items, class_names=("run",))
+    data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "run", "val", None)], class_names=("run",))
     with pytest.raises(InputError, match=rf"only one class, 'run'; .* at least two.* 2 videos .*{tmp_path / 'a'}"):
         validate(data)
 

@@ -49,13 +49,13 @@ def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
     ]
     metrics = video_metrics(p, y, torch.empty(0, dtype=torch.int64))
     assert metrics["ece"] == pytest.approx(sum(gaps), abs=1e-5)
-    found = {i + 1: one for i, one in enumerate(metrics["reliability"]) if one["num_videos"]}
-    assert {b: one["num_videos"] for b, one in found.items()} == dict(
+    actual = {i + 1: item for i, item in enumerate(metrics["reliability"]) if item["num_videos"]}
+    assert {b: item["num_videos"] for b, item in actual.items()} == dict(
         zip(*np.unique(bins, return_counts=True), strict=True)
     )
-    for b, one in found.items():
-        assert one["accuracy"] == pytest.approx(right[bins == b].mean())
-        assert one["confidence"] == pytest.approx(confidence[bins == b].mean())
+    for b, item in actual.items():
+        assert item["accuracy"] == pytest.approx(right[bins == b].mean())
+        assert item["confidence"] == pytest.approx(confidence[bins == b].mean())
 
 
 def test_failed_videos_count_as_wrong():

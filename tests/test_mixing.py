@@ -60,9 +60,9 @@ def test_cutmix_pastes_one_box_and_labels_by_its_area(seed):
     rows, columns = pasted.any(1).nonzero()[:, 0], pasted.any(0).nonzero()[:, 0]
     assert pasted.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1), "a box without holes"
     for i in range(4):
-        own, other = 60 * i, 60 * ((i + partner) % 4)
+        custom, other = 60 * i, 60 * ((i + partner) % 4)
         assert (clips[i][..., pasted] == other).all()
-        assert (clips[i][..., ~pasted] == own).all()
+        assert (clips[i][..., ~pasted] == custom).all()
         assert targets[i, i].item() == pytest.approx(share)
 
 
@@ -79,9 +79,9 @@ def test_a_longer_partner_is_shown_faster_and_lengths_and_padding_stay(mixing):
     clips[0, :4] = 100
     clips[1] = 10 * torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1)
     for seed in range(20):
-        out, found, targets = mixed(mixing, seed, clips, lengths, torch.eye(2))
+        out, actual, targets = mixed(mixing, seed, clips, lengths, torch.eye(2))
         share = targets[0, 0].item()
-        assert found.tolist() == [4, 8]
+        assert actual.tolist() == [4, 8]
         assert not out[0, 4:].any()
         if mixing.mixup:
             faster = [share * 100 + (1 - share) * level for level in (10, 30, 50, 70)]
@@ -133,13 +133,13 @@ def test_one_clip_alone_or_nothing_asked_for_changes_nothing(mixing):
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0)])
 def test_the_same_chance_gives_the_same_batch_in_the_same_memory_order_and_leaves_the_input_alone(mixing):
     clips, targets = plain_clips(), TARGETS.clone()
-    one, again = (mixed(mixing, 3, clips, None, targets) for _ in range(2))
-    assert torch.equal(one[0], again[0])
-    assert torch.equal(one[2], again[2])
+    item, again = (mixed(mixing, 3, clips, None, targets) for _ in range(2))
+    assert torch.equal(item[0], again[0])
+    assert torch.equal(item[2], again[2])
     assert torch.equal(clips, plain_clips())
     assert torch.equal(targets, TARGETS)
-    assert one[0].stride() == clips.stride()
-    assert any(not torch.equal(mixed(mixing, seed)[2], one[2]) for seed in range(5))
+    assert item[0].stride() == clips.stride()
+    assert any(not torch.equal(mixed(mixing, seed)[2], item[2]) for seed in range(5))
 
 
 def test_mixed_labels_can_be_mixed_again():

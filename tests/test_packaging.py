@@ -57,7 +57,7 @@ def test_the_wheel_holds_code_and_configs_and_nothing_else(installed):
 def test_decord_comes_along_where_it_has_wheels(installed, system, machine, has_wheels):
     (metadata,) = installed.glob("stvid-*.dist-info/METADATA")
     needed = [Requirement(text) for text in email.message_from_string(metadata.read_text()).get_all("Requires-Dist")]
-    (decord,) = (one for one in needed if one.name == "decord2")
+    (decord,) = (item for item in needed if item.name == "decord2")
     environment = {"sys_platform": system, "platform_machine": machine, "extra": ""}
     assert decord.marker.evaluate(environment) is has_wheels
 

@@ -40,8 +40,8 @@ def test_two_processes_train_the_model_that_one_trains_on_the_same_batches(video
     assert all(done.stdout.count(f"/{name}") == 1 for name in bad)
     assert [line.split()[0] for line in done.stdout.splitlines() if line.strip()].count("1/4") == 1
 
-    one = ["trainer=cpu", "data.batch_size=8", f"hydra.run.dir={single}"]
-    done = stvid(*overrides, *one, program=IN_FLOAT64, cwd=tmp_path)
+    item = ["trainer=cpu", "data.batch_size=8", f"hydra.run.dir={single}"]
+    done = stvid(*overrides, *item, program=IN_FLOAT64, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     actual, expected = (
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, single)

@@ -57,17 +57,17 @@ def videos(tmp_path) -> list[Path]:
 
 
 def test_items_keep_their_order_labels_splits_and_groups(tmp_path, videos):
-    one, two, three = map(str, videos)
+    entry, two, three = map(str, videos)
     items = (
         Item(path=three, label="wave", split="train", group="anna"),
-        Item(path=one, label="clap", split="test"),
+        Item(path=entry, label="clap", split="test"),
         Item(path=two, label="wave", split="val", group="ben"),
-        Item(path=one, label="wave", split="test"),
+        Item(path=entry, label="wave", split="test"),
     )
     summary = run(manifest_of(items, ("clap", "wave")), tmp_path / "out")
     made = Manifest.read_csv(tmp_path / "out/manifest.csv")
-    kept = [(item.label, item.split, item.group, item.start, item.end) for item in items]
-    assert [(item.label, item.split, item.group, item.start, item.end) for item in made.items] == kept
+    stored = [(item.label, item.split, item.group, item.start, item.end) for item in items]
+    assert [(item.label, item.split, item.group, item.start, item.end) for item in made.items] == stored
     names = ["b/three.mp4", "one.mp4", "two.mp4", "one.mp4"]
     assert [Path(item.path) for item in made.items] == [tmp_path / "out/videos" / name for name in names]
     assert [numbers(item.path) for item in made.items] == [list(range(n)) for n in (22, 20, 21, 20)]
@@ -111,11 +111,11 @@ def test_names_never_collide_and_say_where_they_come_from(tmp_path, videos):
     write_images(tmp_path / "set/frames.v1", 10)
     items = items_of(*(tmp_path / "set" / name for name in (*names, "frames.v1")))
     run(manifest_of(items), tmp_path / "out")
-    shown = [
+    displayed = [
         str(Path(item.path).relative_to(tmp_path / "out/videos"))
         for item in Manifest.read_csv(tmp_path / "out/manifest.csv").items
     ]
-    assert shown == [
+    assert displayed == [
         "a_3.mp4",
         "a_4.mp4",
         "A.mp4",
@@ -126,7 +126,7 @@ def test_names_never_collide_and_say_where_they_come_from(tmp_path, videos):
         "n" * 180 + ".mp4",
         "frames.v1.mp4",
     ]
-    assert [len(numbers(tmp_path / "out/videos" / name)) for name in shown] == [20, 21, *[22] * 6, 10]
+    assert [len(numbers(tmp_path / "out/videos" / name)) for name in displayed] == [20, 21, *[22] * 6, 10]
     run(manifest_of(items[::-1]), tmp_path / "reversed")
     assert files_in(tmp_path / "out/videos") == files_in(tmp_path / "reversed/videos")
 
@@ -221,19 +221,19 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, videos):
 def test_originals_and_copies_are_kept_apart(tmp_path, videos):
     manifest = manifest_of(items_of(*videos))
     for out in (tmp_path / "data", tmp_path / "data/small", tmp_path / "data/b"):
-        with pytest.raises(InputError, match="where the videos are"):
+        with pytest.raises(InputError, match="the folder of the videos"):
             run(manifest, out)
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    with pytest.raises(InputError, match="where the videos are"):
+    with pytest.raises(InputError, match="the folder of the videos"):
         run(manifest, tmp_path / "link/small")
-    with pytest.raises(InputError, match="holds a video"):
+    with pytest.raises(InputError, match="contains a video"):
         run(manifest, tmp_path)
     run(manifest, tmp_path / "out")
-    with pytest.raises(InputError, match="holds a video"):
+    with pytest.raises(InputError, match="contains a video"):
         run(Manifest.read_csv(tmp_path / "out/manifest.csv"), tmp_path / "out")
 
 
-def call(source: Path, out: Path, num_workers: int, limit: int | None, told: Path, begins) -> None:
+def call(source: Path, out: Path, num_workers: int, limit: int | None, reported: Path, begins) -> None:
     """`prepare` in a process of its own; where it fails, `told` is what it says."""
     multiprocessing.set_start_method("fork", force=True)
     if limit:
@@ -242,15 +242,15 @@ def call(source: Path, out: Path, num_workers: int, limit: int | None, told: Pat
     try:
         run(Manifest.read_csv(source), out, num_workers=num_workers, short_side=96, crf=1)
     except Exception:
-        told.write_text(traceback.format_exc())
+        reported.write_text(traceback.format_exc())
         raise
 
 
 def start(source: Path, out: Path, *, num_workers: int, limit: int | None = None):
     context = multiprocessing.get_context("forkserver")  # one that has imported everything, and computed nothing yet
     context.set_forkserver_preload(["stvid.data.prepare"])
-    told, begins = source.with_suffix(".told"), context.Event()
-    process = context.Process(target=call, args=(source, out, num_workers, limit, told, begins))
+    reported, begins = source.with_suffix(".told"), context.Event()
+    process = context.Process(target=call, args=(source, out, num_workers, limit, reported, begins))
     process.start()
     begins.wait(timeout=300)
     return process

@@ -107,8 +107,8 @@ def test_a_recording_cut_in_mid_stream_counts_the_frames_that_can_be_shown(tmp_p
                 packet.stream = stream
                 writing.mux(packet)
     with av.open(str(late)) as container:
-        shown = sum(1 for _ in container.decode(video=0))
-    assert probe(late).num_frames == shown < 40
+        displayed = sum(1 for _ in container.decode(video=0))
+    assert probe(late).num_frames == displayed < 40
 
 
 def test_missing_files_are_missing(tmp_path):

@@ -90,8 +90,8 @@ def test_the_bar_is_drawn_in_one_line_under_what_was_written():
 
 
 def test_the_cursor_stays_visible():
-    shown = re.findall(r"\x1b\[\?25[lh]", on_a_terminal(PROGRAM).partition("loss 2")[0])
-    assert shown[-1] == "\x1b[?25h"
+    displayed = re.findall(r"\x1b\[\?25[lh]", on_a_terminal(PROGRAM).partition("loss 2")[0])
+    assert displayed[-1] == "\x1b[?25h"
 
 
 def test_what_goes_to_a_file_goes_there_while_the_bar_is_on_the_terminal(tmp_path):

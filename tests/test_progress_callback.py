@@ -235,13 +235,13 @@ def terminal(monkeypatch):
 
 
 def test_on_a_terminal_the_bar_is_temporary_and_the_table_remains(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "stvid.training.callbacks.progress")
     with terminal(monkeypatch) as written, monkeypatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stdout)])
         fit(tmp_path / "metrics.csv")
     (text,) = written
-    shown = re.sub(r"\x1b\[[\d;?]*\w", "", text)
-    assert re.search(r"epoch 2/2.* 6/6.* batches loss 0\.000, \d+ clips/s, waiting \d+%", shown)
+    displayed = re.sub(r"\x1b\[[\d;?]*\w", "", text)
+    assert re.search(r"epoch 2/2.* 6/6.* batches loss 0\.000, \d+ clips/s, waiting \d+%", displayed)
     left = [line.split()[0] for line in screen(text) if line]
     assert [word for word in left if word in ("train", "epoch", "1/2", "2/2")] == ["train", "epoch", "1/2", "2/2"]

@@ -50,9 +50,9 @@ def test_any_change_of_an_item_changes_the_fingerprint(changes):
 
 def test_moving_or_sorting_a_data_set_keeps_the_fingerprint(video_folder, tmp_path):
     here = folder(root=str(video_folder))
-    there = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
-    assert here.items != there.items
-    assert manifest_fingerprint(there) == manifest_fingerprint(here)
+    existing = folder(root=str(shutil.copytree(video_folder, tmp_path / "moved" / "elsewhere")))
+    assert here.items != existing.items
+    assert manifest_fingerprint(existing) == manifest_fingerprint(here)
     assert manifest_fingerprint(replace(here, items=here.items[::-1])) == manifest_fingerprint(here)
 
 

@@ -159,10 +159,10 @@ def test_the_python_lines_work(video_folder, tmp_path, capsys):
 
 def documented_commands():
     """Every distinct command of the pages and of the configs' comments."""
-    found = {line for text in TEXTS.values() for line in commands(text)}
+    actual = {line for text in TEXTS.values() for line in commands(text)}
     for path in CONFIGS:
-        found |= set(re.findall(r"^#.*?(python train\.py .*)", path.read_text(), flags=re.MULTILINE))
-    return sorted(found)
+        actual |= set(re.findall(r"^#.*?(python train\.py .*)", path.read_text(), flags=re.MULTILINE))
+    return sorted(actual)
 
 
 def first_values(overrides):

@@ -46,10 +46,10 @@ def test_a_stream_slower_than_the_clip_repeats_its_frames_as_a_video_would(tmp_p
     video = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     stream = Stream(run, fps=15, runner=ModelRunner(run, device=CPU))
     for t in range(5):
-        found = stream.push(video[t])
+        actual = stream.push(video[t])
     with torch.no_grad():
         wanted = run.model(Preprocess(clip=run.clip)(video[None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]))[0].softmax(0)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, {"input": "rgb_diff"}, {"input": "diff", "normalize": "fixed"}])
@@ -60,12 +60,12 @@ def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, p
     video = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
     stream = Stream(run, fps=20, runner=ModelRunner(run, device=CPU))
     for t in range(9):
-        found = stream.push(video[t])
+        actual = stream.push(video[t])
         frames = list(range(t + 1))
         whole = as_input(video[earlier_frames(frames, frames, clip, INFO) + frames], clip)
         with torch.no_grad():
             wanted = run.model(Preprocess(clip=clip)(whole[None]))[0].softmax(0)
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_only_the_frames_that_the_clip_takes_go_through_the_model(tmp_path):

@@ -59,8 +59,8 @@ def test_every_axis_has_at_least_two_ticks_inside_it_without_overlap(is_log):
     rng = random.Random(0)
     for _ in range(500):
         size = 10 ** rng.uniform(-6, 12)
-        found = [size * 10 ** rng.uniform(0, rng.choice((0.001, 0.3, 5))) for _ in range(3)]
-        scale = Scale(**limits_around(found, is_log=is_log), start=30, end=330)
+        actual = [size * 10 ** rng.uniform(0, rng.choice((0.001, 0.3, 5))) for _ in range(3)]
+        scale = Scale(**limits_around(actual, is_log=is_log), start=30, end=330)
         ticks = scale.ticks(lambda text: 30)
         assert len({tick.label for tick in ticks}) == len(ticks) >= 2
         for a, b in itertools.pairwise(ticks):
@@ -97,17 +97,17 @@ def test_positions_of_the_ends_and_the_middle():
 
 def test_limits_have_a_margin():
     assert limits_around([3, 1, 2], 0.1) == {"low": pytest.approx(0.8), "high": pytest.approx(3.2), "is_log": False}
-    found = limits_around([100, 1], 0.5, is_log=True)
-    assert (found["low"], found["high"]) == (pytest.approx(0.1), pytest.approx(1000))
+    actual = limits_around([100, 1], 0.5, is_log=True)
+    assert (actual["low"], actual["high"]) == (pytest.approx(0.1), pytest.approx(1000))
 
 
 @pytest.mark.parametrize(("number", "expected"), [(0, (-1, 1)), (0.5, (0, 1)), (-2, (-4, 0))])
 def test_limits_around_equal_numbers_have_a_margin(number, expected):
-    found = limits_around([number, number])
-    assert (found["low"], found["high"]) == expected
+    actual = limits_around([number, number])
+    assert (actual["low"], actual["high"]) == expected
     assert limits_around([8.0, 8.0], is_log=True) == {
         "low": pytest.approx(4),
         "high": pytest.approx(16),
         "is_log": True,
     }
-    assert math.isfinite(Scale(**found, start=0, end=100)(number))
+    assert math.isfinite(Scale(**actual, start=0, end=100)(number))

@@ -76,17 +76,17 @@ def test_the_interval_is_deterministic():
 @pytest.mark.parametrize(("right", "videos"), [(0, 7), (31, 40), (1, 3), (950, 1000), (20, 20)])
 def test_without_groups_it_is_wilsons_interval_of_scipy(right, videos):
     expected = binomtest(right, videos).proportion_ci(0.95, method="wilson")
-    found = accuracy_interval([1.0] * right + [0.0] * (videos - right))
-    assert found == pytest.approx((expected.low, expected.high), abs=1e-6)
+    actual = accuracy_interval([1.0] * right + [0.0] * (videos - right))
+    assert actual == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_groups_use_students_quantile(monkeypatch):
     """Four groups whose means have a variance of 0.01: Wilson's interval of 0.5 * 0.5 / 0.01 = 25 videos, t of 3."""
     monkeypatch.setattr(statistics, "_bootstrap_variance", lambda *_: 0.01)
-    found = accuracy_interval([1.0, 0.0] * 16, groups_N=[i // 8 for i in range(32)])
+    actual = accuracy_interval([1.0, 0.0] * 16, groups_N=[i // 8 for i in range(32)])
     t = 3.182446305284263  # quantile 0.975 of Student's distribution, from a table
     half = t * math.sqrt(0.25 / 25 + t**2 / 25**2 / 4) / (1 + t**2 / 25)
-    assert found == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert actual == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
 
 
 def test_mcnemar_by_hand():

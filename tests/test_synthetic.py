@@ -158,12 +158,12 @@ def test_files_do_not_depend_on_how_many_processes_render_them_or_how_these_star
 
 def test_a_video_does_not_depend_on_how_many_others_there_are(rendered, tmp_path):
     manifest = actions(root=tmp_path, **{**SMALL, "num_train": 1}, num_workers=1)
-    here, there = (
+    here, existing = (
         {Path(path).name: data for path, data in files_in(root).items() if "/train/" in path}
         for root in (tmp_path, rendered[0])
     )
     assert len(manifest.select("train")) == len(here) == len(CLASSES)
-    assert here == {name: there[name] for name in here}
+    assert here == {name: existing[name] for name in here}
 
 
 def test_no_two_videos_are_alike(rendered):

@@ -18,7 +18,7 @@ from stvid.device import HostCopy
 from stvid.errors import InputError
 from stvid.models.base import VideoModel
 from stvid.preprocess import Preprocess
-from stvid.training.callbacks import callbacks
+from stvid.training.callbacks import build_callbacks
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.losses import CrossEntropy
 from stvid.training.mixing import Mixing
@@ -86,7 +86,7 @@ def fit(task, batches, *, callbacks=(), **options):
         "enable_model_summary": False,
     }
     trainer = pl.Trainer(max_epochs=1, callbacks=list(callbacks), **{**usual, **options})
-    batches = [{"failed": [], **one} for one in batches]
+    batches = [{"failed": [], **item} for item in batches]
     trainer.fit(task, DataLoader(batches, batch_size=None))
     return task
 
@@ -99,7 +99,7 @@ def weights_of(task, hook):
 
 def gradient(model, batches, preprocess):
     """Gradient of the mean loss over all clips of the batches, by autograd."""
-    clips, labels = (torch.cat([one[key] for one in batches]) for key in ("clips", "labels"))
+    clips, labels = (torch.cat([item[key] for item in batches]) for key in ("clips", "labels"))
     value = nn.functional.cross_entropy(model(preprocess(clips)), labels)
     return torch.autograd.grad(value, model.head.weight)[0]
 
@@ -131,9 +131,9 @@ def test_accumulated_gradients_are_the_mean_over_the_batches_also_in_a_shorter_l
 
 def test_gradients_are_clipped_to_the_given_norm():
     task = new_task(Means())
-    before, one = task.model.head.weight.detach().clone(), batch(0)
-    expected = gradient(task.model, [one], task.preprocess)
-    fit(task, [one], gradient_clip_val=0.01)
+    before, item = task.model.head.weight.detach().clone(), batch(0)
+    expected = gradient(task.model, [item], task.preprocess)
+    fit(task, [item], gradient_clip_val=0.01)
     moved = (before - task.model.head.weight.detach()) / 0.5
     torch.testing.assert_close(moved, expected * 0.01 / expected.norm(), rtol=1e-4, atol=1e-8)
     assert task.gradient_norm.item() == pytest.approx(expected.norm().item(), rel=1e-4)
@@ -146,11 +146,11 @@ def test_the_loss_of_mixed_clips_uses_mixed_targets():
     task._accumulation_factor = lambda batch_idx: 1.0
     task.log = lambda *args, **kwargs: None
     task.rng = np.random.default_rng(7)
-    one = {**batch(0), "labels": LABELS[:2]}
+    item = {**batch(0), "labels": LABELS[:2]}
     share = float(expected_share(mixing))
     each = logits.log_softmax(1)
     mean = -(share * (each[0, 0] + each[1, 2]) + (1 - share) * (each[0, 2] + each[1, 0])) / 2
-    assert task.training_step(one, 0).item() == pytest.approx(mean.item(), abs=1e-5)
+    assert task.training_step(item, 0).item() == pytest.approx(mean.item(), abs=1e-5)
 
 
 def expected_share(mixing):
@@ -260,7 +260,7 @@ def train_six_steps(tmp_path, monkeypatch, set_window, **options):
     data = type("Data", (), {"max_bad_videos": 9, "bad": {}})
     files = {name: tmp_path / name for name in ("best_checkpoint", "last_checkpoint", "bad_videos")}
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
-    watching = [Window(), *callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
+    watching = [Window(), *build_callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
     momentum = OptimizerFactory(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
     mixing = Mixing(mixup=0.8, cutmix=1.0)
     task = new_task(Normed(), optimization=momentum, mixing=mixing, class_weights=[1.0, 2.0, 3.0])

@@ -108,11 +108,11 @@ def test_resnet18s_kernels_are_spread_over_time(name, monkeypatch):
     assert len(pairs) == 40
     for ours, theirs in pairs:
         for key, value in theirs.state_dict().items():
-            found = ours.state_dict()[key]
+            actual = ours.state_dict()[key]
             if value.ndim == 4:
-                assert torch.equal(found, found[:, :, :1].expand_as(found))
-                found = found.sum(dim=2)
-            torch.testing.assert_close(found, value)
+                assert torch.equal(actual, actual[:, :, :1].expand_as(actual))
+                actual = actual.sum(dim=2)
+            torch.testing.assert_close(actual, value)
 
 
 @torch.no_grad()
@@ -121,9 +121,9 @@ def test_two_equal_pictures_a_frame_get_the_answer_of_one(name, monkeypatch):
     donor = donor_of(name)
     offered(monkeypatch, donor)
     clips = torch.randn(1, 3, 4, 32, 32)
-    one = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT").eval()
+    item = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT").eval()
     two = TorchvisionVideoModel(num_classes=400, name=name, weights="DEFAULT", in_channels=6).eval()
-    torch.testing.assert_close(two(torch.cat([clips, clips], dim=1)), one(clips), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(two(torch.cat([clips, clips], dim=1)), item(clips), atol=1e-5, rtol=1e-4)
 
 
 def learned(model, clips):
@@ -157,12 +157,12 @@ SMALL = partial(Conv3D, widths=[4, 6, 8], depths=[1, 2, 1], strides=[[1, 2, 2]] 
         (C3D, "wide", {"layers", "wide"}, {"head"}),
     ],
 )
-def test_frozen_stages_stay_as_they_are_and_the_others_learn(build, freeze, kept, changed):
+def test_frozen_stages_stay_as_they_are_and_the_others_learn(build, freeze, stored, changed):
     torch.manual_seed(0)
     model = build(num_classes=3, freeze=freeze)
-    found = learned(model, torch.randn(2, 3, 4, 32, 32))
-    assert not [name for name in found if name.startswith(tuple(kept))]
-    assert all(any(name.startswith(part) for name in found) for part in changed)
+    actual = learned(model, torch.randn(2, 3, 4, 32, 32))
+    assert not [name for name in actual if name.startswith(tuple(stored))]
+    assert all(any(name.startswith(part) for name in actual) for part in changed)
 
 
 @pytest.mark.parametrize("build", [MC3, SMALL, C3D])
@@ -190,8 +190,8 @@ def test_the_backbone_is_all_but_the_head(build):
         ({"in_channels": 4}, "model.in_channels .=4. must be 3, or 6"),
     ],
 )
-def test_mistakes_are_input_errors(options, words):
-    with torch.device("meta"), pytest.raises(ValueError, match=words):
+def test_mistakes_are_input_errors(options, text):
+    with torch.device("meta"), pytest.raises(ValueError, match=text):
         TorchvisionVideoModel(num_classes=2, **options)
 
 

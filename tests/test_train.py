@@ -298,12 +298,12 @@ def test_importing_stvid_training_leaves_the_warning_filters_alone():
     before = list(warnings.filters)
     importlib.reload(training_package)
     assert warnings.filters == before
-    with warnings.catch_warnings(record=True) as shown:
+    with warnings.catch_warnings(record=True) as displayed:
         warnings.simplefilter("always")
         training_package.ignore_expected_warnings()
         warnings.warn("It is recommended to use `self.log(..., sync_dist=True)`", stacklevel=1)
         warnings.warn("another warning", stacklevel=1)
-    assert [str(warning.message) for warning in shown] == ["another warning"]
+    assert [str(warning.message) for warning in displayed] == ["another warning"]
 
 
 def test_a_data_set_with_one_class_is_refused_before_training(tmp_path):

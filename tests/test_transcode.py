@@ -180,12 +180,12 @@ def test_colours_are_nearly_the_sources(tmp_path, name, encoder, pixels, tags):
     assert np.abs((after - before).mean(axis=(0, 1, 2))).max() < 2
     with av.open(str(tmp_path / "copy.mp4")) as container:
         context = container.streams.video[0].codec_context
-        found = context.color_range, context.colorspace, context.color_primaries, context.color_trc
-    assert found[0] in (0, 1), "limited range, which is what no tag means, too"
+        actual = context.color_range, context.colorspace, context.color_primaries, context.color_trc
+    assert actual[0] in (0, 1), "limited range, which is what no tag means, too"
     if pixels == "bgr0":
-        assert found[1] == 6  # BT.601
-    assert found[1:] == tuple(
-        tags.get(key, found[i]) for i, key in enumerate(("colorspace", "color_primaries", "color_trc"), start=1)
+        assert actual[1] == 6  # BT.601
+    assert actual[1:] == tuple(
+        tags.get(key, actual[i]) for i, key in enumerate(("colorspace", "color_primaries", "color_trc"), start=1)
     )
 
 

@@ -70,9 +70,9 @@ def test_contrast_does_not_flicker_with_a_frames_own_brightness():
 
 def test_the_same_random_state_gives_the_same_clip_and_another_another():
     augment = Augment(scale=(0.3, 1.0), flip=0.5)
-    one, again, other = (cut_and_changed(augment, still_clip(), "x", (16, 16), seed=s)[0] for s in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    item, again, other = (cut_and_changed(augment, still_clip(), "x", (16, 16), seed=s)[0] for s in (1, 1, 2))
+    assert torch.equal(item, again)
+    assert not torch.equal(item, other)
 
 
 def test_a_mirror_image_swaps_the_labels_of_a_pair_and_no_others():
@@ -140,18 +140,18 @@ def picture(height=24, width=32, *, dark=10, bright=200):
 def test_rand_augment_does_the_same_to_all_frames_and_is_a_function_of_its_random_state():
     clip = picture().expand(5, -1, -1, -1)
     augment = Augment(rand_augment=2, rand_magnitude=20)
-    found = []
+    actual = []
     for seed in range(60):
         out, _ = augment(clip, "x", rng=np.random.default_rng(seed))
         assert out.shape == clip.shape
         assert type(out) is torch.Tensor
         assert out.dtype == torch.uint8
         assert (out == out[:1]).all()
-        found.append(out)
+        actual.append(out)
     assert all(
-        torch.equal(augment(clip, "x", rng=np.random.default_rng(s))[0], out) for s, out in enumerate(found[:20])
+        torch.equal(augment(clip, "x", rng=np.random.default_rng(s))[0], out) for s, out in enumerate(actual[:20])
     )
-    assert len({out.numpy().tobytes() for out in found}) > 30
+    assert len({out.numpy().tobytes() for out in actual}) > 30
 
 
 @pytest.mark.parametrize("num_ops", [1, 3])
@@ -220,10 +220,10 @@ def test_new_options_draw_after_the_old_ones_and_leave_torchs_own_randomness_alo
     old = {"flip": 0.5, "brightness": 0.4, "hue": 0.1}
     state = torch.get_rng_state()
     for seed in range(10):
-        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
-        plain, _ = Augment(**old)(clip, "x", rng=one)
+        item, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        plain, _ = Augment(**old)(clip, "x", rng=item)
         erased, _ = Augment(**old, erase=1.0)(clip, "x", rng=other)
         same = (plain == erased).all(1)
         assert 0.6 < same.float().mean() < 1.0
-        assert one.random() != other.random(), "what is erased depends on the generator"
+        assert item.random() != other.random(), "what is erased depends on the generator"
     assert torch.equal(torch.get_rng_state(), state)

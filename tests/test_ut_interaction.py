@@ -29,11 +29,11 @@ def sequences(data, split):
 @pytest.mark.parametrize(
     ("fold", "own"), [(1, range(1, 11)), (10, range(1, 11)), (11, range(11, 21)), (20, range(11, 21))]
 )
-def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_val(tmp_path, fold, own, caplog):
+def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_val(tmp_path, fold, custom, caplog):
     with caplog.at_level(logging.INFO):
         data = validate(ut_interaction(root=str(tree(tmp_path / "a b é")), fold=fold))
     assert sequences(data, "test") == {fold}
-    assert sequences(data, "train") | sequences(data, "val") == set(own) - {fold}
+    assert sequences(data, "train") | sequences(data, "val") == set(custom) - {fold}
     assert not sequences(data, "train") & sequences(data, "val")
     assert Counter(item.split for item in data.items) == {"train": 48, "val": 6, "test": 6}
     assert f"sequence {fold} of set {1 if fold <= 10 else 2} held out" in caplog.text

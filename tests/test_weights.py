@@ -112,8 +112,8 @@ def test_whatever_a_file_holds_it_is_weights_or_a_value_error(tmp_path):
 @pytest.mark.parametrize("content", [{"epoch": 3, "net": {}}, [1, 2], {}, {"state_dict": {"a": 1}}])
 def test_a_file_without_a_state_dict_says_what_it_holds(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    found = {"epoch": "epoch, net", "state_dict": "a"}.get(next(iter(content), 0), "list|nothing")
-    with pytest.raises(ValueError, match=f"holds no state dict, alone or under state_dict.*it holds ({found})"):
+    actual = {"epoch": "epoch, net", "state_dict": "a"}.get(next(iter(content), 0), "list|nothing")
+    with pytest.raises(ValueError, match=f"holds no state dict, alone or under state_dict.*it holds ({actual})"):
         read_file(tmp_path / "other.pt")
 
 
@@ -122,8 +122,8 @@ def test_what_was_taken_is_told_and_logged(caplog):
     before = model.head.weight.clone()
     with caplog.at_level(logging.INFO):
         report = load_weights(model, donor.state_dict(), source="donor.pth for conv3d")
-    told = "weights donor.pth for conv3d: 12 matched, 0 reshaped, 2 skipped (head.weight, head.bias)"
-    assert str(report) == caplog.messages[-1] == told
+    reported = "weights donor.pth for conv3d: 12 matched, 0 reshaped, 2 skipped (head.weight, head.bias)"
+    assert str(report) == caplog.messages[-1] == reported
     assert same(model.layers.state_dict(), donor.layers.state_dict())
     assert torch.equal(model.head.weight, before)
 
@@ -154,11 +154,11 @@ def test_a_file_that_counts_no_batches_will_do():
         (lambda s: s.clear(), r"10 tensors 0 were found, 10 missing .layers\.0\.0\.weight, .*, \.\.\.\)"),
     ],
 )
-def test_weights_of_another_architecture_change_nothing_and_say_where_they_differ(spoil, words):
+def test_weights_of_another_architecture_change_nothing_and_say_where_they_differ(spoil, text):
     model, state = small(), small().state_dict()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     spoil(state)
-    with pytest.raises(ValueError, match=f"the weights FILE belong to another architecture: .*{words}"):
+    with pytest.raises(ValueError, match=f"the weights FILE belong to another architecture: .*{text}"):
         load_weights(model, state, source="FILE")
     assert same(model.state_dict(), before)
 
@@ -215,8 +215,8 @@ def test_old_names_of_densenet_are_known(tmp_path):
         ("DEFAULT", None, "there is no such file; there are none to download for this model; give a file .* or a run"),
     ],
 )
-def test_words_that_are_neither_a_file_nor_a_name_are_told(weights, network, words):
-    with pytest.raises(ValueError, match=words):
+def test_words_that_are_neither_a_file_nor_a_name_are_told(weights, network, text):
+    with pytest.raises(ValueError, match=text):
         read_weights(weights, network=network)
 
 
@@ -258,10 +258,10 @@ def test_a_model_is_rebuilt_without_the_weights_it_began_with(tmp_path):
 
 def test_a_users_mistake_with_weights_is_an_input_error(tmp_path):
     torch.save({"x": torch.ones(1)}, tmp_path / "stranger.pth")
-    for weights, words in (
+    for weights, text in (
         (tmp_path / "stranger.pth", "belong to another architecture"),
         (tmp_path / "nothing.ckpt", "there is no such file"),
-        (tmp_path, r"holds no checkpoints/best\.ckpt"),
+        (tmp_path, r"has no checkpoints/best\.ckpt"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=text):
             build_model({**CONV3D, "weights": str(weights)}, num_classes=2)

@@ -74,9 +74,7 @@ def plan_batch(
             "`stvid cost` shows the largest one, set data.batch_size to that number"
         )
     chunk = model.max_chunk
-    if size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk:
-        log.info("cost not known: a step with this many chunks takes long to simulate; `stvid cost` does it")
-        return size
+    is_slow_to_simulate = size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk
     plan = Plan(
         model=model,
         num_classes=classes,
@@ -92,17 +90,23 @@ def plan_batch(
         if device.type == "cuda":
             size = _confirm_by_training(plan, optimization, size, try_step)
         log.info("data.batch_size=auto: %d clips, of %d training videos", size, len(data.train))
+    if is_slow_to_simulate:
+        log.info("cost not known: a step with this many chunks takes long to simulate; `stvid cost` does it")
+    else:
+        _log_estimate(plan, size)
+    return size
+
+
+def _log_estimate(plan: Plan, size: int) -> None:
     try:
         report = plan.estimate(size)
     except InputError as error:
         log.info("cost not known: %s", error)
-        return size
     except Exception:  # a model that uses NumPy, for example, can be trained but not simulated
         log.warning("cost not known: the simulation of a training step failed; training continues", exc_info=True)
-        return size
-    log.info("%s", summary_line(report))
-    _warn_if_too_large(plan, report)
-    return size
+    else:
+        log.info("%s", summary_line(report))
+        _warn_if_too_large(plan, report)
 
 
 def _confirm_by_training(

@@ -37,15 +37,15 @@ def find_lr(
 ) -> float | None:
     """Trains for 100 steps with learning rates from 1e-6 to 10 and suggests one. Changes the model's weights.
 
-    Writes a table (lr, loss, smoothed) and a picture. If an epoch has fewer than 100 steps, trains for
-    several epochs. The test ends early when the smoothed loss exceeds four times its minimum.
+    Writes a table (lr, loss, smoothed) and a plot. If an epoch has fewer than 100 steps, trains for several epochs. The
+    test ends early when the smoothed loss exceeds four times its minimum.
 
     Args:
         make_trainer: builds the run's trainer, with the given arguments changed.
         task: logs `train_loss_step`; its parameter groups keep their ratio to `optimization.lr`.
         data: set up.
         table: file for the CSV table.
-        picture: file for the PNG picture.
+        picture: file for the plot, PNG.
 
     Returns:
         A value for `optimizer.lr`; None if the loss did not fall.

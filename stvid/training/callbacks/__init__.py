@@ -26,7 +26,7 @@ from stvid.training.parallel import SyncedBatchNorm
 LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # optional; the extra has the same name
 
 
-def callbacks(
+def build_callbacks(
     data,
     *,
     best_checkpoint: Path,
@@ -70,7 +70,7 @@ def callbacks(
     ]
 
 
-def plugins(sync_batchnorm: bool) -> list:
+def build_plugins(sync_batchnorm: bool) -> list:
     """The plugins of Lightning's trainer: atomic checkpoints and, if chosen, synchronised batch norm."""
     return [AtomicCheckpoints(), *([SyncedBatchNorm()] if sync_batchnorm else [])]
 
