@@ -183,7 +183,7 @@ def train_unless_finished(config: DictConfig) -> float:
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
-    if is_multirun():  # Hydra records a run that fails and continues with the next one
+    if is_multirun():  # stvid.sweep handles the errors of its trials
         return train_unless_finished(config)
     with report_errors(), hydra_errors_as_input_errors(), remove_empty_run_folder():
         return train_unless_finished(config)

@@ -1,4 +1,4 @@
-"""Pixels to model input: uint8 B x T x C x H x W to float B x C x T x H x W. The axes turn here and nowhere else.
+"""Pixels to model input: crop, resize, difference images, and `Preprocess`, which scales pixels and turns the axes.
 
 B batch   T frames of a clip   C channels   H, W height and width in pixels   K classes
 """
@@ -50,7 +50,8 @@ def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
 class Preprocess(nn.Module):
     """uint8 `B x T x C x H x W` from the decoder -> float `B x C x T x H x W` for the model.
 
-    The only place where the axes turn and pixels are scaled: on the device, after the transfer. The result is in
+    The place where the axes turn and pixels are scaled: on the device, after the transfer. Only encoders of single
+    frames turn the axes back, because they take the frames as a batch. The result is in
     channels-last memory, which is the decoder's order, so turning the axes copies nothing.
 
     With `normalize=frame` or `clip`, difference images are scaled by constants, `(x - 127) / 32`, so that small changes

@@ -19,7 +19,6 @@ from torch import Tensor
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure
 from stvid.data.manifest import Item
-from stvid.data.sampler import SampleKey
 from stvid.data.sampling import diff_frames, stride_of
 from stvid.errors import InputError, VideoError
 from stvid.inference import ModelRunner, make_views
@@ -132,29 +131,28 @@ class Recognizer:
         """
         if isinstance(source, str | os.PathLike):
             path, frames_TCHW = os.path.abspath(source), None
-            info = probe(path)
+            info = probe(path, decode_all=False)
         else:
             path, frames_TCHW = None, _frames_of(source)
             info = _info_of(frames_TCHW, self.clip, fps)
         item = Item(path=path or "frames", label="", split="test")
-        options = {"num_clips": num_clips, "num_crops": num_crops, "frames": frames_TCHW}
-        views = make_views(self.trained, [item], [info], **options)
-        sample = views[SampleKey(0, 0)]
+        views = make_views(self.trained, [item], [info], num_clips=num_clips, num_crops=num_crops, frames=frames_TCHW)
+        sample = views[0]
         if isinstance(sample, Failure):
-            raise VideoError(str(source), sample.reason)
+            raise VideoError(item.path, sample.reason, sample.detail)
         size = self.trained.config["data"]["datamodule"]["batch_size"]
         logits_VK = torch.cat([self.runner(clips).cpu() for clips in sample["clips"].split(size)])
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return Prediction(path=path, class_names=self.class_names, probabilities=probabilities_NK[0].numpy())
 
     def stream(self, fps: float) -> Stream:
-        """Starts a stream: frames in one by one, probabilities out after each.
+        """Starts a stream, which takes one frame at a time and returns the class probabilities after each.
 
         Args:
             fps: frames per second of the stream, above 0.
 
         Raises:
-            InputError: the model cannot go frame by frame; see `Stream`.
+            InputError: the model does not support streaming; see `Stream`.
         """
         return Stream(self.trained, fps=fps, runner=self.runner)
 
@@ -163,10 +161,8 @@ def _frames_of(source: np.ndarray | Tensor) -> Tensor:
     """Frames from memory as a uint8 tensor `T x 3 x H x W`."""
     frames = torch.from_numpy(source).permute(0, 3, 1, 2) if _is_array_THWC(source) else source
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        found = f"{type(source).__name__} {getattr(source, 'dtype', '')} {tuple(getattr(source, 'shape', ()))}"
-        raise InputError(
-            f"frames must be a uint8 array T x H x W x 3 or a uint8 tensor T x 3 x H x W, RGB; got {found}"
-        )
+        got = f"{type(source).__name__} {getattr(source, 'dtype', '')} {tuple(getattr(source, 'shape', ()))}"
+        raise InputError(f"frames must be a uint8 array T x H x W x 3 or a uint8 tensor T x 3 x H x W, RGB; got {got}")
     if not frames.numel():
         raise InputError(f"there are no pixels in frames of shape {tuple(source.shape)}")
     return frames
@@ -188,7 +184,9 @@ def _info_of(frames_TCHW: Tensor, clip: ClipSpec, fps: float | None) -> VideoInf
 
 
 class Stream:
-    """Frames in one by one, class probabilities out: those of all frames so far, in constant memory and time per frame.
+    """Takes frames one by one and returns the class probabilities given all frames so far.
+
+    Memory and time per frame are constant.
 
     Args:
         trained: a model with `supports_streaming`, such as cnn_lstm with a recurrent layer that reads in one direction.
@@ -260,6 +258,6 @@ def _frame_of(frame: Tensor | np.ndarray) -> Tensor:
     is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
     frame_CHW = torch.from_numpy(frame).permute(2, 0, 1) if is_array else frame
     if not isinstance(frame_CHW, Tensor) or frame_CHW.dtype != torch.uint8 or frame_CHW.shape[:-2] != (3,):
-        found = f"{type(frame).__name__} {getattr(frame, 'dtype', '')} {tuple(getattr(frame, 'shape', ()))}"
-        raise InputError(f"a frame must be a uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got {found}")
+        got = f"{type(frame).__name__} {getattr(frame, 'dtype', '')} {tuple(getattr(frame, 'shape', ()))}"
+        raise InputError(f"a frame must be a uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got {got}")
     return frame_CHW

@@ -31,11 +31,12 @@ if TYPE_CHECKING:  # it imports torchvision, which evaluation does not need
 
 
 class Failure(NamedTuple):
-    """A video that could not be read: its index in the split, and why."""
+    """A video that could not be read: its index in the split, and why (see `VideoError`)."""
 
     video: int
     path: str
     reason: str
+    detail: str = ""
 
 
 class Sample(TypedDict):
@@ -123,7 +124,7 @@ class VideoDataset(Dataset):
         return zlib.crc32(repr((path.parent.name, path.stem, item.start, item.end)).encode("utf-8", "surrogateescape"))
 
     def make_failure(self, index: int, error: VideoError) -> Failure:
-        return Failure(video=index, path=self.items[index].path, reason=error.reason)
+        return Failure(video=index, path=self.items[index].path, reason=error.reason, detail=error.detail)
 
     def class_index(self, name: str) -> int:
         """Index of a class; -1 if it is unknown."""
@@ -202,7 +203,8 @@ class Views(VideoDataset):
             crops = self.read(index, needed, self._boxes(info))  # every frame is decoded once
         except VideoError as error:
             return self.make_failure(index, error)
-        positions = [torch.tensor([needed.index(frame) for frame in selected]) for selected in clips]
+        place = {frame: i for i, frame in enumerate(needed)}
+        positions = [torch.tensor([place[frame] for frame in selected]) for selected in clips]
         views_VTCHW = torch.stack([as_input(crop[position], clip) for position in positions for crop in crops])
         item = self.items[index]
         return Sample(clips=views_VTCHW, label=self.class_index(item.label), video=index, path=item.path)

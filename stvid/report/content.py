@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 from stvid.cost.report import CostReport
 from stvid.errors import listing
@@ -177,7 +178,7 @@ def _data_content(report: Report) -> dict:
     splits, rows = tables.data_rows(report.run["data"]) if report.run else ([], [])
 
     def relative(path: str) -> str:
-        return os.path.relpath(path, root) if root and path.startswith(root) else path
+        return os.path.relpath(path, root) if root and Path(path).is_relative_to(root) else path
 
     split = report.result["split"]
     reasons = {row.path: (split, row.failed) for row in report.predictions if row.failed}

@@ -111,7 +111,7 @@ def find_checkpoint(run: str | Path) -> Path:
     for checkpoint in (folder.best_ckpt, folder.last_ckpt):
         if checkpoint.is_file():
             return checkpoint
-    hint = "it is the folder of a sweep: name one of its runs" if folder.summary_csv.is_file() else "was it trained?"
+    hint = "it is the folder of a sweep: name one of its runs" if folder.is_sweep else "was it trained?"
     raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
 
 

@@ -28,13 +28,23 @@ ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
     "report",
     "trainer.log_every_n_steps",
 )
-FIXED_KEYS = ("clip", "model", "optimizer", "ema", "compile", "gradient_checkpointing", "find_lr")  # by the checkpoint
+FIXED_KEYS = (
+    "clip",
+    "model",
+    "optimizer",
+    "ema",
+    "compile",
+    "gradient_checkpointing",
+    "find_lr",
+)  # resume cannot change them
 MANIFEST_KEY = "data.datamodule.manifest"
 UNSAVED_KEYS = ("sweep", "trust")  # in the config of a command line, but not of every run
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
-def resume_config(stored: DictConfig, overrides: Sequence[str], new: DictConfig) -> DictConfig:
+def resume_config(
+    stored: DictConfig, overrides: Sequence[str], new: DictConfig, *, log_changes: bool = True
+) -> DictConfig:
     """A run's stored config with the overrides that are allowed with `resume=RUN`.
 
     Args:
@@ -42,6 +52,7 @@ def resume_config(stored: DictConfig, overrides: Sequence[str], new: DictConfig)
         overrides: all overrides of the command line.
         new: the config that the command line composes for a new run. Its interpolations tell which other places take
             their value from a key.
+        log_changes: log every changed value.
 
     Raises:
         InputError: an override that would change the result, without `allow_changes=true`; another choice of a config
@@ -60,7 +71,10 @@ def resume_config(stored: DictConfig, overrides: Sequence[str], new: DictConfig)
     config = stored.copy()
     OmegaConf.set_struct(config, False)
     for override in parsed:
+        old_value = OmegaConf.select(config, override.key_or_group, default=None)
         _apply(config, override, new)
+        if log_changes:
+            log.info("changed: %s from %s to %s", override.key_or_group, old_value, override.value())
     return config
 
 
@@ -104,23 +118,22 @@ def _apply(config: DictConfig, override: Override, new: DictConfig) -> None:
     changes_videos = any(place.startswith(MANIFEST_KEY) for place in places)
     if is_choice or changes_videos or key.split(".")[0] in FIXED_KEYS:
         raise InputError(
-            f"{override.input_line}: a resumed run keeps its videos, clips, model, optimizer and average; start a new "
-            "run instead, which can begin with these weights: model.weights=RUN"
+            f"{override.input_line}: a resumed run cannot change {key}. Start a new run instead; model.weights=RUN "
+            "starts it from these weights"
         )
     keys = list(_keys(config))
     if old_value is None and not override.is_add() and key not in keys:
         raise InputError(f"{override.input_line}: the run has no key {key}{nearest(key, keys)}")
-    log.info("changed: %s from %s to %s", key, old_value, value)
     for place in places:
         OmegaConf.update(config, place, value)
 
 
 def _places(key: str, new: DictConfig) -> list[str]:
     """The places of a value: its key, and every place that refers to the key or to a section around it."""
-    wiring, parts, places = OmegaConf.to_container(new, resolve=False), key.split("."), [key]
+    unresolved, parts, places = OmegaConf.to_container(new, resolve=False), key.split("."), [key]
     for depth in range(1, len(parts) + 1):
         rest = "".join(f".{part}" for part in parts[depth:])
-        places += [place + rest for place in _references(".".join(parts[:depth]), wiring)]
+        places += [place + rest for place in _references(".".join(parts[:depth]), unresolved)]
     return places
 
 
@@ -161,7 +174,7 @@ def build_or_resume_model(
         model = build_model(config["model"], **sizes, trust=config["trust"])
         position = (0, 0)
     else:
-        trained = load_checkpoint(checkpoint, trust=config["trust"])
+        trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])
         model, position = trained.model.train(), trained.position
         _check_same_batches(trained.config, config, position)
     check_input(model, clip)

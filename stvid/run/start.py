@@ -46,7 +46,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     """
     folder = _hydra_folder()
     sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
-    _let_other_processes_join(folder)
+    _prepare_relaunch(folder)
     trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
     is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
@@ -98,7 +98,8 @@ def finished_accuracy(config: DictConfig) -> float | None:
         return None
     stored = OmegaConf.load(folder.config_yaml)
     if config.resume:
-        resume_config(stored, list(HydraConfig.get().overrides.task), config)  # raises for overrides with an effect
+        overrides = list(HydraConfig.get().overrides.task)
+        resume_config(stored, overrides, config, log_changes=False)  # raises for overrides that are not allowed
     result = json.loads(folder.result_json.read_text(encoding="utf-8"))
     if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
         return None  # the config was changed after the run finished, for example to train longer
@@ -163,11 +164,11 @@ def _is_main_process() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def _let_other_processes_join(folder: RunFolder) -> None:
-    """Changes `sys.argv` so that it starts this very run, in this folder: Lightning runs it once per other process.
+def _prepare_relaunch(folder: RunFolder) -> None:
+    """Sets `sys.argv` to the command of this run in this folder: Lightning starts the other processes with it.
 
-    Lightning has its own way with Hydra, which reads a config from the run folder and redirects the processes' output.
-    It uses it if Hydra's global state is set, so that is removed here; nothing needs it from here on.
+    Clears Hydra's global state. If it is set, Lightning reads a config from the run folder instead and redirects the
+    output of the processes. The other processes log errors only.
     """
     quoted = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
     sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
@@ -177,7 +178,11 @@ def _let_other_processes_join(folder: RunFolder) -> None:
 
 
 def _on_one_device(config: DictConfig) -> DictConfig:
-    """The runs of a sweep follow one another in one process, which cannot start processes for several devices."""
+    """Sets `trainer.devices=1`: a sweep trains its runs in one process, one after another.
+
+    Raises:
+        InputError: the config names several devices.
+    """
     devices = config.trainer.devices
     if devices == "auto":
         config.trainer.devices = 1
