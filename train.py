@@ -28,12 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import limit_cpu_threads, resolve_precision
-from stvid.evaluation.evaluate import evaluate, select_test_split
+from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
 from stvid.evaluation.text import headline
 from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
-from stvid.run.checkpoint import load_checkpoint, record
+from stvid.run.checkpoint import checkpoint_record, load_checkpoint
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
@@ -122,7 +122,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         mixing=instantiate(config.mixing),
         class_weights=data.class_weights,
         seed=config.seed,
-        record=record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
+        record=checkpoint_record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
     )
     store_features(data, task, precision=precision, device=device, config=settings["model"])
 
@@ -137,7 +137,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
 
     # result: the best checkpoint, evaluated on val
     trained = load_checkpoint(folder.path, calibrated=False, trust=config.trust)
-    val = select_test_split(trained, split="val")
+    val = load_manifest(trained, split="val")
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}

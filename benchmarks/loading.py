@@ -80,7 +80,7 @@ def requests_of(data: VideoDataModule, epoch: int) -> list[Request]:
     for draw in data.train_loader.sampler:
         rng = np.random.default_rng((data.seed, *draw))
         frames, fps = data.train.timeline(draw.index)
-        start = sampling.random_start(len(frames), sampling.span(data.clip, fps), rng)
+        start = sampling.random_start(len(frames), sampling.clip_span(data.clip, fps), rng)
         wanted = sampling.clip_indices(len(frames), start, data.clip, fps)
         actual.append((data.train.items[draw.index].path, [frames[i] for i in wanted]))
     return actual

@@ -82,7 +82,7 @@ def make_run(folder: Path) -> tuple[Path, Path]:
 
     from stvid.clip import ClipSpec
     from stvid.models.conv3d import Conv3D
-    from stvid.run.checkpoint import record
+    from stvid.run.checkpoint import checkpoint_record
 
     config = {
         "model": {"_target_": "stvid.models.conv3d.Conv3D"},
@@ -90,7 +90,7 @@ def make_run(folder: Path) -> tuple[Path, Path]:
         "data": {"datamodule": {"batch_size": 16}},
     }
     model = Conv3D(num_classes=2)
-    stvid_record = record(
+    stvid_record = checkpoint_record(
         config=config, clip=ClipSpec(), class_names=("a", "b"), protocol={"num_clips": 1, "num_crops": 1}
     )
     progress = {"current": {"ready": 1, "processed": 1}}

@@ -20,7 +20,7 @@ from stvid.data import dataset
 from stvid.data.layouts.ut_interaction import CLASS_NAMES
 from stvid.data.manifest import Item
 from stvid.errors import InputError
-from stvid.evaluation.evaluate import absent_classes, seen_in_training, select_test_split
+from stvid.evaluation.evaluate import absent_classes, load_manifest, seen_in_training
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
 from stvid.evaluation.results import read_predictions
 from stvid.evaluation.temporal_audit import still_classes
@@ -160,7 +160,7 @@ def test_thirty_views_decode_a_video_once(run, monkeypatch):
     read = dataset.read_frames
     monkeypatch.setattr(dataset, "read_frames", lambda path, *a, **k: calls.append(path) or read(path, *a, **k))
     trained = load_checkpoint(run)
-    data = select_test_split(trained, split="val")
+    data = load_manifest(trained, split="val")
     predictions = classify(trained, data.select("val"), num_clips=10, num_crops=3, num_workers=0, progress=False)
     assert sorted(calls) == sorted(item.path for item in data.select("val"))
     assert torch.bincount(predictions.videos_V).tolist() == [30] * len(calls)
@@ -388,7 +388,7 @@ def seen(trained, path, *, group=None):
 
 def test_a_manifest_may_have_some_of_the_classes(trained, videos, tmp_path):
     table = write_csv(tmp_path / "some.csv", (videos / "run/p3.mp4", "run", "test", ""))
-    data = select_test_split(trained, split="test", manifest=table)
+    data = load_manifest(trained, split="test", manifest=table)
     assert data.class_names == CLASSES
     assert [item.label for item in data.items] == ["run"]
     assert absent_classes(data, "test") == ["jump", "sit"]
@@ -396,23 +396,23 @@ def test_a_manifest_may_have_some_of_the_classes(trained, videos, tmp_path):
 
 def test_absent_classes_are_those_without_videos_in_the_split(trained, videos, tmp_path):
     rows = [(videos / c / "p3.mp4", c, "test" if c == "sit" else "val", "") for c in CLASSES]
-    data = select_test_split(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
+    data = load_manifest(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
     assert absent_classes(data, "test") == ["jump", "run"]
 
 
 def test_unknown_labels_are_errors_that_name_them(trained, videos, tmp_path):
     rows = [(videos / "run/p3.mp4", label, "test", "") for label in ("run", "runn", "swim")]
     with pytest.raises(InputError, match=r"some.csv has classes that the model does not know: runn, swim; .*'run'\?"):
-        select_test_split(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
+        load_manifest(trained, split="test", manifest=write_csv(tmp_path / "some.csv", *rows))
 
 
 def test_labels_may_be_class_indices(trained, videos, tmp_path):
     table = write_csv(tmp_path / "some.csv", (videos / "run/p3.mp4", 1, "test", ""))
-    assert [item.label for item in select_test_split(trained, split="test", manifest=table).items] == ["run"]
+    assert [item.label for item in load_manifest(trained, split="test", manifest=table).items] == ["run"]
 
 
 def test_the_runs_own_test_videos_are_unseen_and_train_and_val_are_seen(trained, videos):
-    data = select_test_split(trained, split="test")
+    data = load_manifest(trained, split="test")
     assert seen_in_training(trained, data.items) == [item for item in data.items if item.split != "test"]
 
 
@@ -420,7 +420,7 @@ def test_groups_of_another_data_set_are_different_groups(trained, tmp_path):
     """Both data sets have people p1, p2, p3."""
     other = make_files(tmp_path / "data" / "other")
     table = write_csv(other / "all.csv", *((f"{c}/{p}.mp4", c, "test", p) for c in CLASSES for p in ("p1", "p2", "p3")))
-    assert len(select_test_split(trained, split="test", manifest=table).items) == 9
+    assert len(load_manifest(trained, split="test", manifest=table).items) == 9
 
 
 def test_a_new_video_of_a_training_group_counts_as_seen_within_the_data_set(trained, videos, tmp_path):
@@ -434,8 +434,8 @@ def test_a_new_video_of_a_training_group_counts_as_seen_within_the_data_set(trai
         assert not seen(trained, new)
     table = write_csv(tmp_path / "again.csv", (new, "run", "test", "p1"))
     with pytest.raises(InputError, match=r"1 of 1 videos .* same group of the same data set.*p1_again.*--allow-leaks"):
-        select_test_split(trained, split="test", manifest=table)
-    assert select_test_split(trained, split="test", manifest=table, allow_leaks=True).items
+        load_manifest(trained, split="test", manifest=table)
+    assert load_manifest(trained, split="test", manifest=table, allow_leaks=True).items
 
 
 def test_a_folder_with_the_same_prefix_is_another_data_set(trained, videos):
@@ -454,7 +454,7 @@ def test_links_and_other_paths_to_a_training_video_count_as_seen(trained, videos
         assert seen(trained, tmp_path / path), path
     table = write_csv(tmp_path / "deep" / "er" / "t.csv", ("../../data/own/run/../run/p1.mp4", "run", "test", ""))
     with pytest.raises(InputError, match="1 of 1 videos .*same file"):
-        select_test_split(trained, split="test", manifest=table)
+        load_manifest(trained, split="test", manifest=table)
 
 
 def test_a_copy_counts_as_seen_and_another_file_of_the_same_size_does_not(trained, videos, tmp_path):

@@ -168,7 +168,7 @@ def test_all_processes_stop_and_name_the_videos_of_all_processes(monkeypatch, ow
     task_.finite.add_batch(["own.mp4"], torch.tensor(math.nan if own_is_bad else 1.0))
     task_.finite.add_step(None, number=3)
     with pytest.raises(InputError, match=f"(?s)the loss is not finite after 3.*{'own' if own_is_bad else 'other'}"):
-        task_._all_have_clips(4)
+        task_._sync_step_flags(4)
     assert task_.agreed_signal == 15
 
 

@@ -22,7 +22,7 @@ def test_a_signal_during_the_exchange_between_processes_is_not_lost(monkeypatch,
         monkeypatch.setattr(module, "all_reduce", all_reduce)
         if module is preemption:
             return stopper.is_requested_anywhere(training)
-        training._all_have_clips(4)
+        training._sync_step_flags(4)
         return stopper.is_requested(training)
 
     def interrupted_all_reduce(values, op):

@@ -6,11 +6,11 @@ from stvid.data.sampling import (
     change_speed,
     check_playback,
     clip_indices,
+    clip_span,
     earlier_frames,
     random_start,
     reorder_frames,
     resolve_num_frames,
-    span,
     uniform_starts,
 )
 from stvid.video.types import VideoInfo
@@ -19,14 +19,14 @@ from stvid.video.types import VideoInfo
 def test_a_stride_is_counted_in_frames():
     clip = ClipSpec(num_frames=4, frame_stride=3)
     assert clip_indices(100, 5, clip, 25.0) == [5, 8, 11, 14]
-    assert span(clip, 25.0) == 10
+    assert clip_span(clip, 25.0) == 10
 
 
 @pytest.mark.parametrize(("video_fps", "expected"), [(30.0, [0, 3, 6, 9]), (25.0, [0, 2, 5, 7]), (5.0, [0, 0, 1, 1])])
 def test_fps_takes_the_same_moments_whatever_the_video_rate(video_fps, expected):
     clip = ClipSpec(num_frames=4, frame_stride=None, fps=10)
     assert clip_indices(100, 0, clip, video_fps) == expected
-    assert span(clip, video_fps) == expected[-1] + 1
+    assert clip_span(clip, video_fps) == expected[-1] + 1
 
 
 @pytest.mark.parametrize(

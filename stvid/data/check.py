@@ -168,7 +168,7 @@ def _short(rows: Sequence[CheckedItem], clip: ClipSpec) -> list[dict]:
     for item, info, frames in rows:
         if isinstance(frames, range):
             timeline, fps = sampling.timeline(frames, clip, info)
-            span = sampling.span(sampling.resolve_num_frames(clip, len(timeline), fps), fps)
+            span = sampling.clip_span(sampling.resolve_num_frames(clip, len(timeline), fps), fps)
             if len(timeline) < span:
                 location = {"path": item.path, "start": item.start, "end": item.end}
                 short.append({**location, "num_frames": len(timeline), "span": span})

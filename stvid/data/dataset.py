@@ -144,7 +144,7 @@ class TrainingClips(VideoDataset):
         try:
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
-            start = sampling.random_start(len(frames), sampling.span(clip, fps), rng)
+            start = sampling.random_start(len(frames), sampling.clip_span(clip, fps), rng)
             box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
             selected = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
             selected = sampling.earlier_frames(selected, frames, clip, self.infos[index]) + selected
@@ -191,7 +191,7 @@ class Views(VideoDataset):
         try:
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
-            starts = sampling.uniform_starts(len(frames), sampling.span(clip, fps), self.num_clips)
+            starts = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, self.item_seed(index)))
             info = self.infos[index]
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]

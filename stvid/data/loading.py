@@ -227,7 +227,7 @@ def _clip_spans(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
         except VideoError:
             continue
         num_frames = len(frames)
-        span = sampling.span(sampling.resolve_num_frames(dataset.clip, num_frames, fps), fps)
+        span = sampling.clip_span(sampling.resolve_num_frames(dataset.clip, num_frames, fps), fps)
         yield num_frames - span, num_frames, span, dataset.items[index].path
 
 

@@ -56,7 +56,7 @@ def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> Cli
     return dataclasses.replace(clip, num_frames=math.floor((num_frames - 1) / stride + 1e-9) + 1)
 
 
-def span(clip: ClipSpec, video_fps: float) -> int:
+def clip_span(clip: ClipSpec, video_fps: float) -> int:
     """Video frames that a clip spans, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
     return math.floor((clip.num_frames - 1) * stride_of(clip, video_fps) + 1e-9) + 1
 

@@ -124,7 +124,7 @@ def _prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: 
     return rows
 
 
-def select_test_split(
+def load_manifest(
     trained: TrainedModel, *, split: str, manifest: str | Path | None = None, allow_leaks: bool = False
 ) -> Manifest:
     """The run's own data set, or that of another manifest, after checking that the split can be evaluated.

@@ -14,7 +14,7 @@ from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
 from stvid.errors import InputError, listing
 from stvid.evaluation.calibration import calibrate
-from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, select_test_split
+from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -95,7 +95,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
         InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on.
     """
     trained = load_checkpoint(run, trust=options.trust)
-    data = select_test_split(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
+    data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     absent = absent_classes(data, options.split)
     if is_main_process and absent:
         log.warning(
@@ -104,7 +104,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
         )
     views = {"num_clips": options.num_clips, "num_crops": options.num_crops, "num_workers": options.num_workers}
     if options.calibrate:
-        val = select_test_split(trained, split="val")
+        val = load_manifest(trained, split="val")
         trained = calibrate(trained, val, is_main_process=is_main_process, **views)
     result, predictions = evaluate(trained, data, split=options.split, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())

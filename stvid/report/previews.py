@@ -183,7 +183,7 @@ def _clip_seconds(dataset: Views, index: int) -> float:
     info = dataset.infos[index]
     frames, fps = dataset.timeline(index)
     clip = sampling.resolve_num_frames(dataset.clip, len(frames), fps)
-    (start,) = sampling.uniform_starts(len(frames), sampling.span(clip, fps), 1)
+    (start,) = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), 1)
     times = [info.seconds_at(frames[i]) for i in sampling.clip_indices(len(frames), start, clip, fps)]
     step = sampling.stride_of(clip, fps) / fps
     return max(sum(b - a if b > a else step for a, b in pairwise(times)), 1 / info.fps)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 OUR_TARGET = re.compile(r"stvid\.models\.\w+\.\w+")
 MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 PRETRAINED = ("weights", "inflate")  # keys of models that name pretrained weights
-FORMAT = 1  # of `record`; raise it when older checkpoints can no longer be read
+FORMAT = 1  # of `checkpoint_record`; raise it when older checkpoints can no longer be read
 MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
     "stvid.models.video_network.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
     "stvid.models.torchvision3d.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
@@ -45,7 +45,7 @@ MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
 }
 
 
-def record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
+def checkpoint_record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
     """Plain data stored in every checkpoint: everything that `load_checkpoint` needs in addition to the weights.
 
     Args:
@@ -71,7 +71,7 @@ class TrainedModel:
         path: the checkpoint's file.
         folder: the run folder; for a checkpoint outside of one, the folder that contains it.
         model: with its weights, in evaluation mode, on the CPU.
-        clip, class_names, protocol, config: see `record`.
+        clip, class_names, protocol, config: see `checkpoint_record`.
         epoch: number of epochs trained.
         position: where training continues: the epoch, from 0, and the number of its batches that are done.
         step: number of optimizer steps trained.

@@ -161,7 +161,7 @@ class ClassificationTask(pl.LightningModule):
         torch.manual_seed(int(self.rng.integers(2**63)))
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor | None:
-        if not self._all_have_clips(len(batch["labels"])):
+        if not self._sync_step_flags(len(batch["labels"])):
             if get_world_size() == 1:
                 return None
             return sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)  # DDP needs a backward pass
@@ -176,7 +176,7 @@ class ClassificationTask(pl.LightningModule):
         self._record_batch(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
         return loss
 
-    def _all_have_clips(self, num_clips: int) -> bool:
+    def _sync_step_flags(self, num_clips: int) -> bool:
         """Whether every process has clips in this batch; a process without clips would block the others.
 
         Several processes exchange this once per step, the only time a step waits for the GPU. The same all-reduce tells
