@@ -58,7 +58,7 @@ def test_a_spec_survives_plain_data():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "text"),
     [
         ({"num_frames": 0}, "clip.num_frames (=0) must be at least 1"),
         ({"frame_stride": 0}, "clip.frame_stride (=0)"),
@@ -82,7 +82,7 @@ def test_a_difference_image_is_its_formula():
     assert difference_image(earlier, later, gain=3).flatten().tolist() == [127, 157, 97, 255]
 
 
-@pytest.mark.parametrize(("asked", "channels"), [("rgb", 3), ("diff", 3), ("rgb_diff", 6)])
+@pytest.mark.parametrize(("requested", "channels"), [("rgb", 3), ("diff", 3), ("rgb_diff", 6)])
 def test_the_input_is_what_was_asked_for(requested, channels):
     clip = ClipSpec(input=requested, diff_gain=2)
     pictures = torch.randint(0, 60, (8, 3, 4, 4), dtype=torch.uint8)
@@ -114,7 +114,7 @@ def test_preprocessing_leaves_the_batch_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         ({"input": "flow"}, "clip.input .=flow. must be one of rgb, diff, rgb_diff"),
         ({"diff_gain": 0}, "diff_gain .=0. must be above 0"),

@@ -157,7 +157,7 @@ def test_forget_gates_start_open():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         ({"pooling": "first"}, "model.pooling .=first. must be one of last, mean, max, attention"),
         ({"recurrent": "rnn"}, "model.recurrent .=rnn. must be one of lstm, gru, none"),

@@ -83,7 +83,7 @@ def test_lite0_features_are_those_of_the_published_network():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "text"),
     [
         ("resnet81", {}, "resnet81.*did you mean .*resnet18"),
         ("timm/resnet1888", {}, "timm/resnet1888.*did you mean resnet18"),

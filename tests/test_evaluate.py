@@ -319,8 +319,8 @@ def test_a_manifest_without_videos_of_the_split_is_an_error(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["--clips", "13"], ["num_clips (=13)", "has frames: 12"]),
-        (["--crops", "4"], ["num_crops (=4)", "1 (the middle), 3"]),
+        (["--clips", "13"], ["num_clips (=13) is larger than the number of frames", ": 12"]),
+        (["--crops", "4"], ["num_crops (=4)", "1 (centre), 3"]),
         (["--split", "tset"], ["--split tset", "train, val, test"]),
     ],
 )

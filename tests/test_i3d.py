@@ -182,7 +182,7 @@ def test_every_family_that_is_promised_is_tried_above():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         ({"network": "resnet81"}, "resnet81.*did you mean .*resnet18"),
         ({"kernel_depth": 2}, r"model\.kernel_depth .=2. must be odd and at least 1"),

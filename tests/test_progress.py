@@ -17,7 +17,7 @@ PROGRAM = f"""
 import logging, sys
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 from stvid import progress
-progress.EVERY = 0.0
+progress.REDRAW_SECONDS = 0.0
 logging.info("before")
 with progress.Bar("epoch 1/2", total=6, unit="batches") as bar:
     for i in range(6):

@@ -150,7 +150,7 @@ def test_the_python_lines_work(video_folder, tmp_path, capsys):
     write_video(video, moving_square(to_right=True, seed=0, num_frames=16), fps=12)
     names = {}
     for page in ("README.md", "docs/models.md"):  # the second goes on with the names of the first
-        (lines,) = re.findall(r"```python\n(.*?)```", TEXTS[page], flags=re.DOTALL)
+        lines = re.findall(r"```python\n(.*?)```", TEXTS[page], flags=re.DOTALL)[0]
         exec(lines.replace("RUN", str(run)).replace("VIDEO.mp4", str(video)), names)
         assert names["probabilities"].shape == (2,)
     assert names["prediction"].label in ("to_left", "to_right")

@@ -601,7 +601,7 @@ def test_a_report_made_with_another_checkpoint_has_no_heat_maps(untrained, video
 
 
 def test_a_folder_without_a_result_is_an_error(untrained, tmp_path):
-    with pytest.raises(InputError, match="holds no result.json, so there is nothing to report"):
+    with pytest.raises(InputError, match="has no result.json, so there is nothing to report"):
         report_of_run(untrained, tmp_path)
 
 

@@ -140,7 +140,7 @@ SMALL = partial(Conv3D, widths=[4, 6, 8], depths=[1, 2, 1], strides=[[1, 2, 2]] 
 
 
 @pytest.mark.parametrize(
-    ("build", "freeze", "kept", "changed"),
+    ("build", "freeze", "stored", "changed"),
     [
         (MC3, 2, {"network.stem", "network.layer1"}, {"network.layer2", "network.layer3", "network.layer4", "head"}),
         (
@@ -175,7 +175,7 @@ def test_the_backbone_is_all_but_the_head(build):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         ({"name": "r3d_19"}, "must be one of r3d_18, mc3_18, r2plus1d_18, s3d"),
         ({"weights": "IMAGENET"}, "DEFAULT, KINETICS400_V1"),

@@ -208,7 +208,9 @@ def test_damaged_files_are_listed_and_count_in_the_evaluation(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     listed = {row["path"]: row["reason"] for row in rows_of(tmp_path / "run" / "bad_videos.csv")}
     assert set(listed) == held["train"] | held["val"]
-    logged = [line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("left out")]
+    logged = [
+        line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("unreadable video, left out")
+    ]
     assert sorted(logged) == sorted(listed)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["num_failed"] == len(held["val"])
     evaluated = stvid("evaluate", tmp_path / "run", "--workers", "0", "--json", tmp_path / "test.json")
@@ -267,12 +269,12 @@ def test_the_runs_of_a_sweep_are_in_one_folder_with_a_summary(video_folder, tmp_
         (["trainer.precision=64-true"], ["trainer.precision (=64-true)", "bf16-mixed"]),
         (
             ["model=cnn_lstm", "model.encoder=vit_b_16"],
-            ["model.encoder (=vit_b_16) takes pictures of 224 x 224 pixels only, not 32 x 32", "clip.size=224"],
+            ["model.encoder (=vit_b_16) takes images of 224 x 224 pixels only, not 32 x 32", "clip.size=224"],
         ),
         (["model=cnn_lstm", "model.encoder=resnet81"], ["resnet81", "resnet18"]),
         (["sweep=optuna"], ["sweep=optuna is for several runs: python", "train.py -m "]),
         (["seed=0,1"], ["seed=0,1: several values need -m"]),
-        (["optimizer.groups={haed: {lr: 1e-2}}"], ["'haed' is found in no parameter's name"]),
+        (["optimizer.groups={haed: {lr: 1e-2}}"], ["'haed' matches no parameter"]),
         (["model.dropout=yes"], ["model.dropout (='yes')", "float"]),
     ],
     ids=lambda value: " ".join(value) if value and "=" in value[0] else "",

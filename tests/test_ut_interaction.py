@@ -27,7 +27,7 @@ def sequences(data, split):
 
 
 @pytest.mark.parametrize(
-    ("fold", "own"), [(1, range(1, 11)), (10, range(1, 11)), (11, range(11, 21)), (20, range(11, 21))]
+    ("fold", "custom"), [(1, range(1, 11)), (10, range(1, 11)), (11, range(11, 21)), (20, range(11, 21))]
 )
 def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_val(tmp_path, fold, custom, caplog):
     with caplog.at_level(logging.INFO):

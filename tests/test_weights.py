@@ -146,7 +146,7 @@ def test_a_file_that_counts_no_batches_will_do():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "text"),
     [
         (lambda s: s.pop("layers.1.1.running_var"), r"10 tensors 9 were found, 1 missing .layers\.1\.1\.running_var."),
         (lambda s: s.update({"layers.9.0.weight": torch.ones(1)}), r"1 not known to the model .layers\.9\.0\.weight."),
@@ -206,7 +206,7 @@ def test_old_names_of_densenet_are_known(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weights", "network", "words"),
+    ("weights", "network", "text"),
     [
         ("KINETICS", "r3d_18", r"KINETICS\) is not among the weights of r3d_18: DEFAULT, KINETICS400_V1"),
         (True, "r3d_18", "True. is not among the weights"),

@@ -90,7 +90,8 @@ class Sweep:
         self.trust: set[str] = set()  # modules outside of stvid that the command names
         for values in covering_points(self.space):
             config = runner.compose([*self.space.fixed, *Trial(number=0, values=values).overrides])
-            self.trust |= set(trusted_modules(config.trust, config.model.get("_target_")))
+            trust, target = (OmegaConf.select(config, key) for key in ("trust", "model._target_"))
+            self.trust |= set(trusted_modules(trust or (), target))
 
     def run(self) -> None:
         """Runs all trials, then prints the leaderboard and draws it.
