@@ -29,7 +29,7 @@ for number, line in enumerate(sys.stdin.read().splitlines()):
 
 def test_evaluation_gives_the_same_numbers_with_any_number_of_processes(run_folder, tmp_path):
     """Seven videos, one of them unreadable; a wrong option gives one message with several processes too."""
-    root = make_folder(tmp_path / "videos", videos=4)
+    root = make_folder(tmp_path / "videos", videos=4, num_frames=14)  # not the bytes of the training videos
     (root / "to_left" / "00.mp4").write_bytes(b"x" * 5000)
     (root / "to_right" / "03.mp4").unlink()
     lines = [f"{path},{path.parent.name},test" for path in sorted(root.rglob("*.mp4"))]
