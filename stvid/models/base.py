@@ -275,7 +275,7 @@ def check_input(model: VideoModel, clip: ClipSpec) -> None:
 
     Raises:
         InputError: from the model, about clips that it does not take.
-        Exception: any other error of the model, with a note about the shape of the clip.
+        Exception: any other error of the model; the shape of the clip is logged.
     """
     if model.normalization is not None:
         _check_normalization(model.normalization, clip)
@@ -283,8 +283,11 @@ def check_input(model: VideoModel, clip: ClipSpec) -> None:
     training = model.training
     try:
         model.eval()(torch.zeros(shape))
-    except Exception as error:
-        error.add_note(f"{type(model).__name__} was given one clip, B x C x T x H x W = {' x '.join(map(str, shape))}")
+    except InputError:
+        raise
+    except Exception:
+        sizes = " x ".join(map(str, shape))
+        log.error("%s failed on one clip, B x C x T x H x W = %s", type(model).__name__, sizes)
         raise
     finally:
         model.train(training)
