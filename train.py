@@ -1,7 +1,7 @@
 """Trains a model and evaluates it on the validation videos.
 
 python train.py                                         the built-in data set, a 3D CNN
-python train.py model=cnn_lstm data=folder data.root=DIR
+python train.py DIR model=cnn_lstm                      videos in one folder per class, see docs/data.md
 python train.py -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3
 python train.py resume=RUN
 python train.py --help                                  all choices and keys
@@ -9,14 +9,19 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import report_errors
+from stvid.errors import exit_on_interrupt, interrupt_normally, report_errors
 from stvid.run.config_help import exit_if_help
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
     with report_errors():
         exit_if_help(sys.argv[1:])
+        from stvid.run.config import check_command_line
+
+        sys.argv[1:] = check_command_line(sys.argv[1:])
+    exit_on_interrupt()
 
 import logging
+import shlex
 from collections.abc import Mapping
 from functools import partial
 
@@ -167,8 +172,9 @@ def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
 def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
     run = display_path(folder.path)
     log.info("run folder   %s", run)
-    log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", run)
+    word = shlex.quote(str(run))
+    log.info("test it      stvid evaluate %s%s", word, "" if data.manifest.select("test") else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", word)
 
 
 def train_unless_finished(config: DictConfig) -> float:
@@ -190,6 +196,7 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    interrupt_normally()
     register_sweeper()
     with report_errors(), hydra_errors_as_input_errors():
         main()

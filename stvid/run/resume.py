@@ -15,7 +15,8 @@ from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
 from stvid.run.checkpoint import build_model, is_trusted, load_checkpoint
-from stvid.run.config import known_targets, targets
+from stvid.run.config import known_targets
+from stvid.run.config_check import targets
 
 log = logging.getLogger("stvid")
 RESUME_KEYS = ("resume", "allow_changes", "trust")
