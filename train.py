@@ -9,16 +9,12 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import exit_on_interrupt, interrupt_normally, report_errors
-from stvid.run.config_help import exit_if_help
+from stvid.errors import interrupt_normally, report_errors
+from stvid.run.overrides import prepare_arguments
 
 if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
     with report_errors():
-        exit_if_help(sys.argv[1:])
-        from stvid.run.config import check_command_line
-
-        sys.argv[1:] = check_command_line(sys.argv[1:])
-    exit_on_interrupt()
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
 import shlex
@@ -32,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
-from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
 from stvid.evaluation.text import headline
@@ -72,6 +68,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
 
     # seed
+    check_accelerator(config.trainer.accelerator)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
@@ -170,11 +167,10 @@ def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
 
 
 def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
-    run = display_path(folder.path)
+    run = shlex.quote(str(display_path(folder.path)))
     log.info("run folder   %s", run)
-    word = shlex.quote(str(run))
-    log.info("test it      stvid evaluate %s%s", word, "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", word)
+    log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", run)
 
 
 def train_unless_finished(config: DictConfig) -> float:

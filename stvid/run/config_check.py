@@ -78,6 +78,8 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             continue
         types = parameter_types(target)
         for key, value in node.items():
+            if types and key not in types and "**" not in types and not key.startswith(("_", "datamodule")):
+                yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
                 name = source[1] if source else f"{place}.{key}"
@@ -95,7 +97,7 @@ def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
             continue
         value = OmegaConf.select(config, key)
         if value not in choices:
-            names = ", ".join("null" if choice is None else str(choice) for choice in choices)
+            names = ", ".join(dict.fromkeys("null" if choice is None else str(choice) for choice in choices))
             yield key, f"{key} (={value}) must be one of {names}"
     for key, allowed in ranges().items():
         if not _is_checked(config, key):
@@ -103,7 +105,8 @@ def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
         node = OmegaConf.select(config, key)
         value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
         if not allowed.allows(value):
-            yield key, f"{key} (={'null' if value is None else value}) must be {allowed.words}"
+            kind = "a whole number, " if allowed.whole and not isinstance(value, int | None) else ""
+            yield key, f"{key} (={'null' if value is None else value}) must be {kind}{allowed.words}"
 
 
 def _is_checked(config: DictConfig, key: str) -> bool:

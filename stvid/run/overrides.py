@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.data.layouts.recognition import recognize
-from stvid.errors import InputError
+from stvid.errors import InputError, exit_on_interrupt
+from stvid.run.config_help import exit_if_help
 
 PATH_KEYS = (
     *("data.root", "data.path", "data.splits", "data.group_csv", "model.weights", "model.inflate", "resume"),
@@ -37,6 +38,22 @@ _OVERRIDE = re.compile(r"(\+{0,2})([\w./@-]+)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"(?=[^/]*/)(?!-)[A-Za-z0-9_./-]+", re.ASCII)  # has a slash: Hydra reads it as text, as it stands
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _SWEEP_FUNCTION = re.compile(r"(choice|range|glob|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+
+def prepare_arguments(words: Sequence[str]) -> list[str]:
+    """The command line of train.py as Hydra reads it; called before the imports that take seconds.
+
+    Exits after `--help`. Afterwards Ctrl-C ends the program at once, until `interrupt_normally`.
+
+    Raises:
+        InputError: see `check_command_line`.
+    """
+    exit_if_help(words)
+    from stvid.run.config import check_command_line  # imports Hydra, which the help does without
+
+    arguments = check_command_line(words)
+    exit_on_interrupt()
+    return arguments
 
 
 def to_overrides(words: Sequence[str]) -> list[str]:
@@ -93,7 +110,7 @@ def _source_overrides(sources: Sequence[str], overrides: Sequence[str]) -> list[
     if len(sources) > 1 or taken:
         others = [*sources[1:], *(f"{key}={given[key]}" for key in taken)]
         raise InputError(f"{sources[0]} and {', '.join(others)}: name one data set")
-    path = Path(sources[0]).expanduser()
+    path = Path(os.path.expanduser(sources[0]))  # not Path.expanduser, which fails for `~x` without a user x
     if "data" in given:
         key = "data.path" if given["data"] == "manifest" else "data.root"
         return [f"{key}={_literal_value(key, str(path))}"]

@@ -24,6 +24,8 @@ CHOICES = {  # of keys with a fixed set of values; a test compares them with tho
     "model.recurrent": ("lstm", "gru", "none"),
     "model.pooling": ("last", "mean", "max", "attention"),
     "optimizer.schedule": ("cosine", "linear", "constant", "multi_step", "one_cycle", "plateau"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16),
     "compile": (None, "default", "reduce-overhead", "max-autotune"),
     "sweep.method": ("grid", "random", "optuna"),
     "sweep.pruner": ("none", "median", "halving"),
@@ -82,15 +84,16 @@ def ranges() -> dict[str, Range]:
         if comment is not None:
             values = [value for value, _ in values_and_comments]
             low, high, above, below, words = _stated_range(comment)
-            whole = words.startswith("at least") and all(re.fullmatch(r"\d+", value) for value in values)
+            is_whole = words.startswith("at least") and all(re.fullmatch(r"\d+|null|auto", value) for value in values)
+            others = re.findall(r"(?:; |\| |, |: )(null|auto): ", comment)
             stated[key] = Range(
                 low=low,
                 high=high,
                 above=above,
                 below=below,
-                words=f"a whole number, {words}" if whole else words,
+                words=", or ".join([words, *others]),
                 comment=comment,
-                whole=whole,
+                whole=is_whole,
                 nullable="null" in values or "null" in comment,
             )
     return stated
@@ -108,7 +111,10 @@ def _stated_range(comment: str) -> tuple[float, float | None, bool, bool, str] |
 
 @functools.cache
 def parameter_types(target: str) -> dict[str, str]:
-    """Parameter -> its annotation, of a class or function of stvid; empty if it is none or not found."""
+    """Parameter -> its annotation, of a class or function of stvid; empty if it is none or not found.
+
+    `**` is among the parameters if there may be any others.
+    """
     module, _, name = target.rpartition(".")
     file = Path(__file__).resolve().parents[2].joinpath(*module.split(".")).with_suffix(".py")
     if not target.startswith("stvid.") or not file.is_file():
@@ -121,7 +127,12 @@ def _annotations(node: ast.stmt | None, nodes: Mapping[str, ast.stmt]) -> dict[s
     """Of the parameters of a function, of the `__init__` of a class, or of the fields of a dataclass."""
     if isinstance(node, ast.FunctionDef):
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        return {entry.arg: ast.unparse(entry.annotation) for entry in arguments if entry.annotation}
+        types = {
+            entry.arg: ast.unparse(entry.annotation) if entry.annotation else "Any"
+            for entry in arguments
+            if entry.arg != "self"
+        }
+        return types if node.args.kwarg is None else types | {"**": "Any"}
     if not isinstance(node, ast.ClassDef):
         return {}
     init = next((child for child in node.body if isinstance(child, ast.FunctionDef) and child.name == "__init__"), None)
