@@ -168,3 +168,17 @@ def test_train_py_takes_a_folder_with_a_strange_name(tmp_path, monkeypatch):
     assert done.returncode == 2, done.stderr
     assert "it's" in done.stderr
     assert "does not exist" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sweep=random", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.7)"],
+        ["sweep=random", "clip.frame_stride=null", "clip.fps=interval(5,15)", "clip.num_frames=int(interval(4,8))"],
+        ["model=glob(r3d*)", "model.weights=DEFAULT,null", "seed=range(1,4)"],
+        ["data=ut_interaction", "data.root={tmp}", "data.fold=range(1,11)"],
+    ],
+    ids=" ".join,
+)
+def test_a_sweep_is_checked_with_one_value_of_each_key(words, tmp_path):
+    check_command_line(["-m", *(word.format(tmp=tmp_path) for word in words)])

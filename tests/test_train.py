@@ -395,12 +395,12 @@ def test_epochs_without_validation_have_empty_cells_and_a_checkpoint(
 
 def test_a_sweep_continues_after_a_failed_run_and_names_it(video_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "clip.num_frames=0,4")
+    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "data.num_clips=99,1")
     done = train_py(*overrides)
     assert done.returncode == 2
-    assert "clip.num_frames (=0) must be at least 1" in done.stderr
+    assert "num_clips (=99) is larger than the number of frames" in done.stderr
     (sweep,) = (tmp_path / "outputs").iterdir()
     good, bad = rows_of(sweep / "summary.csv")
-    assert (good["clip.num_frames"], good["status"]) == ("4", "done")
-    assert bad["clip.num_frames"] == "0"
-    assert "num_frames (=0)" in bad["status"]
+    assert (good["data.num_clips"], good["status"]) == ("1", "done")
+    assert bad["data.num_clips"] == "99"
+    assert "num_clips (=99)" in bad["status"]

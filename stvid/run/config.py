@@ -133,7 +133,7 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def _first_values(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a sweep with the first of several values; those without a list of values are left out.
+    """The overrides of a sweep with the first of several values, or the middle of an interval.
 
     Raises:
         InputError: choices of a group that do not exist.
@@ -144,14 +144,17 @@ def _first_values(overrides: Sequence[str]) -> list[str]:
         if not override.is_sweep_override():
             first.append(word)
             continue
-        if not override.is_choice_sweep() and not override.is_range_sweep():
-            continue
-        values = list(override.sweep_string_iterator())
-        if override.key_or_group in config_groups():
-            known = choices_of(override.key_or_group)
-            wrong = [value for value in values if value not in known]
+        key, sweep, is_group = override.get_key_element(), override.value(), override.key_or_group in config_groups()
+        if isinstance(sweep, Glob):
+            values = sweep.filter(choices_of(override.key_or_group))
+        elif isinstance(sweep, IntervalSweep):
+            middle = (sweep.start + sweep.end) / 2
+            values = [str(int(middle) if isinstance(sweep.start, int) else middle)]
+        else:
+            values = list(override.sweep_string_iterator())
+            wrong = [value for value in values if is_group and value not in choices_of(override.key_or_group)]
             messages += [_unknown_choice_message(override.key_or_group, value) for value in wrong]
-        first += [f"{override.get_key_element()}={value}" for value in values[:1]]
+        first += [f"{key}={value}" for value in values[:1]]
     raise_mistakes(messages)
     return first
 
