@@ -395,12 +395,13 @@ def test_epochs_without_validation_have_empty_cells_and_a_checkpoint(
 
 def test_a_sweep_continues_after_a_failed_run_and_names_it(video_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "data.num_clips=99,1")
+    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1")
+    overrides += ("clip.frame_stride=8", "clip.short=error,repeat_last")
     done = train_py(*overrides)
     assert done.returncode == 2
-    assert "num_clips (=99) is larger than the number of frames" in done.stderr
+    assert "12 frames, a clip spans 25, and clip.short=error" in done.stderr
     (sweep,) = (tmp_path / "outputs").iterdir()
     good, bad = rows_of(sweep / "summary.csv")
-    assert (good["data.num_clips"], good["status"]) == ("1", "done")
-    assert bad["data.num_clips"] == "99"
-    assert "num_clips (=99)" in bad["status"]
+    assert (good["clip.short"], good["status"]) == ("repeat_last", "done")
+    assert bad["clip.short"] == "error"
+    assert "clip.short=error" in bad["status"]
