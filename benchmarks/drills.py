@@ -53,7 +53,7 @@ def videos(folder: Path, *, per_class: int = 6, num_frames: int = 8) -> Path:
     for label, step in (("left", -4), ("right", 4)):
         (folder / label).mkdir(parents=True)
         for number in range(per_class):
-            frames = np.full((num_frames, 48, 48, 3), 10 * number, np.uint8)
+            frames = np.full((num_frames, 48, 48, 3), 5 * number, np.uint8)
             for i in range(num_frames):
                 left = 18 + step * (i - num_frames // 2)
                 frames[i, 18:30, max(left, 0) : left + 12] = 230
@@ -78,7 +78,12 @@ def start(*command: str | Path, cwd: Path) -> subprocess.Popen:
     """The command in its own process group; it prints into `cwd/output.txt`."""
     with (cwd / "output.txt").open("w") as file:
         return subprocess.Popen(
-            list(map(str, command)), cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            list(map(str, command)),
+            cwd=cwd,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )
 
 
