@@ -2,6 +2,7 @@
 
 import io
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -25,7 +26,7 @@ KINDS = {  # name: container, codec, sound codec, options of the container
     "webm": ("webm", "vp9", None, {}),
     "avi": ("avi", "mpeg4", "mp2", {}),
     "flv": ("flv", "h264", "aac", {}),
-    "wmv": ("wmv", "mpeg4", "wmav2", {}),
+    "wmv": ("wmv", "mpeg4", None, {}),
     "gif": ("gif", "gif", None, {}),
 }
 
@@ -45,17 +46,11 @@ def remux(source, path, *, sound=None, options=None, sound_first=False, stream_o
         seconds = max(time for time, _, _ in packets) + 0.04
         if audio is not None:
             audio.layout = "mono"
-            context = audio.codec_context
             noise = np.random.default_rng(0).integers(-9000, 9000, round(seconds * 44100), np.int16)
-            resampler = av.AudioResampler(format=context.format, layout="mono", rate=44100)
             frame = av.AudioFrame.from_ndarray(noise[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = 44100, 0
-            fifo = av.AudioFifo()
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                fifo.write(part)
-            while part := fifo.read(context.frame_size or 1024, partial=True):
-                packets += [(float(p.pts * p.time_base), p, audio) for p in audio.encode(part)]
-            packets += [(float(p.pts * p.time_base), p, audio) for p in audio.encode(None)]
+            frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
+            encoded = [*audio.encode(frame), *audio.encode(None)]
+            packets += [(float(p.pts * p.time_base), p, audio) for p in encoded if p.size]
         for _, packet, stream in sorted(packets, key=lambda item: item[0]):
             packet.stream = stream
             writing.mux(packet)
