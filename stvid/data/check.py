@@ -53,7 +53,7 @@ def check_videos(
         clip: the clip's geometry; determines which videos are short.
         num_workers: processes that decode; at least one, so that a crash or a hang affects only its own file.
         cache: JSON file with the results of earlier calls; unchanged files are not decoded again.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame after which a file is given up.
         progress: show progress bars.
 
     Returns:

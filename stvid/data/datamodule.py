@@ -66,7 +66,7 @@ class VideoDataModule(pl.LightningDataModule):
             `loss`: give every class equal weight in the loss (see `class_weights`).
         probe: `decode` every file once before the first run, which finds all broken files; `count` packets where
             possible, which is faster, but finds a file that breaks half way only when it is read.
-        probe_timeout: seconds to probe one file, plus one for each megabyte of it.
+        probe_timeout: seconds without a new frame after which a file that is probed is given up.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
     Raises:
