@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -19,11 +18,11 @@ from stvid.data.layouts.discovery import (
     is_frame_folder,
     is_video,
     resolve_folder,
-    split_items,
     subfolders,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import split_items, take_val_from_train
+from stvid.data.tables import read_table
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -172,14 +171,11 @@ def _group_by_table(root: Path, table: Path) -> GroupOf:
     if not table.is_file():
         raise InputError(f"data.group_csv {table} does not exist")
     groups: dict[str, str] = {}
-    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, restval="")
-        if not {"path", "group"} <= set(reader.fieldnames or []):
-            raise InputError(f"{table} must have the columns path,group; it has {', '.join(reader.fieldnames or [])}")
-        for row in reader:
-            group = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
-            if group != row["group"]:
-                raise InputError(f"{table} has two groups for {row['path']}: {group!r} and {row['group']!r}")
+    for row in (listed := read_table(table, required=("path", "group"))).rows:
+        path, name = row.cells["path"], row.cells["group"]
+        group = groups.setdefault(os.path.normpath(root / path), name)
+        if group != name:
+            raise InputError(f"{listed.where(row)}: two groups for {path}: {group!r} and {name!r}")
 
     def group_of(video: Path, class_folder: Path) -> str:
         if not groups.get(os.path.normpath(video)):
