@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 VIDEO_EXTENSIONS = frozenset(
     f".{name}"
     for name in (
-        *("3gp", "asf", "avi", "divx", "flv", "gif", "m2ts", "m2v", "m4v", "mjpeg", "mkv"),
-        *("mov", "mp4", "mpeg", "mpg", "mts", "ogv", "ts", "vob", "webm", "wmv"),
+        *("3g2", "3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "m1v", "m2ts", "m2v", "m4v", "mjpeg", "mkv"),
+        *("mov", "mp4", "mpe", "mpeg", "mpg", "mts", "ogv", "qt", "ts", "vob", "webm", "wmv"),
     )
 )
 

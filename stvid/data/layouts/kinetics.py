@@ -9,7 +9,7 @@ import csv
 import re
 from pathlib import Path
 
-from stvid.data.layouts.class_folders import VIDEO_FILES, find_items, find_split_folders
+from stvid.data.layouts.class_folders import VIDEO_FILES, find_items
 from stvid.data.layouts.discovery import (
     build_manifest,
     find_files,
@@ -19,6 +19,7 @@ from stvid.data.layouts.discovery import (
     resolve_folder,
     warn_missing,
 )
+from stvid.data.layouts.split_folders import find_split_folders
 from stvid.data.manifest import Item, Manifest
 from stvid.data.tables import read_table
 from stvid.errors import InputError
