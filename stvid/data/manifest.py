@@ -53,19 +53,22 @@ class Manifest:
         """The items of one split, in the manifest's order; may be empty."""
         return tuple(item for item in self.items if item.split == split)
 
-    def write_csv(self, path: str | os.PathLike) -> None:
+    def write_csv(self, path: str | os.PathLike, *, sizes: Mapping[str, int] | None = None) -> None:
         """Writes `path,label,split,start,end,group` atomically; videos below the file's folder get relative paths.
+
+        `sizes` (path of a video -> bytes) adds a column `bytes`, by which the videos are recognised after a move.
 
         `read_csv` returns the same items, also for file names that are not UTF-8. It returns the same classes if it
         gets the same `class_names`.
         """
         path = Path(path).absolute()
         with replacing(path) as partial, partial.open("w", newline="", **UTF8) as file:
-            file.write(csv_line(COLUMNS))
+            file.write(csv_line(COLUMNS if sizes is None else (*COLUMNS, "bytes")))
             for item in self.items:
                 video = Path(item.path)
                 name = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
-                cells = (name, item.label, item.split, item.start, item.end, item.group)
+                cells = [name, item.label, item.split, item.start, item.end, item.group]
+                cells += [] if sizes is None else [sizes.get(item.path)]
                 file.write(csv_line(["" if cell is None else str(cell) for cell in cells]))
 
     @classmethod
