@@ -27,7 +27,7 @@ from stvid.data.loading import (
     views_loader,
     worker_options,
 )
-from stvid.data.manifest import Manifest, validate
+from stvid.data.manifest import NAME_GROUPS, Manifest, validate
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import InputError, VideoError
@@ -122,6 +122,12 @@ class VideoDataModule(pl.LightningDataModule):
         self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
         self.probe_options = {"decode_all": probe == "decode", "timeout": probe_timeout}
         self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
+        if all(item.group is None for item in manifest.items):
+            log.warning(
+                "no groups are named, so clips of one recording may be in several splits, and the accuracy too good; "
+                "stvid check proposes groups. To name them: %s",
+                NAME_GROUPS,
+            )
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)

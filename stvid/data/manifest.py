@@ -18,6 +18,7 @@ from stvid.files import replacing
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
+NAME_GROUPS = "data.group_pattern or data.group_csv (data=folder, data=frames), or a column group (data=manifest)"
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 
 
