@@ -91,8 +91,8 @@ def check_videos(
 
 
 def is_bad(report: dict) -> bool:
-    """Whether the data set has errors: a bad file or item, a leak, or a label conflict."""
-    return bool(report["bad"] or report["leaks"] or report["conflicts"])
+    """Whether the data set has errors: a bad file or item, a leak, a label conflict, or classes that look the same."""
+    return any(report[key] for key in ("bad", "leaks", "conflicts", "similar_classes"))
 
 
 def _frames_or_error(item: Item, info: VideoInfo | VideoError) -> range | VideoError:
