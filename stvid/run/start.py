@@ -22,7 +22,15 @@ from stvid.files import replacing
 from stvid.run.checkpoint import trusted_modules, update_targets
 from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_interpolations
 from stvid.run.folder import RunFolder, display_path
-from stvid.run.resume import RESUME_KEYS, check_complete, check_targets, resume_config
+from stvid.run.relocation import relocate_run, video_sizes
+from stvid.run.resume import (
+    RESUME_KEYS,
+    check_complete,
+    check_targets,
+    is_data_root,
+    parse_overrides,
+    resume_config,
+)
 
 log = logging.getLogger("stvid")
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
@@ -63,6 +71,8 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
             _check_no_sweep_settings(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, folder
+    if is_run and config.resume:
+        _relocate(folder, config, overrides)
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
     stored = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=False)))
@@ -83,12 +93,27 @@ def stored_manifest(*, run: str) -> Manifest:
         run: the run folder.
 
     Raises:
-        InputError: the table is missing or damaged.
+        InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
     """
     folder = RunFolder(Path(run))
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
     config = OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=True)
-    return Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    paths = {item.path for item in manifest.items if item.split != "test"}
+    missing = sorted(path for path in paths if not os.path.exists(path))
+    if len(missing) > config["data"].get("max_bad", 0) * len(paths):
+        command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
+        raise InputError(
+            f"{len(missing)} of the {len(paths)} videos that {display_path(folder.path)} trains on do not exist, the "
+            f"first: {missing[0]}. Moved? Go on with {command}"
+        )
+    return manifest
+
+
+def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now."""
+    if any(is_data_root(override) for override in parse_overrides(overrides)):
+        relocate_run(folder, config.data.root, splits=("train", "val"), option="data.root")
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
@@ -100,6 +125,7 @@ def finished_accuracy(config: DictConfig) -> float | None:
     if config.resume:
         overrides = list(HydraConfig.get().overrides.task)
         resume_config(stored, overrides, config, log_changes=False)  # raises for overrides that are not allowed
+        _relocate(folder, config, overrides)
     result = json.loads(folder.result_json.read_text(encoding="utf-8"))
     if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
         return None  # the config was changed after the run finished, for example to train longer
@@ -128,7 +154,7 @@ def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dic
 def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
     """Writes `config.yaml` and `manifest.csv`, from which the run is resumed and evaluated."""
     if not folder.manifest_csv.exists():
-        manifest.write_csv(folder.manifest_csv)
+        manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
     with replacing(folder.config_yaml) as partial:
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
 
