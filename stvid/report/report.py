@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shlex
@@ -15,9 +14,7 @@ from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
     estimate_cost,
-    read_json,
     read_predictions,
-    read_result,
 )
 from stvid.files import replacing
 from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
@@ -26,7 +23,9 @@ from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import RunFolder
+from stvid.run.results import read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
+from stvid.training.callbacks.progress import read_epochs
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # size of a page
@@ -50,7 +49,7 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
     predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
-    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
+    run, is_pooled = read_run_result(trained.folder), "folds" in result
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
@@ -72,9 +71,9 @@ def _run_details(folder: Path, run: Mapping) -> dict:
     config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(files.metrics_csv),
+        "epochs": read_epochs(files.metrics_csv),
         "bad_videos": read_bad_videos(files.bad_videos_csv),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
 
 
@@ -152,13 +151,6 @@ def _previews(
         if sum(map(encoded_size, previews.values())) > MAX_CLIP_BYTES:
             break
     return previews
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:

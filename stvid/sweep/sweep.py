@@ -8,10 +8,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -21,8 +19,10 @@ from stvid.errors import InputError, train_command
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
-from stvid.run.checkpoint import load_checkpoint, trusted_modules
+from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path
+from stvid.run.lock import locked_folder
+from stvid.run.model import trusted_modules
 from stvid.run.start import stored_manifest
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
@@ -102,7 +102,7 @@ class Sweep:
             SystemExit: the same for other errors.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with sweep_lock(self.folder), exit_on_sigterm():
+        with locked_folder(RunFolder(self.folder)), exit_on_sigterm():
             write_sweep(self.folder, self.overrides, self.settings)
             self.trials = read_trials(self.folder)
             search_class = GridSearch if self.settings.method == "grid" else OptunaSearch
@@ -197,26 +197,6 @@ class Sweep:
             draw_report(load_checkpoint(runs[0], trust=sorted(self.trust)), evaluation.folder, cache=None)
         print(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
         print(f"written to    {display_path(evaluation.folder)}/")
-
-
-@contextlib.contextmanager
-def sweep_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a sweep's folder; the system releases it when the process is killed.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    lock = FileLock(RunFolder(folder).lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder}: another process is running this sweep") from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s); make sure that no other process runs this sweep", folder, error)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
