@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stvid.errors import InputError, listing
@@ -18,6 +18,7 @@ from stvid.run.model import is_trusted, update_targets
 
 MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
 RESERVED = re.compile(r"_\w+_")  # keys that Hydra reads: `_target_`, `_partial_`, `_args_`, ...
+INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not escaped
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 Reserved = tuple[str, str, str]  # place, key and value
 
@@ -39,9 +40,9 @@ def read_config(file: Path) -> DictConfig:
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ValueError("it is no mapping")
-        if place := next(_interpolations(loaded), None):
-            raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
         plain = OmegaConf.to_container(loaded, resolve=False)
+        if place := next(_interpolations(plain), None):
+            raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
         if "_target_" in plain or not all(isinstance(key, str) for key in plain):
             raise ValueError("it is no config of a run")
         return OmegaConf.create(update_targets(plain))
@@ -55,14 +56,17 @@ def read_config(file: Path) -> DictConfig:
         ) from error
 
 
-def _interpolations(node: DictConfig | ListConfig, place: str = "") -> Iterator[str]:
-    """Places whose value OmegaConf would look up elsewhere."""
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
-        name = f"{place}.{key}".lstrip(".")
-        if OmegaConf.is_interpolation(node, key):
-            yield name
-        elif not OmegaConf.is_missing(node, key) and OmegaConf.is_config(node[key]):
-            yield from _interpolations(node[key], name)
+def _interpolations(node: object, place: str = "") -> Iterator[str]:
+    """Places of plain data whose text OmegaConf would look up elsewhere; escaped ones, as in names, are just text."""
+    if isinstance(node, str):
+        if INTERPOLATION.search(node):
+            yield place
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _interpolations(child, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from _interpolations(child, f"{place}[{i}]")
 
 
 def check_targets(stored: Mapping, new: Mapping, trust: Sequence[str], *, name: str) -> None:
@@ -121,6 +125,14 @@ def known_targets() -> frozenset[Reserved]:
             (place + where.removeprefix(group), key, value) for where, key, value in known if _is_in(where, group)
         }
     return frozenset(known)
+
+
+@functools.cache
+def config_groups() -> dict[str, list[str]]:
+    """The choices of every config group in configs/."""
+    root = project_root() / "configs"
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 def _references(node: object, place: str) -> Iterator[tuple[str, str]]:
