@@ -92,6 +92,11 @@ def unchecked_places(overrides: Sequence[str], new: DictConfig) -> list[str]:
 
 def check_complete(stored: DictConfig, new: DictConfig) -> None:
     """Raises InputError if a run's config lacks a key that every run of this version has."""
+    for key in new:
+        if OmegaConf.is_dict(new[key]) and key in stored and not (OmegaConf.is_dict(stored[key]) or key == "logger"):
+            raise InputError(f"the run's config is damaged or was changed: {key} has no keys")
+    if "data" in stored and not OmegaConf.is_dict(stored.data.get("datamodule")):
+        raise InputError("the run's config is damaged or was changed: data.datamodule has no keys")
     missing = [key for key in new if key not in stored and key not in UNSAVED_KEYS]
     if missing:
         raise InputError(

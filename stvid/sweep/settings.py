@@ -11,7 +11,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from stvid.checks import anything, dict_of, fields, list_of, text
+from stvid import checks
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
 from stvid.run.folder import RunFolder
@@ -20,6 +20,8 @@ from stvid.run.stored import RESERVED, config_groups
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
 MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
 CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
+
+SWEEP = checks.fields({"overrides": checks.list_of(checks.text()), "settings": checks.dict_of(checks.anything)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +126,8 @@ def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
     groups = config_groups()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, line = override.key_or_group, override.input_line
-        values = line.partition("=")[2].split(",")
         # of a group, only the shipped choices: a path may lead to any file
-        is_choice = key not in groups or all(value in groups[key] for value in values)
+        is_choice = key not in groups or not re.search(r"[/\\]", line)
         is_data = RESERVED.search(line) is None and "${" not in line and not override.package
         if not (is_choice and is_data) or key == "trust" or re.match(r"hydra\b", key) or "/" in key:
             raise InputError(
@@ -163,7 +164,7 @@ def read_sweep(folder: Path) -> tuple[list[str], Settings]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
             raise ValueError("it has YAML references (*name)")
         stored = yaml.safe_load(content)
-        fields({"overrides": list_of(text()), "settings": dict_of(anything)})(stored, file.name)
+        SWEEP(stored, file.name)
         return stored["overrides"], read_settings(stored["settings"])
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
