@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shlex
@@ -17,9 +16,7 @@ from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
     estimate_cost,
-    read_json,
     read_predictions,
-    read_result,
 )
 from stvid.files import replacing
 from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
@@ -29,7 +26,9 @@ from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import RunFolder
 from stvid.run.relocation import find_moved
+from stvid.run.results import read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
+from stvid.training.callbacks.progress import read_epochs
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # size of a page
@@ -59,7 +58,7 @@ def report_of_run(
     if data_root:
         moved = find_moved({row.path: None for row in predictions}, resolve_folder(data_root, key="--data-root"))
         predictions = [replace(row, path=moved.get(row.path, row.path)) for row in predictions]
-    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
+    run, is_pooled = read_run_result(trained.folder), "folds" in result
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
@@ -81,9 +80,9 @@ def _run_details(folder: Path, run: Mapping) -> dict:
     config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(files.metrics_csv),
+        "epochs": read_epochs(files.metrics_csv),
         "bad_videos": read_bad_videos(files.bad_videos_csv),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
 
 
@@ -161,13 +160,6 @@ def _previews(
         if sum(map(encoded_size, previews.values())) > MAX_CLIP_BYTES:
             break
     return previews
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:
