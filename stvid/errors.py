@@ -22,7 +22,7 @@ UNREADABLE = "unreadable"  # the file cannot be opened or decoded
 NO_VIDEO_STREAM = "no video stream"  # audio only, cover art, a container without tracks
 EMPTY = "empty"  # zero bytes, or not one frame
 TRUNCATED = "truncated"  # fewer frames than the container promises: the file or its decoding ends early
-TIMEOUT = "timeout"  # took longer than the limit
+TIMEOUT = "timeout"  # no new frame for longer than the limit
 REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, TIMEOUT)
 # file system errors that the user can fix
 USER_ERRNOS = {

@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     runs, _ = resolve_runs(options.runs)
     trained = load_checkpoint(runs[0], trust=options.trust)
     out = Path(options.out) if options.out else folder.report_html
-    write_report(report_of_run(trained, folder.path), out)
+    write_report(report_of_run(trained, folder.path, data_root=options.data_root), out)
     print(f"written to {display_path(out.absolute())}")
 
 
