@@ -401,7 +401,6 @@ def test_a_sweep_continues_after_a_failed_run_and_names_it(video_folder, tmp_pat
     assert done.returncode == 2
     assert "12 frames, a clip spans 25, and clip.short=error" in done.stderr
     (sweep,) = (tmp_path / "outputs").iterdir()
-    good, bad = rows_of(sweep / "summary.csv")
-    assert (good["clip.short"], good["status"]) == ("repeat_last", "done")
-    assert bad["clip.short"] == "error"
-    assert "clip.short=error" in bad["status"]
+    rows = {row["clip.short"]: row["status"] for row in rows_of(sweep / "summary.csv")}
+    assert rows["repeat_last"] == "done"
+    assert "clip.short=error" in rows["error"]
