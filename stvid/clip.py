@@ -38,7 +38,7 @@ class ClipSpec:
     num_frames: int | None = 16
     frame_stride: int | None = 2
     fps: float | None = None
-    size: tuple[int, int] | int = (64, 64)
+    size: tuple[int, int] = (64, 64)
     normalize: str = "frame"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -47,7 +47,7 @@ class ClipSpec:
     diff_gain: float = 4.0
     short: str = "repeat_last"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = self.size if isinstance(self.size, Sequence) else (self.size, self.size)
         object.__setattr__(self, "size", tuple(size))
         object.__setattr__(self, "mean", tuple(self.mean))
