@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from stvid.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SizeT = TypeVar("SizeT", int, "Tensor")
 NORMALIZE = ("fixed", "clip", "frame")
 SHORT = ("repeat_last", "wrap", "pad", "error")
 INPUT = {"rgb": 3, "diff": 3, "rgb_diff": 6}  # channels of each
@@ -88,7 +93,7 @@ class ClipSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def conv_output_size(size: int, *, kernel: int, stride: int = 1, padding: int = 0) -> int:
+def conv_output_size(size: SizeT, *, kernel: int, stride: int = 1, padding: int = 0) -> SizeT:
     """`floor((size + 2*padding - kernel) / stride) + 1`: outputs along one axis, below 1 where none fits.
 
     >>> conv_output_size(224, kernel=3)

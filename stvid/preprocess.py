@@ -6,9 +6,8 @@ B batch   T frames of a clip   C channels   H, W height and width in pixels   K 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -105,19 +104,7 @@ class Preprocess(nn.Module):
         return x.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
 
 
-class ClipModel(Protocol):
-    """What the functions below use of a `VideoModel`."""
-
-    max_chunk: int | None
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any: ...
-
-    def encode(
-        self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None, *, preprocess: Callable | None = None
-    ) -> Tensor: ...
-
-
-def run_model(model: ClipModel, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+def run_model(model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
     """Logits `B x K` of uint8 clips `B x T x C x H x W`.
 
     A `VideoModel` with `max_chunk` receives the pixels and preprocesses them chunk by chunk, so that a long video is
@@ -129,15 +116,15 @@ def run_model(model: ClipModel, preprocess: Preprocess, clips_BTCHW: Tensor, len
 
 
 def encode_clips(
-    model: ClipModel, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None
+    model: nn.Module, preprocess: Preprocess, clips_BTCHW: Tensor, lengths_B: Tensor | None = None
 ) -> Tensor:
     """The same for `model.encode`: features `B x T x F` of uint8 clips `B x T x C x H x W`."""
     if _preprocesses_chunks(model, preprocess):
-        return model.encode(clips_BTCHW, lengths_B, preprocess=preprocess)
-    return model.encode(preprocess(clips_BTCHW, lengths_B), lengths_B)
+        return model.encode(clips_BTCHW, lengths_B, preprocess=preprocess)  # type: ignore[operator] # a `VideoModel`
+    return model.encode(preprocess(clips_BTCHW, lengths_B), lengths_B)  # type: ignore[operator]
 
 
-def _preprocesses_chunks(model: ClipModel, preprocess: Preprocess) -> bool:
+def _preprocesses_chunks(model: nn.Module, preprocess: Preprocess) -> bool:
     return model.max_chunk is not None and preprocess.normalize != "clip"
 
 
