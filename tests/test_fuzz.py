@@ -4,17 +4,14 @@ import random
 
 import pytest
 from conftest import REAL_DATA
-from fuzz import LARGEST, damaged, fuzz, is_fine
-from numbered import write_video
+from fuzz import LARGEST, damaged, fuzz, is_fine, make_sources, peak_memory
 
 ODD_VIDEOS = REAL_DATA / "odd_videos"
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sources")
-    kinds = [("h264", "mp4"), ("hevc", "mkv"), ("vp9", "webm"), ("mpeg4", "avi"), ("mjpeg", "mp4")]
-    return [write_video(folder / f"{codec}.{end}", codec=codec, bframes=2, gop=8) for codec, end in kinds]
+    return make_sources(tmp_path_factory.mktemp("sources"))
 
 
 def test_damaged_files_give_frames_or_a_video_error(sources):
@@ -38,8 +35,19 @@ def test_a_variant_depends_on_its_number_alone():
     assert len({damaged(content, random.Random(f"0 {i}"))[1] for i in range(20)}) > 10
 
 
+def test_peak_memory_is_measured_anew_after_a_reset():
+    if not peak_memory():
+        pytest.skip("needs Linux's /proc")
+    before = peak_memory(reset=True)
+    block = bytearray(b"1" * (64 << 20))
+    assert peak_memory() - before > 60 << 20
+    del block
+    assert peak_memory(reset=True) > 0
+
+
 def test_a_crash_is_told_from_a_refusal():
     assert is_fine("frames")
     assert is_fine("truncated")
     assert not is_fine("crash (number 3)")
+    assert not is_fine("memory (number 3)")
     assert not is_fine("wrong frames (a.mp4, number 3)")
