@@ -9,9 +9,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from fractions import Fraction
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
@@ -19,9 +21,11 @@ import numpy as np
 import pytest
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUNCATED, UNREADABLE, VideoError
+from stvid.video import decoding, workers
 from stvid.video import probe as probe_module
 from stvid.video.probe import probe, probe_all
 from stvid.video.types import VideoInfo
+from stvid.video.workers import report_progress
 
 DATA = Path(os.environ.get("STVID_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 UT_INTERACTION = DATA / "ut_interaction"
@@ -251,6 +255,32 @@ def test_a_hang_costs_its_time_limit_and_only_its_own_file(videos, monkeypatch):
     monkeypatch.setattr(probe_module, "probe", hang)
     results = probe_all(videos, num_workers=2, progress=False, timeout=1.0)
     assert [getattr(r, "num_frames", None) or r.reason for r in results] == [5, TIMEOUT, 7, 8]
+    assert "data.probe_timeout" in str(results[1])
+
+
+def begin_and_hang(name):
+    report_progress()
+    threading.Event().wait()
+
+
+def test_the_time_limit_counts_silence_not_the_whole_time():
+    worker = workers._Worker(begin_and_hang, timeout=600.0)
+    try:
+        worker.start_file("film.mp4")
+        before = worker.deadline
+        wait([worker.pipe])
+        assert not worker.has_ended()
+        assert worker.deadline > before
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("decode_all", [True, False])
+def test_every_frame_is_progress(videos, tmp_path, monkeypatch, decode_all):
+    calls = []
+    monkeypatch.setattr(decoding, "report_progress", lambda: calls.append(1))
+    info = probe(videos[0], decode_all=decode_all)
+    assert len(calls) >= info.num_frames
 
 
 def forbidden(name, *, decode_all):

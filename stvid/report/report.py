@@ -6,8 +6,10 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
@@ -23,6 +25,7 @@ from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import RunFolder
+from stvid.run.relocation import find_moved
 from stvid.run.results import read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import read_epochs
@@ -34,7 +37,9 @@ MAX_TEXT_BYTES = 4_000_000  # the rest of the page; above this it is truncated
 PREVIEW_BATCH = 64  # previews made before their size is checked again
 
 
-def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
+def report_of_run(
+    trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None, data_root: str | None = None
+) -> Report:
     """Collects the content of a report, and makes the previews.
 
     Args:
@@ -42,13 +47,17 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
         folder: folder of the evaluation, with `result.json` and `predictions.csv`; None: the run folder itself, with
             the result on val.
         cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
+        data_root: where the videos are now, if they were moved after the evaluation.
 
     Raises:
-        InputError: `result.json` or `predictions.csv` is missing or of an older version.
+        InputError: no such `data_root`; `result.json` or `predictions.csv` is missing or of an older version.
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
     predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
+    if data_root:
+        moved = find_moved({row.path: None for row in predictions}, resolve_folder(data_root, key="--data-root"))
+        predictions = [replace(row, path=moved.get(row.path, row.path)) for row in predictions]
     run, is_pooled = read_run_result(trained.folder), "folds" in result
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
@@ -143,7 +152,7 @@ def _previews(
     ]
     index = {name: i for i, name in enumerate(result["class_names"])}
     explained = {video: index[predictions[video].predicted] for video in selection.explained * explain}
-    previews = {}
+    previews: dict[int, Preview] = {}
     for start in range(0, min(len(selection.order), MAX_CLIPS), PREVIEW_BATCH):
         videos = selection.order[start : start + PREVIEW_BATCH]
         classes = {video: explained[video] for video in videos if video in explained}

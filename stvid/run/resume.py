@@ -58,9 +58,7 @@ def resume_config(
         InputError: an override that would change the result, without `allow_changes=true`; another choice of a config
             group; a key that the run does not have.
     """
-    parsed = [
-        override for override in OverridesParser.create().parse_overrides(list(overrides)) if _is_run_key(override)
-    ]
+    parsed = [override for override in parse_overrides(overrides) if _is_run_key(override)]
     changes = [override for override in parsed if override.key_or_group not in ALLOWED_OVERRIDES]
     if changes and not new.allow_changes:
         raise InputError(
@@ -105,9 +103,23 @@ def check_complete(stored: DictConfig, new: DictConfig) -> None:
         )
 
 
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """The overrides of a command line, parsed by Hydra."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def is_data_root(override: Override) -> bool:
+    """Whether an override names the folder of the videos; beside `resume` it says where they are now."""
+    return override.key_or_group == "data.root"
+
+
 def _is_run_key(override: Override) -> bool:
     """Whether an override is of the run's config: not of Hydra's, and not one that only says how to resume."""
-    return override.key_or_group not in RESUME_KEYS and not override.key_or_group.startswith("hydra")
+    return (
+        not is_data_root(override)
+        and override.key_or_group not in RESUME_KEYS
+        and not override.key_or_group.startswith("hydra")
+    )
 
 
 def _apply(config: DictConfig, override: Override, new: DictConfig) -> None:

@@ -25,8 +25,18 @@ from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_i
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
+from stvid.run.overrides import quote
+from stvid.run.relocation import relocate_run, video_sizes
 from stvid.run.results import read_run_result
-from stvid.run.resume import MANIFEST_KEY, RESUME_KEYS, check_complete, resume_config, unchecked_places
+from stvid.run.resume import (
+    MANIFEST_KEY,
+    RESUME_KEYS,
+    check_complete,
+    is_data_root,
+    parse_overrides,
+    resume_config,
+    unchecked_places,
+)
 from stvid.run.stored import check_same_config, check_targets, read_config
 
 log = logging.getLogger("stvid")
@@ -59,17 +69,18 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     if not config.resume and not is_restarted:
         if _is_main_process() and (found := folder.training_files):
             raise InputError(
-                f"{folder.path} holds a run already. Resume it (resume={folder.path}), or choose another hydra.run.dir"
+                f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
+                "another hydra.run.dir"
                 if is_run
                 else f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir"
             )
         config = drop_keys_of_replaced_model(config, overrides)
         config.trust = trust
         check_config(config)
-        if not sweep:
-            _check_no_sweep_settings(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, folder
+    if is_run and config.resume:
+        _relocate(folder, config, overrides)
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
     stored = read_config(folder.config_yaml)
@@ -98,7 +109,7 @@ def stored_manifest(*, run: str) -> Manifest:
         run: the run folder.
 
     Raises:
-        InputError: the table is missing or damaged.
+        InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
     """
     folder = RunFolder(Path(run))
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
@@ -107,7 +118,22 @@ def stored_manifest(*, run: str) -> Manifest:
         fields({"class_names": list_of(text(), unique=True)})(config, folder.config_yaml.name)
     except InputError as error:
         raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
-    return Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    paths = {item.path for item in manifest.items if item.split != "test"}
+    missing = sorted(path for path in paths if not os.path.exists(path))
+    if len(missing) > config["data"].get("max_bad", 0) * len(paths):
+        command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
+        raise InputError(
+            f"{len(missing)} of the {len(paths)} videos that {display_path(folder.path)} trains on do not exist, the "
+            f"first: {missing[0]}. Moved? Go on with {command}"
+        )
+    return manifest
+
+
+def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now."""
+    if any(is_data_root(override) for override in parse_overrides(overrides)):
+        relocate_run(folder, config.data.root, splits=("train", "val"), option="data.root")
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
@@ -120,10 +146,12 @@ def finished_accuracy(config: DictConfig) -> float | None:
     if config.resume:
         overrides = list(HydraConfig.get().overrides.task)
         resume_config(stored, overrides, config, log_changes=False)  # raises for overrides that are not allowed
+        _relocate(folder, config, overrides)
     if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
         return None  # the config was changed after the run finished, for example to train longer
     path = display_path(folder.path)
-    hint = "" if is_multirun() else f"; to train longer: resume={path} trainer.max_epochs=N allow_changes=true"
+    command = train_command(f"resume={path}", "trainer.max_epochs=N", "allow_changes=true")
+    hint = "" if is_multirun() else f"; to train longer: {command}"
     log.info("%s is finished, val video accuracy %.3f%s", path, result["video_accuracy"], hint)
     return result["video_accuracy"]
 
@@ -150,7 +178,7 @@ def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
     with replacing(folder.config_yaml) as partial:
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
     if not folder.manifest_csv.exists():
-        manifest.write_csv(folder.manifest_csv)
+        manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
 
 
 @contextlib.contextmanager
@@ -183,12 +211,6 @@ def _without_resume_keys(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in RESUME_KEYS}, sort_keys=True)
 
 
-def _check_no_sweep_settings(overrides: Sequence[str]) -> None:
-    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
-    if settings:
-        raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
-
-
 def _is_main_process() -> bool:
     """False in the other processes of a run, which Lightning, torchrun or Slurm starts."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
@@ -200,8 +222,7 @@ def _prepare_relaunch(folder: RunFolder) -> None:
     Clears Hydra's global state. If it is set, Lightning reads a config from the run folder instead and redirects the
     output of the processes. The other processes log errors only.
     """
-    quoted = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
-    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
+    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={quote(str(folder.path))}"]
     HydraConfig.instance().cfg = None
     if not _is_main_process():
         log.setLevel(logging.ERROR)  # the main process logs everything

@@ -16,9 +16,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from stvid.errors import VideoError
+from stvid.errors import TIMEOUT, VideoError
 from stvid.progress import Bar
-from stvid.video.decoding import Scan, image_size, list_images, open_video
+from stvid.video.container import open_video
+from stvid.video.decoding import Scan, image_size, list_images
 from stvid.video.types import ProbeCache, VideoInfo, file_identity, load_probe_cache, save_probe_cache
 from stvid.video.workers import map_files
 
@@ -131,7 +132,7 @@ def probe_all(
 ) -> list[VideoInfo | VideoError]:
     """Probes many files; returns VideoInfo or VideoError for each, in the order of `paths`.
 
-    A file that crashes its decoder becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`;
+    A file that crashes its decoder becomes `VideoError(unreadable)`, one that stands still `VideoError(timeout)`;
     this does not affect other files.
 
     Args:
@@ -141,7 +142,7 @@ def probe_all(
             Errors are not cached: a mount, a permission or a less busy machine may remove them.
         decode_all: see `probe`; if True, cached results from counting packets are not used.
         progress: show a progress bar if there are files to probe.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame (or, if packets are counted, a new packet) after which a file is given up.
     """
     names = [os.fspath(path) for path in paths]
     cached = load_probe_cache(cache)
@@ -163,6 +164,8 @@ def probe_all(
         bar.start()
         for name, result in probed:
             bar.advance()
+            if isinstance(result, VideoError) and result.reason == TIMEOUT:
+                result = VideoError(name, TIMEOUT, f"{result.detail}; data.probe_timeout sets this limit")
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
                 new[os.path.abspath(name)] = (identities[name], result)
