@@ -18,7 +18,8 @@ from pathlib import Path
 
 from stvid.errors import VideoError
 from stvid.progress import Bar
-from stvid.video.decoding import Scan, image_size, list_images, open_video
+from stvid.video.container import open_video
+from stvid.video.decoding import Scan, image_size, list_images
 from stvid.video.types import ProbeCache, VideoInfo, file_identity, load_probe_cache, save_probe_cache
 from stvid.video.workers import map_files
 

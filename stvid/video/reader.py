@@ -21,7 +21,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
-from stvid.video.decoding import decode, open_video, read_images
+from stvid.video.container import open_video
+from stvid.video.decoding import decode, read_images
 from stvid.video.probe import probe
 from stvid.video.types import VideoInfo
 

@@ -19,7 +19,8 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
-from stvid.video.decoding import decode, open_video, read_images
+from stvid.video.container import open_video
+from stvid.video.decoding import decode, read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
 from stvid.video.types import VideoInfo, file_identity

@@ -17,7 +17,7 @@ from stvid.files import replacing
 logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
-_HEAD = {"stvid_probe": 3, "av": AV_VERSION}
+_HEAD = {"stvid_probe": 4, "av": AV_VERSION}
 
 
 @dataclass(frozen=True, kw_only=True)
