@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError
-from stvid.video.decoding import IMAGE_EXTENSIONS
+from stvid.video.images import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 _SPLIT_ATTEMPTS = 200  # random orders of the groups to try
