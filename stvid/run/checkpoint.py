@@ -23,6 +23,7 @@ from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel
 from stvid.run.folder import RunFolder, find_checkpoint
+from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 OUR_TARGET = re.compile(r"stvid\.models\.\w+\.\w+")
@@ -89,6 +90,11 @@ class TrainedModel:
     position: tuple[int, int] = (0, 0)
     step: int = 0
     temperature: float = 1.0
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of a frame above which a video is unreadable, as in training."""
+        return self.config.get("data", {}).get("datamodule", {}).get("max_pixels", MAX_PIXELS)
 
 
 def trusted_modules(trust: str | Sequence[str], target: object = None) -> list[str]:

@@ -20,7 +20,7 @@ from stvid.video.workers import report_progress
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 # The content of a file decides, not its name. Formats that start other programs (EPS) or open other files are left out.
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
-_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "MPO", "JPEG2000", *_AVIF)
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", *_AVIF)
 _SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 262, 274, 339  # tags of EXIF and TIFF
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 _CHECK_DIGITS = 4
