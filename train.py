@@ -34,15 +34,15 @@ from stvid.evaluation.text import headline
 from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
-from stvid.run.config import hydra_errors_as_input_errors
+from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
 from stvid.run.start import (
     finished_accuracy,
     is_multirun,
+    locked_run,
     open_run,
-    remove_empty_run_folder,
     save_run,
     with_used_values,
 )
@@ -90,7 +90,8 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         plugins=build_plugins(config.trainer.sync_batchnorm),
         sync_batchnorm=False,
     )
-    logger = instantiate(config.logger, **logger_arguments(config.logger, folder.path)) if config.logger else False
+    arguments = escape_interpolations(logger_arguments(config.logger, folder.path)) if config.logger else {}
+    logger = instantiate(config.logger, **arguments) if config.logger else False
     epoch_table = EpochTable(path=folder.metrics_csv)
     callbacks = build_callbacks(
         data,
@@ -184,8 +185,9 @@ def train_unless_finished(config: DictConfig) -> float:
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
     if is_multirun():  # stvid.sweep handles the errors of its trials
-        return train_unless_finished(config)
-    with report_errors(), hydra_errors_as_input_errors(), remove_empty_run_folder():
+        with locked_run():
+            return train_unless_finished(config)
+    with report_errors(), hydra_errors_as_input_errors(), locked_run():
         return train_unless_finished(config)
 
 

@@ -176,6 +176,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
+    parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
     parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(parser)
     _add_trust(parser)
@@ -194,6 +195,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
     description = "which evaluation (default: for one run its own on val, for several test)"
     parser.add_argument("--split", help=description)
+    parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
     parser.add_argument("--out", metavar="F.html", help="write the page to this file")
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the comparison to this file")

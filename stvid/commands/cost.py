@@ -18,8 +18,8 @@ from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model, trusted_modules
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
+from stvid.run.model import build_model, trusted_modules
 
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
 DEFAULT_CLASSES = 400  # of a data set that is not in CLASSES; the number of Kinetics-400

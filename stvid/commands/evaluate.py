@@ -14,6 +14,7 @@ from stvid.files import write_json
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
+from stvid.run.relocation import relocate_run
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,6 +41,11 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         trust=options.trust,
     )
     runs, folder = resolve_runs(options.runs)
+    if options.data_root:
+        splits = {options.split, "val"} if options.calibrate else {options.split}
+        for run in runs:
+            needed = () if options.manifest else splits
+            relocate_run(RunFolder.of(run), options.data_root, splits=needed, option="--data-root")
     if folder is None:
         evaluation = evaluate_run(runs[0], evaluation_options, is_main_process=is_main_process)
     else:

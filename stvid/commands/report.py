@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         command = f"stvid evaluate {options.runs[0]} --split {split}"
         raise InputError(f"{options.runs[0]} was not evaluated on {split}: no {folder.result_json}. First: {command}")
     out = Path(options.out) if options.out else folder.report_html
-    write_report(report_of_run(trained, folder.path), out)
+    write_report(report_of_run(trained, folder.path, data_root=options.data_root), out)
     print(f"written to {display_path(out.absolute())}")
 
 

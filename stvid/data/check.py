@@ -18,7 +18,8 @@ from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.content_checks import content_keys, find_duplicates, find_shortcuts
 from stvid.data.dataset import item_frames
-from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks
+from stvid.data.group_proposals import propose_groups
+from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks, similar_classes
 from stvid.errors import VideoError
 from stvid.video.probe import probe_all
 from stvid.video.types import MAX_PIXELS, VideoInfo
@@ -54,7 +55,7 @@ def check_videos(
         clip: the clip's geometry; determines which videos are short.
         num_workers: processes that decode; at least one, so that a crash or a hang affects only its own file.
         cache: JSON file with the results of earlier calls; unchanged files are not decoded again.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame after which a file is given up.
         max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.
 
@@ -63,7 +64,8 @@ def check_videos(
         be decoded and of items without frames; files: properties; duplicates: lists of paths; leaks: kind (file,
         content, group), name, splits, num_files, paths (a few); conflicts: labels, paths, start, end; class_counts:
         class -> split -> items; odd: short (on the clip's timeline), durations, median_duration, damaged, sizes, fps;
-        shortcuts: see `find_shortcuts`; clip: settings that define which videos are short.
+        shortcuts: see `find_shortcuts`; groups: see `propose_groups`; similar_classes: lists of class names that look
+        the same; clip: settings that define which videos are short.
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
@@ -86,12 +88,14 @@ def check_videos(
         "class_counts": _class_counts(manifest),
         "odd": {"short": _short(rows, clip), **_odd_files(infos)},
         "shortcuts": _shortcuts(rows, keys),
+        "groups": propose_groups(items, infos, progress=progress),
+        "similar_classes": similar_classes(manifest.class_names),
     }
 
 
 def is_bad(report: dict) -> bool:
-    """Whether the data set has errors: a bad file or item, a leak, or a label conflict."""
-    return bool(report["bad"] or report["leaks"] or report["conflicts"])
+    """Whether the data set has errors: a bad file or item, a leak, a label conflict, or classes that look the same."""
+    return any(report[key] for key in ("bad", "leaks", "conflicts", "similar_classes"))
 
 
 def _frames_or_error(item: Item, info: VideoInfo | VideoError) -> range | VideoError:

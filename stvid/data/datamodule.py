@@ -27,7 +27,7 @@ from stvid.data.loading import (
     views_loader,
     worker_options,
 )
-from stvid.data.manifest import Manifest, validate
+from stvid.data.manifest import NAME_GROUPS, Manifest, validate
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import InputError, VideoError
@@ -56,6 +56,7 @@ class VideoDataModule(pl.LightningDataModule):
         num_crops: crops per validation clip.
         seed: random choices depend only on seed, epoch and item.
         allow_leaks: allow the same file or group in two splits.
+        allow_similar_classes: allow class names that look the same, see `similar_classes`.
         max_bad: maximum fraction of unreadable videos, in [0, 1]; above it the run does not start.
         whole_video: every clip is a whole video, as with `clip.num_frames=None`: the clips of a batch have similar
             lengths, and a validation video has one clip.
@@ -67,7 +68,7 @@ class VideoDataModule(pl.LightningDataModule):
             `loss`: give every class equal weight in the loss (see `class_weights`).
         probe: `decode` every file once before the first run, which finds all broken files; `count` packets where
             possible, which is faster, but finds a file that breaks half way only when it is read.
-        probe_timeout: seconds to probe one file, plus one for each megabyte of it.
+        probe_timeout: seconds without a new frame after which a file that is probed is given up.
         max_pixels: of a frame or image, height times width; larger ones are unreadable, before they are decoded.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
@@ -90,6 +91,7 @@ class VideoDataModule(pl.LightningDataModule):
         num_crops: int = 1,
         seed: int = 0,
         allow_leaks: bool = False,
+        allow_similar_classes: bool = False,
         max_bad: float = 0.05,
         whole_video: bool = False,
         passes: int | None = None,
@@ -124,7 +126,13 @@ class VideoDataModule(pl.LightningDataModule):
         self.cached: dict[str, CachedClips] = {}
         self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
         self.probe_options = {"decode_all": probe == "decode", "timeout": probe_timeout, "max_pixels": max_pixels}
-        self.manifest = validate(manifest, allow_leaks=allow_leaks)
+        self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
+        if all(item.group is None for item in manifest.items):
+            log.warning(
+                "no groups are named, so clips of one recording may be in several splits, and the accuracy too good; "
+                "stvid check proposes groups. To name them: %s",
+                NAME_GROUPS,
+            )
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)

@@ -71,7 +71,7 @@ def prepare(
         gop: maximum distance between two keyframes: small values read faster, large values need less disk space.
         crf: 0 (lossless) to 51.
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
-        timeout: seconds for one video, plus one for each megabyte of it.
+        timeout: seconds without a new frame after which a video is given up.
         max_pixels: of a frame; larger videos cannot be read.
         progress: show a progress bar if there are files to make.
 

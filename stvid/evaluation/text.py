@@ -113,6 +113,9 @@ def confused_with(truth: int, counts: Sequence[int], class_names: Sequence[str])
     return [f"{class_names[predicted]} ({-number})" for number, predicted in wrong[:MAX_NAMED]] + more
 
 
+NO_GROUPS = "no groups are named: clips of one recording may be in train and in these videos (stvid check)"
+
+
 def headline(result: Mapping) -> str:
     """The video accuracy with its interval, in one line."""
     low, high = result["video_accuracy_ci95"]
@@ -132,6 +135,7 @@ def result_text(result: Mapping) -> str:
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
         f"protocol: {_protocol_text(result['protocol'])}",
         f"95 % intervals: {resampled}",
+        *([] if result["num_groups"] else [NO_GROUPS]),
         *([f"no videos of: {listing(absent)}"] if absent else []),
         "",
         *(

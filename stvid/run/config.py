@@ -150,14 +150,6 @@ def _check_data_keys(data: DictConfig) -> None:
             raise InputError(f"unknown config key data.{key}{nearest(str(key), map(str, known))}")
 
 
-@functools.cache
-def known_targets() -> frozenset[str]:
-    """Every `_target_` in the files of configs/."""
-    files = (project_root() / "configs").rglob("*.yaml")
-    names = (re.findall(r"^\s*_target_: *([\w.]+)", file.read_text(encoding="utf-8"), re.M) for file in files)
-    return frozenset(name for file_names in names for name in file_names)
-
-
 def escape_interpolations(node: object) -> object:
     """Plain data whose texts OmegaConf reads as they are: `${x}` in a class name is no interpolation."""
     if isinstance(node, dict):

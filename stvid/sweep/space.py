@@ -27,6 +27,10 @@ class Choice:
     values: tuple[str, ...]
     ordered: bool = False
 
+    def contains(self, value: str) -> bool:
+        """Whether a value, written as in an override, is one of these."""
+        return value in self.values
+
     def __str__(self) -> str:
         return ", ".join(self.values)
 
@@ -39,6 +43,13 @@ class Interval:
     high: float
     log: bool = False
     whole: bool = False
+
+    def contains(self, value: str) -> bool:
+        """Whether a value, written as in an override, is a number of this interval."""
+        try:
+            return self.low <= (int(value) if self.whole else float(value)) <= self.high
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         whole, log = "whole numbers " if self.whole else "", ", logarithmic" if self.log else ""

@@ -21,6 +21,7 @@ _ELEMENTS = {  # of Matroska, in a segment or a cluster
     *(_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469, 0xEC, 0xBF),
     *(0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854),
 }
+_UNKNOWN = (0, 0xFFFFFFFF)  # RIFF lengths of a recording that is not finished
 _FLV_TAGS = (8, 9, 18)  # sound, video, script data
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _MAX_OGG_PAGE = 27 + 255 + 255 * 255
@@ -109,13 +110,27 @@ def _check_avi(file: BinaryIO, size: int) -> str | None:
     at = 0
     while (header := _read(file, at, 12)).startswith(b"RIFF") and len(header) == 12:
         length = struct.unpack_from("<I", header, 4)[0]
-        if length in (0, 0xFFFFFFFF):  # a recording that nobody ended
-            return None
+        if length in _UNKNOWN:  # a recording that nobody ended
+            return _check_chunks(file, at + 12, size)
         end = at + 8 + length
         if end > size and not _has_index(file, at + 12, size):
             return _short(size, end, "its RIFF chunk")
         at = end + end % 2
     return None
+
+
+def _check_chunks(file: BinaryIO, at: int, size: int) -> str | None:
+    while len(header := _read(file, at, 12)) >= 8:
+        kind, length = struct.unpack("<4sI", header[:8])
+        if kind == b"LIST" and (length in _UNKNOWN or header[8:] in (b"movi", b"rec ")):
+            at += 12
+        elif not (kind.isascii() and kind.decode().isprintable()):
+            return None
+        elif cut := _short(size, at + 8 + length, "a chunk"):
+            return cut
+        else:
+            at += 8 + length + length % 2
+    return _short(size, at + 8, "the head of a chunk") if any(header) else None
 
 
 def _has_index(file: BinaryIO, at: int, size: int) -> bool:
@@ -181,7 +196,7 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
         if len(tag) < 11:
             return _short(size, at + 11, "the head of a tag")
         content = at + 11 + int.from_bytes(tag[1:4], "big")
-        if cut := _short(size, content, "a tag"):
+        if size != content and (cut := _short(size, content + 4, "a tag")):  # some writers omit the last 4 bytes
             return cut
         if tag[0] == 18 and not stated:
             stated = _script_numbers(_read(file, at + 11, content - at - 11))
@@ -190,7 +205,7 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
         at = content + 4
     duration = stated.get("duration", 0.0)
     # stated sizes survive an edit of the file, and a last frame lasts some time: only both together are exact
-    tolerance = 0.25 if stated.get("filesize", 0.0) > size else duration / 4
+    tolerance = 0.25 if stated.get("filesize", 0.0) > at else duration / 4
     return f"it ends after {last:.2f} s of {duration:.2f} s" if last + tolerance < duration else None
 
 

@@ -74,7 +74,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels
 
 
 def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
-    """The track that players show: no cover, marked as default, most pixels, first; one that can be decoded.
+    """The track that players show: the first that is marked as default, else the first; never a cover.
 
     Not every cover is marked as one. In a file with several tracks, it is a track of one frame, or one in a codec for
     images that is not said to be at least half as long as the longest track.
@@ -86,9 +86,9 @@ def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
         is_image = context is not None and context.codec.canonical_name in _IMAGE_CODECS
         is_short = seconds[stream.index] < max(max(seconds.values()) / 2, 1e-9)
         is_cover = stream.disposition & _COVER or stream.frames == 1 or (is_image and is_short)
-        pixels = 0 if context is None else context.width * context.height
-        return context is not None, not is_cover, bool(stream.disposition & Disposition.default), pixels
+        return context is not None, not is_cover, bool(stream.disposition & Disposition.default)
 
+    # of equals, max() returns the first
     return max((s for s in streams if not s.disposition & Disposition.attached_pic), key=rank, default=None)
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from stvid.errors import VideoError
+from stvid.errors import TIMEOUT, VideoError
 from stvid.progress import Bar
 from stvid.video.container import open_video
 from stvid.video.decoding import Scan
@@ -149,7 +149,7 @@ def probe_all(
 ) -> list[VideoInfo | VideoError]:
     """Probes many files; returns VideoInfo or VideoError for each, in the order of `paths`.
 
-    A file that crashes its decoder becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`;
+    A file that crashes its decoder becomes `VideoError(unreadable)`, one that stands still `VideoError(timeout)`;
     this does not affect other files.
 
     Args:
@@ -159,7 +159,7 @@ def probe_all(
             Errors are not cached: a mount, a permission or a less busy machine may remove them.
         decode_all: see `probe`; if True, cached results from counting packets are not used.
         progress: show a progress bar if there are files to probe.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame (or, if packets are counted, a new packet) after which a file is given up.
         max_pixels: see `probe`.
     """
     names = [os.fspath(path) for path in paths]
@@ -185,6 +185,8 @@ def probe_all(
         bar.start()
         for name, result in probed:
             bar.advance()
+            if isinstance(result, VideoError) and result.reason == TIMEOUT:
+                result = VideoError(name, TIMEOUT, f"{result.detail}; data.probe_timeout sets this limit")
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
                 new[os.path.abspath(name)] = (identities[name], result)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 
+from stvid.checks import fields, flag, list_of, maybe, number, text
 from stvid.errors import CHANGED, UNREADABLE, VideoError
 from stvid.files import replacing
 
@@ -81,6 +82,26 @@ class VideoInfo:
         return index / self.fps if self.timestamps is None else self.timestamps[index]
 
 
+_SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
+_INFO = fields(
+    {
+        "num_frames": _SIZE,
+        "fps": number(1e-6, 1e6),
+        "duration": number(0),
+        "height": _SIZE,
+        "width": _SIZE,
+        "codec": text(),
+        "pixel_format": text(),
+        "rotation": number(0, 359, whole=True),
+        "mirrored": flag,
+        "keyframes": list_of(_WHOLE),
+        "first_pts": maybe(number(whole=True)),
+        "timestamps": maybe(list_of(number())),
+        "num_damaged": _WHOLE,
+        "decoded": flag,
+        "identity": text(),
+    }
+)
 ProbeCache = dict[str, tuple[list, VideoInfo]]  # absolute path -> (`file_identity`, info)
 
 
@@ -135,16 +156,18 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
         content = json.loads(Path(cache).read_bytes())
         if content["head"] != _HEAD:
             return {}
-        return {name: (identity, _to_info(fields)) for name, (identity, fields) in content["files"].items()}
+        return {name: (list(identity), _to_info(values)) for name, (identity, values) in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("probe cache %s cannot be used and is replaced: %s", cache, error)
         return {}
 
 
-def _to_info(fields: dict) -> VideoInfo:
-    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+def _to_info(values: dict) -> VideoInfo:
+    """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
+    _INFO(values, "an entry")
+    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:

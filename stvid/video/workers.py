@@ -124,7 +124,7 @@ class _Worker:
                 code = self._process.exitcode
                 error = VideoError(self.name, UNREADABLE, f"its decoder crashed: exit code {code}")
         else:
-            error = VideoError(self.name, TIMEOUT, f"no new frame for {self._timeout:.3g} s, see data.probe_timeout")
+            error = VideoError(self.name, TIMEOUT, f"no new frame for {self._timeout:.3g} s")
         self.kill()
         self._start_process()
         return error

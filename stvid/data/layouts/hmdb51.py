@@ -20,9 +20,9 @@ from stvid.data.layouts.discovery import (
     index_videos,
     read_lines,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import csv
 import re
 from pathlib import Path
 
-from stvid.data.layouts.class_folders import VIDEO_FILES, find_items, find_split_folders
+from stvid.data.layouts.class_folders import VIDEO_FILES, find_items
 from stvid.data.layouts.discovery import (
     build_manifest,
     find_files,
@@ -19,7 +19,9 @@ from stvid.data.layouts.discovery import (
     resolve_folder,
     warn_missing,
 )
+from stvid.data.layouts.split_folders import find_split_folders
 from stvid.data.manifest import Item, Manifest
+from stvid.data.tables import read_table
 from stvid.errors import InputError
 
 TABLE = re.compile(r"(?:.+[-_])?(train|val|valid|validate|validation|test)\.csv", re.IGNORECASE)
@@ -101,14 +103,13 @@ def _from_tables(root: Path, tables: dict[str, Path]) -> Manifest:
 
 def _read_table(root: Path, table: Path, split: str, videos: dict[str, Path]) -> tuple[list[Item], int]:
     """The items of one table, and the number of rows without a label."""
-    with table.open(newline="", **TEXT) as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(table, required=COLUMNS, optional=("label",)).rows
     items, missing, num_unlabelled = [], [], 0
-    for number, row in enumerate(rows, start=2):
+    for line, row in rows:
         if not row.get("label"):
             num_unlabelled += 1
             continue
-        name, start, end = _parse_times(row, f"{table}, line {number}")
+        name, start, end = _parse_times(row, f"{table}, line {line}")
         clip = f"{name}_{int(start):06d}_{int(end):06d}"
         video = videos.get(clip) or videos.get(name)
         if video is None:

@@ -17,9 +17,9 @@ from stvid.data.layouts.discovery import (
     index_videos,
     read_lines,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError, nearest
 
 GROUP = re.compile(r"_g(\d+)_c\d+$")

@@ -14,9 +14,9 @@ from stvid.data.layouts.discovery import (
     find_videos,
     index_videos,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError
 
 CLASS_NAMES = ("hand_shaking", "hugging", "kicking", "pointing", "punching", "pushing")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from stvid.checks import read_csv
 from stvid.distributed import all_gather_object
 from stvid.errors import InputError
 from stvid.files import replacing
@@ -19,11 +20,15 @@ _ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names may
 
 
 def read_bad_videos(path: Path) -> dict[str, str]:
-    """Path -> reason of the unreadable videos of a run; empty if there is no file."""
+    """Path -> reason of the unreadable videos of a run; empty if there is no file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not path.exists():
         return {}
-    with path.open(newline="", **_ENCODING) as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    _, rows = read_csv(path, required=("path", "reason"), remedy="Delete it; it is written again")
+    return {row["path"]: row["reason"] for row in rows}
 
 
 class BadVideos(Callback):

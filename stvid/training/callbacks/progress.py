@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.checks import read_csv
 from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
-from stvid.errors import train_command
+from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice
@@ -45,6 +47,38 @@ SCREEN_COLUMNS = (
     ("memory_gib", "memory", "GiB", 8, "{:.2f}"),
     ("waiting", "waiting", "for data", 10, "{:.0%}"),
 )
+
+
+def read_epochs(path: Path, *, required: Sequence[str] = ("epoch",)) -> list[dict[str, str]]:
+    """Reads `metrics.csv`: a row for each epoch, all cells empty or numbers; empty if there is no file.
+
+    Args:
+        path: the file.
+        required: columns that must be filled.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    remedy = "Move it away; the run goes on without the rows of the epochs so far"
+    _, rows = read_csv(path, required=required, remedy=remedy)
+    for number, row in enumerate(rows, start=1):
+        for name in COLUMNS:
+            if not _is_cell(row.get(name, ""), whole=name in ("epoch", "step"), can_be_empty=name not in required):
+                raise InputError(f"{path} is damaged or was changed: row {number}: {name} is {row[name]!r}. {remedy}")
+    return rows
+
+
+def _is_cell(cell: str, *, whole: bool, can_be_empty: bool) -> bool:
+    """Whether a cell holds a number that an `EpochTable` can have written."""
+    if whole and cell:
+        return cell.isascii() and cell.isdigit() and len(cell) < 16
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return False
+    return bool(cell or can_be_empty) and (can_be_empty or 0 <= value < math.inf)
 
 
 class EpochTable(Callback):
@@ -95,9 +129,8 @@ class EpochTable(Callback):
         }
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
-        if self.path.exists():  # also for a run with no epochs left
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        # also for a run with no epochs left
+        self.rows = read_epochs(self.path, required=("epoch", "clips_per_second", "seconds"))
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
