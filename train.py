@@ -1,7 +1,7 @@
 """Trains a model and evaluates it on the validation videos.
 
 python train.py                                         the built-in data set, a 3D CNN
-python train.py model=cnn_lstm data=folder data.root=DIR
+python train.py DIR model=cnn_lstm                      videos in one folder per class, see docs/data.md
 python train.py -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3
 python train.py resume=RUN
 python train.py --help                                  all choices and keys
@@ -9,14 +9,15 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import report_errors
-from stvid.run.config_help import exit_if_help
+from stvid.errors import interrupt_normally, report_errors
+from stvid.run.overrides import prepare_arguments
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
     with report_errors():
-        exit_if_help(sys.argv[1:])
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
+import shlex
 from collections.abc import Mapping
 from functools import partial
 
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
-from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
 from stvid.evaluation.text import headline
@@ -67,6 +68,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
 
     # seed
+    check_accelerator(config.trainer.accelerator)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
@@ -166,7 +168,7 @@ def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
 
 
 def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
-    run = display_path(folder.path)
+    run = shlex.quote(str(display_path(folder.path)))
     log.info("run folder   %s", run)
     log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
     log.info("use it       stvid predict %s VIDEO...", run)
@@ -192,6 +194,7 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    interrupt_normally()
     register_sweeper()
     with report_errors(), hydra_errors_as_input_errors():
         main()

@@ -142,7 +142,8 @@ def _run_batches(
     loader: DataLoader, runner: ModelRunner, num_classes: int, bar: Bar
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Logits of every view, the video of each view, and the reasons for videos that could not be read."""
-    logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
+    logits, videos = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)]
+    failed: dict[int, str] = {}
     for batch in loader:
         failed |= {failure.video: failure.reason for failure in batch["failed"]}
         if len(batch["videos"]):

@@ -6,7 +6,6 @@ import argparse
 
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
-from stvid.errors import InputError
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text
@@ -18,8 +17,6 @@ from stvid.run.relocation import relocate_run
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.processes < 1:
-        raise InputError(f"--processes (={options.processes}) must be at least 1")
     if options.processes > 1 and not is_distributed():
         raise SystemExit(launch_processes(options.run_again, options.processes))
     limit_cpu_threads(default_device().type)

@@ -84,7 +84,7 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
         except VideoError:
             lengths.append(0)
         else:
-            lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames)
+            lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames or 0)
     return lengths
 
 
@@ -266,7 +266,7 @@ class TimedLoader(DataLoader):
     def _clock(self) -> IdleClock:
         return IdleClock()
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator:  # type: ignore[override] # torch promises a private class
         return self._timed(super().__iter__())
 
     def _timed(self, batches: Iterator) -> Iterator:
@@ -289,7 +289,8 @@ class IdleClock:
     """
 
     def __init__(self) -> None:
-        self.seconds, self.events = 0.0, deque()
+        self.seconds = 0.0
+        self.events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def start(self) -> None:
         self.began = _cuda_event() if torch.cuda.is_initialized() else time.perf_counter()

@@ -181,7 +181,7 @@ def _clip_seconds(dataset: Views, index: int) -> float:
 
     If the clip is longer than the video, the steps after the end are as long as the others.
     """
-    info = dataset.infos[index]
+    info = dataset.info(index)
     frames, fps = dataset.timeline(index)
     clip = sampling.resolve_num_frames(dataset.clip, len(frames), fps)
     (start,) = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), 1)

@@ -125,6 +125,14 @@ def find_checkpoint(run: str | Path) -> Path:
     raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
 
 
+def check_runs_exist(names: Sequence[str]) -> None:
+    """Raises InputError for a RUN of a command line that does not exist."""
+    for name in names:
+        if not Path(name).expanduser().exists():
+            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
+            raise InputError(f"RUN {name} does not exist; {hint}")
+
+
 def resolve_runs(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     """The runs that a command line names, with each sweep replaced by its runs.
 
@@ -135,10 +143,7 @@ def resolve_runs(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     Raises:
         InputError: a RUN that does not exist; a sweep without a finished run; runs in several folders.
     """
-    for name in names:
-        if not Path(name).expanduser().exists():
-            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
-            raise InputError(f"RUN {name} does not exist; {hint}")
+    check_runs_exist(names)
     if len(names) == 1 and not RunFolder(Path(names[0]).expanduser()).is_sweep:
         return [Path(names[0])], None
     runs = [run for name in names for run in _runs_at(Path(name).expanduser())]

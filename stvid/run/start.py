@@ -25,6 +25,7 @@ from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_i
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
+from stvid.run.overrides import quote
 from stvid.run.relocation import relocate_run, video_sizes
 from stvid.run.results import read_run_result
 from stvid.run.resume import (
@@ -68,15 +69,14 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     if not config.resume and not is_restarted:
         if _is_main_process() and (found := folder.training_files):
             raise InputError(
-                f"{folder.path} holds a run already. Resume it (resume={folder.path}), or choose another hydra.run.dir"
+                f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
+                "another hydra.run.dir"
                 if is_run
                 else f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir"
             )
         config = drop_keys_of_replaced_model(config, overrides)
         config.trust = trust
         check_config(config)
-        if not sweep:
-            _check_no_sweep_settings(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, folder
     if is_run and config.resume:
@@ -150,7 +150,8 @@ def finished_accuracy(config: DictConfig) -> float | None:
     if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
         return None  # the config was changed after the run finished, for example to train longer
     path = display_path(folder.path)
-    hint = "" if is_multirun() else f"; to train longer: resume={path} trainer.max_epochs=N allow_changes=true"
+    command = train_command(f"resume={path}", "trainer.max_epochs=N", "allow_changes=true")
+    hint = "" if is_multirun() else f"; to train longer: {command}"
     log.info("%s is finished, val video accuracy %.3f%s", path, result["video_accuracy"], hint)
     return result["video_accuracy"]
 
@@ -210,12 +211,6 @@ def _without_resume_keys(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in RESUME_KEYS}, sort_keys=True)
 
 
-def _check_no_sweep_settings(overrides: Sequence[str]) -> None:
-    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
-    if settings:
-        raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
-
-
 def _is_main_process() -> bool:
     """False in the other processes of a run, which Lightning, torchrun or Slurm starts."""
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
@@ -227,8 +222,7 @@ def _prepare_relaunch(folder: RunFolder) -> None:
     Clears Hydra's global state. If it is set, Lightning reads a config from the run folder instead and redirects the
     output of the processes. The other processes log errors only.
     """
-    quoted = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
-    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
+    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={quote(str(folder.path))}"]
     HydraConfig.instance().cfg = None
     if not _is_main_process():
         log.setLevel(logging.ERROR)  # the main process logs everything
