@@ -131,7 +131,7 @@ class Recognizer:
         """
         if isinstance(source, str | os.PathLike):
             path, frames_TCHW = os.path.abspath(source), None
-            info = probe(path, decode_all=False)
+            info = probe(path, decode_all=False, max_pixels=self.trained.max_pixels)
         else:
             path, frames_TCHW = None, _frames_of(source)
             info = _info_of(frames_TCHW, self.clip, fps)

@@ -33,6 +33,7 @@ from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import InputError, VideoError
 from stvid.video.reader import BACKENDS, INSTALL, is_installed
+from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class VideoDataModule(pl.LightningDataModule):
         probe: `decode` every file once before the first run, which finds all broken files; `count` packets where
             possible, which is faster, but finds a file that breaks half way only when it is read.
         probe_timeout: seconds without a new frame after which a file that is probed is given up.
+        max_pixels: of a frame or image, height times width; larger ones are unreadable, before they are decoded.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
     Raises:
@@ -98,6 +100,7 @@ class VideoDataModule(pl.LightningDataModule):
         balance: str = "none",
         probe: str = "decode",
         probe_timeout: float = 60.0,
+        max_pixels: int = MAX_PIXELS,
         backend: str = "pyav",
     ):
         super().__init__()
@@ -118,10 +121,13 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.backend={backend} is not installed: {INSTALL[backend]}")
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise InputError(f"data.max_pixels (={max_pixels}) must be a whole number of at least 1")
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
         self.cached: dict[str, CachedClips] = {}
         self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
         self.decode_all, self.probe_timeout = probe == "decode", probe_timeout
+        self.max_pixels = max_pixels
         self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
         if all(item.group is None for item in manifest.items):
             log.warning(
@@ -180,6 +186,7 @@ class VideoDataModule(pl.LightningDataModule):
             cache=probe_cache(self.manifest),
             decode_all=self.decode_all,
             timeout=self.probe_timeout,
+            max_pixels=self.max_pixels,
         )
         bad = [info for info in infos if isinstance(info, VideoError)]
         self.max_bad_videos = self.max_bad * len(items)

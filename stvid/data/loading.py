@@ -28,7 +28,7 @@ from stvid.errors import InputError, VideoError
 from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
-from stvid.video.types import VideoInfo
+from stvid.video.types import MAX_PIXELS, VideoInfo
 
 CACHE_NAME = ".stvid_probe.json"
 
@@ -171,6 +171,7 @@ def probe_items(
     cache: Path | None,
     decode_all: bool = True,
     timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[VideoInfo | VideoError]:
     """Probes the items' files with a cache, see `probe_all`.
 
@@ -183,6 +184,7 @@ def probe_items(
             cache=cache,
             decode_all=decode_all,
             timeout=timeout,
+            max_pixels=max_pixels,
             progress=sys.stderr.isatty(),
         )
 
