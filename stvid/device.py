@@ -66,7 +66,7 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
         InputError: an unknown precision.
     """
     if precision != "auto":
-        name = PRECISIONS.get(str(precision), precision)
+        name = PRECISIONS.get(str(precision), str(precision))
         if name not in PRECISIONS.values():
             raise InputError(f"trainer.precision (={precision}) must be auto, {', '.join(PRECISIONS.values())}")
         return name

@@ -22,8 +22,9 @@ UNREADABLE = "unreadable"  # the file cannot be opened or decoded
 NO_VIDEO_STREAM = "no video stream"  # audio only, cover art, a container without tracks
 EMPTY = "empty"  # zero bytes, or not one frame
 TRUNCATED = "truncated"  # fewer frames than the container promises: the file or its decoding ends early
+CHANGED = "changed"  # another file than the one that was probed
 TIMEOUT = "timeout"  # no new frame for longer than the limit
-REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, TIMEOUT)
+REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, CHANGED, TIMEOUT)
 # file system errors that the user can fix
 USER_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,

@@ -235,7 +235,7 @@ def test_nothing_to_probe_is_no_work():
 
 @pytest.mark.usefixtures("forked")
 def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
-    def crash(name, *, decode_all):
+    def crash(name, *, decode_all, max_pixels):
         if name.endswith("6.mp4"):
             os.kill(os.getpid(), signal.SIGKILL)
         return probe(name, decode_all=decode_all)
@@ -247,7 +247,7 @@ def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
 
 @pytest.mark.usefixtures("forked")
 def test_a_hang_costs_its_time_limit_and_only_its_own_file(videos, monkeypatch):
-    def hang(name, *, decode_all):
+    def hang(name, *, decode_all, max_pixels):
         if name.endswith("6.mp4"):
             time.sleep(600)
         return probe(name, decode_all=decode_all)
@@ -283,7 +283,7 @@ def test_every_frame_is_progress(videos, tmp_path, monkeypatch, decode_all):
     assert len(calls) >= info.num_frames
 
 
-def forbidden(name, *, decode_all):
+def forbidden(name, *, decode_all, max_pixels):
     raise AssertionError(f"{name} was probed again")
 
 
@@ -345,7 +345,7 @@ def is_running(process_id):
 
 @pytest.mark.usefixtures("forked")
 def test_a_mistake_of_ours_is_not_taken_for_a_bad_file(videos, monkeypatch):
-    def mistaken(name, *, decode_all):
+    def mistaken(name, *, decode_all, max_pixels):
         raise ZeroDivisionError
 
     monkeypatch.setattr(probe_module, "probe", mistaken)
@@ -360,7 +360,7 @@ def test_a_changed_file_is_probed_again_and_the_others_are_not(videos, tmp_path,
     monkeypatch.setattr(
         probe_module,
         "probe",
-        lambda name, *, decode_all: probe(name) if name == str(videos[0]) else forbidden(name, decode_all=decode_all),
+        lambda name, **options: probe(name) if name == str(videos[0]) else forbidden(name, **options),
     )
     infos = probe_all(videos, num_workers=0, cache=cache, progress=False)
     assert [info.num_frames for info in infos] == [12, 6, 7, 8]

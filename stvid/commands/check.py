@@ -38,13 +38,13 @@ Shorten = Callable[[str], str]  # path -> path as it is printed
 
 
 def run(options: argparse.Namespace) -> None:
-    manifest, clip, workers, timeout = compose_data_set(options.overrides)
+    manifest, clip, workers, limits = compose_data_set(options.overrides)
     report = check_videos(
         manifest,
         clip=clip,
         num_workers=workers,
         cache=probe_cache(manifest),
-        timeout=timeout,
+        **limits,
         progress=sys.stderr.isatty(),
     )
     if options.json:

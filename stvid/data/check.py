@@ -22,7 +22,7 @@ from stvid.data.group_proposals import propose_groups
 from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks, similar_classes
 from stvid.errors import VideoError
 from stvid.video.probe import probe_all
-from stvid.video.types import VideoInfo
+from stvid.video.types import MAX_PIXELS, VideoInfo
 
 ODD_DURATION = 4  # factor by which an odd duration differs from the median
 _MAX_EXAMPLES = 5  # paths per leak
@@ -45,6 +45,7 @@ def check_videos(
     num_workers: int,
     cache: Path | None,
     timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> dict:
     """Decodes every frame of every file, and checks the manifest.
@@ -55,6 +56,7 @@ def check_videos(
         num_workers: processes that decode; at least one, so that a crash or a hang affects only its own file.
         cache: JSON file with the results of earlier calls; unchanged files are not decoded again.
         timeout: seconds without a new frame after which a file is given up.
+        max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.
 
     Returns:
@@ -67,7 +69,8 @@ def check_videos(
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
-    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout)
+    options = {"progress": progress, "timeout": timeout, "max_pixels": max_pixels}
+    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=cache, **options)
     infos = dict(zip(paths, probed, strict=True))
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)

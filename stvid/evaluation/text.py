@@ -187,7 +187,7 @@ def summary_sentence(result: Mapping) -> str:
     total, sizes = result["num_videos"], {name: metrics["num_videos"] for name, metrics in result["per_class"].items()}
     chance = total / len(result["class_names"])
     baselines = f"chance: {_round_count(chance)}"
-    common = max(sizes, key=sizes.get)
+    common = max(sizes, key=lambda name: sizes[name])
     if sizes[common] > IMBALANCE * chance:
         baselines += f"; always predicting {common}: {sizes[common]:,}"
     verb = "is" if total == 1 else "are"

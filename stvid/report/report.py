@@ -152,7 +152,7 @@ def _previews(
     ]
     index = {name: i for i, name in enumerate(result["class_names"])}
     explained = {video: index[predictions[video].predicted] for video in selection.explained * explain}
-    previews = {}
+    previews: dict[int, Preview] = {}
     for start in range(0, min(len(selection.order), MAX_CLIPS), PREVIEW_BATCH):
         videos = selection.order[start : start + PREVIEW_BATCH]
         classes = {video: explained[video] for video in videos if video in explained}

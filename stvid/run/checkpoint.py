@@ -26,6 +26,7 @@ from stvid.run.model import (
     update_targets,
 )
 from stvid.run.results import PROTOCOL
+from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
@@ -126,6 +127,11 @@ class TrainedModel:
     position: tuple[int, int] = (0, 0)
     step: int = 0
     temperature: float = 1.0
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of a frame above which a video is unreadable, as in training."""
+        return self.config.get("data", {}).get("datamodule", {}).get("max_pixels", MAX_PIXELS)
 
 
 def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Sequence[str] = ()) -> TrainedModel:

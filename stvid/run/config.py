@@ -176,12 +176,12 @@ def drop_keys_of_replaced_model(config: DictConfig, overrides: Sequence[str]) ->
     return config
 
 
-def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, float]:
+def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, dict]:
     """The data set of `python train.py OVERRIDES`.
 
     Returns:
         The manifest, the clip geometry, the number of worker processes (`auto`: one per core, at least 1), and
-        `probe_timeout` in seconds.
+        the limits for probing: `timeout` in seconds and `max_pixels`.
     """
     from stvid.data.loading import resolve_workers  # imports torch, which no mistake in the overrides waits for
     from stvid.device import num_cores
@@ -193,7 +193,8 @@ def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int,
         clip = instantiate(config.clip, _convert_="all", **changes)
     workers = config.data.num_workers
     workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
-    return manifest, clip, workers, config.data.probe_timeout
+    limits = {"timeout": config.data.probe_timeout, "max_pixels": config.data.max_pixels}
+    return manifest, clip, workers, limits
 
 
 def escape_interpolations(node: object) -> object:

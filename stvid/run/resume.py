@@ -22,6 +22,7 @@ RESUME_KEYS = ("resume", "allow_changes", "trust")
 ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
     "data.num_workers",
     "data.probe_timeout",
+    "data.max_pixels",
     "data.backend",
     "save_every",
     "requeue",

@@ -76,7 +76,7 @@ def read_settings(values: Mapping[str, object]) -> Settings:
     for key in values:
         if key not in known:
             raise InputError(f"unknown config key sweep.{key}{nearest(str(key), known)}")
-    return Settings(**values)
+    return Settings(**values)  # type: ignore[arg-type] # it checks the types itself
 
 
 def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Settings) -> tuple[list[str], Settings]:
@@ -95,9 +95,9 @@ def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Sett
     for override in of_settings:
         if override.is_sweep_override():
             raise InputError(f"{override.input_line}: a setting of the sweep cannot have several values")
-    resume = [override.input_line for override in command_line if override.key_or_group == "resume"]
+    resume = [str(override.input_line) for override in command_line if override.key_or_group == "resume"]
     overrides = [
-        override.input_line
+        str(override.input_line)
         for override in command_line
         if override not in of_settings and override.key_or_group != "resume"
     ]

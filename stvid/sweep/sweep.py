@@ -60,6 +60,8 @@ class TrialSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
+        assert self.hydra_context is not None  # since `setup`
+        assert self.config is not None
         runner = TrialRunner(context=self.hydra_context, task=self.task_function, config=self.config)
         Sweep(runner=runner, settings=read_settings(self.settings), overrides=arguments).run()
 

@@ -12,6 +12,7 @@ import av
 from av.stream import Disposition
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, UNREADABLE, VideoError
+from stvid.video.types import MAX_PIXELS, check_pixels
 
 # Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
 _TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -27,8 +28,13 @@ _IMAGE_CODECS = frozenset(("mjpeg", "png", "apng", "gif", "bmp", "webp", "tiff",
 
 
 @contextmanager
-def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
+def open_video(path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS):
     """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
+
+    Args:
+        path: the file.
+        num_threads: of the decoder.
+        max_pixels: of a frame; larger ones are refused before memory is allocated for them.
 
     Raises:
         VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
@@ -36,6 +42,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
     # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
     file = os.path.abspath(path)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    limit = {"max_pixels": str(max_pixels)}
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):
@@ -46,7 +53,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
             # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
             source = files.enter_context(open(file, "rb")) if "%" in file else file
             try:
-                container = files.enter_context(av.open(source, options=options, **_TOLERANT))
+                container = files.enter_context(av.open(source, options=options | limit, **_TOLERANT))
             except av.ArgumentError as error:
                 raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
             stream = _choose_stream(container.streams.video)
@@ -54,6 +61,8 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
                 raise VideoError(path, NO_VIDEO_STREAM)
             if stream.codec_context is None:
                 raise VideoError(path, UNREADABLE, "no decoder for its codec")
+            check_pixels(path, stream.codec_context.height, stream.codec_context.width, max_pixels=max_pixels)
+            stream.codec_context.options = limit  # frames may grow on the way
             # FFmpeg's default is one thread per core, in every worker of a loader.
             stream.codec_context.thread_count = num_threads
             stream.codec_context.thread_type = "NONE" if num_threads == 1 else "AUTO"

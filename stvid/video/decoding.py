@@ -1,26 +1,20 @@
-"""Decodes video files (PyAV) and folders of images (Pillow). Used by `probe`, `reader` and `transcode`."""
+"""Decodes video files (PyAV). Used by `probe`, `reader` and `transcode`."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import av
-import numpy as np
-import torch
 from av.video.frame import PictureType
-from PIL import Image, UnidentifiedImageError
 
-from stvid.errors import EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import EMPTY, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.completeness import find_cut, find_missing_sample
 from stvid.video.container import error_text, stated_seconds
 from stvid.video.workers import report_progress
 
-IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
@@ -192,76 +186,3 @@ class Scan:
         flagged = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
         return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images directly in a folder, in natural order: `9.jpg` comes before `10.jpg`.
-
-    Raises:
-        VideoError: missing; empty, where there is no image.
-    """
-    try:
-        images = [
-            Path(entry.path)
-            for entry in os.scandir(folder)
-            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
-        ]
-    except FileNotFoundError as error:
-        raise VideoError(folder, MISSING) from error
-    except OSError as error:
-        raise VideoError(folder, UNREADABLE, str(error)) from error
-    if not images:
-        raise VideoError(folder, EMPTY, "a folder without images")
-    return sorted(images, key=_natural_key)
-
-
-def _natural_key(path: Path) -> tuple:
-    parts = re.split(r"(\d+)", path.name)
-    return (*((int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)), (0, path.name))
-
-
-def image_size(folder: str | os.PathLike[str], images: Sequence[Path], *, decode_all: bool) -> tuple[int, int]:
-    """Height and width of the first image; with `decode_all`, all images are decoded as a check.
-
-    Raises:
-        VideoError: unreadable, where an image is.
-    """
-    height, width = _read_image(folder, images[0]).shape[:2]
-    for image in images[1:] if decode_all else ():
-        report_progress()
-        _read_image(folder, image)
-    return height, width
-
-
-def read_images(
-    folder: str | os.PathLike[str], distinct: Sequence[int], *, num_frames: int, size: tuple[int, int], shrunk: bool
-) -> torch.Tensor:
-    """uint8 (T, H, W, C) of sorted, distinct indices; images of another size are resized to `size` (height, width).
-
-    Raises:
-        VideoError: unreadable; truncated, where the folder has fewer than `num_frames` images.
-    """
-    images = list_images(folder)
-    if len(images) < num_frames:
-        raise VideoError(folder, TRUNCATED, f"{len(images)} images, {num_frames} were there when it was probed")
-    frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
-    for place, index in enumerate(distinct):
-        report_progress()
-        frames_THWC[place] = torch.from_numpy(_read_image(folder, images[index], size=size, shrunk=shrunk))
-    return frames_THWC
-
-
-def _read_image(
-    folder: str | os.PathLike[str], image: Path, *, size: tuple[int, int] | None = None, shrunk: bool = False
-) -> np.ndarray:
-    """uint8 H x W x 3."""
-    try:
-        with Image.open(image) as file:
-            if shrunk:
-                file.draft("RGB", (2 * size[1], 2 * size[0]))  # a JPEG decodes faster at a half, a quarter, an eighth
-            picture = file.convert("RGB")
-        if size and picture.size != size[::-1]:
-            picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.array(picture)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(folder, UNREADABLE, f"{image.name}: {error}") from error

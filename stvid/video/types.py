@@ -7,18 +7,20 @@ import json
 import logging
 import os
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import av
 
 from stvid.checks import fields, flag, list_of, maybe, number, text
+from stvid.errors import CHANGED, UNREADABLE, VideoError
 from stvid.files import replacing
 
 logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
-_HEAD = {"stvid_probe": 4, "av": AV_VERSION}
+MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
+_HEAD = {"stvid_probe": 5, "av": AV_VERSION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,14 @@ class VideoInfo:
         codec: FFmpeg's name, such as `h264`, `mpeg4`, `vp9`; `images` for a folder of images.
         pixel_format: FFmpeg's name, such as `yuv420p`; empty for images.
         rotation: degrees counterclockwise (0, 90, 180, 270) by which decoded frames are rotated for display.
+        mirrored: whether left and right of a frame are exchanged after its rotation.
         keyframes: frame numbers at which decoding can start; empty if random access cannot be trusted.
         first_pts: time stamp of the first frame, in ticks of the stream.
         timestamps: seconds from the first frame to each; None if the frames are evenly spaced.
         num_damaged: frames in which the decoder concealed damage; known only if all were decoded.
         decoded: whether every frame was decoded; otherwise packets were counted.
+        identity: of the file that was probed, see `identity_text`; of a folder of images, a checksum for each image.
+            Frames are read only from this file; empty: from any.
     """
 
     num_frames: int
@@ -49,11 +54,13 @@ class VideoInfo:
     codec: str
     pixel_format: str = ""
     rotation: int = 0
+    mirrored: bool = False
     keyframes: tuple[int, ...] = ()
     first_pts: int | None = None
     timestamps: tuple[float, ...] | None = None
     num_damaged: int = 0
     decoded: bool = True
+    identity: str = field(default="", compare=False)
 
     @property
     def random_access(self) -> bool:
@@ -86,11 +93,13 @@ _INFO = fields(
         "codec": text(),
         "pixel_format": text(),
         "rotation": number(0, 359, whole=True),
+        "mirrored": flag,
         "keyframes": list_of(_WHOLE),
         "first_pts": maybe(number(whole=True)),
         "timestamps": maybe(list_of(number())),
         "num_damaged": _WHOLE,
         "decoded": flag,
+        "identity": text(),
     }
 )
 ProbeCache = dict[str, tuple[list, VideoInfo]]  # absolute path -> (`file_identity`, info)
@@ -109,6 +118,34 @@ def file_identity(path: str | os.PathLike[str]) -> list:
         return [status.st_size, status.st_mtime_ns]
     files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path))
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
+
+
+def identity_text(path: str | os.PathLike[str]) -> str:
+    """Size and modification time of a file; empty if it cannot be accessed (opening it says why)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def check_unchanged(path: str | os.PathLike[str], info: VideoInfo) -> None:
+    """Raises VideoError (changed) if the file is not the one that was probed."""
+    actual = identity_text(path) if info.identity else ""
+    if actual and actual != info.identity:
+        raise VideoError(path, CHANGED, "another size or modification time than when it was probed")
+
+
+def frame_limit(info: VideoInfo) -> int:
+    """Pixels of the largest frame that is read of a video: it may be as large as the first, which `probe` accepted."""
+    return max(MAX_PIXELS, info.height * info.width)
+
+
+def check_pixels(path: str | os.PathLike[str], height: int, width: int, *, max_pixels: int, name: str = "") -> None:
+    """Raises VideoError (unreadable) if a frame has more than `max_pixels`; `name`: of an image in the folder."""
+    if height * width > max_pixels:
+        limit = f"{width} x {height} = {width * height} pixels, more than data.max_pixels={max_pixels} allows"
+        raise VideoError(path, UNREADABLE, f"{name}: {limit}" if name else limit)
 
 
 def load_probe_cache(cache: Path | None) -> ProbeCache:
