@@ -43,10 +43,7 @@ class ClipSpec:
     num_frames: int | None = 16
     frame_stride: int | None = 2
     fps: float | None = None
-    if TYPE_CHECKING:
-        size: tuple[int, int] = (64, 64)
-    else:  # what the config may give; one number becomes a pair
-        size: tuple[int, int] | int = (64, 64)
+    size: tuple[int, int] | int = (64, 64)
     normalize: str = "frame"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
