@@ -53,7 +53,8 @@ FILES = {
 }
 HARMLESS = {  # an empty table, a mapping without the optional keys, a run that is not finished
     *(("result.json of a run", "no keys"), ("result.json of a trial", "no keys"), ("config.yaml", "no keys")),
-    *(("config.yaml", "empty"), ("trials.json", "[]")),
+    *(("config.yaml", "empty")),
+    *(("config.yaml", "text"), ("config.yaml", "null")),  # without a key that `resume` needs
 }
 SPACE = Space(fixed=(), varied={"lr": Interval(low=0.1, high=1), "kind": Choice(values=("a", "b"))})
 
