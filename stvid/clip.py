@@ -11,6 +11,10 @@ from stvid.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Size = tuple[int, int]  # of a ClipSpec that is built
+else:
+    Size = tuple[int, int] | int  # what the constructor takes; configs are checked against it
+
 SizeT = TypeVar("SizeT", int, "Tensor")
 NORMALIZE = ("fixed", "clip", "frame")
 SHORT = ("repeat_last", "wrap", "pad", "error")
@@ -43,7 +47,7 @@ class ClipSpec:
     num_frames: int | None = 16
     frame_stride: int | None = 2
     fps: float | None = None
-    size: tuple[int, int] = (64, 64)
+    size: Size = (64, 64)
     normalize: str = "frame"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -55,12 +55,11 @@ class VideoModel(nn.Module):
     max_chunk: int | None = None
     supports_streaming: bool = False
     supports_feature_cache: bool = False
-    dropout: nn.Module
     head: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
-        self.dropout = nn.Identity()
+        self.dropout: nn.Module = nn.Identity()  # not annotated above: configs are checked against that
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:
