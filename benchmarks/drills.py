@@ -381,7 +381,7 @@ def two_trainings_in_one_folder(work: Path) -> str:
 
 def video_changed_in_training(work: Path, change: Callable[[Path], None]) -> str:
     root, run = videos(work / "videos"), work / "run"
-    command = train_command(root, run, "trainer.max_epochs=40", "report=false")
+    command = train_command(root, run, "trainer.max_epochs=40", "report=false", "data.max_bad=0.2")
     process = start(*command, cwd=work)
     wait_for((run / "metrics.csv").exists, process=process)
     with (run / "manifest.csv").open(newline="") as file:

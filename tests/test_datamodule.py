@@ -150,6 +150,7 @@ def test_short_videos_are_an_error_where_asked(video_folder):
         ({"balance": "class"}, "data.balance (=class) must be one of none, classes, loss"),
         ({"probe": "no"}, "data.probe (=no)"),
         ({"probe_timeout": 0}, "data.probe_timeout"),
+        ({"max_pixels": 0}, "data.max_pixels"),
         ({"backend": "opencv"}, "data.backend (=opencv) must be one of pyav, decord, torchcodec"),
         ({"augment": Augment(flip_pairs=[["to_left", "up"]])}, "'up'"),
     ],

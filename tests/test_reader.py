@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from stvid.errors import CHANGED, MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video import reader
 from stvid.video.decoding import decode
-from stvid.video.probe import probe
+from stvid.video.probe import probe, probe_all
 from stvid.video.reader import is_installed, read_frames
 
 
@@ -159,3 +159,34 @@ def test_any_file_name_works(tmp_path, monkeypatch, name):
     os.rename(write_video(tmp_path / "video.mp4"), name)
     assert number_of(as_thwc(read_frames(name, [1]))[0]) == 1
     assert number_of(as_thwc(read_frames(name, [59]))[0]) == 59
+
+
+def test_frames_have_one_size_where_the_video_changes_it(tmp_path):
+    small, large = (write_video(tmp_path / f"{h}.ts", size=(h, 64), num_frames=9) for h in (48, 96))
+    (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    info = probe(tmp_path / "both.ts")
+    frames = as_thwc(read_frames(tmp_path / "both.ts", range(info.num_frames), info=info))
+    assert frames.shape == (18, 48, 64, 3)
+    assert [number_of(frame) for frame in frames] == [*range(9), *range(9)]
+
+
+def test_large_frames_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "small.mp4", num_frames=9)
+    assert probe(path, max_pixels=96 * 128).num_frames == 9
+    monkeypatch.setattr("stvid.video.probe.Scan", None)
+    with pytest.raises(VideoError, match="128 x 96 = 12288 pixels, more than data.max_pixels=12287 allows") as caught:
+        probe(path, max_pixels=96 * 128 - 1)
+    assert caught.value.reason == UNREADABLE
+
+
+def test_frames_that_grow_beyond_the_limit_are_not_decoded(tmp_path):
+    small, large = (write_video(tmp_path / f"{h}.ts", size=(h, 64), num_frames=9) for h in (48, 96))
+    (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    with pytest.raises(VideoError):
+        probe(tmp_path / "both.ts", max_pixels=48 * 64)
+
+
+def test_the_limit_holds_for_results_of_earlier_runs(tmp_path):
+    path, known = write_video(tmp_path / "small.mp4", num_frames=9), {"num_workers": 0, "cache": tmp_path / "cache"}
+    assert probe_all([path], **known)[0].num_frames == 9
+    assert probe_all([path], **known, max_pixels=100)[0].reason == UNREADABLE
