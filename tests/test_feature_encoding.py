@@ -202,7 +202,7 @@ def encode_until(folder: Path, number: int | None) -> int:
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
     cached = CachedClips(clips, FeatureCache(folder, {}))
     keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
-    data = SimpleNamespace(all_keys=lambda split: keys, batch_size=1, num_workers_alone=0)
+    data = SimpleNamespace(all_keys=lambda split: keys, num_workers_alone=0)
     encoded = 0
 
     def encode(clips_BTCHW, lengths):
@@ -212,7 +212,7 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", cached, data, encode)
+    _fill_cache("train", cached, data, encode, batch_size=1)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
