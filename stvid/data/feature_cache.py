@@ -255,7 +255,7 @@ def _is_stored_here(entry: h5py.Dataset) -> bool:
         and not entry.is_virtual
         and entry.external is None
         and entry.id.get_storage_size() >= entry.nbytes
-        and entry.nbytes <= os.path.getsize(entry.file.filename)
+        and entry.nbytes <= entry.file.id.get_filesize()
     )
 
 
