@@ -3,6 +3,8 @@
 Disks cannot be filled here, so that writes fail as they do on a full disk; benchmarks/drills.py fills real ones.
 """
 
+import argparse
+import contextlib
 import errno
 import io
 import logging
@@ -13,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from stvid import errors
+from stvid.commands import evaluate as evaluate_command
 from stvid.errors import report_errors, system_error_text
+from stvid.evaluation import evaluation_run
 from stvid.files import LogFile, replacing, why_not_writable, write_json
 from stvid.training.callbacks.checkpoints import AtomicCheckpoints
 
@@ -174,3 +178,30 @@ def test_whether_a_folder_is_writable_is_known_before_the_work(tmp_path, monkeyp
 def test_an_error_of_another_process_keeps_its_file():
     error = pickle.loads(pickle.dumps(OSError(errno.ENOSPC, "No space left on device", "/videos/a.mp4")))
     assert "cannot write /videos/a.mp4" in (system_error_text(error) or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError(errno.EROFS, "Read-only file system", "/run"), None), (FULL, errno.ENOSPC)]
+)
+def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, capsys, monkeypatch, error, code):
+    """In a read-only folder that is all; on a full disk the error follows. `--json` works in both."""
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(evaluation_run, "write_result", fail)
+    not_written = evaluation_run._write_if_possible(tmp_path, {}, [])
+    evaluation = evaluation_run.EvaluationRun(
+        folder=tmp_path, fold=None, result={"video_accuracy": 0.75}, predictions=[], not_written=not_written
+    )
+    monkeypatch.setattr(evaluate_command, "resolve_runs", lambda names: ([tmp_path], None))
+    monkeypatch.setattr(evaluate_command, "evaluate_run", lambda *arguments, **options: evaluation)
+    monkeypatch.setattr(evaluate_command, "result_text", lambda result: f"accuracy {result['video_accuracy']}")
+    names = ("split", "clips", "crops", "manifest", "allow_leaks", "audit", "calibrate", "workers", "trust")
+    options = argparse.Namespace(
+        **dict.fromkeys(names), runs=[str(tmp_path)], report=True, json=str(tmp_path / "out.json")
+    )
+    with contextlib.nullcontext() if code is None else pytest.raises(OSError, match="No space"):
+        evaluate_command._evaluate(options, is_main_process=True)
+    assert "accuracy 0.75" in capsys.readouterr().out
+    assert (tmp_path / "out.json").is_file()
