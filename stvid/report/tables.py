@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stvid.cost.report import CostReport, bytes_text, count_text
 from stvid.evaluation import text
@@ -144,7 +145,8 @@ def confusion_rows(result: Mapping) -> list[dict]:
 
 
 def _cells(names: Sequence[str], truth: int, counts: Sequence[int], max_blank: int) -> list[dict]:
-    cells, total = [], sum(counts)
+    cells: list[dict[str, Any]] = []
+    total = sum(counts)
     for predicted, number in enumerate(counts):
         if not number:
             if cells and 0 < cells[-1].get("blank", 0) < max_blank:

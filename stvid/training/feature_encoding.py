@@ -12,27 +12,31 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from stvid.data.feature_cache import FeatureCache
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.feature_cache import CachedClips, FeatureCache
 from stvid.device import autocast
 from stvid.errors import InputError, full_disk_error, system_error_text
 from stvid.files import file_lock
 from stvid.preprocess import encode_clips
 from stvid.progress import Bar
+from stvid.training.task import ClassificationTask
 
 log = logging.getLogger(__name__)
 ENCODER_KEYS = ("_target_", "encoder", "image_size")  # config keys of our models that change the features
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
 
 
-def store_features(data, task: nn.Module, *, precision: str, device: torch.device, config: Mapping) -> float:
+def store_features(
+    data: VideoDataModule, task: ClassificationTask, *, precision: str, device: torch.device, config: Mapping
+) -> float:
     """Makes the data module load features instead of clips, if its `features` is `auto` and the encoder is frozen.
 
     Computes the features that are not stored yet, in the precision of the run. Returns the seconds that this took.
     After an interruption, the next call goes on with what is missing.
 
     Args:
-        data: a `VideoDataModule`, set up.
-        task: with `model` (a `VideoModel`) and `preprocess`.
+        data: set up.
+        task: with the model, a `VideoModel`.
         precision: Lightning's name, from `resolve_precision`.
         device: device for the encoder.
         config: config of the model, as plain data; part of the key under which features are stored.
@@ -57,7 +61,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 
     is_ours = str(config["_target_"]).startswith("stvid.")
     encoder_settings = {
-        "encoder": weights_fingerprint(model.backbone),
+        "encoder": weights_fingerprint(model.backbone),  # type: ignore[arg-type] # a `VideoModel`
         "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
         "device": device.type,
@@ -66,7 +70,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     }
     began = time.perf_counter()
     # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
-    batch_size = 1 if device.type == "cpu" else data.batch_size
+    batch_size = 1 if device.type == "cpu" else data.clips_per_batch
     with torch.inference_mode(), autocast(device, precision):
         frame_BCTHW = torch.zeros(1, data.clip.channels, 1, *data.clip.size, device=device)
         feature_size = model.encode(frame_BCTHW).shape[2]
@@ -99,7 +103,12 @@ def _explain_stops(cache: FeatureCache) -> Iterator[None]:
 
 
 def _fill_cache(
-    split: str, cached, data, encode: Callable[[Tensor, Tensor | None], Tensor], *, batch_size: int
+    split: str,
+    cached: CachedClips,
+    data: VideoDataModule,
+    encode: Callable[[Tensor, Tensor | None], Tensor],
+    *,
+    batch_size: int,
 ) -> None:
     """Encodes what is missing in the feature cache of a split."""
     keys = data.all_keys(split)
@@ -117,7 +126,13 @@ def _fill_cache(
 
 
 def _encode(
-    split: str, cached, keys: list, data, encode: Callable[[Tensor, Tensor | None], Tensor], *, batch_size: int
+    split: str,
+    cached: CachedClips,
+    keys: list,
+    data: VideoDataModule,
+    encode: Callable[[Tensor, Tensor | None], Tensor],
+    *,
+    batch_size: int,
 ) -> None:
     bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
     with cached.cache.writer() as write, bar:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -52,7 +53,7 @@ class Preemption(Callback):
         self.requeue = requeue
         self.received = 0  # signal that this process received; 0: none
         self.agreed = 0  # signal that all processes act on; 0: none
-        self._old_handlers: dict[int, object] = {}
+        self._old_handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         # later, Lightning sets handlers of its own, which must not stay after the training
@@ -60,7 +61,7 @@ class Preemption(Callback):
         self._old_handlers = {number: handler for number, handler in handlers.items() if handler is not None}
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        task.stop_signal = lambda: self.received
+        task.stop_signal = lambda: self.received  # type: ignore[assignment] # a `ClassificationTask`
         if threading.current_thread() is not threading.main_thread():  # only that can set handlers
             self._old_handlers = {}
         for number in self._old_handlers:
@@ -74,7 +75,7 @@ class Preemption(Callback):
 
     def is_requested(self, task: pl.LightningModule) -> bool:
         """Whether the run must stop: any process had received a signal when the step began (one process: by now)."""
-        self.agreed = self.received if get_world_size() == 1 else task.agreed_signal
+        self.agreed = self.received if get_world_size() == 1 else task.agreed_signal  # type: ignore[assignment]
         return self.agreed != 0
 
     def is_requested_anywhere(self, task: pl.LightningModule) -> bool:
