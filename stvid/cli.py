@@ -19,6 +19,7 @@ from pathlib import Path
 from stvid import __version__
 from stvid.errors import InputError, report_errors
 from stvid.run.folder import project_root
+from stvid.terminal import LogFormatter
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -62,7 +63,9 @@ def _run_command(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid Unicode
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     with report_errors():
         for name in options.output_files:
             _check_output_file(f"--{name}", getattr(options, name))

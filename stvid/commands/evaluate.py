@@ -14,6 +14,7 @@ from stvid.files import write_json
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
+from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,10 +52,10 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
     result = evaluation.result
     if options.json:
         write_json(options.json, result)
-    print(result_text(result))
+    show(result_text(result))
     for key, section in (("folds", folds_text), ("audit", audit_text)):
         if key in result:
-            print(f"\n{section(result)}")
+            show(f"\n{section(result)}")
     folder = RunFolder(evaluation.folder)
     files = [folder.result_json, folder.predictions_csv, *([folder.report_html] if options.report else [])]
-    print(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")
+    show(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")
