@@ -274,7 +274,7 @@ def _three_digits(number: float) -> str:
 
 def _test_lines(comparison: Comparison) -> list[str]:
     corrected = ["p, Holm"] if len(comparison.tests) > 1 else []
-    rows = [("1st", "2nd", "difference", "95 % interval", "only 1st", "only 2nd", "p", *corrected)]
+    rows = [("1st", "2nd", "diff.", "95 % interval", "only 1st", "only 2nd", "p", *corrected)]
     for test in comparison.tests:
         low, high = test.interval
         difference = (f"{test.difference:+.3f}", f"{low:+.3f} to {high:+.3f}")

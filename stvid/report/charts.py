@@ -192,7 +192,7 @@ def accuracy_over_cost(points: Sequence[Point], *, cost: str, chart_id: str) -> 
     y = Scale(**limits_around(100 * bound for point in points for bound in point.bounds), start=HEIGHT - BOTTOM, end=24)
     y_ticks = y.ticks(_label_height)
     x_limits = limits_around((point.cost for point in points), 0.1, is_log=True)
-    x = Scale(**x_limits, start=_axis_start(y_ticks), end=WIDTH - 12)
+    x = Scale(**x_limits, start=_axis_start(y_ticks), end=WIDTH - 24)  # half of a label is beyond the last tick
     positions = [(x(point.cost), y(100 * point.accuracy)) for point in points]
     descriptions = (f"{p.name}: {percent(p.accuracy)} ({interval(p.bounds)}) at {p.cost:.3g}" for p in points)
     return _svg(
