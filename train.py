@@ -1,7 +1,7 @@
 """Trains a model and evaluates it on the validation videos.
 
 python train.py                                         the built-in data set, a 3D CNN
-python train.py model=cnn_lstm data=folder data.root=DIR
+python train.py DIR model=cnn_lstm                      videos in one folder per class, see docs/data.md
 python train.py -m model=conv3d,cnn_lstm optimizer.lr=1e-3,3e-3
 python train.py resume=RUN
 python train.py --help                                  all choices and keys
@@ -9,14 +9,15 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import report_errors
-from stvid.run.config_help import exit_if_help
+from stvid.errors import interrupt_normally, report_errors
+from stvid.run.overrides import prepare_arguments
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
     with report_errors():
-        exit_if_help(sys.argv[1:])
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
+import shlex
 from collections.abc import Mapping
 from functools import partial
 
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
-from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
@@ -35,15 +36,15 @@ from stvid.evaluation.text import headline
 from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
-from stvid.run.config import hydra_errors_as_input_errors
+from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
 from stvid.run.start import (
     finished_accuracy,
     is_multirun,
+    locked_run,
     open_run,
-    remove_empty_run_folder,
     save_run,
     with_used_values,
 )
@@ -68,6 +69,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
 
     # seed
+    check_accelerator(config.trainer.accelerator)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
@@ -91,7 +93,8 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         plugins=build_plugins(config.trainer.sync_batchnorm),
         sync_batchnorm=False,
     )
-    logger = instantiate(config.logger, **logger_arguments(config.logger, folder.path)) if config.logger else False
+    arguments = escape_interpolations(logger_arguments(config.logger, folder.path)) if config.logger else {}
+    logger = instantiate(config.logger, **arguments) if config.logger else False
     epoch_table = EpochTable(path=folder.metrics_csv)
     callbacks = build_callbacks(
         data,
@@ -168,7 +171,7 @@ def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
 
 
 def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
-    run = display_path(folder.path)
+    run = shlex.quote(str(display_path(folder.path)))
     log.info("run folder   %s", run)
     log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
     log.info("use it       stvid predict %s VIDEO...", run)
@@ -187,12 +190,14 @@ def train_unless_finished(config: DictConfig) -> float:
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> float:
     if is_multirun():  # stvid.sweep handles the errors of its trials
-        return train_unless_finished(config)
-    with report_errors(), hydra_errors_as_input_errors(), remove_empty_run_folder():
+        with locked_run():
+            return train_unless_finished(config)
+    with report_errors(), hydra_errors_as_input_errors(), locked_run():
         return train_unless_finished(config)
 
 
 if __name__ == "__main__":
+    interrupt_normally()
     register_sweeper()
     with report_errors(), hydra_errors_as_input_errors():
         main()

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from stvid.clip import ClipSpec
 from stvid.cost.estimate import estimate
 from stvid.preprocess import Preprocess, channels_last, run_model
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 from stvid.training.optim import OptimizerFactory
 
 CLASSES = 400

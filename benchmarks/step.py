@@ -39,8 +39,8 @@ from stvid.clip import ClipSpec
 from stvid.cost.estimate import estimate
 from stvid.device import autocast, cpu_has_fast_bf16, num_cores, resolve_precision
 from stvid.preprocess import Preprocess, channels_last, run_model
-from stvid.run.checkpoint import build_model
 from stvid.run.config import compose_config
+from stvid.run.model import build_model
 from stvid.training.callbacks.bad_videos import BadVideos
 from stvid.training.callbacks.progress import EpochTable, ProgressBar
 from stvid.training.task import ClassificationTask

@@ -26,8 +26,9 @@ from stvid.data.loading import probe_cache
 from stvid.data.manifest import Item
 from stvid.data.synthetic.actions import actions
 from stvid.inference import ModelRunner, classify
-from stvid.run.checkpoint import TrainedModel, build_model
+from stvid.run.checkpoint import TrainedModel
 from stvid.run.config import compose_config
+from stvid.run.model import build_model
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 

@@ -10,47 +10,42 @@ import functools
 import importlib
 import io
 import logging
-import os
+import re
 import runpy
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from stvid import __version__
-from stvid.errors import InputError, report_errors
+from stvid.commands.arguments import check_arguments
+from stvid.errors import ConsoleHandler, InputError, exit_on_interrupt, interrupt_normally, nearest, report_errors
 from stvid.run.folder import project_root
 from stvid.terminal import LogFormatter
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
-  stvid train    [overrides]                       train a model (in a checkout also: python train.py)
-  stvid cost     [overrides] [--json F]            parameters, memory and compute of a model, before training
-  stvid check    [overrides] [--json F]            decode every video of a data set, report what is wrong with it
-  stvid prepare  [overrides] --out DIR             transcode a data set to small files that are read faster
+  stvid train    [DATA] [overrides]                train a model (in a checkout also: python train.py)
+  stvid cost     [DATA] [overrides] [--json F]     parameters, memory and compute of a model, before training
+  stvid check    [DATA] [overrides] [--json F]     decode every video of a data set, report what is wrong with it
+  stvid prepare  [DATA] [overrides] --out DIR      transcode a data set to small files that are read faster
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--json F]
 
-Before a run you override a config (model=cnn_lstm data.root=DIR); after a run you name the run.
+DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
+Before a run you override a config (model=cnn_lstm optimizer.lr=1e-3); after a run you name the run.
 stvid COMMAND --help lists the options of a command; stvid train --help all config keys.
 """
-DATA_SET = "which data set: the same overrides as for train, such as data=folder data.root=DIR"
+DATA_SET = "which data set: a folder, a CSV table, or overrides as for train, such as data=kth data.root=DIR"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 the input is wrong, 1 anything else, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with report_errors():
         if arguments[:1] == ["train"]:
             _train(arguments[1:])
         else:
             _run_command(arguments)
-    except BrokenPipeError:  # the reader of the output closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _train(overrides: Sequence[str]) -> None:
@@ -63,39 +58,40 @@ def _run_command(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid Unicode
-    handler = logging.StreamHandler(sys.stdout)
+    handler = ConsoleHandler(sys.stdout)
     handler.setFormatter(LogFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    with report_errors():
-        for name in options.output_files:
-            _check_output_file(f"--{name}", getattr(options, name))
-        options.run_again = functools.partial(main, arguments)  # for other processes, see --processes
-        importlib.import_module(f"stvid.commands.{options.command}").run(options)
-
-
-def _check_output_file(option: str, name: str | None) -> None:
-    """Raises InputError if the file of an option cannot be written; before the work, not after it."""
-    if name is None:
-        return
-    path = Path(name).absolute()
-    if path.is_dir():
-        raise InputError(f"{option} {name}: that is a folder; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {name}: there is no folder {path.parent}")
+    check_arguments(options)
+    options.run_again = functools.partial(main, arguments)  # for other processes, see --processes
+    exit_on_interrupt()
+    command = importlib.import_module(f"stvid.commands.{options.command}")
+    interrupt_normally()
+    command.run(options)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; overrides may come before, between and after them."""
-    parser = _parser()
+    """The options; overrides may come before, between and after them.
+
+    Raises:
+        InputError: a command or an option that does not exist, with the nearest one.
+    """
+    parser, commands = _parser()
+    first = next(iter(arguments), "-")
+    if not first.startswith("-") and first not in commands:
+        raise InputError(f"stvid has no command {first}{nearest(first, commands)}")
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", commands[options.command].format_usage())
+        unknown = [text for text in rest if text.startswith("-")] or rest
+        hint = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
+        raise InputError(f"stvid {options.command} does not know {' '.join(unknown)}{hint}")
     if rest:
         options.overrides += rest
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(prog="stvid", usage=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"stvid {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, prog="stvid", dest="command")
@@ -106,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_report(commands)
     _add_predict(commands)
-    return parser
+    return parser, commands.choices
 
 
 def _add_command(
@@ -179,6 +175,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
+    parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
     parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(parser)
     _add_trust(parser)
@@ -197,6 +194,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder or a checkpoint; several are compared")
     description = "which evaluation (default: for one run its own on val, for several test)"
     parser.add_argument("--split", help=description)
+    parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
     parser.add_argument("--out", metavar="F.html", help="write the page to this file")
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the comparison to this file")

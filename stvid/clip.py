@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from stvid.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Size = tuple[int, int]  # of a ClipSpec that is built
+else:
+    Size = tuple[int, int] | int  # what the constructor takes; configs are checked against it
+
+SizeT = TypeVar("SizeT", int, "Tensor")
 NORMALIZE = ("fixed", "clip", "frame")
 SHORT = ("repeat_last", "wrap", "pad", "error")
 INPUT = {"rgb": 3, "diff": 3, "rgb_diff": 6}  # channels of each
@@ -38,7 +47,7 @@ class ClipSpec:
     num_frames: int | None = 16
     frame_stride: int | None = 2
     fps: float | None = None
-    size: tuple[int, int] | int = (64, 64)
+    size: Size = (64, 64)
     normalize: str = "frame"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -47,7 +56,7 @@ class ClipSpec:
     diff_gain: float = 4.0
     short: str = "repeat_last"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = self.size if isinstance(self.size, Sequence) else (self.size, self.size)
         object.__setattr__(self, "size", tuple(size))
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -88,7 +97,7 @@ class ClipSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def conv_output_size(size: int, *, kernel: int, stride: int = 1, padding: int = 0) -> int:
+def conv_output_size(size: SizeT, *, kernel: int, stride: int = 1, padding: int = 0) -> SizeT:
     """`floor((size + 2*padding - kernel) / stride) + 1`: outputs along one axis, below 1 where none fits.
 
     >>> conv_output_size(224, kernel=3)

@@ -65,7 +65,10 @@ def launch_processes(run: Callable[[], None], num_processes: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output.txt"
         environments = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
-        processes = [context.Process(target=_run_process, args=(run, variables, output)) for variables in environments]
+        processes = [
+            context.Process(target=_run_process, args=(run, variables, output))  # type: ignore[attr-defined] # typeshed
+            for variables in environments
+        ]
         for process in processes:
             process.start()
         code = _wait_for_exit(processes)
@@ -92,7 +95,7 @@ def _wait_for_exit(processes: Sequence[BaseProcess]) -> int:
             if failed := [process.exitcode for process in processes if process.exitcode]:
                 return failed[0]
             time.sleep(0.05)
-        return max((process.exitcode for process in processes), key=abs)
+        return max((process.exitcode or 0 for process in processes), key=abs)
     finally:
         for process in processes:
             process.terminate()
@@ -122,6 +125,6 @@ def all_gather_object(content: object) -> list:
     """The objects of all processes, ordered by rank."""
     if get_world_size() == 1:
         return [content]
-    contents = [None] * get_world_size()
+    contents: list = [None] * get_world_size()
     dist.all_gather_object(contents, content)
     return contents

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import logging
 import os
+import select
 import shlex
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from stvid.terminal import visible, visible_lines
 
@@ -19,8 +24,9 @@ UNREADABLE = "unreadable"  # the file cannot be opened or decoded
 NO_VIDEO_STREAM = "no video stream"  # audio only, cover art, a container without tracks
 EMPTY = "empty"  # zero bytes, or not one frame
 TRUNCATED = "truncated"  # fewer frames than the container promises: the file or its decoding ends early
-TIMEOUT = "timeout"  # took longer than the limit
-REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, TIMEOUT)
+CHANGED = "changed"  # another file than the one that was probed
+TIMEOUT = "timeout"  # no new frame for longer than the limit
+REASONS = (MISSING, UNREADABLE, NO_VIDEO_STREAM, EMPTY, TRUNCATED, CHANGED, TIMEOUT)
 # file system errors that the user can fix
 USER_ERRNOS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
@@ -34,21 +40,88 @@ class InputError(ValueError):
     """
 
 
+def raise_mistakes(messages: Sequence[str]) -> None:
+    """Raises one InputError for all messages, if there are any."""
+    if len(messages) == 1:
+        raise InputError(messages[0])
+    if messages:
+        raise InputError("\n  ".join([f"{len(messages)} mistakes:", *messages]))
+
+
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Prints an error that the user can fix on stderr and exits with code 2; other errors keep their traceback."""
+    """Ends the program without a traceback for what is no bug; other errors keep their traceback.
+
+    Exit codes: 2 after an error that the user can fix, whose message is printed on stderr; 130 after Ctrl-C; 1 if the
+    reader of the output closed it, as `head` does.
+    """
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return
     except InputError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        raise SystemExit(1) from None
     except OSError as error:
         if error.filename is None or error.errno not in USER_ERRNOS:
             raise
         message = f"cannot use {visible(error.filename)}: {error.strerror}"
-    else:
-        return
     print(visible_lines(f"error: {message}").replace("\n", "\n  "), file=sys.stderr)  # a name cannot forge a line
     raise SystemExit(2)
+
+
+def _is_output_closed() -> bool:
+    """Whether stdout is a pipe that nobody reads any more: other pipes and sockets may break too."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows has no poll; a captured output has no file
+        return hasattr(sys.stdout, "fileno")
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Log lines on the screen. If the reader closed the output, logging fails like `print`, without a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
+def exit_on_interrupt() -> None:
+    """Ctrl-C ends the program at once, until `interrupt_normally`: for the time of imports.
+
+    There is nothing to save yet, and some libraries turn a KeyboardInterrupt while they are imported into an error of
+    their own. A program in the background may ignore Ctrl-C, and goes on doing so.
+    """
+    _replace_handler(signal.default_int_handler, _leave)
+
+
+def interrupt_normally() -> None:
+    """Ctrl-C raises KeyboardInterrupt again."""
+    _replace_handler(_leave, signal.default_int_handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _replace_handler(old: object, new: Callable) -> None:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is old:
+        signal.signal(signal.SIGINT, new)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -83,7 +83,8 @@ def classify(
     """
     num_workers = resolve_workers(num_workers)
     batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
-    infos = probe_items(items, num_workers=num_workers, cache=cache, decode_all=decode_all)
+    options = {"decode_all": decode_all, "max_pixels": trained.max_pixels}
+    infos = probe_items(items, num_workers=num_workers, cache=cache, **options)
     dataset = make_views(trained, items, infos, num_clips=num_clips, num_crops=num_crops, playback=playback)
     rank, world_size = get_rank(), get_world_size()
     loader = views_loader(
@@ -141,7 +142,8 @@ def _run_batches(
     loader: DataLoader, runner: ModelRunner, num_classes: int, bar: Bar
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Logits of every view, the video of each view, and the reasons for videos that could not be read."""
-    logits, videos, failed = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)], {}
+    logits, videos = [torch.empty(0, num_classes)], [torch.empty(0, dtype=torch.int64)]
+    failed: dict[int, str] = {}
     for batch in loader:
         failed |= {failure.video: failure.reason for failure in batch["failed"]}
         if len(batch["videos"]):

@@ -6,6 +6,8 @@ B batch   T frames of a clip   C channels   H, W height and width in pixels   K 
 from __future__ import annotations
 
 import platform
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from stvid.clip import ClipSpec
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NO_CHANGE = 127  # grey level of a difference image where nothing moves
 CORNERS_SCALE = 7 / 8
 # position of each crop: share of the free space above it, and to its left
@@ -58,6 +61,9 @@ class Preprocess(nn.Module):
     in a still scene are not amplified. With `normalize=fixed` they are treated like pictures.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, clip: ClipSpec):
         super().__init__()
         self.normalize, self.input = clip.normalize, clip.input
@@ -91,7 +97,7 @@ class Preprocess(nn.Module):
             if self.normalize == "frame":
                 _standardise(pictures, dims=(-1, -2))
             else:
-                for clip, n in zip(pictures, [None] * len(x) if valid_BT is None else lengths_B.tolist(), strict=True):
+                for clip, n in zip(pictures, [None] * len(x) if lengths_B is None else lengths_B.tolist(), strict=True):
                     _standardise(clip[:n], dims=(0, -1, -2))
         if valid_BT is not None:
             x.mul_(valid_BT[..., None, None, None])
@@ -114,15 +120,15 @@ def encode_clips(
 ) -> Tensor:
     """The same for `model.encode`: features `B x T x F` of uint8 clips `B x T x C x H x W`."""
     if _preprocesses_chunks(model, preprocess):
-        return model.encode(clips_BTCHW, lengths_B, preprocess=preprocess)
-    return model.encode(preprocess(clips_BTCHW, lengths_B), lengths_B)
+        return model.encode(clips_BTCHW, lengths_B, preprocess=preprocess)  # type: ignore[operator] # a `VideoModel`
+    return model.encode(preprocess(clips_BTCHW, lengths_B), lengths_B)  # type: ignore[operator]
 
 
 def _preprocesses_chunks(model: nn.Module, preprocess: Preprocess) -> bool:
     return model.max_chunk is not None and preprocess.normalize != "clip"
 
 
-def channels_last(model: nn.Module) -> nn.Module:
+def channels_last(model: ModuleT) -> ModuleT:
     """Puts the weights of 2D and 3D convolutions into channels-last memory, like the input; returns the model.
 
     Values and shapes do not change. Convolutions on CPUs and tensor cores are several times faster in this order.
@@ -174,8 +180,9 @@ def crop_and_resize(
 
     native: height and width of the frames that `box` refers to, if `frames_TCHW` have been shrunk since.
     """
-    if native is not None and native != tuple(frames_TCHW.shape[-2:]):
-        box = _in_shrunk(box, size, native=native, shrunk=tuple(frames_TCHW.shape[-2:]))
+    shrunk = (frames_TCHW.shape[-2], frames_TCHW.shape[-1])
+    if native is not None and native != shrunk:
+        box = _in_shrunk(box, size, native=native, shrunk=shrunk)
     top, left, height, width = box
     part = frames_TCHW[..., top : top + height, left : left + width]
     if (height, width) == tuple(size):
@@ -190,10 +197,10 @@ def resize(frames_TCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if tuple(frames_TCHW.shape[-2:]) == tuple(size):
         return frames_TCHW
-    options = {"size": list(size), "mode": "bilinear", "align_corners": False, "antialias": True}
+    to_size = partial(F.interpolate, size=list(size), mode="bilinear", align_corners=False, antialias=True)
     if frames_TCHW.device.type == "cpu" and _cpu_resizes_uint8():
-        return F.interpolate(frames_TCHW, **options)
-    return F.interpolate(frames_TCHW.float(), **options).round_().to(frames_TCHW.dtype)
+        return to_size(frames_TCHW)
+    return to_size(frames_TCHW.float()).round_().to(frames_TCHW.dtype)
 
 
 def _cpu_resizes_uint8() -> bool:

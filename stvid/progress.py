@@ -73,7 +73,9 @@ class Bar:
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         """Adds completed steps; `note` replaces the text after the bar."""
-        self.bar.update(self.task, advance=steps, **({} if note is None else {"note": visible(note)}))
+        self.bar.update(self.task, advance=steps)
+        if note is not None:
+            self.bar.update(self.task, note=visible(note))
         if self.due:
             self._draw()
 

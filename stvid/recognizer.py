@@ -131,7 +131,7 @@ class Recognizer:
         """
         if isinstance(source, str | os.PathLike):
             path, frames_TCHW = os.path.abspath(source), None
-            info = probe(path, decode_all=False)
+            info = probe(path, decode_all=False, max_pixels=self.trained.max_pixels)
         else:
             path, frames_TCHW = None, _frames_of(source)
             info = _info_of(frames_TCHW, self.clip, fps)
@@ -179,8 +179,9 @@ def _info_of(frames_TCHW: Tensor, clip: ClipSpec, fps: float | None) -> VideoInf
         raise InputError(f"fps (={fps}) must be above 0")
     num_frames, _, height, width = frames_TCHW.shape
     fps = 25.0 if fps is None else fps
-    shape = {"height": height, "width": width, "num_frames": num_frames}
-    return VideoInfo(**shape, fps=fps, duration=num_frames / fps, codec="frames")
+    return VideoInfo(
+        height=height, width=width, num_frames=num_frames, fps=fps, duration=num_frames / fps, codec="frames"
+    )
 
 
 class Stream:
@@ -213,7 +214,8 @@ class Stream:
         self.clip, self.fps = trained.clip, fps
         self.runner = runner or ModelRunner(trained)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        self.num_frames, self.num_steps, self.state = 0, 0, None
+        self.num_frames, self.num_steps = 0, 0
+        self.state: object | None = None
         self.probabilities_K: Tensor | None = None
 
     def push(self, frame: Tensor | np.ndarray) -> Tensor:
@@ -233,13 +235,14 @@ class Stream:
             InputError: a frame of another type or shape.
         """
         frame_CHW = _frame_of(frame)
-        box = crop_box(*frame_CHW.shape[-2:], self.clip.size)
+        box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
         self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
         self.num_frames += 1
         stride = stride_of(self.clip, self.fps)
         while int(self.num_steps * stride + 1e-9) < self.num_frames:  # a slow stream's frames are used twice
             self.num_steps += 1
             self._step()
+        assert self.probabilities_K is not None  # the first frame always goes through the model
         return self.probabilities_K
 
     @torch.inference_mode()

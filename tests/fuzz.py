@@ -156,7 +156,8 @@ def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = Fa
 def upright(frame: av.VideoFrame, info) -> np.ndarray:
     turned = info.rotation in (90, 270)
     width, height = (info.height, info.width) if turned else (info.width, info.height)
-    return np.rot90(frame.reformat(width, height, "rgb24").to_ndarray(), info.rotation // 90)
+    turned = np.rot90(frame.reformat(width, height, "rgb24").to_ndarray(), info.rotation // 90)
+    return turned[:, ::-1] if info.mirrored else turned
 
 
 def fuzz(sources: Sequence[Path], *, count: int, seed: int, num_workers: int = 2) -> Counter:

@@ -13,7 +13,8 @@ from hydra.utils import get_object
 
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
-from stvid.run.checkpoint import MOVED_TARGETS, build_model, load_checkpoint, trusted_modules
+from stvid.run.checkpoint import load_checkpoint
+from stvid.run.model import MOVED_TARGETS, build_model, trusted_modules
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
 
@@ -51,7 +52,7 @@ def test_an_unknown_key_is_named_with_the_nearest():
 
 @pytest.mark.parametrize("mistake", [ValueError, KeyError, TypeError, RuntimeError])
 def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, monkeypatch):
-    """In a new model, and in one that is loaded."""
+    """In a new model; where one is loaded, it is the cause of the message: a damaged config can make it too."""
 
     def broken(*arguments):
         raise mistake("inside")
@@ -59,9 +60,9 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
     monkeypatch.setattr("stvid.models.conv3d._layer", broken)
     with pytest.raises(mistake) as new:
         build_model(CONV3D, num_classes=3)
-    with pytest.raises(mistake) as loaded:
+    with pytest.raises(InputError, match=f"no model can be built from its config.*{mistake.__name__}") as loaded:
         load_checkpoint(run_folder)
-    assert new.type is loaded.type is mistake
+    assert new.type is type(loaded.value.__cause__) is mistake
 
 
 def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeypatch):
@@ -116,7 +117,7 @@ def test_a_checkpoint_of_another_format_or_with_holes_is_told(run_folder, tmp_pa
 
     with pytest.raises(InputError, match="has format 99"):
         load_checkpoint(spoilt(run_folder, tmp_path, newer))
-    with pytest.raises(InputError, match="incomplete or was changed: KeyError 'clip'"):
+    with pytest.raises(InputError, match="incomplete or was changed: .*has no clip"):
         load_checkpoint(spoilt(run_folder, tmp_path, holed))
 
 

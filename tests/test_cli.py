@@ -204,4 +204,4 @@ def test_a_data_set_that_was_moved_is_an_error(run_folder, tmp_path):
     (run / "manifest.csv").write_text(text.replace("/squares/", "/gone/"))
     done = command("evaluate", run)
     assert done.returncode == 2
-    assert "Were they moved?" in done.stderr
+    assert "Moved? Go on with stvid evaluate" in done.stderr

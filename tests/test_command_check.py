@@ -29,7 +29,7 @@ def test_a_good_folder_exits_with_0(videos, tmp_path):
     report = json.loads((tmp_path / "f.json").read_text())
     assert {
         *("num_files", "num_bad", "bad", "duplicates", "leaks", "class_counts", "shortcuts"),
-        *("num_items", "files", "conflicts", "odd"),
+        *("num_items", "files", "conflicts", "odd", "groups", "similar_classes"),
     } <= set(report)
     assert (report["num_files"], report["num_bad"], report["bad"]) == (16, 0, [])
 
@@ -103,6 +103,8 @@ def report(**changes) -> dict:
             "fps": {"25": 2},
         },
         "shortcuts": [],
+        "groups": {"num_unnamed": 0},
+        "similar_classes": [],
     }
     return good | changes
 
@@ -223,3 +225,17 @@ def test_files_with_damaged_frames_are_listed():
     text = check_text(report(odd=odd))
     assert "1 file with damaged frames" in text
     assert "3 frames of 60" in text
+
+
+def test_without_groups_no_leaks_are_promised():
+    pictures = {"num_compared": 2, "num_linked": 0}
+    text = check_text(report(groups={"num_unnamed": 2, "names": None, "folders": None, "pictures": pictures}))
+    assert "not found   copies in several splits, contradicting labels, copies, shortcuts\n" in text
+    assert "clips of one recording may be in train and in test" in text
+    assert "data.group_csv" in text
+
+
+def test_similar_classes_are_listed():
+    text = check_text(report(similar_classes=[["walk", "Walk "]]))
+    assert "'walk' = 'Walk '" in text
+    assert "data.allow_similar_classes=true" in text

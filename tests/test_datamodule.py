@@ -40,6 +40,14 @@ def test_both_loaders_give_what_they_promise(video_folder):
     assert sorted(v for batch in val for v in batch["videos"].tolist()) == sorted([*range(len(data.val))] * 2)
 
 
+def test_an_automatic_batch_size_that_no_training_has_chosen_is_a_clear_error(video_folder):
+    data = module(video_folder, batch_size="auto")
+    data.setup()
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(InputError, match=r"data.batch_size \(=auto\)"):
+            loader()
+
+
 def test_what_probing_found_is_kept_beside_the_videos(video_folder):
     data = module(video_folder)
     data.setup()

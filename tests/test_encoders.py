@@ -11,7 +11,7 @@ from stvid.models.base import check_input
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
 from stvid.preprocess import Preprocess, run_model
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 
 # one network of each family, the features that reach its decision, the least pixels it takes
 FAMILIES = [

@@ -17,7 +17,8 @@ from stvid.models.base import VideoModel
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.preprocess import Preprocess, run_model
-from stvid.run.checkpoint import TrainedModel, build_model
+from stvid.run.checkpoint import TrainedModel
+from stvid.run.model import build_model
 
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/model").glob("*.yaml")}
 ENCODERS = {

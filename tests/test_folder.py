@@ -12,7 +12,8 @@ from stvid.run.folder import COMPARISON_HTML, RunFolder, find_checkpoint, finish
 
 PROPERTIES = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
 NAMES = {getattr(RunFolder(Path("run")), name).name for name in PROPERTIES if name not in ("is_sweep", "evaluated_run")}
-NOT_OF_A_RUN = {  # other files with the same names
+NOT_OF_A_RUN = {
+    "stvid/data/layouts/recognition.py": {"manifest.csv"},  # other files with the same names
     "stvid/data/prepare.py": {"manifest.csv", "bad_videos.csv"},  # of a prepared data set
     "stvid/data/synthetic/actions.py": {"manifest.csv"},  # of the built-in data set
     "stvid/report/content.py": {"report.html"},  # template

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stvid.models.i3d import FAMILIES, I3D, RepeatingConv3d
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 
 CONFIG = {"_target_": "stvid.models.i3d.I3D"}
 NAMES = [

@@ -101,7 +101,7 @@ def test_two_different_tables_of_one_split_are_refused_unless_one_is_nearer(tmp_
 
 def test_rows_without_a_label_are_no_test(tmp_path, caplog):
     root = tree(tmp_path)
-    table(root / "test.csv", [row[1:] for row in TEST], header="youtube_id,time_start,time_end,split\n")
+    table(root / "test.csv", [row[1:] for row in TEST], header="youtube_id,time_start,time_end,split,is_cc\n")
     with caplog.at_level(logging.INFO):
         assert not kinetics(root=str(root)).select("test")
     assert "test.csv (2 rows without a label left out)" in caplog.text

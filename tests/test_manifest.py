@@ -1,6 +1,6 @@
 import pytest
 
-from stvid.data.manifest import Item, Manifest, validate
+from stvid.data.manifest import Item, Manifest, similar_classes, validate
 from stvid.errors import InputError
 
 
@@ -145,3 +145,33 @@ def test_a_class_without_held_out_videos_is_a_warning(tmp_path, caplog):
     data = manifest_of(tmp_path, rows)
     assert validate(data) is data
     assert "split 'val' has no videos of: run" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("walk", "Walk"),
+        ("walk", "walk "),
+        ("walk", "\u00a0walk"),
+        ("sit down", "sit  down"),
+        ("sit down", "sit_down"),
+        ("wa\u200blk", "walk"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("straße", "STRASSE"),
+        ("１", "1"),
+        ("ﬁght", "fight"),
+    ],
+)
+def test_classes_that_look_the_same_stop_unless_they_are_accepted(tmp_path, first, second):
+    rows = [("a", first, "train", None), ("b", second, "train", None), ("c", "run", "train", None)]
+    data = manifest_of(tmp_path, rows, class_names=(first, "run", second))
+    with pytest.raises(InputError) as error:
+        validate(data)
+    assert f"{first!a} and {second!a}" in str(error.value)
+    assert str(tmp_path / "a") in str(error.value)
+    assert "data.allow_similar_classes=true" in str(error.value)
+    assert validate(data, allow_similar_classes=True) is data
+
+
+def test_classes_that_differ_in_signs_are_not_similar():
+    assert similar_classes(["run", "ran", "+1", "-1", "a-b", "ab", "c", "c++", "c#", "...", "?", " ", "_"]) == []

@@ -1,7 +1,6 @@
 """Five thousand classes: files, tables, warnings and the page stay small."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from stvid.evaluation.text import confusion_rows, result_text
 from stvid.files import write_json
 from stvid.metrics import MAX_DENSE_CLASSES, confusion
 from stvid.report.report import MAX_BYTES
+from stvid.run.results import read_result
 
 NUM_CLASSES, NUM_VIDEOS = 5000, 600
 NAMES = tuple(f"action_number_{i:04}" for i in range(NUM_CLASSES))
@@ -43,7 +43,7 @@ def test_the_file_is_small_and_keeps_every_count(result, tmp_path):
     rows, made = result
     write_json(tmp_path / "result.json", made)
     assert (tmp_path / "result.json").stat().st_size < 2_000_000
-    read = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    read = read_result(tmp_path)
     assert "confusion" not in read
     counts = {(i, j): n for i, row in enumerate(confusion_rows(read)) for j, n in row.items()}
     index = {name: i for i, name in enumerate(NAMES)}
@@ -52,6 +52,15 @@ def test_the_file_is_small_and_keeps_every_count(result, tmp_path):
         cell = index[row.label], index[row.predicted]
         expected[cell] = expected.get(cell, 0) + 1
     assert counts == expected
+
+
+@pytest.mark.parametrize(
+    "counts", [[], {"0": [1]}, {"0": {"5000": 1}}, {"x": {"0": 1}}, {"0": {"1": 0}}, {"0": {"1": 0.5}}]
+)
+def test_damaged_counts_are_refused(result, counts, tmp_path):
+    write_json(tmp_path / "result.json", {**result[1], "confusion_counts": counts})
+    with pytest.raises(InputError, match=r"result\.json is damaged"):
+        read_result(tmp_path)
 
 
 @pytest.mark.parametrize("num_classes", [1, 3, MAX_DENSE_CLASSES, MAX_DENSE_CLASSES + 1])

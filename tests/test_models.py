@@ -15,7 +15,7 @@ from stvid.models.base import VideoModel, check_input, check_probability, forwar
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.preprocess import Preprocess, encode_clips, run_model
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 
 CONFIGS = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (ROOT / "configs/model").glob("*.yaml")}
 NUM_CLASSES = 5

@@ -16,7 +16,7 @@ from two_processes import CASES
 
 from stvid.errors import InputError
 from stvid.models.i3d import I3D
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 from stvid.training.parallel import CPUSyncBatchNorm, SyncedBatchNorm
 
 DETERMINISTIC = ("optimizer=sgd", "model.dropout=0", "trainer.max_epochs=4", "data.max_bad=0.5", "report=false")

@@ -9,9 +9,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from fractions import Fraction
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
@@ -19,9 +21,11 @@ import numpy as np
 import pytest
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUNCATED, UNREADABLE, VideoError
+from stvid.video import decoding, workers
 from stvid.video import probe as probe_module
 from stvid.video.probe import probe, probe_all
 from stvid.video.types import VideoInfo
+from stvid.video.workers import report_progress
 
 DATA = Path(os.environ.get("STVID_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
 UT_INTERACTION = DATA / "ut_interaction"
@@ -231,7 +235,7 @@ def test_nothing_to_probe_is_no_work():
 
 @pytest.mark.usefixtures("forked")
 def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
-    def crash(name, *, decode_all):
+    def crash(name, *, decode_all, max_pixels):
         if name.endswith("6.mp4"):
             os.kill(os.getpid(), signal.SIGKILL)
         return probe(name, decode_all=decode_all)
@@ -243,7 +247,7 @@ def test_a_crash_costs_only_the_file_that_caused_it(videos, monkeypatch):
 
 @pytest.mark.usefixtures("forked")
 def test_a_hang_costs_its_time_limit_and_only_its_own_file(videos, monkeypatch):
-    def hang(name, *, decode_all):
+    def hang(name, *, decode_all, max_pixels):
         if name.endswith("6.mp4"):
             time.sleep(600)
         return probe(name, decode_all=decode_all)
@@ -251,9 +255,35 @@ def test_a_hang_costs_its_time_limit_and_only_its_own_file(videos, monkeypatch):
     monkeypatch.setattr(probe_module, "probe", hang)
     results = probe_all(videos, num_workers=2, progress=False, timeout=1.0)
     assert [getattr(r, "num_frames", None) or r.reason for r in results] == [5, TIMEOUT, 7, 8]
+    assert "data.probe_timeout" in str(results[1])
 
 
-def forbidden(name, *, decode_all):
+def begin_and_hang(name):
+    report_progress()
+    threading.Event().wait()
+
+
+def test_the_time_limit_counts_silence_not_the_whole_time():
+    worker = workers._Worker(begin_and_hang, timeout=600.0)
+    try:
+        worker.start_file("film.mp4")
+        before = worker.deadline
+        wait([worker.pipe])
+        assert not worker.has_ended()
+        assert worker.deadline > before
+    finally:
+        worker.kill()
+
+
+@pytest.mark.parametrize("decode_all", [True, False])
+def test_every_frame_is_progress(videos, tmp_path, monkeypatch, decode_all):
+    calls = []
+    monkeypatch.setattr(decoding, "report_progress", lambda: calls.append(1))
+    info = probe(videos[0], decode_all=decode_all)
+    assert len(calls) >= info.num_frames
+
+
+def forbidden(name, *, decode_all, max_pixels):
     raise AssertionError(f"{name} was probed again")
 
 
@@ -315,7 +345,7 @@ def is_running(process_id):
 
 @pytest.mark.usefixtures("forked")
 def test_a_mistake_of_ours_is_not_taken_for_a_bad_file(videos, monkeypatch):
-    def mistaken(name, *, decode_all):
+    def mistaken(name, *, decode_all, max_pixels):
         raise ZeroDivisionError
 
     monkeypatch.setattr(probe_module, "probe", mistaken)
@@ -330,7 +360,7 @@ def test_a_changed_file_is_probed_again_and_the_others_are_not(videos, tmp_path,
     monkeypatch.setattr(
         probe_module,
         "probe",
-        lambda name, *, decode_all: probe(name) if name == str(videos[0]) else forbidden(name, decode_all=decode_all),
+        lambda name, **options: probe(name) if name == str(videos[0]) else forbidden(name, **options),
     )
     infos = probe_all(videos, num_workers=0, cache=cache, progress=False)
     assert [info.num_frames for info in infos] == [12, 6, 7, 8]

@@ -10,7 +10,7 @@ import torch
 from numbered import as_thwc, number_of, requests, turned, write_video
 from torchvision.transforms.v2 import functional as F
 
-from stvid.errors import MISSING, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import CHANGED, MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video import reader
 from stvid.video.decoding import decode
 from stvid.video.probe import probe
@@ -125,7 +125,7 @@ def test_no_index_is_the_callers_mistake(tmp_path):
 
 def test_a_file_that_ends_before_what_was_promised_is_truncated(tmp_path):
     path = write_video(tmp_path / "video.avi", codec="mpeg4")
-    info = probe(path)
+    info = replace(probe(path), identity="")  # as if the file had been probed wrongly
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert number_of(as_thwc(read_frames(path, [5], info=info))[0]) == 5
     with pytest.raises(VideoError) as caught:
@@ -133,12 +133,17 @@ def test_a_file_that_ends_before_what_was_promised_is_truncated(tmp_path):
     assert caught.value.reason == TRUNCATED
 
 
-def test_a_missing_or_replaced_file_is_a_video_error(tmp_path):
-    path = write_video(tmp_path / "video.mp4")
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_a_missing_or_replaced_file_is_a_video_error(tmp_path, backend):
+    path, other = write_video(tmp_path / "video.mp4"), write_video(tmp_path / "other.mp4", gop=3)
     info = probe(path)
+    os.replace(other, path)  # as good a video as the one before
+    with pytest.raises(VideoError) as caught:
+        read_frames(path, [59], info=info, backend=backend)
+    assert caught.value.reason == CHANGED
     path.write_text("no video any more")
     with pytest.raises(VideoError) as caught:
-        read_frames(path, [59], info=info)
+        read_frames(path, [59], info=replace(info, identity=""), backend=backend)
     assert caught.value.reason == UNREADABLE
     path.unlink()
     with pytest.raises(VideoError) as caught:

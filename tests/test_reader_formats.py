@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 
 import av
 import numpy as np
@@ -136,6 +137,65 @@ def test_rotated_recordings_come_upright(tmp_path, turn, matrix):
     frames = as_thwc(read_frames(path, [0, 50]))
     np.testing.assert_array_equal(frames, np.stack([np.rot90(plain[i], turn // 90) for i in (0, 50)]))
     assert_exact(path)
+
+
+def shifted(source, path, seconds, **options):
+    """A copy whose time stamps are later, or earlier, by some seconds."""
+    with av.open(str(source)) as reading, av.open(str(path), "w", options=options) as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for packet in reading.demux(video=0):
+            if packet.size:
+                ticks = round(seconds / packet.time_base)
+                packet.stream, packet.pts, packet.dts = stream, packet.pts + ticks, packet.dts + ticks
+                writing.mux(packet)
+    return path
+
+
+def first_pts(path):
+    with av.open(str(path)) as container:
+        return min(p.pts * p.time_base for p in container.demux(video=0) if p.size)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv", "ts", "flv"])
+def test_frames_are_exact_if_the_first_time_stamp_is_far_from_zero(tmp_path, container, bframes):
+    source = write_video(tmp_path / "source.mp4", bframes=bframes)
+    path = shifted(source, tmp_path / f"video.{container}", 4000, use_editlist="0", avoid_negative_ts="disabled")
+    assert container in ("mp4", "mov") or first_pts(path) > 3000
+    assert_exact(path)
+    assert probe(path).fps == 25
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_frames_are_exact_if_the_first_time_stamps_are_negative(tmp_path, container, bframes):
+    source = write_video(tmp_path / "source.mp4", bframes=bframes)
+    path = shifted(source, tmp_path / f"video.{container}", -1, avoid_negative_ts="disabled")
+    assert container == "mkv" or first_pts(path) < 0
+    assert_exact(path)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize(("first", "num_frames"), [(0, NUM_FRAMES), (12, NUM_FRAMES), (17, 20)])
+def test_frames_are_exact_if_an_edit_list_hides_some(tmp_path, first, num_frames, bframes):
+    path = write_video(tmp_path / "video.mp4", bframes=bframes)
+    content = bytearray(path.read_bytes())
+    # seconds of the edit in 1/1000, its first tick in the track; version 0
+    place, tick = content.index(b"elst") + 12, 512
+    seconds = min(num_frames, NUM_FRAMES - first) * 40
+    start = struct.unpack_from(">i", content, place + 4)[0] + first * tick
+    struct.pack_into(">Ii", content, place, seconds, start)
+    path.write_bytes(content)
+    assert_exact(path)
+    shown = [number_of(picture) for picture in decoded(path)]
+    assert shown == list(range(first, min(first + num_frames, NUM_FRAMES)))
+    assert probe(path, decode_all=False).num_frames == len(shown)
+
+
+@pytest.mark.parametrize("size", [(97, 129), (99, 128), (96, 131)])
+def test_frames_of_odd_sizes_are_exact(tmp_path, size):
+    assert_exact(write_video(tmp_path / "video.mkv", codec="h264", size=size, pixels="yuv444p"))
+    assert_exact(write_video(tmp_path / "video.avi", codec="mpeg4", size=size))
 
 
 @pytest.mark.skipif(not UT_INTERACTION.exists(), reason="needs shared/data/ut_interaction")

@@ -74,7 +74,8 @@ def make_predictions(class_names, per_class=8, seed=0):
                 probabilities=tuple(p.tolist()),
             )
             predictions.append(row)
-    failed = dataclasses.replace(predictions[-1], predicted=None, failed="cut off", views=0, probabilities=())
+    unread = {"predicted": None, "failed": "cut off", "views": 0, "views_right": 0, "probabilities": ()}
+    failed = dataclasses.replace(predictions[-1], **unread)
     return [*predictions[:-1], failed]
 
 

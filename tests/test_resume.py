@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
-from stvid.run.checkpoint import MOVED_TARGETS
+from stvid.run.model import MOVED_TARGETS
 from stvid.run.resume import resume_config
 from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable

@@ -289,7 +289,7 @@ def test_two_processes_do_not_run_the_same_sweep(search, tmp_path):
         done = search("kind=a,b")
         other.communicate("\n")
     assert done.returncode == 2
-    assert "another process is running this sweep" in done.stderr
+    assert "is in use" in done.stderr
 
 
 def test_without_optuna_it_says_what_to_install(search, monkeypatch):

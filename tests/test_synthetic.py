@@ -1,6 +1,7 @@
 """The built-in data set: its pairs differ in the order of frames only, and it is the same wherever it is rendered."""
 
 import multiprocessing
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from stvid.data.manifest import validate
 from stvid.data.synthetic import actions as module
-from stvid.data.synthetic.actions import CLASSES, RENDITIONS, actions, render_video
+from stvid.data.synthetic.actions import CLASSES, MARKER, RENDITIONS, actions, render_video
 from stvid.data.synthetic.figures import SIDES, joints, sample_figure
 from stvid.data.synthetic.motions import MOTIONS
 from stvid.errors import InputError
@@ -221,3 +222,53 @@ def test_a_parameter_out_of_range_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(InputError, match=message):
         actions(root=tmp_path / "new", **{**SMALL, **parameters})
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["walk/1.mp4", "run/1.mp4"],
+        ["1.avi"],
+        ["train/walk/1.mp4"],
+        ["walk/0001/1.jpg"],
+        ["notes.txt"],
+        [".git/config"],
+        ["0123456789ab/train/1.mp4", "walk/1.mp4"],  # an older version has rendered into it
+        ["0123456789ab/walk/1.mp4"],
+    ],
+)
+def test_nothing_is_rendered_into_a_folder_of_others(tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as error:
+        actions(root=tmp_path, **SMALL, num_workers=1)
+    assert f"data=folder data.root={tmp_path}" in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_is_no_folder_for_the_built_in_set(tmp_path):
+    (tmp_path / "data.csv").touch()
+    with pytest.raises(InputError, match="is a file.*data=manifest"):
+        actions(root=tmp_path / "data.csv", **SMALL, num_workers=1)
+
+
+def test_videos_beside_rendered_ones_are_refused_and_other_files_are_not(rendered):
+    root, manifest = rendered
+    (root / "README").touch()
+    assert actions(root=root, **SMALL) == manifest
+    (root / "mine").mkdir()
+    (root / "mine" / "1.mp4").touch()
+    try:
+        with pytest.raises(InputError, match=r"holds mine, .*data=folder"):
+            actions(root=root, **SMALL)
+    finally:
+        shutil.rmtree(root / "mine")
+
+
+def test_sets_of_versions_without_a_marker_are_still_used(rendered):
+    root, manifest = rendered
+    (root / MARKER).unlink()
+    (root / "README").unlink(missing_ok=True)
+    assert actions(root=root, **SMALL) == manifest

@@ -290,10 +290,20 @@ def test_a_wrong_override_is_one_message_and_exit_code_2(overrides, messages, tm
 
 
 def test_the_first_line_is_printed_before_the_data_set_is_read(tmp_path):
-    run = tmp_path / "run"
-    done = train_py("data=folder", "data.root=/nowhere", f"hydra.run.dir={run}", *TINY)
-    assert done.stdout == f"training Conv3D on /nowhere; run folder {run}\n"
-    assert "/nowhere does not exist" in done.stderr
+    run, videos = tmp_path / "run", tmp_path / "videos"
+    videos.mkdir()
+    done = train_py("data=folder", f"data.root={videos}", f"hydra.run.dir={run}", *TINY)
+    assert done.stdout == f"training Conv3D on {videos}; run folder {run}\n"
+    assert str(videos) in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_told_before_the_data_set_is_read(video_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    done = squares(video_folder, tmp_path / "run", "trainer=gpu", "trainer.accelerator=gpu")
+    assert done.returncode == 2
+    assert "trainer.accelerator (=gpu): PyTorch finds no such device" in done.stderr
+    assert "training videos" not in done.stdout
 
 
 def test_importing_stvid_training_leaves_the_warning_filters_alone():
@@ -385,12 +395,12 @@ def test_epochs_without_validation_have_empty_cells_and_a_checkpoint(
 
 def test_a_sweep_continues_after_a_failed_run_and_names_it(video_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1", "clip.num_frames=0,4")
+    overrides = ("-m", "data=folder", f"data.root={video_folder}", *TINY, "trainer.max_epochs=1")
+    overrides += ("optimizer.groups={haed: {lr: 1e-2}},null",)
     done = train_py(*overrides)
     assert done.returncode == 2
-    assert "clip.num_frames (=0) must be at least 1" in done.stderr
+    assert "'haed' matches no parameter" in done.stderr
     (sweep,) = (tmp_path / "outputs").iterdir()
-    good, bad = rows_of(sweep / "summary.csv")
-    assert (good["clip.num_frames"], good["status"]) == ("4", "done")
-    assert bad["clip.num_frames"] == "0"
-    assert "num_frames (=0)" in bad["status"]
+    rows = {row["optimizer.groups"]: row["status"] for row in rows_of(sweep / "summary.csv")}
+    assert rows.pop("null") == "done"
+    assert all("'haed' matches no parameter" in status for status in rows.values())

@@ -16,7 +16,7 @@ from torch import nn
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
 from stvid.models.weights import load_weights, read_file, read_weights, reshape_kernel
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 
 SMALL = {"widths": [4, 6], "strides": [[1, 2, 2], [2, 2, 2]]}
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", **SMALL}

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stvid.distributed import init_distributed, launch_processes
 from stvid.models import c3d
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model
+from stvid.run.model import build_model
 from stvid.training.parallel import SyncedBatchNorm
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs" / "model").glob("*.yaml"))}

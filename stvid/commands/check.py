@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from stvid.commands.check_groups import groups_section
 from stvid.data.check import check_videos, is_bad
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS
@@ -38,13 +39,13 @@ Shorten = Callable[[str], str]  # path -> path as it is printed
 
 
 def run(options: argparse.Namespace) -> None:
-    manifest, clip, workers, timeout = compose_data_set(options.overrides)
+    manifest, clip, workers, limits = compose_data_set(options.overrides)
     report = check_videos(
         manifest,
         clip=clip,
         num_workers=workers,
         cache=probe_cache(manifest),
-        timeout=timeout,
+        **limits,
         progress=sys.stderr.isatty(),
     )
     if options.json:
@@ -69,6 +70,8 @@ def check_text(report: dict) -> str:
         _summary(report, root),
         _bad_videos(report["bad"], shorten),
         _leaks(report["leaks"], shorten),
+        groups_section(report["groups"], shorten),
+        _similar_classes(report["similar_classes"]),
         _conflicts(report["conflicts"], shorten),
         _duplicates(report["duplicates"], shorten),
         _classes(report["class_counts"]),
@@ -94,7 +97,8 @@ def _summary(report: dict, root: str | None) -> list[str]:
     if num_items != num_files:
         size = f"{_count(num_files, 'file')}, {_count(num_items, 'labelled video')}"
     lines = [f"{size}: {report['num_bad']} cannot be used" if report["num_bad"] else f"{size}: every frame decodes"]
-    not_found = [title for key, title in SECTIONS.items() if not _has_findings(report[key])]
+    titles = SECTIONS | ({"leaks": "copies in several splits"} if report["groups"]["num_unnamed"] else {})
+    not_found = [title for key, title in titles.items() if not _has_findings(report[key])]
     if not_found:
         lines.append(f"not found   {', '.join(not_found)}")
     if root:
@@ -176,6 +180,16 @@ def _leak_line(leak: dict, shorten: Shorten) -> str:
     splits = ", ".join(leak["splits"])
     title = f"{visible(leak['name'])} in {splits}" if leak["kind"] == "group" else splits
     return f"{title}: {_first_paths(leak['paths'], leak['num_files'], shorten)}"
+
+
+def _similar_classes(similar: Sequence[Sequence[str]]) -> list[str]:
+    if not similar:
+        return []
+    return [
+        "classes that differ only in case, blanks, underscores or Unicode form; training refuses them",
+        *_indented(" = ".join(map(ascii, names)) for names in similar),
+        "Write each class in one way, or, if they are different classes, set data.allow_similar_classes=true.",
+    ]
 
 
 def _conflicts(conflicts: Sequence[dict], shorten: Shorten) -> list[str]:

@@ -6,7 +6,6 @@ import argparse
 
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
-from stvid.errors import InputError
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text
@@ -14,12 +13,11 @@ from stvid.files import write_json
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
+from stvid.run.relocation import relocate_run
 from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.processes < 1:
-        raise InputError(f"--processes (={options.processes}) must be at least 1")
     if options.processes > 1 and not is_distributed():
         raise SystemExit(launch_processes(options.run_again, options.processes))
     limit_cpu_threads(default_device().type)
@@ -41,6 +39,11 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         trust=options.trust,
     )
     runs, folder = resolve_runs(options.runs)
+    if options.data_root:
+        splits = {options.split, "val"} if options.calibrate else {options.split}
+        for run in runs:
+            needed = () if options.manifest else splits
+            relocate_run(RunFolder.of(run), options.data_root, splits=needed, option="--data-root")
     if folder is None:
         evaluation = evaluate_run(runs[0], evaluation_options, is_main_process=is_main_process)
     else:

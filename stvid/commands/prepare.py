@@ -15,7 +15,7 @@ MAX_BAD = 20  # lines about bad videos
 
 
 def run(options: argparse.Namespace) -> None:
-    manifest, clip, workers, _ = compose_data_set(options.overrides)
+    manifest, clip, workers, limits = compose_data_set(options.overrides)
     summary = prepare(
         manifest,
         out=Path(options.out),
@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
         short_side=options.short_side,
         gop=options.gop,
         crf=options.crf,
+        max_pixels=limits["max_pixels"],
         progress=sys.stderr.isatty(),
     )
     if options.json:

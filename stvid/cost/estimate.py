@@ -12,6 +12,7 @@ from stvid.cost.memory_tracker import INPUT
 from stvid.cost.report import CostReport, LayerCost
 from stvid.cost.simulation import NEEDS_VALUES, LayerOutput, Simulation, TrainingStep
 from stvid.errors import InputError
+from stvid.preprocess import Preprocess
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 DEVICES = ("cpu", "cuda")
@@ -30,7 +31,7 @@ def estimate(
     precision: str = "32-true",
     device: str = "cpu",
     optimizer: Callable[[nn.Module], Optimizer] = adamw,
-    preprocess: nn.Module | None = None,
+    preprocess: Preprocess | None = None,
     ema: bool = False,
 ) -> CostReport:
     """Estimates parameters, memory and compute of a model, without allocating memory or computing anything.

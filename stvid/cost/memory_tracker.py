@@ -8,9 +8,11 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -86,7 +88,7 @@ class MemoryTracker(TorchDispatchMode):
     def _release(self, key: int) -> None:
         self.bytes_in_use -= self._allocations.pop(key).size
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         owner = self.owner
         if function is aten._to_copy.default and self._owner_of(args[0]) == STATE:
@@ -105,7 +107,7 @@ class MemoryTracker(TorchDispatchMode):
         allocation = self._allocations.get(id(tensor.untyped_storage()))
         return allocation.owner if allocation else None
 
-    def _workspace_bytes(self, function, args: tuple) -> int:
+    def _workspace_bytes(self, function: OpOverload, args: tuple) -> int:
         """Memory that an operator allocates and frees internally, so that no tensor shows it.
 
         On a CPU, oneDNN copies a convolution's weights into a blocked layout, in the backward pass also the gradient
@@ -118,7 +120,7 @@ class MemoryTracker(TorchDispatchMode):
         return passes * weight.numel() * weight.element_size()
 
 
-def multiply_adds(function, args: tuple, kwargs: dict, result: object) -> int:
+def multiply_adds(function: OpOverload, args: tuple, kwargs: dict, result: object) -> int:
     """Multiply-adds of one operator: half of torch's FLOP count; 0 for all but convolutions, products and attention.
 
     torch does not count the fused LSTM of CPUs. Its weights are `4H x I` and `4H x H`; each step of each sequence

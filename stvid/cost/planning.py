@@ -49,6 +49,7 @@ class Plan:
 
     def estimate(self, batch_size: int) -> CostReport:
         """The cost of training on batches of `batch_size` clips."""
+        assert self.clip.num_frames is not None
         return estimate(
             self.model,
             (self.clip.channels, self.clip.num_frames, *self.clip.size),
@@ -78,14 +79,14 @@ class Plan:
         Raises:
             InputError: `auto`, and not even 2 clips fit.
         """
-        if self.batch_size != "auto":
+        if not isinstance(self.batch_size, str):
             return self.batch_size
         size = self.largest_batch(limit=min(limit, MAX_BATCH_SIZE))
         if size == 0:
             needed, free = self.estimate(2).peak_train_bytes, free_bytes(self.device)
             raise InputError(
-                f"data.batch_size=auto: a training step on 2 clips needs {bytes_text(needed)}, {bytes_text(free)} are "
-                "free. Choose a smaller clip.size or clip.num_frames, or another model"
+                f"data.batch_size=auto: a training step on 2 clips needs {bytes_text(needed)}, "
+                f"{bytes_text(free or 0)} are free. Choose a smaller clip.size or clip.num_frames, or another model"
             )
         return DEFAULT_BATCH_SIZE if size is None else size
 

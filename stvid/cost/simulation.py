@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.optim import Optimizer
 
 from stvid.cost.memory_tracker import INPUT, STATE, MemoryTracker
-from stvid.preprocess import run_model
+from stvid.preprocess import ModuleT, Preprocess, run_model
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # the same as in stvid.preprocess.channels_last
 # raised by operators that need values (`item`, `nonzero`), and by those of other libraries without fake tensors
@@ -78,7 +78,7 @@ class Simulation:
         device: `cpu` or `cuda`, see `MemoryTracker`.
     """
 
-    def __init__(self, *, model: nn.Module, preprocess: nn.Module | None, precision: str, device: str) -> None:
+    def __init__(self, *, model: nn.Module, preprocess: Preprocess | None, precision: str, device: str) -> None:
         self.mode = FakeTensorMode()
         self.precision, self.device = precision, device
         self.model = _fake_copy(model, self.mode, torch.bfloat16 if precision == "bf16-true" else None)
@@ -138,7 +138,7 @@ class Simulation:
             if isinstance(output, Tensor) and output.ndim == 2:
                 labels = torch.zeros(len(output), dtype=torch.long)
                 return nn.functional.cross_entropy(output.float(), labels)
-            return sum(tensor.float().sum() for tensor in _tensors(output))
+            return sum(tensor.float().sum() for tensor in _tensors(output))  # type: ignore[return-value] # not empty
 
     def _batch(self, shape: tuple[int, ...], tracker: MemoryTracker) -> Tensor:
         tracker.owner = INPUT
@@ -152,11 +152,11 @@ class Simulation:
         outputs = {} if outputs is None else outputs
         call_numbers, stack = itertools.count(), [(INPUT, -1)]  # running modules: (name, number of the call)
 
-        def enter(module: nn.Module, _) -> None:
+        def enter(module: nn.Module, _: object) -> None:
             stack.append((self.names[module], next(call_numbers)))
             tracker.owner = stack[-1][0]
 
-        def leave(module: nn.Module, _, result: object) -> None:
+        def leave(module: nn.Module, _: object, result: object) -> None:
             name, _ = stack.pop()
             tracker.owner, caller = stack[-1]
             for tensor in _tensors(result)[:1]:
@@ -194,7 +194,7 @@ class Simulation:
                 group["foreach"] = True
 
 
-def _fake_copy(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
+def _fake_copy(model: ModuleT, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> ModuleT:
     """A copy on fake tensors.
 
     Args:

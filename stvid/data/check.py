@@ -18,10 +18,11 @@ from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.content_checks import content_keys, find_duplicates, find_shortcuts
 from stvid.data.dataset import item_frames
-from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks
+from stvid.data.group_proposals import propose_groups
+from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks, similar_classes
 from stvid.errors import VideoError
 from stvid.video.probe import probe_all
-from stvid.video.types import VideoInfo
+from stvid.video.types import MAX_PIXELS, VideoInfo
 
 ODD_DURATION = 4  # factor by which an odd duration differs from the median
 _MAX_EXAMPLES = 5  # paths per leak
@@ -44,6 +45,7 @@ def check_videos(
     num_workers: int,
     cache: Path | None,
     timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> dict:
     """Decodes every frame of every file, and checks the manifest.
@@ -53,7 +55,8 @@ def check_videos(
         clip: the clip's geometry; determines which videos are short.
         num_workers: processes that decode; at least one, so that a crash or a hang affects only its own file.
         cache: JSON file with the results of earlier calls; unchanged files are not decoded again.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame after which a file is given up.
+        max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.
 
     Returns:
@@ -61,11 +64,13 @@ def check_videos(
         be decoded and of items without frames; files: properties; duplicates: lists of paths; leaks: kind (file,
         content, group), name, splits, num_files, paths (a few); conflicts: labels, paths, start, end; class_counts:
         class -> split -> items; odd: short (on the clip's timeline), durations, median_duration, damaged, sizes, fps;
-        shortcuts: see `find_shortcuts`; clip: settings that define which videos are short.
+        shortcuts: see `find_shortcuts`; groups: see `propose_groups`; similar_classes: lists of class names that look
+        the same; clip: settings that define which videos are short.
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
-    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout)
+    options = {"progress": progress, "timeout": timeout, "max_pixels": max_pixels}
+    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=cache, **options)
     infos = dict(zip(paths, probed, strict=True))
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)
@@ -83,12 +88,14 @@ def check_videos(
         "class_counts": _class_counts(manifest),
         "odd": {"short": _short(rows, clip), **_odd_files(infos)},
         "shortcuts": _shortcuts(rows, keys),
+        "groups": propose_groups(items, infos, progress=progress),
+        "similar_classes": similar_classes(manifest.class_names),
     }
 
 
 def is_bad(report: dict) -> bool:
-    """Whether the data set has errors: a bad file or item, a leak, or a label conflict."""
-    return bool(report["bad"] or report["leaks"] or report["conflicts"])
+    """Whether the data set has errors: a bad file or item, a leak, a label conflict, or classes that look the same."""
+    return any(report[key] for key in ("bad", "leaks", "conflicts", "similar_classes"))
 
 
 def _frames_or_error(item: Item, info: VideoInfo | VideoError) -> range | VideoError:

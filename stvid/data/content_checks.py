@@ -13,7 +13,7 @@ import numpy as np
 
 from stvid.errors import VideoError
 from stvid.progress import Bar
-from stvid.video.decoding import list_images
+from stvid.video.images import list_images
 from stvid.video.types import VideoInfo
 
 _CHUNK = 1 << 20  # bytes

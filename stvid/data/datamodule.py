@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -27,11 +28,12 @@ from stvid.data.loading import (
     views_loader,
     worker_options,
 )
-from stvid.data.manifest import Manifest, validate
+from stvid.data.manifest import NAME_GROUPS, Manifest, validate
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import InputError, VideoError
 from stvid.video.reader import BACKENDS, INSTALL, is_installed
+from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class VideoDataModule(pl.LightningDataModule):
         num_crops: crops per validation clip.
         seed: random choices depend only on seed, epoch and item.
         allow_leaks: allow the same file or group in two splits.
+        allow_similar_classes: allow class names that look the same, see `similar_classes`.
         max_bad: maximum fraction of unreadable videos, in [0, 1]; above it the run does not start.
         whole_video: every clip is a whole video, as with `clip.num_frames=None`: the clips of a batch have similar
             lengths, and a validation video has one clip.
@@ -66,7 +69,8 @@ class VideoDataModule(pl.LightningDataModule):
             `loss`: give every class equal weight in the loss (see `class_weights`).
         probe: `decode` every file once before the first run, which finds all broken files; `count` packets where
             possible, which is faster, but finds a file that breaks half way only when it is read.
-        probe_timeout: seconds to probe one file, plus one for each megabyte of it.
+        probe_timeout: seconds without a new frame after which a file that is probed is given up.
+        max_pixels: of a frame or image, height times width; larger ones are unreadable, before they are decoded.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
 
     Raises:
@@ -88,6 +92,7 @@ class VideoDataModule(pl.LightningDataModule):
         num_crops: int = 1,
         seed: int = 0,
         allow_leaks: bool = False,
+        allow_similar_classes: bool = False,
         max_bad: float = 0.05,
         whole_video: bool = False,
         passes: int | None = None,
@@ -95,6 +100,7 @@ class VideoDataModule(pl.LightningDataModule):
         balance: str = "none",
         probe: str = "decode",
         probe_timeout: float = 60.0,
+        max_pixels: int = MAX_PIXELS,
         backend: str = "pyav",
     ):
         super().__init__()
@@ -115,11 +121,20 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.backend={backend} is not installed: {INSTALL[backend]}")
         if probe_timeout <= 0:
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise InputError(f"data.max_pixels (={max_pixels}) must be a whole number of at least 1")
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
         self.cached: dict[str, CachedClips] = {}
         self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
-        self.probe_options = {"decode_all": probe == "decode", "timeout": probe_timeout}
-        self.manifest = validate(manifest, allow_leaks=allow_leaks)
+        self.decode_all, self.probe_timeout = probe == "decode", probe_timeout
+        self.max_pixels = max_pixels
+        self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
+        if all(item.group is None for item in manifest.items):
+            log.warning(
+                "no groups are named, so clips of one recording may be in several splits, and the accuracy too good; "
+                "stvid check proposes groups. To name them: %s",
+                NAME_GROUPS,
+            )
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)
@@ -139,6 +154,19 @@ class VideoDataModule(pl.LightningDataModule):
         return resolve_workers(self.requested_workers, num_processes=1)
 
     @property
+    def clips_per_batch(self) -> int:
+        """`batch_size`, once it is a number.
+
+        Raises:
+            InputError: it is still `auto`.
+        """
+        if isinstance(self.batch_size, str):
+            raise InputError(
+                f"data.batch_size (={self.batch_size}) becomes a number in training only; give a number here"
+            )
+        return self.batch_size
+
+    @property
     def class_weights(self) -> list[float] | None:
         """With `balance=loss`, `N / (K * n)` for each of K classes with n of N training videos; else None."""
         if self.balance != "loss":
@@ -152,13 +180,20 @@ class VideoDataModule(pl.LightningDataModule):
         if hasattr(self, "train"):
             return
         items = (*self.manifest.select("train"), *self.manifest.select("val"))
-        infos = probe_items(items, num_workers=self.num_workers, cache=probe_cache(self.manifest), **self.probe_options)
+        infos = probe_items(
+            items,
+            num_workers=self.num_workers,
+            cache=probe_cache(self.manifest),
+            decode_all=self.decode_all,
+            timeout=self.probe_timeout,
+            max_pixels=self.max_pixels,
+        )
         bad = [info for info in infos if isinstance(info, VideoError)]
         self.max_bad_videos = self.max_bad * len(items)
         self.bad = {error.path: error.reason for error in bad}
         check_bad(bad, num_items=len(items), max_bad=self.max_bad)
         num_train = len(self.manifest.select("train"))
-        shared = {
+        shared: dict[str, Any] = {
             "class_names": self.manifest.class_names,
             "clip": self.clip,
             "seed": self.seed,
@@ -168,7 +203,8 @@ class VideoDataModule(pl.LightningDataModule):
         self.val = Views(
             items=items[num_train:],
             infos=infos[num_train:],
-            **self.protocol,
+            num_clips=self.protocol["num_clips"],
+            num_crops=self.protocol["num_crops"],
             **shared,
         )
         for dataset in (self.train, self.val):
@@ -186,9 +222,10 @@ class VideoDataModule(pl.LightningDataModule):
             The cached datasets of `train` and `val`, to be filled with the samples of `all_keys`.
         """
         probe_file = probe_cache(self.manifest)
-        is_writable = probe_file and os.access(probe_file.parent, os.W_OK)
-        folder = (probe_file.parent if is_writable else Path.cwd()) / FEATURES_NAME
-        if not is_writable:
+        if probe_file and os.access(probe_file.parent, os.W_OK):
+            folder = probe_file.parent / FEATURES_NAME
+        else:
+            folder = Path.cwd() / FEATURES_NAME
             log.info("features are cached in %s, since the videos' folder is not writable", folder)
         for split, clips in (("train", self.train), ("val", self.val)):
             cache = FeatureCache(folder, {**encoder_settings, **sample_settings(clips)})
@@ -206,12 +243,12 @@ class VideoDataModule(pl.LightningDataModule):
         """Batches of training clips; the first epoch starts at `position`."""
         sampler = self._train_sampler()
         epoch, num_batches = self.position  # Lightning creates the iterator before it sets the epoch
-        sampler.set_epoch(epoch, start=num_batches * self.batch_size)
+        sampler.set_epoch(epoch, start=num_batches * self.clips_per_batch)
         return TimedLoader(
             self.cached.get("train", self.train),
-            batch_size=self.batch_size,
+            batch_size=self.clips_per_batch,
             sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,  # batch norm fails on a last batch of one clip
+            drop_last=len(sampler) >= self.clips_per_batch,  # batch norm fails on a last batch of one clip
             collate_fn=collate_features if self.cached else collate,
             **worker_options(0 if self.cached else self.num_workers, persistent=True),
         )
@@ -220,7 +257,7 @@ class VideoDataModule(pl.LightningDataModule):
         rank, world_size = self._rank()
         return views_loader(
             self.val,
-            batch_size=self.batch_size,
+            batch_size=self.clips_per_batch,
             num_workers=0 if self.cached else self.num_workers,
             cached=self.cached.get("val"),
             collate_fn=collate_features if self.cached else collate,
@@ -236,7 +273,7 @@ class VideoDataModule(pl.LightningDataModule):
             seed=self.seed,
             labels=[item.label for item in self.train.items] if self.balance == "classes" else None,
             lengths=clip_lengths(self.train),
-            batch_size=self.batch_size,
+            batch_size=self.clips_per_batch,
             passes=self.passes,
             rank=rank,
             world_size=world_size,

@@ -95,17 +95,25 @@ class VideoDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    def info(self, index: int) -> VideoInfo:
+        """What is known about an item's file; raises VideoError if it cannot be read."""
+        info = self.infos[index]
+        if isinstance(info, VideoError):
+            raise info
+        return info
+
     def timeline(self, index: int) -> tuple[Sequence[int], float]:
         """An item's frame numbers within its file, and their rate in frames per second; see `sampling.timeline`.
 
         Raises:
             VideoError: the file cannot be read, or has no frame between the item's start and end.
         """
-        return sampling.timeline(item_frames(self.items[index], self.infos[index]), self.clip, self.infos[index])
+        info = self.info(index)
+        return sampling.timeline(item_frames(self.items[index], info), self.clip, info)
 
     def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The given frames of the file, cropped to each box and resized: uint8 T x C x `clip.size` per box."""
-        info, size = self.infos[index], self.clip.size
+        info, size = self.info(index), self.clip.size
         native = (info.height, info.width)
         short_side = reading_size(*native, boxes[0], size)
         frames_TCHW = read_frames(
@@ -142,12 +150,13 @@ class TrainingClips(VideoDataset):
         index = key.index
         rng = np.random.default_rng((self.seed, key.epoch, self.item_seed(index), key.repeat))
         try:
+            info = self.info(index)
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.clip_span(clip, fps), rng)
-            box = self.augment.random_box(self.infos[index].height, self.infos[index].width, self.clip.size, rng)
+            box = self.augment.random_box(info.height, info.width, self.clip.size, rng)
             selected = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
-            selected = sampling.earlier_frames(selected, frames, clip, self.infos[index]) + selected
+            selected = sampling.earlier_frames(selected, frames, clip, info) + selected
             (frames_TCHW,) = self.read(index, selected, [box])
         except VideoError as error:
             return self.make_failure(index, error)
@@ -172,7 +181,7 @@ class Views(VideoDataset):
     playback: str = "normal"
     frames: Tensor | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sampling.check_playback(self.playback)
 
     def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -193,7 +202,7 @@ class Views(VideoDataset):
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             starts = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, self.item_seed(index)))
-            info = self.infos[index]
+            info = self.info(index)
             clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
             clips = [sampling.reorder_frames(selected, self.playback, rng) for selected in clips]
             clips = [
@@ -250,5 +259,6 @@ def _concat_channels_last(views: Sequence[Tensor]) -> Tensor:
     if get_worker_info() is None:
         clips_BTHWC = clips_BTHWC.new_empty(shape)
     else:
-        clips_BTHWC.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        clips_BTHWC.set_(storage, 0, shape)  # type: ignore[call-overload] # torch's stubs know typed storages only
     return torch.cat(views, out=clips_BTHWC).permute(0, 1, 4, 2, 3)

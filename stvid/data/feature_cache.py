@@ -233,7 +233,7 @@ class CachedClips(Dataset):
         self.clips, self.cache = clips, cache
         self.files = [self._identity(index) for index in range(len(clips))]
         self.failed: dict[SampleKey, Failure] = {}
-        self.num_views = 1 if isinstance(clips, TrainingClips) else clips.num_clips * clips.num_crops
+        self.num_views = clips.num_clips * clips.num_crops if isinstance(clips, Views) else 1
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -252,7 +252,7 @@ class CachedClips(Dataset):
     def cache_key(self, key: SampleKey) -> str:
         """Hash of the sample's file in its current state, its times and label, and epoch and repeat if it is random."""
         random_key = [key.epoch, key.repeat] if isinstance(self.clips, TrainingClips) else []
-        item, info = self.clips.items[key.index], self.clips.infos[key.index]
+        item, info = self.clips.items[key.index], self.clips.info(key.index)
         file = [item.path, self.files[key.index], info.num_frames]  # a broken file's depends on how it was probed
         return hash_text(json.dumps([*file, item.start, item.end, item.label, random_key]))
 

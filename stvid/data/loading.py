@@ -28,7 +28,7 @@ from stvid.errors import InputError, VideoError
 from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
-from stvid.video.types import VideoInfo
+from stvid.video.types import MAX_PIXELS, VideoInfo
 
 CACHE_NAME = ".stvid_probe.json"
 
@@ -84,7 +84,7 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
         except VideoError:
             lengths.append(0)
         else:
-            lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames)
+            lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames or 0)
     return lengths
 
 
@@ -171,6 +171,7 @@ def probe_items(
     cache: Path | None,
     decode_all: bool = True,
     timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[VideoInfo | VideoError]:
     """Probes the items' files with a cache, see `probe_all`.
 
@@ -183,6 +184,7 @@ def probe_items(
             cache=cache,
             decode_all=decode_all,
             timeout=timeout,
+            max_pixels=max_pixels,
             progress=sys.stderr.isatty(),
         )
 
@@ -264,7 +266,7 @@ class TimedLoader(DataLoader):
     def _clock(self) -> IdleClock:
         return IdleClock()
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator:  # type: ignore[override] # torch promises a private class
         return self._timed(super().__iter__())
 
     def _timed(self, batches: Iterator) -> Iterator:
@@ -287,7 +289,8 @@ class IdleClock:
     """
 
     def __init__(self) -> None:
-        self.seconds, self.events = 0.0, deque()
+        self.seconds = 0.0
+        self.events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def start(self) -> None:
         self.began = _cuda_event() if torch.cuda.is_initialized() else time.perf_counter()

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from stvid.data.splitting import split_items
+from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, read_table
 from stvid.errors import InputError, listing, nearest
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
+NAME_GROUPS = "data.group_pattern or data.group_csv (data=folder, data=frames), or a column group (data=manifest)"
 COLUMNS = ("path", "label", "split", "start", "end", "group")
-_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names that are not UTF-8 survive a round trip
-_NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +54,23 @@ class Manifest:
         """The items of one split, in the manifest's order; may be empty."""
         return tuple(item for item in self.items if item.split == split)
 
-    def write_csv(self, path: str | os.PathLike) -> None:
+    def write_csv(self, path: str | os.PathLike, *, sizes: Mapping[str, int] | None = None) -> None:
         """Writes `path,label,split,start,end,group` atomically; videos below the file's folder get relative paths.
+
+        `sizes` (path of a video -> bytes) adds a column `bytes`, by which the videos are recognised after a move.
 
         `read_csv` returns the same items, also for file names that are not UTF-8. It returns the same classes if it
         gets the same `class_names`.
         """
         path = Path(path).absolute()
-        with replacing(path) as partial, partial.open("w", newline="", **_TEXT) as file:
-            file.write(_csv_line(COLUMNS))
+        with replacing(path) as partial, partial.open("w", newline="", **UTF8) as file:
+            file.write(csv_line(COLUMNS if sizes is None else (*COLUMNS, "bytes")))
             for item in self.items:
                 video = Path(item.path)
                 name = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
-                cells = (name, item.label, item.split, item.start, item.end, item.group)
-                file.write(_csv_line(["" if cell is None else str(cell) for cell in cells]))
+                cells = [name, item.label, item.split, item.start, item.end, item.group]
+                cells += [] if sizes is None else [sizes.get(item.path)]
+                file.write(csv_line(["" if cell is None else str(cell) for cell in cells]))
 
     @classmethod
     def read_csv(
@@ -75,58 +78,39 @@ class Manifest:
     ) -> Manifest:
         """Reads a CSV table with a header; `path`, `label` and `split` are required, `start`, `end`, `group` optional.
 
-        Spaces after a comma are ignored, spaces within quotes are not.
-
         Args:
-            path: the CSV file; relative video paths are relative to its folder.
+            path: the CSV file; relative video paths are relative to its folder. For its format see `read_table`.
             class_names: the order of the classes; required if the labels are numbers (label `i` is then
                 `class_names[i]`). Without it, the classes are the sorted labels.
             allow_new_classes: append labels that are not in `class_names` as new classes instead of raising.
 
         Raises:
-            InputError: file or column missing, a duplicate column, unknown split or class, invalid times, or numeric
-                labels without names.
+            InputError: not a usable table (see `read_table`), unknown split or class, invalid times, numeric labels
+                without names, or text that is not UTF-8, except in names of files and classes that exist.
         """
-        path = Path(path).absolute()
-        rows = _read_rows(path)
-        labels = [row["label"] for row in rows]
-        labels = _class_labels(labels, class_names, where=str(path), allow_new_classes=allow_new_classes)
-        items = tuple(
-            _item(row, label, where=f"{path}, line {number}", folder=path.parent)
-            for number, (row, label) in enumerate(zip(rows, labels, strict=True), start=2)
-        )
+        table = read_table(path, required=COLUMNS[:3], optional=COLUMNS[3:])
+        return cls._from_table(table, class_names, allow_new_classes=allow_new_classes)
+
+    @classmethod
+    def _from_table(cls, table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool) -> Manifest:
+        if not table.rows:
+            raise InputError(f"{table.path} lists no videos: it has only a header line")
+        names = frozenset(class_names or ())
+        for row in table.rows:
+            _check_text(table, row, names)
+        labels = _class_labels(table, class_names, allow_new_classes=allow_new_classes)
+        items = tuple(_item(row, label, table) for row, label in zip(table.rows, labels, strict=True))
         known = tuple(class_names or ())
         return cls(items=items, class_names=known + tuple(sorted(set(labels) - set(known))))
 
 
-def _csv_line(cells: Sequence[str]) -> str:
-    """A row of a table. Cells that start or end with a space are quoted, which `csv.writer` does not do."""
-    quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
-    return ",".join(quoted) + "\r\n"
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise InputError(f"manifest {path} does not exist")
-    try:
-        with path.open(newline="", **{**_TEXT, "encoding": "utf-8-sig"}) as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            header = reader.fieldnames or []
-            rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
-    except csv.Error as error:
-        raise InputError(f"{path} is not a CSV file: {error}") from error
-    duplicates = [column for column in COLUMNS if header.count(column) > 1]
-    if duplicates:
-        raise InputError(f"{path} has two columns named {duplicates[0]}. Remove or rename one of them")
-    missing = [column for column in COLUMNS[:3] if column not in header]
-    if missing:
-        raise InputError(
-            f"{path} has the columns {', '.join(header) or '(none)'}; missing: {', '.join(missing)}. "
-            "The first line must be path,label,split[,start,end,group]"
-        )
-    if not rows:
-        raise InputError(f"{path} lists no videos: it has only a header line")
-    return rows
+def _check_text(table: Table, row: Row, class_names: frozenset[str]) -> None:
+    """Bytes that are not UTF-8 are wrong, except in the names of known classes and of files that exist."""
+    if row.cells["label"] not in class_names:
+        check_utf8(table, row, "label")
+    is_new = not class_names and not is_utf8(row.cells["path"])
+    if is_new and not os.path.lexists(table.path.parent / row.cells["path"]):
+        check_utf8(table, row, "path")
 
 
 def are_numbers(labels: Iterable[str]) -> bool:
@@ -134,46 +118,50 @@ def are_numbers(labels: Iterable[str]) -> bool:
     return all(label.isdecimal() for label in labels)  # isdecimal: "²" is a digit, but `int` cannot read it
 
 
-def _class_labels(
-    labels: list[str], class_names: Sequence[str] | None, *, where: str, allow_new_classes: bool
-) -> list[str]:
+def _class_labels(table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool) -> list[str]:
     """Labels as class names, checked against `class_names` if given."""
+    labels = [row.cells["label"] for row in table.rows]
     numeric = are_numbers(labels)
     if class_names is None:
         if numeric:
             raise InputError(
-                f"{where}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), without names. "
+                f"{table.path}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), without names. "
                 "Name the classes in order: data.class_names=[first,second,...]"
             )
         return labels
-    if numeric and not set(labels) <= set(class_names):
-        too_large = [label for label in labels if int(label) >= len(class_names)]
-        if too_large:
-            raise InputError(
-                f"{where}: label {too_large[0]}, but data.class_names has {len(class_names)} names (from 0)"
-            )
+    known = set(class_names)
+    if numeric and not set(labels) <= known:
+        for row in table.rows:
+            if int(row.cells["label"]) >= len(class_names):
+                raise InputError(
+                    f"{table.where(row)}: label {row.cells['label']}, but data.class_names has {len(class_names)} "
+                    "names (from 0)"
+                )
         return [class_names[int(label)] for label in labels]
-    for number, label in enumerate(labels, start=2):
-        if label not in class_names and not allow_new_classes:
-            raise InputError(f"{where}, line {number}: unknown class {label!r}{nearest(label, class_names)}")
+    for row in table.rows:
+        label = row.cells["label"]
+        if label and label not in known and not allow_new_classes:
+            raise InputError(f"{table.where(row)}: unknown class {label!r}{nearest(label, class_names)}")
     return labels
 
 
-def _item(row: dict[str, str], label: str, *, where: str, folder: Path) -> Item:
-    if not row["path"] or not label:
+def _item(row: Row, label: str, table: Table) -> Item:
+    where, cells = table.where(row), row.cells
+    if not cells["path"] or not label:
         raise InputError(f"{where}: path or label is empty")
-    if row["split"] not in SPLITS:
-        raise InputError(f"{where}: split is {row['split']!r}, must be one of {', '.join(SPLITS)}")
-    start, end = (_seconds(row.get(name, ""), name, where) for name in ("start", "end"))
+    split = cells.get("split", SPLITS[0])
+    if split not in SPLITS:
+        raise InputError(f"{where}: split is {split!r}, must be one of {', '.join(SPLITS)}")
+    start, end = (_seconds(cells.get(name, ""), name, where) for name in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise InputError(f"{where}: end (={end} s) must be after start (={start or 0.0} s)")
     return Item(
-        path=str((folder / row["path"]).absolute()),
+        path=str((table.path.parent / cells["path"]).absolute()),
         label=label,
-        split=row["split"],
+        split=split,
         start=start,
         end=end,
-        group=row.get("group") or None,
+        group=cells.get("group") or None,
     )
 
 
@@ -189,17 +177,20 @@ def _seconds(cell: str, name: str, where: str) -> float | None:
     return value
 
 
-def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
+def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_classes: bool = False) -> Manifest:
     """Returns the manifest, or raises if it cannot be used for training and testing.
 
     Args:
         manifest: the manifest of a layout.
         allow_leaks: allow the same file or group in two splits.
+        allow_similar_classes: allow class names that look the same, see `similar_classes`.
 
     Raises:
-        InputError: no training videos, fewer than two classes, no existing file, a class without training videos, or
-            the same file or group in two splits.
+        InputError: no training videos, fewer than two classes, no existing file, a class without training videos,
+            class names that look the same, or the same file or group in two splits.
     """
+    if not allow_similar_classes:
+        _check_similar_classes(manifest)
     if not manifest.select("train"):
         raise InputError("the data set has no training videos: no item has split 'train'")
     if len(manifest.class_names) < 2:
@@ -223,6 +214,33 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False) -> Manifest:
     if not allow_leaks:
         _check_leaks(manifest)
     return manifest
+
+
+def similar_classes(class_names: Iterable[str]) -> list[list[str]]:
+    """Lists of names that differ only in case, blanks, underscores, invisible characters or Unicode form.
+
+    So `walk`, `Walk ` and `wa\u200blk` are similar, and `café` in its composed and decomposed form.
+    """
+    similar: dict[str, list[str]] = defaultdict(list)
+    for name in class_names:
+        # lower case can undo a normal form, so it is made twice
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        visible = (c for c in folded if not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc"))
+        similar["".join(visible).replace("_", "") or name].append(name)
+    return [names for names in similar.values() if len(names) > 1]
+
+
+def _check_similar_classes(manifest: Manifest) -> None:
+    similar = similar_classes(manifest.class_names)
+    if not similar:
+        return
+    examples = [next(item.path for item in manifest.items if item.label == name) for name in similar[0]]
+    names = listing([" and ".join(map(ascii, names)) for names in similar])
+    raise InputError(
+        f"{len(similar)} class name(s) are written in several ways, which differ only in case, blanks, underscores or "
+        f"Unicode form: {names} (shown with escapes). Videos of the first: {', '.join(examples)}. Write each class in "
+        "one way, or, if they are different classes, set data.allow_similar_classes=true"
+    )
 
 
 def _check_leaks(manifest: Manifest) -> None:
@@ -262,14 +280,35 @@ def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list
     return [leak for leak in leaks if len(leak.splits) > 1]
 
 
-def read_manifest(*, path: str, class_names: Sequence[str] | None = None) -> Manifest:
+def read_manifest(
+    *,
+    path: str,
+    class_names: Sequence[str] | None = None,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    seed: int = 0,
+) -> Manifest:
     """Reads a CSV table path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
+
+    Without a column `split`, the split is made here: random, stratified by class and with whole groups. The parts of
+    one file stay in one split.
 
     Args:
         path: the table; relative video paths are relative to its folder.
         class_names: the order of the classes; required if the labels are numbers.
+        val_fraction: fraction of the videos for val, in (0, 1), if the split is made here.
+        test_fraction: the same for test.
+        seed: of the split.
 
     Raises:
-        InputError: see `Manifest.read_csv`.
+        InputError: see `Manifest.read_csv`; too few videos or groups for a split.
     """
-    return Manifest.read_csv(Path(str(path)).expanduser(), class_names=class_names)
+    table = read_table(Path(str(path)).expanduser(), required=COLUMNS[:2], optional=COLUMNS[2:])
+    manifest = Manifest._from_table(table, class_names, allow_new_classes=False)
+    if "split" in table.columns:
+        return manifest
+    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+    items = split_items(manifest.items, fractions=fractions, seed=seed)
+    sizes = ", ".join(f"{split} {sum(item.split == split for item in items)}" for split in SPLITS)
+    log.info("%s: no column split, so a stratified split was made, seed %d (%s)", table.path, seed, sizes)
+    return replace(manifest, items=items)

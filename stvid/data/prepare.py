@@ -38,7 +38,7 @@ from stvid.files import replacing, write_json
 from stvid.progress import Bar
 from stvid.video.probe import probe, probe_all
 from stvid.video.transcode import Part, read_comment, transcode
-from stvid.video.types import VideoInfo
+from stvid.video.types import MAX_PIXELS, VideoInfo
 from stvid.video.workers import map_files
 
 _HYDRA_KEYWORDS = ("null", "true", "false", "nan", "inf")  # not strings unless quoted
@@ -55,6 +55,7 @@ def prepare(
     crf: int = 23,
     num_workers: int,
     timeout: float = 600.0,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> dict:
     """Transcodes every video of a data set; each item becomes a row of `out`/manifest.csv, in the same order.
@@ -70,7 +71,8 @@ def prepare(
         gop: maximum distance between two keyframes: small values read faster, large values need less disk space.
         crf: 0 (lossless) to 51.
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
-        timeout: seconds for one video, plus one for each megabyte of it.
+        timeout: seconds without a new frame after which a video is given up.
+        max_pixels: of a frame; larger videos cannot be read.
         progress: show a progress bar if there are files to make.
 
     Raises:
@@ -89,7 +91,12 @@ def prepare(
     todo = [job for job in jobs.values() if read_comment(job.target) != job.comment]
     try:
         infos, bad = _transcode_all(
-            todo, encoding=encoding, num_workers=num_workers, timeout=timeout, progress=progress
+            todo,
+            encoding=encoding,
+            num_workers=num_workers,
+            timeout=timeout,
+            max_pixels=max_pixels,
+            progress=progress,
         )
     finally:  # an error stops the other processes
         remove_partials(out)
@@ -136,7 +143,13 @@ def _summarize(
 
 
 def _transcode_all(
-    jobs: Sequence[Job], *, encoding: Mapping[str, int], num_workers: int, timeout: float, progress: bool
+    jobs: Sequence[Job],
+    *,
+    encoding: Mapping[str, int],
+    num_workers: int,
+    timeout: float,
+    max_pixels: int,
+    progress: bool,
 ) -> tuple[dict[str, VideoInfo], dict[Key, VideoError]]:
     """Makes the files. Returns the infos of the readable sources, and the errors of the others."""
     by_source: dict[str, list[Job]] = defaultdict(list)
@@ -144,7 +157,7 @@ def _transcode_all(
         by_source[job.item.path].append(job)
         job.target.parent.mkdir(parents=True, exist_ok=True)
     infos, errors = {}, {}
-    transcode_file = partial(_transcode_source, jobs=dict(by_source), encoding=encoding)
+    transcode_file = partial(_transcode_source, jobs=dict(by_source), encoding=encoding, max_pixels=max_pixels)
     results = map_files(transcode_file, list(by_source), num_workers=num_workers, timeout=timeout)
     bar = Bar("transcoding videos", total=len(by_source), unit="videos", shown=progress)
     with bar, closing(results):
@@ -160,11 +173,11 @@ def _transcode_all(
 
 
 def _transcode_source(
-    path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, int]
+    path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, int], max_pixels: int
 ) -> tuple[VideoInfo, dict[Key, VideoError]]:
     """Makes the files of one source; returns its info, and the errors of parts without frames."""
     for decode_all in (False, True):  # if counting packets gave too many frames, decode all of them
-        info, parts, errors = probe(path, decode_all=decode_all), [], {}
+        info, parts, errors = probe(path, decode_all=decode_all, max_pixels=max_pixels), [], {}
         for job in jobs[path]:
             try:
                 frames = item_frames(job.item, info)

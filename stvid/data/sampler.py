@@ -17,7 +17,7 @@ class SampleKey(NamedTuple):
     """Key of one sample. Together with the seed it determines all random choices."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment] # instead of the method of tuples
     repeat: int = 0  # how often the epoch has sampled this item before
 
 
@@ -91,14 +91,15 @@ class EpochSampler(Sampler):
         keys = [SampleKey(epoch, index) for index in range(self.num_items)]
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
-            keys = keys if self.labels is None else self._balance_classes(epoch, rng)
+            keys = keys if self.labels is None else self._balance_classes(epoch, self.labels, rng)
             keys = [keys[i] for i in rng.permutation(len(keys))]
         if self.lengths is not None:
-            keys = self._group_by_length(keys, rng)
+            keys = self._group_by_length(keys, self.lengths, rng)
         yield from self._shard(keys[: self.num_items])[self.start :]
 
     def all_keys(self) -> list[SampleKey]:
         """All keys that any epoch can yield on any rank; `passes` must be a number."""
+        assert self.passes is not None
         repeats = [1] * self.num_items
         if self.labels is not None:
             counts = Counter(self.labels)
@@ -118,22 +119,24 @@ class EpochSampler(Sampler):
         """Samples of each class when all classes are sampled equally often."""
         return -(-self.num_items // len(classes))
 
-    def _group_by_length(self, keys: list[SampleKey], rng: np.random.Generator) -> list[SampleKey]:
+    def _group_by_length(
+        self, keys: list[SampleKey], lengths: Sequence[int], rng: np.random.Generator
+    ) -> list[SampleKey]:
         """Batches of similar lengths, in random order if shuffled; a last, smaller batch stays last."""
         size = self.batch_size * self.world_size
         whole = len(keys) // size * size
         bucket = BUCKET_BATCHES * size if self.shuffle else len(keys)
         batches = []
         for i in range(0, whole, bucket):
-            part = sorted(keys[i : min(i + bucket, whole)], key=lambda key: self.lengths[key.index])
+            part = sorted(keys[i : min(i + bucket, whole)], key=lambda key: lengths[key.index])
             batches += [part[k : k + size] for k in range(0, len(part), size)]
         order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
         return [key for i in order for key in batches[i]] + keys[whole:]
 
-    def _balance_classes(self, epoch: int, rng: np.random.Generator) -> list[SampleKey]:
+    def _balance_classes(self, epoch: int, labels: Sequence[str], rng: np.random.Generator) -> list[SampleKey]:
         """Equally many keys of each class, at least `num_items` in all; a video repeats only after all of its class."""
         members: dict[str, list[int]] = {}
-        for index, label in enumerate(self.labels):
+        for index, label in enumerate(labels):
             members.setdefault(label, []).append(index)
         count = self._samples_per_class(members)
         keys = []

@@ -18,7 +18,10 @@ SPEEDS = {"half_speed": 0.5, "double_speed": 2.0}
 
 def stride_of(clip: ClipSpec, video_fps: float) -> float:
     """Video frames from one frame of the clip to the next; may be fractional with `clip.fps`."""
-    return float(clip.frame_stride) if clip.fps is None else video_fps / clip.fps
+    if clip.fps is not None:
+        return video_fps / clip.fps
+    assert clip.frame_stride is not None  # a ClipSpec has one of them
+    return float(clip.frame_stride)
 
 
 def frames_between(info: VideoInfo, start: float | None, end: float | None) -> range:
@@ -58,6 +61,7 @@ def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> Cli
 
 def clip_span(clip: ClipSpec, video_fps: float) -> int:
     """Video frames that a clip spans, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
+    assert clip.num_frames is not None  # see `resolve_num_frames`
     return math.floor((clip.num_frames - 1) * stride_of(clip, video_fps) + 1e-9) + 1
 
 
@@ -89,6 +93,7 @@ def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) 
     Raises:
         IndexError: the clip does not fit and `short=error`.
     """
+    assert clip.num_frames is not None  # see `resolve_num_frames`
     stride = stride_of(clip, video_fps)
     indices = [start + math.floor(i * stride + 1e-9) for i in range(clip.num_frames)]
     if indices[-1] < num_frames:

@@ -56,7 +56,7 @@ class Augment:
     rand_magnitude: int = 9
     erase: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
             low, high = pair = tuple(getattr(self, name))
             object.__setattr__(self, name, pair)
@@ -96,12 +96,11 @@ class Augment:
 
     def random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
         """A random crop (top, left, height, width) of a frame, to be resized to `size` (height, width)."""
-        _, _, box_height, box_width = crop_box(height, width, size)
+        _, _, *box = crop_box(height, width, size)
         scale, stretch = rng.uniform(*self.scale), math.exp(rng.uniform(*np.log(self.ratio)))
-        box_height *= math.sqrt(scale / stretch)
-        box_width *= math.sqrt(scale * stretch)
-        shrink = min(height / box_height, width / box_width, 1.0)  # to fit into the frame, with the same shape
-        box_height, box_width = max(int(box_height * shrink), 1), max(int(box_width * shrink), 1)
+        high, wide = box[0] * math.sqrt(scale / stretch), box[1] * math.sqrt(scale * stretch)
+        shrink = min(height / high, width / wide, 1.0)  # to fit into the frame, with the same shape
+        box_height, box_width = max(int(high * shrink), 1), max(int(wide * shrink), 1)
         top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
         return int(top), int(left), box_height, box_width
 

@@ -20,12 +20,11 @@ from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
-from stvid.run.checkpoint import TrainedModel
+from stvid.run.checkpoint import MAX_TEMPERATURE, MIN_TEMPERATURE, TrainedModel
 from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
 GRID_SIZE = 61  # temperatures tried first, equally spaced in the logarithm
 
 

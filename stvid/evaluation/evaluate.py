@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from stvid.evaluation.statistics import accuracy_interval
 from stvid.inference import ViewPredictions, classify
 from stvid.metrics import video_metrics
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import RunFolder
+from stvid.run.folder import RunFolder, display_path
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +155,15 @@ def load_manifest(
         filled = ", ".join(name for name in SPLITS if data.select(name)) or "none"
         raise InputError(f"--split {split}: {path} has no videos in it; splits with videos: {filled}")
     missing = [item.path for item in items if not os.path.exists(item.path)]
+    command = shlex.join(["stvid", "evaluate", str(display_path(trained.folder)), "--split", split])
+    hint = "" if manifest else f" Moved? Go on with {command} --data-root NEW_FOLDER"
     if len(missing) == len(items):
-        raise InputError(f"none of the {len(items)} videos of {path} exists, the first: {missing[0]}. Were they moved?")
+        raise InputError(f"none of the {len(items)} videos of {path} exists, the first: {missing[0]}.{hint}")
+    if missing and hint:
+        log.warning(
+            "%d of the %d videos of %s do not exist and count as wrong, the first: %s.%s",
+            *(len(missing), len(items), split, missing[0], hint),
+        )
     if manifest and not allow_leaks and (seen := seen_in_training(trained, items)):
         raise InputError(
             f"{len(seen)} of {len(items)} videos in {path} belong to the run's own train or val (same file, same "

@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def _explain_frame_model(
     """
     chunks = torch.arange(len(clip_TCHW)).split(min(CHUNK_FRAMES, model.max_chunk or CHUNK_FRAMES))
     whole = preprocess(clip_TCHW[None]) if preprocess.normalize == "clip" else None
-    size, images_per_frame = tuple(clip_TCHW.shape[-2:]), max(model.in_channels // 3, 1)
+    size, images_per_frame = (clip_TCHW.shape[-2], clip_TCHW.shape[-1]), max(model.in_channels // 3, 1)
 
     def classify(features_BTF: Tensor) -> Tensor:
         return model.forward_head(model.aggregate(features_BTF))
@@ -218,7 +219,7 @@ def _spatial_layout(shape: tuple[int, ...], size: tuple[int, int], width: int) -
         tokens = shape[1] - extra
         height = max(round(math.sqrt(tokens * size[0] / size[1])), 1)
         if tokens % height == 0 and is_grid(height, tokens // height):
-            return lambda x, extra=extra, height=height: x[:, extra:].transpose(1, 2).unflatten(2, (height, -1))
+            return partial(_tokens_to_grid, extra=extra, height=height)
     return None
 
 
@@ -256,3 +257,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _tokens_to_grid(x: Tensor, *, extra: int, height: int) -> Tensor:
+    return x[:, extra:].transpose(1, 2).unflatten(2, (height, -1))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
-import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stvid.checks import read_csv
 from stvid.cost.estimate import estimate
 from stvid.cost.report import CostReport
 from stvid.device import resolve_precision
@@ -19,6 +20,7 @@ from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.run.folder import RunFolder, find_checkpoint, finished_runs
+from stvid.run.results import REMEDY, read_result, read_run_result
 
 log = logging.getLogger(__name__)
 COLUMNS = ("path", "start", "end", "group", "label", "predicted", "views", "views_right", "failed")
@@ -84,23 +86,29 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     """Reads `predictions.csv`.
 
     Raises:
-        InputError: the file does not exist, or a column is missing (older version, or other classes).
+        InputError: the file does not exist, or a column is missing (older version, or other classes); a value is not
+            what `PredictionRow` says.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist; stvid evaluate RUN writes it")
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = [name for name in (*COLUMNS, *(f"p_{name}" for name in class_names)) if name not in columns]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]}: write it again with stvid evaluate RUN")
-        return [_parse_row(row, class_names) for row in reader]
+    _, rows = read_csv(path, required=[*COLUMNS, *(f"p_{name}" for name in class_names)], remedy=REMEDY)
+    known = frozenset(class_names)
+    predictions = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            predictions.append(_parse_row(row, class_names, known))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged or was changed: row {number}: {error}. {REMEDY}") from error
+    if not predictions:
+        raise InputError(f"{path} is damaged: it lists no videos. {REMEDY}")
+    return predictions
 
 
-def _parse_row(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow:
+def _parse_row(row: dict[str, str], class_names: Sequence[str], known: Collection[str]) -> PredictionRow:
+    """Raises ValueError for a value out of its range."""
     failed = bool(row["failed"])
-    return PredictionRow(
+    prediction = PredictionRow(
         path=row["path"],
         start=float(row["start"]) if row["start"] else None,
         end=float(row["end"]) if row["end"] else None,
@@ -112,6 +120,23 @@ def _parse_row(row: dict[str, str], class_names: Sequence[str]) -> PredictionRow
         failed=row["failed"],
         probabilities=() if failed else tuple(float(row[f"p_{name}"]) for name in class_names),
     )
+    if not prediction.path or "\0" in prediction.path:
+        raise ValueError("no path")
+    for name in (prediction.label, *(() if failed else (prediction.predicted,))):
+        if name not in known:
+            raise ValueError(f"{name!r} is no class of the model")
+    if not all(0 <= seconds < math.inf for seconds in (prediction.start or 0.0, prediction.end or 0.0)):
+        raise ValueError("start and end must be seconds, 0 or more")
+    if not 0 <= prediction.views_right <= prediction.views or failed != (prediction.views == 0):
+        raise ValueError(f"{prediction.views_right} of {prediction.views} views cannot be")
+    if not failed and not _are_probabilities(prediction.probabilities):
+        raise ValueError("the probabilities do not add up to 1")
+    return prediction
+
+
+def _are_probabilities(values: Sequence[float]) -> bool:
+    """Whether they lie in [0, 1] and add up to 1, as far as float32 can say."""
+    return all(0 <= value <= 1.001 for value in values) and abs(sum(values) - 1) < 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,44 +175,25 @@ def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -
     """
     path, home = Path(run).expanduser(), RunFolder.of(run)
     evaluation = home.evaluation(split)
-    if split == "val" and not evaluation.result_json.is_file():
+    if split == "val" and not evaluation.result_json.exists():
         evaluation = home
     for file in (evaluation.result_json, evaluation.predictions_csv):
-        if not file.is_file():
+        if not file.exists():
             find_checkpoint(_first_run(path))
             command = f"stvid evaluate {run} --split {split}"
             raise InputError(f"{run} was not evaluated on {split}: there is no {file}. First: {command}")
-    result = read_result(evaluation.path)
-    run = read_json(RunFolder(_first_run(home.path)).result_json)
+    result = read_result(evaluation.path, details=False)
+    predictions = read_predictions(evaluation.predictions_csv, result["class_names"])
+    run = read_run_result(_first_run(home.path))
     trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(
         name=home.path.absolute().name,
         folder=evaluation.path,
         result=result,
-        predictions=read_predictions(evaluation.predictions_csv, result["class_names"]),
+        predictions=predictions,
         cost=None if trained is None else _cost_summary(trained, run, result["protocol"]),
         training=_training_summary(run, trained),
     )
-
-
-def read_result(folder: Path) -> dict:
-    """Reads `result.json` of an evaluation.
-
-    Raises:
-        InputError: the file is missing or of an older version.
-    """
-    file = RunFolder(folder).result_json
-    result = read_json(file)
-    if not result:
-        raise InputError(f"{folder} has no {file.name}, so there is nothing to report: stvid evaluate RUN writes one")
-    if "num_seen" not in result:
-        raise InputError(f"{file} is of an older version of stvid; stvid evaluate RUN writes a new one")
-    return result
-
-
-def read_json(file: Path) -> dict:
-    """Content of a JSON file; empty if it does not exist."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _first_run(path: Path) -> Path:

@@ -47,12 +47,19 @@ def predict_playbacks(
     """
     if trained.clip.short == "error":  # at double speed, a video that was long enough can be too short
         trained = replace(trained, clip=replace(trained.clip, short="repeat_last"))
-    options = {"num_clips": num_clips, "num_crops": num_crops, "num_workers": num_workers}
     playbacks = {}
     for playback in PLAYBACKS[1:]:
         if is_main_process:
             log.info("temporal audit: %s", playback.replace("_", " "))
-        playbacks[playback] = predict_split(trained, data, split=split, playback=playback, **options)
+        playbacks[playback] = predict_split(
+            trained,
+            data,
+            split=split,
+            playback=playback,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            num_workers=num_workers,
+        )
     return playbacks
 
 

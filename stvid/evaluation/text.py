@@ -123,6 +123,9 @@ def confused_with(truth: int, counts: Mapping[int, int], class_names: Sequence[s
     return [f"{class_names[predicted]} ({-number})" for number, predicted in wrong[:MAX_NAMED]] + more
 
 
+NO_GROUPS = "no groups are named: clips of one recording may be in train and in these videos (stvid check)"
+
+
 def headline(result: Mapping) -> str:
     """The video accuracy with its interval, in one line."""
     low, high = result["video_accuracy_ci95"]
@@ -142,6 +145,7 @@ def result_text(result: Mapping) -> str:
         f"{result['split']}: {result['num_videos']} videos, {result['num_failed']} unreadable (counted as wrong)",
         f"protocol: {_protocol_text(result['protocol'])}",
         f"95 % intervals: {resampled}",
+        *([] if result["num_groups"] else [NO_GROUPS]),
         *([f"no videos of: {listing(absent)}"] if absent else []),
         "",
         *(
@@ -199,7 +203,7 @@ def summary_sentence(result: Mapping) -> str:
     total, sizes = result["num_videos"], {name: metrics["num_videos"] for name, metrics in result["per_class"].items()}
     chance = total / len(result["class_names"])
     baselines = f"chance: {_round_count(chance)}"
-    common = max(sizes, key=sizes.get)
+    common = max(sizes, key=lambda name: sizes[name])
     if sizes[common] > IMBALANCE * chance:
         baselines += f"; always predicting {visible(common)}: {sizes[common]:,}"
     verb = "is" if total == 1 else "are"

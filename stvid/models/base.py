@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,9 @@ class VideoModel(nn.Module):
     supports_feature_cache: bool = False
     head: nn.Module
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.dropout = nn.Identity()
+        self.dropout: nn.Module = nn.Identity()  # not annotated above: configs are checked against that
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:
@@ -163,7 +163,7 @@ class VideoModel(nn.Module):
         like = next(self.head.parameters())
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
-    def stream_step(self, frame_BCHW: Tensor, state: object | None = None) -> tuple[Tensor, object]:
+    def stream_step(self, frame_BCHW: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One frame of a stream (if `supports_streaming`): logits given all frames so far, and the new state.
 
         Args:
@@ -205,19 +205,19 @@ class StagedLayers(nn.Sequential):
         self.sizes = [len(stage) for stage in stages]
 
     @property
-    def stages(self) -> list[nn.Sequential]:
+    def stages(self) -> list[nn.Module]:
         """Slices, made for each call, of the current layers: a layer may have been replaced by another."""
         ends = list(itertools.accumulate(self.sizes))
         return [self[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
 
-    def __getitem__(self, index: int | slice) -> nn.Module:
+    def __getitem__(self, index: int | slice) -> nn.Module:  # type: ignore[override] # torch has two overloads
         """A layer, or for a slice a plain `nn.Sequential`."""
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
 def find_stages(network: nn.Module) -> dict[str, nn.Module]:
     """The parts of a network that have parameters, by name, in order; of `CONTAINERS`, their children."""
-    stages = {}
+    stages: dict[str, nn.Module] = {}
     for name, child in network.named_children():
         if name in CONTAINERS:
             stages |= {f"{name}.{part}": module for part, module in find_stages(child).items()}

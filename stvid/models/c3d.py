@@ -76,7 +76,8 @@ class C3D(VideoModel):
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):  # without batch norm, torch's default is too small for eight layers
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         if weights is not None:
             load_weights(self, read_weights(weights), source=weights)
         self.freeze_stages(freeze)

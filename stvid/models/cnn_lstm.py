@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.models.base import VideoModel, check_clips, check_probability
-from stvid.models.encoders import build_encoder, encode_frames
+from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
 from stvid.models.recurrent import RECURRENT, Pooled, Pooling, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
 
@@ -89,7 +89,7 @@ class CNNLSTM(VideoModel):
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         size = self.encoder.num_features * in_channels // 3
-        self.recurrent = None
+        self.recurrent: Recurrent | None = None
         if recurrent != "none":
             self.recurrent = Recurrent(
                 recurrent,
@@ -106,7 +106,7 @@ class CNNLSTM(VideoModel):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(size, num_classes)
         if file is not None:
-            self._load(file, encoder)
+            self._load(file, source=f"{file} for {encoder}")
 
     @property
     def stages(self) -> Mapping[str, nn.Module]:
@@ -118,11 +118,11 @@ class CNNLSTM(VideoModel):
         """The encoder; see `VideoModel`."""
         return self.encoder
 
-    def _load(self, file: str, encoder: str) -> None:
-        state, source = read_weights(file), f"{file} for {encoder}"
+    def _load(self, file: str, *, source: str) -> None:
+        state = read_weights(file)
         if any(name.startswith("encoder.") and name in state for name in self.state_dict()):
             load_weights(self, state, source=source)
-        elif encoder == "small":
+        elif isinstance(self.encoder, SmallEncoder):
             raise InputError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
         else:
             self.encoder.load(state, source=source)
@@ -136,8 +136,7 @@ class CNNLSTM(VideoModel):
     ) -> Tensor:
         """Features of every frame, `B x C x T x H x W` -> float32 `B x T x F'`; see `VideoModel`."""
         check_clips(clips_BCTHW if preprocess is None else clips_BCTHW.transpose(1, 2), self.in_channels)
-        options = {"chunk": self.max_chunk, "preprocess": preprocess}
-        return encode_frames(self.encoder, clips_BCTHW, lengths_B, **options).float()
+        return encode_frames(self.encoder, clips_BCTHW, lengths_B, chunk=self.max_chunk, preprocess=preprocess).float()
 
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""

@@ -66,8 +66,8 @@ class Conv3D(VideoModel):
             )
         check_probability("dropout", dropout)
         stages, channels = [], in_channels
-        for width, depth, stride in zip(widths, depths, strides, strict=True):
-            first = _layer(channels, width, tuple(stride))
+        for width, depth, (time, down, right) in zip(widths, depths, strides, strict=True):
+            first = _layer(channels, width, (time, down, right))
             stages.append([first, *(_layer(width, width, (1, 1, 1)) for _ in range(depth - 1))])
             channels = width
         self.layers = StagedLayers(*stages)
@@ -95,7 +95,8 @@ class Conv3D(VideoModel):
         for layer in self.layers:
             x = layer(_mask(x, lengths_B))
             if lengths_B is not None:
-                lengths_B = conv_output_size(lengths_B, kernel=KERNEL, stride=layer[0].stride[0], padding=PADDING)
+                stride = layer[0].stride[0]  # type: ignore[index] # a Sequential, see `_layer`
+                lengths_B = conv_output_size(lengths_B, kernel=KERNEL, stride=stride, padding=PADDING)
         if lengths_B is None:
             return x.mean(dim=(2, 3, 4))
         return _mask(x, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from stvid.errors import InputError
 from stvid.models.base import Normalization, StagedLayers
 from stvid.models.layers import checkpointed
+
+if TYPE_CHECKING:
+    from stvid.models.image_networks import ImageNetwork
 
 
 class SmallEncoder(nn.Module):
@@ -58,7 +62,9 @@ class SmallEncoder(nn.Module):
         return self.project(self.pool(self.layers(images_NCHW)))
 
 
-def build_encoder(name: str, *, weights: str | None = None, image_size: int | None = None) -> nn.Module:
+def build_encoder(
+    name: str, *, weights: str | None = None, image_size: int | None = None
+) -> SmallEncoder | ImageNetwork:
     """Builds `small`, `efficientnet_lite0`, `timm/NAME`, or any torchvision classification network by name.
 
     Args:

@@ -6,6 +6,7 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torchvision
@@ -165,10 +166,10 @@ def _inflate_convolution(conv2d: nn.Conv2d, depth: int) -> RepeatingConv3d:
     conv3d = RepeatingConv3d(
         conv2d.in_channels,
         conv2d.out_channels,
-        (depth, *conv2d.kernel_size),
-        stride=(1, *conv2d.stride),
-        padding=(0, *conv2d.padding),
-        dilation=(1, *conv2d.dilation),
+        (depth, *_pair(conv2d.kernel_size)),
+        stride=(1, *_pair(conv2d.stride)),
+        padding=(0, *_pair(conv2d.padding)),
+        dilation=(1, *_pair(conv2d.dilation)),
         groups=conv2d.groups,
         bias=conv2d.bias is not None,
     )
@@ -191,5 +192,7 @@ def _num_features(network: nn.Module, in_channels: int) -> int:
     return features.shape[1]
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _pair(size: Any) -> tuple[int, int]:
+    """Height and width, of an option of a 2D layer: one number, or both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torchvision
@@ -133,7 +134,7 @@ def torchvision_network(name: str, weights: str | None, image_size: int | None) 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise InputError(f"model.encoder (={name}) is no torchvision classification network{nearest_name(name, known)}")
-    weights_entry = find_weights(name, weights)
+    weights_entry = None if weights is None else find_weights(name, weights)
     family, options = torchvision_family(name), {}
     if image_size is not None:
         _check_image_size(name, family, image_size)
@@ -162,7 +163,7 @@ def torchvision_network(name: str, weights: str | None, image_size: int | None) 
         size=size,
         normalization=normalization_of(name, weights),
     )
-    if weights_entry:
+    if weights is not None:
         encoder.load(read_weights(weights, network=name), source=f"{weights} for {name}")
     return encoder
 
@@ -235,7 +236,7 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
             f"model.weights (={weights}) is not among the weights of timm/{name}: DEFAULT, {', '.join(tags)}"
         )
     full = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
-    options = {}
+    options: dict[str, Any] = {}
     if image_size is not None:
         with torch.device("meta"):
             classes = type(timm.create_model(name, num_classes=0)).__mro__[:-1]  # a subclass may take only **kwargs
@@ -243,14 +244,14 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
             raise InputError(f"model.image_size (={image_size}): timm/{name} cannot be built for it; leave it out")
         options = {"img_size": image_size}
     try:
-        network = timm.create_model(full, pretrained=weights is not None, num_classes=0, **options)
+        network: Any = timm.create_model(full, pretrained=weights is not None, num_classes=0, **options)
     except OSError as error:
         raise InputError(f"model.weights (={weights}) of timm/{name} could not be downloaded: {error}") from error
     config = network.pretrained_cfg
     classifier = config["classifier"] if isinstance(config["classifier"], tuple) else (config["classifier"],)
     normalization = Normalization(tuple(config["mean"]), tuple(config["std"])) if weights else None
     size, patches = ImageSize(network=f"model.encoder (=timm/{name})"), getattr(network, "patch_embed", None)
-    if getattr(patches, "strict_img_size", False):  # timm's own check of the image size
+    if patches is not None and getattr(patches, "strict_img_size", False):  # timm's own check of the image size
         size = _fixed_size(f"timm/{name}", patches.img_size)
     return ImageNetwork(
         network, network.head_hidden_size, classifier=classifier, size=size, normalization=normalization

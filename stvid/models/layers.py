@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +24,8 @@ class Conv3d(nn.Conv3d):
     ResNet for 16 frames; with strides in float32 too, as for five to seven frames in s3d's first temporal convolution.
     """
 
+    padding: tuple[int, ...]
+
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """`B x C x T x H x W` -> `B x C' x T' x H' x W'`."""
         axes = zip(x_BCTHW.shape[2:], self.kernel_size, self.padding, strict=True)
@@ -38,8 +41,9 @@ def with_safe_convolutions(network: nn.Module) -> nn.Module:
         if not isinstance(child, nn.Conv3d):
             with_safe_convolutions(child)
             continue
-        options = {"stride": child.stride, "padding": child.padding, "dilation": child.dilation, "groups": child.groups}
-        safe = Conv3d(child.in_channels, child.out_channels, child.kernel_size, bias=child.bias is not None, **options)
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        options: dict[str, Any] = {option: getattr(child, option) for option in names}
+        safe = Conv3d(**options, bias=child.bias is not None)
         safe.weight, safe.bias = child.weight, child.bias
         setattr(network, name, safe)
     return network
@@ -57,18 +61,20 @@ def with_in_channels(network: nn.Module, in_channels: int) -> nn.Module:
         raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 (frame and difference image)")
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
     shape = (first.out_channels, in_channels, *first.kernel_size)
-    first.weight = nn.Parameter(reshape_kernel(first.weight.detach(), shape))
+    weight = reshape_kernel(first.weight.detach(), shape)
+    assert weight is not None  # the kernels are for 3 channels
+    first.weight = nn.Parameter(weight)
     first.in_channels = in_channels
     return network
 
 
-def checkpointed(function: Callable, module: nn.Module, *arguments):
+def checkpointed(function: Callable, module: nn.Module, *arguments: Any) -> Any:
     """`function(*arguments)`, whose activations are recomputed in the backward pass instead of being stored.
 
     The batch norms of `module` update their running statistics once, not again when the activations are recomputed.
     """
 
-    def contexts():
+    def contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
         return contextlib.nullcontext(), _without_statistics(module)
 
     return checkpoint(function, *arguments, use_reentrant=False, context_fn=contexts)
@@ -84,10 +90,10 @@ def checkpoint_stages(model: VideoModel) -> None:
             block.forward = functools.partial(_forward_block, block, block.forward)
     for layers in model.modules():
         if isinstance(layers, StagedLayers):
-            layers.forward = functools.partial(_forward_stages, layers)
+            layers.forward = functools.partial(_forward_stages, layers)  # type: ignore[method-assign]
 
 
-def _forward_block(block: nn.Module, forward: Callable, *arguments):
+def _forward_block(block: nn.Module, forward: Callable, *arguments: Any) -> Any:
     return checkpointed(forward, block, *arguments) if block.training else forward(*arguments)
 
 
@@ -102,13 +108,16 @@ def _forward_stages(layers: StagedLayers, x: Tensor) -> Tensor:
 def _without_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms in training mode do not update their running statistics; their output is the same."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    previous = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    previous = [
+        (norm, norm.momentum, count, count.clone())
+        for norm in norms
+        if norm.track_running_stats and (count := norm.num_batches_tracked) is not None
+    ]
+    for norm, *_ in previous:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, num_batches) in zip(norms, previous, strict=True):
+        for norm, momentum, count, num_batches in previous:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches)
+            count.copy_(num_batches)

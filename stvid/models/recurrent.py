@@ -5,7 +5,8 @@ B batch   T steps   F size of a step   D size of a state
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from stvid.errors import InputError
 from stvid.models.base import check_probability
 
+SequenceT = TypeVar("SequenceT", Tensor, PackedSequence)
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
 POOLING = ("last", "mean", "max", "attention")
 
@@ -75,7 +77,7 @@ class Recurrent(nn.Module):
         out_B1D, state = self.layers(features_BF[:, None], state)
         return out_B1D[:, 0], state
 
-    def _run(self, sequence: Tensor | PackedSequence) -> Tensor | PackedSequence:
+    def _run(self, sequence: SequenceT) -> SequenceT:
         if not self.training or self.recurrent_dropout == 0:
             return self.layers(sequence)[0]
         kept = {
@@ -86,9 +88,9 @@ class Recurrent(nn.Module):
         return _with_weights(self.layers, sequence, kept)
 
 
-def _with_weights(layers: nn.LSTM | nn.GRU, sequence: Tensor | PackedSequence, weights: dict[str, Tensor]):
+def _with_weights(layers: nn.RNNBase, sequence: SequenceT, weights: dict[str, Tensor]) -> SequenceT:
     """`layers(sequence)[0]` with other weights; the modules themselves only use their parameters."""
-    function = torch.lstm if isinstance(layers, nn.LSTM) else torch.gru
+    function: Callable[..., tuple[Tensor, ...]] = torch.lstm if isinstance(layers, nn.LSTM) else torch.gru
     flat = [weights.get(name, getattr(layers, name)) for name in layers._flat_weights_names]
     directions = 2 if layers.bidirectional else 1
     options = (layers.bias, layers.num_layers, layers.dropout, layers.training, layers.bidirectional)
@@ -98,13 +100,13 @@ def _with_weights(layers: nn.LSTM | nn.GRU, sequence: Tensor | PackedSequence, w
     batch = len(sequence) if batch_sizes is None else int(batch_sizes[0])
     zeros = data.new_zeros(layers.num_layers * directions, batch, layers.hidden_size)
     initial = (zeros, zeros) if isinstance(layers, nn.LSTM) else zeros
-    if batch_sizes is None:
-        return function(data, initial, flat, *options, layers.batch_first)[0]
-    return sequence._replace(data=function(data, batch_sizes, initial, flat, *options)[0])
+    if isinstance(sequence, PackedSequence):
+        return sequence._replace(data=function(data, batch_sizes, initial, flat, *options)[0])
+    return function(data, initial, flat, *options, layers.batch_first)[0]
 
 
 @torch.no_grad()
-def _initialize(layers: nn.LSTM | nn.GRU) -> None:
+def _initialize(layers: nn.RNNBase) -> None:
     """Makes recurrent weights orthogonal and forget gates of an LSTM open (bias 1, Jozefowicz et al. 2015).
 
     torch stores the gates of an LSTM in the order input, forget, cell, output.
@@ -143,7 +145,8 @@ class Pooling(nn.Module):
         if kind not in POOLING:
             raise InputError(f"model.pooling (={kind}) must be one of {', '.join(POOLING)}")
         self.kind, self.bidirectional = kind, bidirectional
-        self.score = nn.Linear(num_features, 1, bias=False) if kind == "attention" else None
+        if kind == "attention":
+            self.score = nn.Linear(num_features, 1, bias=False)
 
     def forward(self, states_BTD: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x T x D` -> `B x D`; steps after a length have no influence."""

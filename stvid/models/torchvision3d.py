@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.video import S3D, VideoResNet
 
 from stvid.errors import InputError
 from stvid.models.base import VideoModel, check_clips, check_probability, find_stages, forward_by_length
@@ -104,6 +105,8 @@ class TorchvisionVideoModel(VideoModel):
 class ShortMaxPool3d(nn.MaxPool3d):
     """Max pooling without padding; along an axis shorter than the kernel, the kernel covers the whole axis."""
 
+    kernel_size: tuple[int, int, int]
+
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """`B x C x T x H x W` -> `B x C x T' x H' x W'`, each axis at least 1."""
         return F.max_pool3d(x_BCTHW, _clip_kernel(self.kernel_size, x_BCTHW), self.stride)
@@ -112,18 +115,20 @@ class ShortMaxPool3d(nn.MaxPool3d):
 class ShortAvgPool3d(nn.AvgPool3d):
     """Average pooling without padding; along an axis shorter than the kernel, the kernel covers the whole axis."""
 
+    kernel_size: tuple[int, int, int]
+
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """`B x C x T x H x W` -> `B x C x T' x H' x W'`, each axis at least 1."""
         return F.avg_pool3d(x_BCTHW, _clip_kernel(self.kernel_size, x_BCTHW), self.stride)
 
 
-def _remove_classifier_resnet(network: nn.Module) -> int:
+def _remove_classifier_resnet(network: VideoResNet) -> int:
     """Replaces the classifier by the identity; returns the number of its input features."""
     num_features, network.fc = network.fc.in_features, nn.Identity()
     return num_features
 
 
-def _remove_classifier_s3d(network: nn.Module) -> int:
+def _remove_classifier_s3d(network: S3D) -> int:
     """The same for s3d, whose poolings are replaced by those for short clips."""
     num_features, network.classifier = network.classifier[1].in_channels, nn.Identity()
     late, end = network.features[LATE_POOL], network.avgpool

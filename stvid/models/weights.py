@@ -9,7 +9,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,7 +185,7 @@ def reshape_kernel(value: Tensor, shape: Sequence[int]) -> Tensor | None:
 def _check_backbone(own: Mapping, state: Mapping, fitting: Mapping, *, source: str, head: tuple) -> None:
     """Raises InputError if names of parameters or statistics differ, heads excepted."""
 
-    def without_head(names):  # old files have no num_batches_tracked
+    def without_head(names: Iterable[str]) -> list[str]:  # old files have no num_batches_tracked
         return [name for name in names if not name.startswith(head) and not name.endswith("num_batches_tracked")]
 
     own_names, state_names = without_head(own), without_head(state)
@@ -249,16 +249,14 @@ def _size(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "one number"
 
 
-def find_weights(name: str, weights: str | None, *, key: str = "weights") -> WeightsEnum | None:
-    """torchvision's entry for `weights` (`DEFAULT`, or a name) of its network `name`; None for None.
+def find_weights(name: str, weights: str, *, key: str = "weights") -> WeightsEnum:
+    """torchvision's entry for `weights` (`DEFAULT`, or a name) of its network `name`.
 
     `key` is the config key below `model`, for the message.
 
     Raises:
         InputError: the network has no weights of that name; the message lists those it has.
     """
-    if weights is None:
-        return None
     from torchvision.models import (
         get_model_weights,
     )  # imported here, since conv3d and the small encoder need no torchvision
@@ -274,7 +272,7 @@ def normalization_of(name: str, weights: str | None) -> Normalization | None:
     """The normalization of `weights` of torchvision's network `name`; None for None and for files (unknown)."""
     from torchvision.models import get_model_weights
 
-    if weights != "DEFAULT" and weights not in get_model_weights(name).__members__:
+    if weights is None or (weights != "DEFAULT" and weights not in get_model_weights(name).__members__):
         return None
     transforms = find_weights(name, weights).transforms()
     return Normalization(tuple(transforms.mean), tuple(transforms.std))

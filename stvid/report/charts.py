@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stvid.data.sampling import PLAYBACKS
 from stvid.evaluation.text import count, interval, percent
@@ -103,7 +103,7 @@ def _learning_curve(
         y_ticks=y_ticks,
         curves=curves,
         best=best if first <= best <= last else None,
-        legend=_legend(curves, x.start) if legend else [],
+        legend=_legend(list(curves), x.start) if legend else [],
     )
 
 
@@ -250,7 +250,7 @@ def _axis_start(ticks: Sequence[Tick]) -> float:
     return 10 + max(text_width(tick.label, FONT) for tick in ticks)
 
 
-def _svg(template: str, chart_id: str, title: str, description: str, *, height: float = HEIGHT, **content) -> str:
+def _svg(template: str, chart_id: str, title: str, description: str, *, height: float = HEIGHT, **content: Any) -> str:
     """Renders one chart.
 
     Args:
@@ -261,6 +261,6 @@ def _svg(template: str, chart_id: str, title: str, description: str, *, height: 
         height: of the chart; its width is always 340 units.
         content: variables of the template.
     """
-    chart = {"id": chart_id, "title": visible(title), "description": visible(description)}
+    chart: dict[str, Any] = {"id": chart_id, "title": visible(title), "description": visible(description)}
     chart |= {"width": WIDTH, "height": height, "font": FONT}
     return environment().get_template(f"charts/{template}.svg").render(chart=chart, **content)

@@ -75,7 +75,7 @@ def encoded_size(preview: Preview) -> int:
 
 def previews_within_budget(order: Sequence[int], previews: Mapping[int, Preview], budget: int) -> dict[int, Preview]:
     """The previews in the given order, up to the first that exceeds the budget (bytes) or the number of clips."""
-    selected = {}
+    selected: dict[int, Preview] = {}
     for video in order:
         if video in previews:
             budget -= encoded_size(previews[video])
@@ -140,7 +140,8 @@ def page_data(
     index = {name: i for i, name in enumerate(class_names)}
     cells = defaultdict(list)
     for video in sorted(video_cards, key=lambda video: video not in previews):
-        cell = f"{index[predictions[video].label]}-{index[predictions[video].predicted]}"
+        row = predictions[video]
+        cell = f"{index[row.label]}-{index[row.predicted]}"  # type: ignore[index] # the video could be read
         if cell in totals:
             cells[cell].append(video)
     evidence = [0.0, *(number for preview in previews.values() for number in preview.evidence or ())]

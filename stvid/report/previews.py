@@ -91,9 +91,10 @@ def make_previews(
     """
     videos = list(dict.fromkeys(videos))
     selected = [items[video] for video in videos]
+    options = {"decode_all": False, "max_pixels": trained.max_pixels}
     dataset = Views(
         items=selected,
-        infos=probe_items(selected, num_workers=resolve_workers("auto"), cache=cache, decode_all=False),
+        infos=probe_items(selected, num_workers=resolve_workers("auto"), cache=cache, **options),
         class_names=trained.class_names,
         clip=trained.clip,
     )
@@ -180,7 +181,7 @@ def _clip_seconds(dataset: Views, index: int) -> float:
 
     If the clip is longer than the video, the steps after the end are as long as the others.
     """
-    info = dataset.infos[index]
+    info = dataset.info(index)
     frames, fps = dataset.timeline(index)
     clip = sampling.resolve_num_frames(dataset.clip, len(frames), fps)
     (start,) = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), 1)

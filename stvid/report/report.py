@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
     estimate_cost,
-    read_json,
     read_predictions,
-    read_result,
 )
 from stvid.files import replacing
 from stvid.report.clips import MAX_CLIPS, encoded_size, select_clips
@@ -26,7 +25,10 @@ from stvid.report.content import Report, report_page
 from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import RunFolder
+from stvid.run.relocation import find_moved
+from stvid.run.results import read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
+from stvid.training.callbacks.progress import read_epochs
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # size of a page
@@ -35,7 +37,9 @@ MAX_TEXT_BYTES = 4_000_000  # the rest of the page; above this it is truncated
 PREVIEW_BATCH = 64  # previews made before their size is checked again
 
 
-def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None) -> Report:
+def report_of_run(
+    trained: TrainedModel, folder: Path | None = None, *, cache: Path | None = None, data_root: str | None = None
+) -> Report:
     """Collects the content of a report, and makes the previews.
 
     Args:
@@ -43,14 +47,18 @@ def report_of_run(trained: TrainedModel, folder: Path | None = None, *, cache: P
         folder: folder of the evaluation, with `result.json` and `predictions.csv`; None: the run folder itself, with
             the result on val.
         cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
+        data_root: where the videos are now, if they were moved after the evaluation.
 
     Raises:
-        InputError: `result.json` or `predictions.csv` is missing or of an older version.
+        InputError: no such `data_root`; `result.json` or `predictions.csv` is missing or of an older version.
     """
     folder = trained.folder if folder is None else folder
     result = read_result(folder)
     predictions = read_predictions(RunFolder(folder).predictions_csv, result["class_names"])
-    run, is_pooled = read_json(RunFolder(trained.folder).result_json), "folds" in result
+    if data_root:
+        moved = find_moved({row.path: None for row in predictions}, resolve_folder(data_root, key="--data-root"))
+        predictions = [replace(row, path=moved.get(row.path, row.path)) for row in predictions]
+    run, is_pooled = read_run_result(trained.folder), "folds" in result
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
@@ -72,9 +80,9 @@ def _run_details(folder: Path, run: Mapping) -> dict:
     config = files.config_yaml
     return {
         "run": run,
-        "epochs": _read_rows(files.metrics_csv),
+        "epochs": read_epochs(files.metrics_csv),
         "bad_videos": read_bad_videos(files.bad_videos_csv),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
 
 
@@ -144,7 +152,7 @@ def _previews(
     ]
     index = {name: i for i, name in enumerate(result["class_names"])}
     explained = {video: index[predictions[video].predicted] for video in selection.explained * explain}
-    previews = {}
+    previews: dict[int, Preview] = {}
     for start in range(0, min(len(selection.order), MAX_CLIPS), PREVIEW_BATCH):
         videos = selection.order[start : start + PREVIEW_BATCH]
         classes = {video: explained[video] for video in videos if video in explained}
@@ -152,13 +160,6 @@ def _previews(
         if sum(map(encoded_size, previews.values())) > MAX_CLIP_BYTES:
             break
     return previews
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_report(trained: TrainedModel, folder: Path, *, cache: Path | None) -> None:

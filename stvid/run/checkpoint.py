@@ -2,47 +2,85 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import inspect
-import json
 import logging
-import os
-import pickle
-import re
-import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
+from stvid.checks import anything, dict_of, fields, list_of, maybe, number, read_json, text
 from stvid.clip import ClipSpec
-from stvid.errors import InputError, nearest
+from stvid.errors import InputError
 from stvid.models.base import VideoModel
+from stvid.models.torch_file import read_torch_file
 from stvid.run.folder import RunFolder, find_checkpoint
+from stvid.run.model import (
+    OUR_TARGET,
+    build_model,
+    is_trusted,
+    limited_parts,
+    trusted_modules,
+    untrusted_message,
+    update_targets,
+)
+from stvid.run.results import PROTOCOL
+from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
-OUR_TARGET = re.compile(r"stvid\.models\.\w+\.\w+")
-MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-PRETRAINED = ("weights", "inflate")  # keys of models that name pretrained weights
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
+MAX_CLIP_PIXELS = 2**31  # of a clip in a checkpoint: T x H x W
+COUNT = number(0, 2**53, whole=True)
+CALIBRATION = fields({"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)})
+CLIP = fields(
+    {},
+    optional={
+        "num_frames": maybe(number(1, 10**6, whole=True)),
+        "frame_stride": maybe(number(1, 10**6, whole=True)),
+        "fps": maybe(number(0, 10**6)),
+        "normalize": text(),
+        "mean": list_of(number(), length=3),
+        "std": list_of(number(0), length=3),
+        "input": text(),
+        "diff_seconds": number(0),
+        "diff_gain": number(0),
+        "short": text(),
+    },
+)
+PROGRESS = fields({"current": fields({"ready": COUNT, "processed": COUNT})})
+CONTENT = fields(
+    {
+        "stvid": fields(
+            {
+                "config": fields(
+                    {"model": dict_of(anything)},
+                    optional={
+                        "data": fields({"datamodule": dict_of(anything)}),
+                        "trainer": dict_of(anything),
+                    },
+                ),
+                "clip": CLIP,
+                "class_names": list_of(text(), unique=True),
+                "protocol": PROTOCOL,
+            }
+        ),
+        "state_dict": dict_of(anything),
+        "epoch": COUNT,
+        "global_step": COUNT,
+        "loops": fields(
+            {
+                "fit_loop": fields(
+                    {
+                        "epoch_progress": PROGRESS,
+                        "epoch_loop.batch_progress": fields({"current": fields({"ready": COUNT})}),
+                    }
+                )
+            }
+        ),
+    }
+)
 FORMAT = 1  # of `checkpoint_record`; raise it when older checkpoints can no longer be read
-MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
-    "stvid.models.video_network.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
-    "stvid.models.torchvision3d.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
-    "stvid.models.inflated.InflatedNetwork": "stvid.models.i3d.I3D",
-    "stvid.models.i3d.InflatedNetwork": "stvid.models.i3d.I3D",
-    "stvid.training.optim.Optimization": "stvid.training.optim.OptimizerFactory",
-    "stvid.training.sharding.ShardedStrategy": "stvid.training.parallel.ShardedStrategy",
-    "stvid.data.actions.actions": "stvid.data.synthetic.actions.actions",
-    "stvid.data.layouts.folder.folder": "stvid.data.layouts.class_folders.folder",
-    "stvid.data.layouts.frames.frames": "stvid.data.layouts.class_folders.frames",
-    "stvid.data.layouts.table.manifest": "stvid.data.manifest.read_manifest",
-    "stvid.data.layouts.table.read_manifest": "stvid.data.manifest.read_manifest",
-    "stvid.run.start.kept_manifest": "stvid.run.start.stored_manifest",
-}
 
 
 def checkpoint_record(*, config: Mapping, clip: ClipSpec, class_names: tuple[str, ...], protocol: Mapping) -> dict:
@@ -90,140 +128,10 @@ class TrainedModel:
     step: int = 0
     temperature: float = 1.0
 
-
-def trusted_modules(trust: str | Sequence[str], target: object = None) -> list[str]:
-    """The modules whose code may be imported, as a list of names.
-
-    Args:
-        trust: names of packages or modules; one of them may be given as a string.
-        target: the `model._target_` that the user has chosen (not one read from a checkpoint); its package is trusted.
-
-    Raises:
-        InputError: something that is not the name of a module.
-    """
-    names = [trust] if isinstance(trust, str) else list(trust)
-    for name in names:
-        if not isinstance(name, str) or not MODULE_NAME.fullmatch(name):
-            raise InputError(f"trust (={name!r}) must be the name of a package or module, such as my_package")
-    package = str(target).partition(".")[0]
-    if target is not None and package != "stvid" and package not in names:
-        names.append(package)
-    return names
-
-
-def is_trusted(target: str, trust: Sequence[str]) -> bool:
-    """Whether `target`, a dotted name, is in one of the modules in `trust`."""
-    return any(target == name or target.startswith(f"{name}.") for name in trust)
-
-
-def update_targets(config: object) -> object:
-    """A copy of plain data in which every moved `_target_` has its present name."""
-    if isinstance(config, Mapping):
-        updated = {key: update_targets(value) for key, value in config.items()}
-        target = updated.get("_target_")
-        return updated | {"_target_": MOVED_TARGETS.get(target, target)} if "_target_" in updated else updated
-    return [update_targets(value) for value in config] if isinstance(config, list | tuple) else config
-
-
-def build_model(
-    config: Mapping, *, num_classes: int, in_channels: int = 3, pretrained: bool = True, trust: Sequence[str] = ()
-) -> VideoModel:
-    """Builds the model that a `model` config names: `_target_`, and arguments of its constructor.
-
-    Configs travel in checkpoints. So only models defined in `stvid.models` are imported, and modules in `trust`.
-
-    Args:
-        config: plain data, as in `configs/model/conv3d.yaml`.
-        num_classes: number of outputs of the model.
-        in_channels: channels of its clips, `ClipSpec.channels`.
-        pretrained: load the weights that `weights` (or `inflate`) names; False: leave them random, because a state
-            dict will be loaded.
-        trust: packages or modules, outside of stvid, that may be imported, see `trusted_modules`.
-
-    Raises:
-        InputError: a target that is not trusted, does not exist or is not a model; arguments that its constructor does
-            not take; weights that cannot be read. Other errors of the constructor are not caught.
-    """
-    arguments = update_targets(dict(config))
-    target = str(arguments.pop("_target_", None))
-    model_class = _find_model_class(target, trust)
-    parameters = _parameters(model_class)
-    known = set(parameters) - {"num_classes", "in_channels"}
-    for key in arguments:
-        if key not in known:
-            raise InputError(f"unknown key model.{key}: {model_class.__name__} does not take it{nearest(key, known)}")
-    for key in PRETRAINED:
-        if arguments.get(key) is not None:
-            arguments[key] = _checkpoint_of_run(arguments[key]) if pretrained else None
-    if "in_channels" in parameters:
-        arguments["in_channels"] = in_channels
-    elif in_channels != 3:
-        raise InputError(
-            f"clip.input=rgb_diff has {in_channels} channels, and {model_class.__name__} takes no in_channels"
-        )
-    return model_class(num_classes=num_classes, **arguments)
-
-
-def _find_model_class(target: str, trust: Sequence[str]) -> type[VideoModel]:
-    is_ours = OUR_TARGET.fullmatch(target) is not None
-    module_name, _, class_name = target.rpartition(".")
-    if not is_ours and not (module_name and is_trusted(target, trust)):
-        raise InputError(f"model._target_ (={target}) {_untrusted(target)}")
-    module = _import_model_module(module_name, target, is_ours)
-    model_class = getattr(module, class_name, None)
-    if model_class is None:
-        raise InputError(f"model._target_ (={target}) does not exist: {module_name} has no {class_name}")
-    is_model = inspect.isclass(model_class) and issubclass(model_class, VideoModel)
-    if is_ours and not (is_model and model_class.__module__ == module_name):
-        raise InputError(f"model._target_ (={target}) is no model defined in {module_name}")
-    if not is_model or "num_classes" not in _parameters(model_class):
-        raise InputError(
-            f"model._target_ (={target}) must be a subclass of stvid.VideoModel whose constructor takes the keyword "
-            "num_classes, and in_channels if it accepts clip.input=rgb_diff; docs/models.md has an example"
-        )
-    return model_class
-
-
-def _parameters(model_class: type[VideoModel]) -> list[str]:
-    return list(inspect.signature(model_class).parameters)
-
-
-def _untrusted(target: str) -> str:
-    package = target.partition(".")[0]
-    return (
-        f"is code outside of stvid, which is imported only from modules that you trust: add --trust {package} to the "
-        f"command, trust=[{package}] to the overrides of training, or trust=['{package}'] to stvid.load"
-    )
-
-
-def _import_model_module(name: str, target: str, is_ours: bool) -> ModuleType:
-    """Imports a module, for modules outside of stvid with the current folder on the path."""
-    try:
-        with contextlib.nullcontext() if is_ours else _current_folder_on_path():
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # a module that this one imports
-        place = "" if is_ours else f", neither in {os.getcwd()} nor installed"
-        raise InputError(
-            f"model._target_ (={target}) does not exist: there is no module {error.name}{place}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _current_folder_on_path() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _checkpoint_of_run(weights: str) -> str:
-    """The checkpoint of a run folder; anything else unchanged."""
-    folder = Path(str(weights)).expanduser()
-    return str(find_checkpoint(folder)) if folder.is_dir() else weights
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of a frame above which a video is unreadable, as in training."""
+        return self.config.get("data", {}).get("datamodule", {}).get("max_pixels", MAX_PIXELS)
 
 
 def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Sequence[str] = ()) -> TrainedModel:
@@ -239,44 +147,90 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
             another model than that of its config.
     """
     path, trust = find_checkpoint(run), trusted_modules(trust)
-    if not zipfile.is_zipfile(path):  # the format of torch.save
-        raise InputError(f"{path} is no readable checkpoint: truncated, or another kind of file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or "stvid" not in content:
-        raise InputError(f"{path} is a checkpoint of another program: it has no 'stvid' entry")
-    if content["stvid"].get("format") != FORMAT:
-        raise InputError(f"{path} has format {content['stvid'].get('format')}, this version of stvid reads {FORMAT}")
-    try:
-        fields = _read_fields(content, content["stvid"])
-        config = dict(fields["config"]["model"])
-        state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is incomplete or was changed: {type(error).__name__} {error}") from error
+    content = _read_content(path)
+    stored = content["stvid"]
+    config = dict(update_targets(stored["config"]["model"]))
+    state = {key.removeprefix("model."): value for key, value in content["state_dict"].items()}
     target = str(config.get("_target_"))
-    if not OUR_TARGET.fullmatch(target) and not is_trusted(target, trust):
-        raise InputError(f"{path}: its model, {target}, {_untrusted(target)}")
-    sizes = {"num_classes": len(fields["class_names"]), "in_channels": fields["clip"].channels}
-    model = build_model(config, **sizes, pretrained=False, trust=trust)
+    is_ours = OUR_TARGET.fullmatch(target) is not None
+    if not is_ours and not is_trusted(target, trust):
+        raise InputError(f"{path}: its model, {target}, {untrusted_message(target)}")
+    clip, class_names = _read_clip(stored["clip"], path), tuple(stored["class_names"])
+    options = {"num_classes": len(class_names), "in_channels": clip.channels, "pretrained": False, "trust": trust}
+    if is_ours:
+        outline = _outline(config, options, state, path)
+        _check_state(outline, state, path)
+    model = build_model(config, **options)
     _check_state(model, state, path)
     model.load_state_dict(state)
-    trained = TrainedModel(path=path, folder=RunFolder.of(path).path, model=model.eval(), **fields)
+    trained = TrainedModel(
+        path=path,
+        folder=RunFolder.of(path).path,
+        model=model.eval(),
+        clip=clip,
+        class_names=class_names,
+        protocol=stored["protocol"],
+        config=update_targets(stored["config"]),
+        epoch=content["epoch"] + 1,
+        position=_position(content["loops"]["fit_loop"]),
+        step=content["global_step"],
+    )
     return replace(trained, temperature=_read_temperature(trained)) if calibrated else trained
 
 
-def _read_fields(content: Mapping, stored: Mapping) -> dict:
-    """The attributes of `TrainedModel` that are read from a checkpoint, without the model."""
-    return {
-        "clip": ClipSpec(**stored["clip"]),
-        "class_names": tuple(stored["class_names"]),
-        "protocol": stored["protocol"],
-        "config": update_targets(stored["config"]),
-        "epoch": content["epoch"] + 1,
-        "position": _position(content["loops"]["fit_loop"]),
-        "step": content["global_step"],
-    }
+def read_record(path: Path) -> dict:
+    """The `checkpoint_record` in a checkpoint; the weights are neither built nor copied.
+
+    Raises:
+        InputError: see `load_checkpoint`.
+    """
+    return _read_content(path)["stvid"]
+
+
+def _read_content(path: Path) -> dict:
+    """The content of a checkpoint of ours, with every value checked that `load_checkpoint` reads, except the weights.
+
+    Raises:
+        InputError: another kind of file, another format, a value that is missing or out of its range.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or "stvid" not in content:
+        raise InputError(f"{path} is a checkpoint of another program: it has no 'stvid' entry")
+    try:
+        fields({"format": anything})(content["stvid"], "stvid")
+        if content["stvid"]["format"] != FORMAT:
+            raise InputError(f"it has format {content['stvid']['format']!r}, this version of stvid reads {FORMAT}")
+        CONTENT(content, "the checkpoint")
+    except InputError as error:
+        raise InputError(f"{path} is incomplete or was changed: {error}") from error
+    return content
+
+
+def _read_clip(stored: Mapping, path: Path) -> ClipSpec:
+    try:
+        clip = ClipSpec(**stored)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{path} is incomplete or was changed: stvid.clip: {error}") from error
+    if (clip.num_frames or 1) * math.prod(clip.size) > MAX_CLIP_PIXELS:
+        raise InputError(f"{path} is incomplete or was changed: its clips have more than {MAX_CLIP_PIXELS:,} pixels")
+    return clip
+
+
+def _outline(config: Mapping, options: Mapping, state: Mapping, path: Path) -> VideoModel:
+    """The model without memory for its weights (on the device `meta`), to compare it with a state dict.
+
+    Raises:
+        InputError: the config makes no model, or one with many more parts than the state dict has.
+    """
+    try:
+        with torch.device("meta"), limited_parts(20 * len(state) + 1000):
+            return build_model(config, **options)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:
+        raise InputError(
+            f"{path}: no model can be built from its config, which may be damaged: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_state(model: VideoModel, state: Mapping, path: Path) -> None:
@@ -290,25 +244,25 @@ def _check_state(model: VideoModel, state: Mapping, path: Path) -> None:
     problems = [f"{len(names)} {text} ({', '.join(sorted(names)[:3])})" for text, names in differences.items() if names]
     if problems:
         raise InputError(f"the weights in {path} belong to another model than its config says: {', '.join(problems)}")
+    tensors = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    if sum(value.numel() for value in tensors.values()) > path.stat().st_size:  # a number takes a byte at least
+        raise InputError(f"{path} is damaged: the model has more weights than the file has bytes")
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
-    """None for what is not a tensor, such as a module's extra state."""
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+    """None for what is not a plain tensor, such as a module's extra state."""
+    is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+    return tuple(value.shape) if is_plain else None
 
 
 def _read_temperature(trained: TrainedModel) -> float:
     """The temperature that was fitted for this checkpoint; 1 if there is none."""
     file = RunFolder(trained.folder).calibration_json
-    if not file.is_file():
+    if not file.exists():
         return 1.0
-    try:
-        calibration = json.loads(file.read_text(encoding="utf-8"))
-        fitted_for, temperature = (calibration["checkpoint"], calibration["step"]), float(calibration["temperature"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged, delete it: {error}") from error
-    if fitted_for == (trained.path.name, trained.step):
-        return temperature
+    calibration = read_json(file, CALIBRATION, remedy="Delete it; stvid evaluate RUN --calibrate writes a new one")
+    if (calibration["checkpoint"], calibration["step"]) == (trained.path.name, trained.step):
+        return float(calibration["temperature"])
     log.warning(
         "%s belongs to another checkpoint than %s and is not used; --calibrate fits a new one", file, trained.path
     )

@@ -5,40 +5,159 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import importlib.util
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch.distributed import TCPStore
 
-from stvid.clip import ClipSpec
-from stvid.data.loading import resolve_workers
 from stvid.data.manifest import Manifest
-from stvid.device import num_cores
-from stvid.errors import InputError, nearest, train_command
-from stvid.run.config_help import choices_of
+from stvid.errors import InputError, nearest, raise_mistakes, train_command
+from stvid.run.config_check import check_config
+from stvid.run.config_help import SHARED, choices_of, config_groups
 from stvid.run.folder import RunFolder, project_root
+from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, split_override, to_overrides
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from stvid.clip import ClipSpec
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of `python train.py OVERRIDES`, checked."""
-    with initialize_config_dir(str(project_root() / "configs"), version_base="1.3"):
-        config = compose("train", overrides=list(overrides))
-    config = drop_keys_of_replaced_model(config, overrides)
-    check_config(config)
+def check_command_line(words: Sequence[str]) -> list[str]:
+    """The words of train.py's command line as Hydra reads them, after the checks that need no torch.
+
+    Raises:
+        InputError: all mistakes in the words and in the config that they compose; a run that cannot be resumed.
+    """
+    arguments = to_overrides(words)
+    overrides = [word for word in arguments if word not in SWEEP_FLAGS]
+    if any(word.startswith("-") for word in overrides):  # Hydra shows something, or reads other configs
+        return arguments
+    is_sweep = len(overrides) < len(arguments)
+    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
+    with hydra_errors_as_input_errors():
+        config = _compose(_first_values(overrides) if is_sweep else overrides)
+        if settings and not is_sweep:
+            raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
+        if config.resume is None:
+            check_config(config, needs_data=True)
+        elif is_sweep and not RunFolder(Path(config.resume)).is_sweep:
+            raise InputError(f"resume={config.resume} is no folder of a sweep. Resume a run without -m")
+        elif not is_sweep:
+            _run_dir(config.resume, config.requeue, "")
+    return arguments
+
+
+def compose_config(overrides: Sequence[str], *, needs_data: bool = False) -> DictConfig:
+    """The config of `python train.py OVERRIDES`, checked.
+
+    Args:
+        overrides: as a user types them, see `to_overrides`.
+        needs_data: the data set must exist.
+
+    Raises:
+        InputError: all mistakes in the overrides, or in the values of the config.
+    """
+    config = _compose(to_overrides(overrides))
+    check_config(config, needs_data=needs_data)
     return config
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """The config; raises InputError for all overrides that are wrong."""
+    mistakes = _wrong_values(overrides)
+    if mistakes:
+        others = [word for word in overrides if word not in mistakes]
+        raise_mistakes([*mistakes.values(), *_wrong_overrides(others)])
+    try:
+        config = _read_configs(tuple(overrides)).copy()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise_mistakes(_wrong_overrides(overrides) or [_config_message(error)])
+        raise
+    return drop_keys_of_replaced_model(config, overrides)
+
+
+@functools.lru_cache(maxsize=4)  # a command checks its config before it imports torch, and uses it afterwards
+def _read_configs(overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(project_root() / "configs"), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+def _wrong_values(overrides: Sequence[str]) -> dict[str, str]:
+    """Override -> message, for empty values, and for choices of a group that Hydra takes and stvid does not have."""
+    mistakes = {}
+    for word in overrides:
+        key, value = split_override(word) or ("", "none")
+        if not value.strip("\"' ") and key not in EMPTY_KEYS:
+            mistakes[word] = f"{key}= has no value; leave it out, or give one: {key}=VALUE"
+        elif key in config_groups() and (value == SHARED.get(key) or (value == "null" and key != "experiment")):
+            mistakes[word] = _unknown_choice_message(key, value)
+    return mistakes
+
+
+def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
+    """A message for each override that is wrong alone: no override, an unknown choice, or an unknown key."""
+    messages, chosen, keys = [], [], []
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            messages.append(_config_message(error))
+            continue
+        key, choice = override.key_or_group, str(override.value())
+        if key not in config_groups():
+            keys.append(override)
+        elif override.is_sweep_override():
+            messages.append(_several_values_message(key, word.partition("=")[2]))
+        elif override.is_delete() or choice in choices_of(key) or choice == "None":
+            chosen.append(word)
+        else:
+            messages.append(_unknown_choice_message(key, choice))
+    config = _read_configs(tuple(chosen))
+    for override in keys:
+        key = override.key_or_group
+        if override.is_sweep_override():
+            messages.append(_several_values_message(key, override.input_line.partition("=")[2]))
+        elif not (override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")):
+            place, _, name = key.rpartition(".")
+            section = OmegaConf.select(config, place, throw_on_missing=False) if place else config
+            if not (OmegaConf.is_dict(section) and name in set(section)):
+                messages.append(_unknown_key_message(key))
+    return messages
+
+
+def _first_values(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep with the first of several values, or the middle of an interval.
+
+    Raises:
+        InputError: choices of a group that do not exist.
+    """
+    first, messages = [], []
+    for word in overrides:
+        override = OverridesParser.create().parse_override(word)
+        if not override.is_sweep_override():
+            first.append(word)
+            continue
+        key, sweep, is_group = override.get_key_element(), override.value(), override.key_or_group in config_groups()
+        if isinstance(sweep, Glob):
+            values = sweep.filter(choices_of(override.key_or_group))
+        elif isinstance(sweep, IntervalSweep):
+            middle = (sweep.start + sweep.end) / 2
+            values = [str(int(middle) if isinstance(sweep.start, int) else middle)]
+        else:
+            values = list(override.sweep_string_iterator())
+            wrong = [value for value in values if is_group and value not in choices_of(override.key_or_group)]
+            messages += [_unknown_choice_message(override.key_or_group, value) for value in wrong]
+        first += [f"{key}={value}" for value in values[:1]]
+    raise_mistakes(messages)
+    return first
 
 
 def drop_keys_of_replaced_model(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -57,104 +176,25 @@ def drop_keys_of_replaced_model(config: DictConfig, overrides: Sequence[str]) ->
     return config
 
 
-def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, float]:
+def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, dict]:
     """The data set of `python train.py OVERRIDES`.
 
     Returns:
         The manifest, the clip geometry, the number of worker processes (`auto`: one per core, at least 1), and
-        `probe_timeout` in seconds.
+        the limits for probing: `timeout` in seconds and `max_pixels`.
     """
+    from stvid.data.loading import resolve_workers  # imports torch, which no mistake in the overrides waits for
+    from stvid.device import num_cores
+
     with hydra_errors_as_input_errors():
-        config = compose_config(overrides)
+        config = compose_config(overrides, needs_data=True)
         manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
         changes = {"num_frames": None} if config.data.whole_video else {}
         clip = instantiate(config.clip, _convert_="all", **changes)
     workers = config.data.num_workers
     workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
-    return manifest, clip, workers, config.data.probe_timeout
-
-
-def check_config(config: DictConfig) -> None:
-    """Raises InputError for a missing value, a key under `data` without effect, a wrong type, or a missing package."""
-    for key in config.data:
-        if OmegaConf.is_missing(config.data, key):
-            raise InputError(f"data.{key} must be given: data.{key}=VALUE")
-    _check_data_keys(config.data)
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise InputError(f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295")
-    unresolved = dict(targets(OmegaConf.to_container(config, resolve=False)))
-    for place, node in targets(OmegaConf.to_container(config, resolve=True)):
-        if node["_target_"].startswith("stvid."):
-            _check_types(place, node, unresolved.get(place, {}))
-        if node["_target_"].startswith("timm.") and importlib.util.find_spec("timm") is None:
-            raise InputError(f"{place} (={node['_target_']}) needs timm: pip install 'stvid[timm]'")
-    _warn_of_random_stages(config.model)
-
-
-def _warn_of_random_stages(model: DictConfig) -> None:
-    if model.get("freeze") and not (model.get("weights") or model.get("inflate")):
-        log.warning("model.freeze=%s without model.weights: this freezes randomly initialised layers", model.freeze)
-
-
-def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
-    """Every section of a config with a `_target_`, after its dotted place."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield place, node
-        for key, child in node.items():
-            yield from targets(child, f"{place}.{key}".strip("."))
-
-
-def _check_types(place: str, node: dict, unresolved: dict) -> None:
-    """Raises InputError for a value that does not fit the annotation of its parameter; lists and dicts are not checked.
-
-    Args:
-        place: of the section.
-        node: the section, resolved.
-        unresolved: the section with its interpolations: the message names the key that a value comes from.
-    """
-    try:
-        hints = get_type_hints(getattr(get_object(node["_target_"]), "__init__", None) or {})
-        hints |= get_type_hints(get_object(node["_target_"]))
-    except (ImportError, AttributeError, NameError):
-        return  # instantiating it raises a better message
-    for key, value in node.items():
-        if not isinstance(value, dict | list) and key in hints and not _fits(value, hints[key]):
-            source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(key)))
-            name = source[1] if source else f"{place}.{key}"
-            type_name = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
-            raise InputError(f"{name} (={value!r}) must be {type_name}")
-
-
-def _fits(value: object, hint: object) -> bool:
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str | int)  # a folder may be called 2024
-    if hint in (bool, type(None)):
-        return isinstance(value, hint)
-    return hint is Any or get_origin(hint) is None
-
-
-def _check_data_keys(data: DictConfig) -> None:
-    """Raises InputError for a key under `data` (added with `+`) that the data module does not get."""
-    references = str(OmegaConf.to_container(data.datamodule, resolve=False))
-    known = [key for key in data if f"${{data.{key}}}" in references]
-    for key in data:
-        if key != "datamodule" and key not in known:
-            raise InputError(f"unknown config key data.{key}{nearest(str(key), map(str, known))}")
-
-
-@functools.cache
-def known_targets() -> frozenset[str]:
-    """Every `_target_` in the files of configs/."""
-    files = (project_root() / "configs").rglob("*.yaml")
-    names = (re.findall(r"^\s*_target_: *([\w.]+)", file.read_text(encoding="utf-8"), re.M) for file in files)
-    return frozenset(name for file_names in names for name in file_names)
+    limits = {"timeout": config.data.probe_timeout, "max_pixels": config.data.max_pixels}
+    return manifest, clip, workers, limits
 
 
 def escape_interpolations(node: object) -> object:
@@ -198,8 +238,7 @@ def _config_message(error: Exception) -> str:
     if match := re.match(r"InputError raised while resolving interpolation: (.*)", text):
         return match[1]
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
-        key, value = match.groups()
-        return f"{key}={value}: several values need -m, a run for each; a list is {key}=[{value}]"
+        return _several_values_message(*match.groups())
     if isinstance(error, OverrideParseException):
         return _parse_message(text)
     match = re.search(r"Could not find '([\w/]+)/([^']+)'", text)
@@ -208,6 +247,10 @@ def _config_message(error: Exception) -> str:
     if match := re.search(r"(?:Could not override|Key) '([^']+)'", text):
         return _unknown_key_message(match[1])
     return text.replace("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", "")
+
+
+def _several_values_message(key: str, value: str) -> str:
+    return f"{key}={value}: several values need -m, a run for each; a list is {key}=[{value}]"
 
 
 def _parse_message(text: str) -> str:
@@ -280,6 +323,8 @@ def _of_first_process(text: str) -> str:
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_first = os.environ["RANK"] == "0"
     torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    from torch.distributed import TCPStore  # no mistake in a command line waits for the import of torch
+
     store = TCPStore(*address, is_master=is_first and not torchrun_has_store, wait_for_workers=False, multi_tenant=True)
     key = f"stvid/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if is_first:

@@ -103,22 +103,32 @@ def read_choice(group: str, choice: str) -> dict[str, tuple[str, str]]:
     file = _configs() / group / f"{choice}.yaml"
     if not file.is_file():
         raise InputError(f"{group}={choice}: there is no such choice{nearest(choice, choices_of(group))}")
-    text = file.read_text(encoding="utf-8")
     entries: dict[str, tuple[str, str]] = {}
-    for included in yaml.safe_load(text).get("defaults", []):
+    for included in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", []):
         if isinstance(included, str) and included != "_self_":
-            entries |= read_choice(group, included)
-    prefix = "" if "# @package _global_" in text else f"{group}."
-    for name, (value, comment) in _entries(file).items():
-        key = prefix + name
+            entries |= read_choice(group, included.partition("@")[0])
+    for key, (value, comment) in own_entries(file).items():
         entries[key] = value, comment or entries.get(key, ("", ""))[1]
     return entries
+
+
+def own_entries(file: Path) -> dict[str, tuple[str, str]]:
+    """The same for a file of configs/, without the keys of the files that it includes."""
+    group = file.parent.relative_to(_configs()).as_posix()
+    is_global = group == "." or "# @package _global_" in file.read_text(encoding="utf-8")
+    prefix = "" if is_global else f"{group}."
+    return {prefix + name: entry for name, entry in _entries(file).items()}
 
 
 def describe_choice(group: str, choice: str) -> str:
     """The first comment line of a choice's file, after a line with the command of an experiment."""
     lines = (_configs() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
     return next(line.removeprefix("# ") for line in lines if not line.startswith(("# @package", f"# {SCRIPT}")))
+
+
+def config_files() -> list[Path]:
+    """The files of all choices, and train.yaml."""
+    return [file for group in (".", *config_groups()) for file in sorted((_configs() / group).glob("*.yaml"))]
 
 
 def _configs() -> Path:

@@ -43,13 +43,14 @@ class RunFolder:
     result_json = _file("result.json")
     predictions_csv = _file("predictions.csv")
     report_html = _file("report.html")
+    lock = _file(".lock")  # held while a process trains in the folder of a run or a sweep
+    lock_holder = _file(".lock.json")  # which process
     # a sweep; its trials are the runs 0, 1, ...
     sweep_yaml = _file("sweep.yaml")
     trials_json = _file("trials.json")
     summary_csv = _file("summary.csv")
     summary_png = _file("summary.png")
     journal_log = _file("journal.log")  # of Optuna
-    lock = _file(".lock")
 
     @classmethod
     def of(cls, run: str | Path) -> RunFolder:
@@ -59,6 +60,15 @@ class RunFolder:
             return cls(path)
         folder = cls(path.absolute().parent.parent)
         return folder if folder.checkpoints == path.absolute().parent else cls(path.absolute().parent)
+
+    @property
+    def training_files(self) -> list[Path]:
+        """The files of a training, or of a sweep, that are there."""
+        files = (
+            *(self.config_yaml, self.manifest_csv, self.best_ckpt, self.last_ckpt, self.metrics_csv),
+            *(self.calibration_json, self.result_json, self.predictions_csv, self.sweep_yaml),
+        )
+        return [file for file in files if file.exists()]
 
     @property
     def is_sweep(self) -> bool:
@@ -115,6 +125,14 @@ def find_checkpoint(run: str | Path) -> Path:
     raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
 
 
+def check_runs_exist(names: Sequence[str]) -> None:
+    """Raises InputError for a RUN of a command line that does not exist."""
+    for name in names:
+        if not Path(name).expanduser().exists():
+            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
+            raise InputError(f"RUN {name} does not exist; {hint}")
+
+
 def resolve_runs(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     """The runs that a command line names, with each sweep replaced by its runs.
 
@@ -125,10 +143,7 @@ def resolve_runs(names: Sequence[str]) -> tuple[list[Path], Path | None]:
     Raises:
         InputError: a RUN that does not exist; a sweep without a finished run; runs in several folders.
     """
-    for name in names:
-        if not Path(name).expanduser().exists():
-            hint = "after a run there are no overrides" if "=" in name else "give a run folder or a checkpoint (.ckpt)"
-            raise InputError(f"RUN {name} does not exist; {hint}")
+    check_runs_exist(names)
     if len(names) == 1 and not RunFolder(Path(names[0]).expanduser()).is_sweep:
         return [Path(names[0])], None
     runs = [run for name in names for run in _runs_at(Path(name).expanduser())]

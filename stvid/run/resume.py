@@ -14,14 +14,15 @@ from stvid.clip import ClipSpec
 from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import build_model, is_trusted, load_checkpoint
-from stvid.run.config import known_targets, targets
+from stvid.run.checkpoint import load_checkpoint
+from stvid.run.model import build_model
 
 log = logging.getLogger("stvid")
 RESUME_KEYS = ("resume", "allow_changes", "trust")
 ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
     "data.num_workers",
     "data.probe_timeout",
+    "data.max_pixels",
     "data.backend",
     "save_every",
     "requeue",
@@ -58,9 +59,7 @@ def resume_config(
         InputError: an override that would change the result, without `allow_changes=true`; another choice of a config
             group; a key that the run does not have.
     """
-    parsed = [
-        override for override in OverridesParser.create().parse_overrides(list(overrides)) if _is_run_key(override)
-    ]
+    parsed = [override for override in parse_overrides(overrides) if _is_run_key(override)]
     changes = [override for override in parsed if override.key_or_group not in ALLOWED_OVERRIDES]
     if changes and not new.allow_changes:
         raise InputError(
@@ -78,20 +77,25 @@ def resume_config(
     return config
 
 
-def check_targets(stored: DictConfig, new: DictConfig, trust: Sequence[str]) -> None:
-    """Raises InputError if a run's config names code that is not in configs/, in the command, or trusted."""
-    allowed = {node["_target_"] for _, node in targets(OmegaConf.to_container(new, resolve=True))} | known_targets()
-    for key, node in targets(OmegaConf.to_container(stored, resolve=False)):
-        target = str(node["_target_"])
-        if not (target in allowed or is_trusted(target, trust)):
-            raise InputError(
-                f"resume={new.resume}: {key}._target_ (={target}) of the run is code outside of stvid, which is "
-                f"imported only from modules that you trust: add trust=[{target.partition('.')[0]}]"
-            )
+def unchecked_places(overrides: Sequence[str], new: DictConfig) -> list[str]:
+    """Places of a run's config that may differ from its checkpoint: the overrides, and keys without effect on a result.
+
+    Args:
+        overrides: all overrides of the command line.
+        new: see `resume_config`.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    keys = [*ALLOWED_OVERRIDES, *(override.key_or_group for override in parsed if _is_run_key(override))]
+    return [*RESUME_KEYS, *(place for key in keys for place in _places(key, new))]
 
 
 def check_complete(stored: DictConfig, new: DictConfig) -> None:
     """Raises InputError if a run's config lacks a key that every run of this version has."""
+    for key in new:
+        if OmegaConf.is_dict(new[key]) and key in stored and not (OmegaConf.is_dict(stored[key]) or key == "logger"):
+            raise InputError(f"the run's config is damaged or was changed: {key} has no keys")
+    if "data" in stored and not OmegaConf.is_dict(stored.data.get("datamodule")):
+        raise InputError("the run's config is damaged or was changed: data.datamodule has no keys")
     missing = [key for key in new if key not in stored and key not in UNSAVED_KEYS]
     if missing:
         raise InputError(
@@ -100,9 +104,23 @@ def check_complete(stored: DictConfig, new: DictConfig) -> None:
         )
 
 
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """The overrides of a command line, parsed by Hydra."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def is_data_root(override: Override) -> bool:
+    """Whether an override names the folder of the videos; beside `resume` it says where they are now."""
+    return override.key_or_group == "data.root"
+
+
 def _is_run_key(override: Override) -> bool:
     """Whether an override is of the run's config: not of Hydra's, and not one that only says how to resume."""
-    return override.key_or_group not in RESUME_KEYS and not override.key_or_group.startswith("hydra")
+    return (
+        not is_data_root(override)
+        and override.key_or_group not in RESUME_KEYS
+        and not override.key_or_group.startswith("hydra")
+    )
 
 
 def _apply(config: DictConfig, override: Override, new: DictConfig) -> None:

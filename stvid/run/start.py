@@ -16,13 +16,28 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from stvid.checks import fields, list_of, text
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
-from stvid.run.checkpoint import trusted_modules, update_targets
+from stvid.run.checkpoint import read_record
 from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_interpolations
 from stvid.run.folder import RunFolder, display_path
-from stvid.run.resume import RESUME_KEYS, check_complete, check_targets, resume_config
+from stvid.run.lock import locked_folder
+from stvid.run.model import trusted_modules, update_targets
+from stvid.run.overrides import quote
+from stvid.run.relocation import relocate_run, video_sizes
+from stvid.run.results import read_run_result
+from stvid.run.resume import (
+    MANIFEST_KEY,
+    RESUME_KEYS,
+    check_complete,
+    is_data_root,
+    parse_overrides,
+    resume_config,
+    unchecked_places,
+)
+from stvid.run.stored import check_same_config, check_targets, read_config
 
 log = logging.getLogger("stvid")
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
@@ -52,27 +67,38 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     is_restarted = is_run and (sweep or is_requeued)
     if not config.resume and not is_restarted:
-        if is_run and _is_main_process():
+        if _is_main_process() and (found := folder.training_files):
             raise InputError(
-                f"{folder.path} holds a run already. Resume it (resume={folder.path}), or choose another hydra.run.dir"
+                f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
+                "another hydra.run.dir"
+                if is_run
+                else f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir"
             )
         config = drop_keys_of_replaced_model(config, overrides)
         config.trust = trust
         check_config(config)
-        if not sweep:
-            _check_no_sweep_settings(overrides)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         return _on_one_device(config) if sweep else config, folder
+    if is_run and config.resume:
+        _relocate(folder, config, overrides)
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
-    stored = OmegaConf.create(update_targets(OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=False)))
+    stored = read_config(folder.config_yaml)
     check_complete(stored, config)
     if not is_restarted:
         stored = resume_config(stored, overrides, config)
-    stored.resume, stored.trust = str(folder.path), trust
-    if folder.manifest_csv.is_file():
-        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": str(folder.path)}
-    check_targets(stored, config, [*trust, STORED_MANIFEST])
+    path = escape_interpolations(str(folder.path))
+    stored.resume, stored.trust = path, trust
+    has_manifest = folder.manifest_csv.is_file()
+    if has_manifest:
+        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
+    plain = OmegaConf.to_container(stored, resolve=True)
+    name = f"resume={display_path(folder.path)}"
+    check_targets(plain, OmegaConf.to_container(config, resolve=True), [*trust, STORED_MANIFEST], name=name)
+    if folder.last_ckpt.exists():
+        ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
+        record = update_targets(read_record(folder.last_ckpt)["config"])
+        check_same_config(plain, record, ignored=ignored, file=folder.config_yaml)
     return stored, folder
 
 
@@ -83,28 +109,49 @@ def stored_manifest(*, run: str) -> Manifest:
         run: the run folder.
 
     Raises:
-        InputError: the table is missing or damaged.
+        InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
     """
     folder = RunFolder(Path(run))
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
-    config = OmegaConf.to_container(OmegaConf.load(folder.config_yaml), resolve=True)
-    return Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    config = OmegaConf.to_container(read_config(folder.config_yaml), resolve=True)
+    try:
+        fields({"class_names": list_of(text(), unique=True)})(config, folder.config_yaml.name)
+    except InputError as error:
+        raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
+    manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    paths = {item.path for item in manifest.items if item.split != "test"}
+    missing = sorted(path for path in paths if not os.path.exists(path))
+    if len(missing) > config["data"].get("max_bad", 0) * len(paths):
+        command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
+        raise InputError(
+            f"{len(missing)} of the {len(paths)} videos that {display_path(folder.path)} trains on do not exist, the "
+            f"first: {missing[0]}. Moved? Go on with {command}"
+        )
+    return manifest
+
+
+def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now."""
+    if any(is_data_root(override) for override in parse_overrides(overrides)):
+        relocate_run(folder, config.data.root, splits=("train", "val"), option="data.root")
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
     """The video accuracy on val of a run that is resumed, but already finished; None if training is not finished."""
     folder = _hydra_folder()
-    if not (config.resume or is_multirun()) or not folder.result_json.is_file() or config.allow_changes:
+    if not (config.resume or is_multirun()) or not folder.result_json.exists() or config.allow_changes:
         return None
-    stored = OmegaConf.load(folder.config_yaml)
+    result = read_run_result(folder.path, needed=("config", "video_accuracy"))
+    stored = read_config(folder.config_yaml)
     if config.resume:
         overrides = list(HydraConfig.get().overrides.task)
         resume_config(stored, overrides, config, log_changes=False)  # raises for overrides that are not allowed
-    result = json.loads(folder.result_json.read_text(encoding="utf-8"))
+        _relocate(folder, config, overrides)
     if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
         return None  # the config was changed after the run finished, for example to train longer
     path = display_path(folder.path)
-    hint = "" if is_multirun() else f"; to train longer: resume={path} trainer.max_epochs=N allow_changes=true"
+    command = train_command(f"resume={path}", "trainer.max_epochs=N", "allow_changes=true")
+    hint = "" if is_multirun() else f"; to train longer: {command}"
     log.info("%s is finished, val video accuracy %.3f%s", path, result["video_accuracy"], hint)
     return result["video_accuracy"]
 
@@ -127,22 +174,33 @@ def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dic
 
 def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
     """Writes `config.yaml` and `manifest.csv`, from which the run is resumed and evaluated."""
-    if not folder.manifest_csv.exists():
-        manifest.write_csv(folder.manifest_csv)
+    # first: a kill may come between the two, and without a config the folder could not be used again
     with replacing(folder.config_yaml) as partial:
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
+    if not folder.manifest_csv.exists():
+        manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
 
 
 @contextlib.contextmanager
-def remove_empty_run_folder() -> Iterator[None]:
-    """Removes the run folder if the block raises before there is any file in it but the log."""
+def locked_run() -> Iterator[None]:
+    """Holds the lock of the run folder, in the main process of a run; its other processes work for it.
+
+    Removes the folder if the block raises before there is any file in it but the log.
+
+    Raises:
+        InputError: another process trains in the folder.
+    """
     folder = _hydra_folder()
-    try:
+    if not _is_main_process():
         yield
-    except BaseException:
-        if _is_main_process() and set(folder.path.iterdir()) <= {folder.train_log}:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
+        return
+    with locked_folder(folder):
+        try:
+            yield
+        except BaseException:
+            if set(folder.path.iterdir()) <= {folder.train_log, folder.lock, folder.lock_holder}:
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
 
 
 def _hydra_folder() -> RunFolder:
@@ -151,12 +209,6 @@ def _hydra_folder() -> RunFolder:
 
 def _without_resume_keys(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in RESUME_KEYS}, sort_keys=True)
-
-
-def _check_no_sweep_settings(overrides: Sequence[str]) -> None:
-    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
-    if settings:
-        raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
 
 
 def _is_main_process() -> bool:
@@ -170,8 +222,7 @@ def _prepare_relaunch(folder: RunFolder) -> None:
     Clears Hydra's global state. If it is set, Lightning reads a config from the run folder instead and redirects the
     output of the processes. The other processes log errors only.
     """
-    quoted = str(folder.path).replace("\\", "\\\\").replace("'", "\\'")
-    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir='{quoted}'"]
+    sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={quote(str(folder.path))}"]
     HydraConfig.instance().cfg = None
     if not _is_main_process():
         log.setLevel(logging.ERROR)  # the main process logs everything

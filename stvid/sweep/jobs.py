@@ -95,7 +95,7 @@ class TrialRunner:
         launch_error = ""
         try:
             job_overrides = [[*fixed, *trial.overrides, *self._folder_overrides(trial)] for trial in valid]
-            returns = self.launcher.launch(job_overrides, initial_job_idx=valid[0].number)
+            returns: Sequence = self.launcher.launch(job_overrides, initial_job_idx=valid[0].number)
         except Exception as error:  # when a worker dies, a launcher raises any error and returns no result
             if not self.launcher_works:
                 raise

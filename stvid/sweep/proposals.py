@@ -62,6 +62,7 @@ class OptunaSearch:
         truncate_partial_line(self.journal)
         self.study = open_study(self.journal, settings)
         self.dimensions, self.settings = space.varied, settings
+        assert settings.trials is not None  # only a grid needs none
         self.total = settings.trials
 
     def propose(self, number: int) -> dict[str, str]:
@@ -230,5 +231,5 @@ def _distribution(dimension: Choice | Interval) -> optuna.distributions.BaseDist
 def _override_value(dimension: Choice | Interval, value: str | float | int) -> str:
     """A value of Optuna's, written as in an override."""
     if isinstance(dimension, Choice):
-        return dimension.values[value] if dimension.ordered else str(value)
+        return dimension.values[int(value)] if dimension.ordered else str(value)
     return repr(value)

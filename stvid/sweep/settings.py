@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
+from stvid import checks
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
 from stvid.run.folder import RunFolder
+from stvid.run.stored import RESERVED, config_groups
 
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
 MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
 CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
+
+SWEEP = checks.fields({"overrides": checks.list_of(checks.text()), "settings": checks.dict_of(checks.anything)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ def read_settings(values: Mapping[str, object]) -> Settings:
     for key in values:
         if key not in known:
             raise InputError(f"unknown config key sweep.{key}{nearest(str(key), known)}")
-    return Settings(**values)
+    return Settings(**values)  # type: ignore[arg-type] # it checks the types itself
 
 
 def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Settings) -> tuple[list[str], Settings]:
@@ -89,9 +95,9 @@ def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Sett
     for override in of_settings:
         if override.is_sweep_override():
             raise InputError(f"{override.input_line}: a setting of the sweep cannot have several values")
-    resume = [override.input_line for override in command_line if override.key_or_group == "resume"]
+    resume = [str(override.input_line) for override in command_line if override.key_or_group == "resume"]
     overrides = [
-        override.input_line
+        str(override.input_line)
         for override in command_line
         if override not in of_settings and override.key_or_group != "resume"
     ]
@@ -116,11 +122,16 @@ def resolve_sweep(folder: Path, command_line: Sequence[Override], settings: Sett
 
 
 def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
-    """Raises InputError if overrides read from a file choose the code to run; a command line may do that."""
-    for override in overrides:
-        if "_target_" in override or override.lstrip("+").startswith("trust="):
+    """Raises InputError if overrides read from a file may choose the code to run; a command line may do that."""
+    groups = config_groups()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, line = override.key_or_group, override.input_line
+        # of a group, only the shipped choices: a path may lead to any file
+        is_choice = key not in groups or not re.search(r"[/\\]", line)
+        is_data = RESERVED.search(line) is None and "${" not in line and not override.package
+        if not (is_choice and is_data) or key == "trust" or re.match(r"hydra\b", key) or "/" in key:
             raise InputError(
-                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {override}. To resume, repeat the command "
+                f"{RunFolder(folder).sweep_yaml} chooses the code to run: {line}. To resume, repeat the command "
                 f"that started the sweep, with hydra.sweep.dir={folder}"
             )
 
@@ -142,9 +153,26 @@ def merge_settings(stored: Settings, settings: Settings, keys: Sequence[str], fo
 
 
 def read_sweep(folder: Path) -> tuple[list[str], Settings]:
-    """Overrides and settings of the sweep in a folder."""
-    stored = yaml.safe_load(RunFolder(folder).sweep_yaml.read_text(encoding="utf-8"))
-    return stored["overrides"], read_settings(stored["settings"])
+    """Overrides and settings of the sweep in a folder.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = RunFolder(folder).sweep_yaml
+    try:
+        content = file.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
+            raise ValueError("it has YAML references (*name)")
+        stored = yaml.safe_load(content)
+        SWEEP(stored, file.name)
+        return stored["overrides"], read_settings(stored["settings"])
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{file} is damaged or was changed: {reason}. Start the sweep again in another folder"
+        ) from error
 
 
 def write_sweep(folder: Path, overrides: Sequence[str], settings: Settings) -> None:

@@ -27,6 +27,10 @@ class Choice:
     values: tuple[str, ...]
     ordered: bool = False
 
+    def contains(self, value: str) -> bool:
+        """Whether a value, written as in an override, is one of these."""
+        return value in self.values
+
     def __str__(self) -> str:
         return ", ".join(self.values)
 
@@ -39,6 +43,13 @@ class Interval:
     high: float
     log: bool = False
     whole: bool = False
+
+    def contains(self, value: str) -> bool:
+        """Whether a value, written as in an override, is a number of this interval."""
+        try:
+            return self.low <= (int(value) if self.whole else float(value)) <= self.high
+        except ValueError:
+            return False
 
     def __str__(self) -> str:
         whole, log = "whole numbers " if self.whole else "", ", logarithmic" if self.log else ""
@@ -65,7 +76,7 @@ def read_space(overrides: Sequence[str], parser: OverridesParser) -> Space:
         key = override.get_key_element()
         fixed.pop(key, None), varied.pop(key, None)
         if not override.is_sweep_override():
-            fixed[key] = override.input_line
+            fixed[key] = str(override.input_line)
         elif override.is_interval_sweep():
             varied[key] = _interval(override)
         else:
@@ -85,7 +96,7 @@ def grid_points(space: Space) -> list[dict[str, str]]:
                 f"{key}: a grid cannot list the values of an interval. "
                 f"List them ({key}=A,B or range()), or draw from the interval: sweep=random, sweep=optuna"
             )
-    lists = [dimension.values for dimension in space.varied.values()]
+    lists = [_listed_values(dimension) for dimension in space.varied.values()]
     return [dict(zip(space.varied, values, strict=True)) for values in itertools.product(*lists)]
 
 
@@ -115,6 +126,8 @@ def _choice(override: Override) -> Choice:
 def _interval(override: Override) -> Interval:
     sweep = override.value()
     assert isinstance(sweep, IntervalSweep)
+    assert sweep.start is not None
+    assert sweep.end is not None
     log = "log" in sweep.tags
     if sweep.tags - {"log"}:
         unknown = ", ".join(sorted(sweep.tags - {"log"}))

@@ -8,10 +8,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -21,9 +19,12 @@ from stvid.errors import InputError, train_command
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
 from stvid.evaluation.text import result_text
 from stvid.report.report import draw_report
-from stvid.run.checkpoint import load_checkpoint, trusted_modules
+from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path
+from stvid.run.lock import locked_folder
+from stvid.run.model import trusted_modules
 from stvid.run.start import stored_manifest
+from stvid.run.stored import read_config
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
 from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep
@@ -31,6 +32,7 @@ from stvid.sweep.space import covering_points, read_space
 from stvid.sweep.trials import (
     RUNNING,
     Trial,
+    check_values,
     draw_summary,
     ranked,
     read_trials,
@@ -59,6 +61,8 @@ class TrialSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
+        assert self.hydra_context is not None  # since `setup`
+        assert self.config is not None
         runner = TrialRunner(context=self.hydra_context, task=self.task_function, config=self.config)
         Sweep(runner=runner, settings=read_settings(self.settings), overrides=arguments).run()
 
@@ -103,9 +107,9 @@ class Sweep:
             SystemExit: the same for other errors.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with sweep_lock(self.folder), exit_on_sigterm():
+        with locked_folder(RunFolder(self.folder)), exit_on_sigterm():
             write_sweep(self.folder, self.overrides, self.settings)
-            self.trials = read_trials(self.folder)
+            self.trials = read_trials(self.folder, self.space)
             search_class = GridSearch if self.settings.method == "grid" else OptunaSearch
             self.search = search_class(folder=self.folder, space=self.space, settings=self.settings)
             try:
@@ -130,7 +134,9 @@ class Sweep:
         self._print_plan(finished=len(trials) - len(waiting))
         while waiting or len(trials) < total:
             while len(waiting) < parallel and len(trials) < total:
-                waiting.append(Trial(number=len(trials), values=self.search.propose(len(trials))))
+                values = self.search.propose(len(trials))
+                check_values(self.space, values, where=f"{self.folder}, trial {len(trials)}")
+                waiting.append(Trial(number=len(trials), values=values))
                 trials.append(waiting[-1])
             batch, waiting = waiting[:parallel], waiting[parallel:]
             self._save()
@@ -191,33 +197,13 @@ class Sweep:
         if not stored_manifest(run=str(runs[0])).select("test"):
             show("no cross-validation: the data set has no test videos")
             return
-        config = OmegaConf.load(RunFolder(runs[0]).config_yaml)
+        config = read_config(RunFolder(runs[0]).config_yaml)
         options = EvaluationOptions(num_workers=config.data.num_workers, trust=sorted(self.trust))
         evaluation = evaluate_folds(runs, options, folder=self.folder)
         if config.report:
             draw_report(load_checkpoint(runs[0], trust=sorted(self.trust)), evaluation.folder, cache=None)
         show(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
         show(f"written to    {display_path(evaluation.folder)}/")
-
-
-@contextlib.contextmanager
-def sweep_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of a sweep's folder; the system releases it when the process is killed.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    lock = FileLock(RunFolder(folder).lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder}: another process is running this sweep") from None
-    except (OSError, NotImplementedError) as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s); make sure that no other process runs this sweep", folder, error)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

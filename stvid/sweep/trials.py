@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stvid.errors import train_command
+from stvid.checks import dict_of, fields, flag, list_of, number, read_json, text
+from stvid.errors import InputError, train_command
 from stvid.files import replacing, write_json
 from stvid.run.folder import RunFolder, display_path
-from stvid.sweep.space import Choice, Interval
+from stvid.run.results import read_run_result
+from stvid.sweep.space import Choice, Interval, Space
 from stvid.terminal import aligned
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 RESULT_KEYS = ("video_accuracy", "clip_accuracy", "mean_class_accuracy", "loss")
 RUNNING = "running"
+REMEDY = "Start the sweep again in another folder"
+TRIAL_KEYS = {
+    "number": number(0, whole=True),
+    "values": dict_of(text()),
+    "status": text(),
+    "metrics": dict_of(number()),
+    "is_mistake": flag,
+}
+TRIAL = fields(TRIAL_KEYS)
 MAX_CELL_WIDTH = 60  # characters of a cell in the printed table
 PANELS_PER_ROW = 3
 LOG_SCALE_RATIO = 20  # numbers are drawn on a logarithmic axis if the largest is this many times the smallest
@@ -72,18 +82,44 @@ class Trial:
 
 
 def read_metrics(run: Path) -> dict[str, float]:
-    """The RESULT_KEYS in a run's result.json; empty if the run is not finished."""
-    file = RunFolder(run).result_json
-    if not file.is_file():
-        return {}
-    result = json.loads(file.read_text(encoding="utf-8"))
+    """The RESULT_KEYS in a run's result.json; empty if the run is not finished.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    result = read_run_result(run)
     return {key: result[key] for key in RESULT_KEYS if key in result}
 
 
-def read_trials(folder: Path) -> list[Trial]:
-    """The trials of a sweep by number; empty for a new sweep."""
+def read_trials(folder: Path, space: Space) -> list[Trial]:
+    """The trials of a sweep by number; empty for a new sweep.
+
+    Args:
+        folder: of the sweep.
+        space: every trial has a value from it for each key that varies.
+
+    Raises:
+        InputError: the file is damaged, or was changed so that it holds trials of another sweep.
+    """
     file = RunFolder(folder).trials_json
-    return [Trial(**fields) for fields in json.loads(file.read_text(encoding="utf-8"))] if file.is_file() else []
+    if not file.exists():
+        return []
+    content = read_json(file, list_of(TRIAL), remedy=REMEDY)
+    trials = [Trial(**{key: values[key] for key in TRIAL_KEYS}) for values in content]
+    for place, trial in enumerate(trials):
+        if trial.number != place:
+            raise InputError(f"{file} is damaged or was changed: trial {trial.number} is at place {place}. {REMEDY}")
+        check_values(space, trial.values, where=f"{file}, trial {place}")
+    return trials
+
+
+def check_values(space: Space, values: Mapping[str, str], *, where: str) -> None:
+    """Raises InputError for values of a trial that the search space does not have; `where`: for the message."""
+    if list(values) != list(space.varied):
+        raise InputError(f"{where}: its keys are {list(values)}, those of the sweep {list(space.varied)}. {REMEDY}")
+    for key, dimension in space.varied.items():
+        if not dimension.contains(values[key]):
+            raise InputError(f"{where}: {key}={values[key]} is not among {dimension}. {REMEDY}")
 
 
 def write_trials(folder: Path, trials: Sequence[Trial]) -> None:

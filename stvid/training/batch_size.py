@@ -66,15 +66,16 @@ def plan_batch(
     optimization.configure(model, 1)  # raises InputError before the simulation, which logs all errors as the model's
     clip, size, classes = data.clip, data.batch_size, len(data.manifest.class_names)
     log.info("%s for %d classes on %s, precision %s", type(model).__name__, classes, device, precision)
-    if clip.num_frames is None:
-        clip = replace(clip, num_frames=max(clip_lengths(data.train)))
+    num_frames = clip.num_frames or max(clip_lengths(data.train) or ())
+    clip = replace(clip, num_frames=num_frames)
     if size == "auto" and num_processes > 1:
         raise InputError(
             f"data.batch_size=auto does not work with {num_processes} processes, which need the same batch size: "
             "`stvid cost` shows the largest one, set data.batch_size to that number"
         )
-    chunk = model.max_chunk
-    is_slow_to_simulate = size != "auto" and chunk is not None and size * clip.num_frames > MAX_SIMULATED_CHUNKS * chunk
+    chunk: int | None = model.max_chunk  # type: ignore[assignment] # a `VideoModel`
+    max_clips = None if chunk is None else MAX_SIMULATED_CHUNKS * chunk / num_frames
+    is_slow_to_simulate = isinstance(size, int) and max_clips is not None and size > max_clips
     plan = Plan(
         model=model,
         num_classes=classes,
@@ -85,7 +86,7 @@ def plan_batch(
         batch_size=size,
         ema=ema is not None,
     )
-    if size == "auto":
+    if isinstance(size, str):  # auto
         size = plan.resolve_batch_size(limit=max(len(data.train), 2))
         if device.type == "cuda":
             size = _confirm_by_training(plan, optimization, size, try_step)
@@ -197,6 +198,7 @@ def try_training(
     Raises:
         torch.OutOfMemoryError: there is too little memory.
     """
+    assert clip.num_frames is not None
     with _restored_state(model, device):
         channels_last(model).to(device)
         preprocess = Preprocess(clip=clip).to(device)

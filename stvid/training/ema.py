@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -44,7 +45,9 @@ class WeightEMA(WeightAveraging):
         self._device = trainer.strategy.root_device  # the model is moved there later
         super().setup(trainer, task, stage)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step > self._latest_update_step:
             self._update(task)
             self._latest_update_step = trainer.global_step
@@ -53,9 +56,10 @@ class WeightEMA(WeightAveraging):
     def _update(self, task: nn.Module) -> None:
         """Like torch's `AveragedModel.update_parameters`, which synchronises with the GPU to read its counter."""
         average = self._average_model
+        assert average is not None  # since `setup`
         groups: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for mean, current in zip(_tensors(average.module), _tensors(task), strict=True):
-            groups[mean.dtype].append((mean, current))
+        for mean, weight in zip(_tensors(average.module), _tensors(task), strict=True):
+            groups[mean.dtype].append((mean, weight))
         for dtype, pairs in groups.items():
             means, current = map(list, zip(*pairs, strict=True))
             if dtype.is_floating_point and self._latest_update_step > 0:

@@ -11,25 +11,30 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.feature_cache import CachedClips
 from stvid.device import autocast
 from stvid.errors import InputError
 from stvid.files import file_lock
 from stvid.preprocess import encode_clips
 from stvid.progress import Bar
+from stvid.training.task import ClassificationTask
 
 log = logging.getLogger(__name__)
 ENCODER_KEYS = ("_target_", "encoder", "image_size")  # config keys of our models that change the features
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
 
 
-def store_features(data, task: nn.Module, *, precision: str, device: torch.device, config: Mapping) -> None:
+def store_features(
+    data: VideoDataModule, task: ClassificationTask, *, precision: str, device: torch.device, config: Mapping
+) -> None:
     """Makes the data module load features instead of clips, if its `features` is `auto` and the encoder is frozen.
 
     Computes the features that are not stored yet, in the precision of the run.
 
     Args:
-        data: a `VideoDataModule`, set up.
-        task: with `model` (a `VideoModel`) and `preprocess`.
+        data: set up.
+        task: with the model, a `VideoModel`.
         precision: Lightning's name, from `resolve_precision`.
         device: device for the encoder.
         config: config of the model, as plain data; part of the key under which features are stored.
@@ -54,7 +59,7 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
 
     is_ours = str(config["_target_"]).startswith("stvid.")
     encoder_settings = {
-        "encoder": weights_fingerprint(model.backbone),
+        "encoder": weights_fingerprint(model.backbone),  # type: ignore[arg-type] # a `VideoModel`
         "model": {key: str(value) for key, value in config.items() if key in ENCODER_KEYS or not is_ours},
         "precision": precision,
         "device": device.type,
@@ -71,7 +76,9 @@ def store_features(data, task: nn.Module, *, precision: str, device: torch.devic
     model.train()
 
 
-def _fill_cache(split: str, cached, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+def _fill_cache(
+    split: str, cached: CachedClips, data: VideoDataModule, encode: Callable[[Tensor, Tensor | None], Tensor]
+) -> None:
     """Encodes what is missing in the feature cache of a split."""
     keys = data.all_keys(split)
     cached.cache.close()  # reopens the file; another process may have added features
@@ -87,10 +94,18 @@ def _fill_cache(split: str, cached, data, encode: Callable[[Tensor, Tensor | Non
             log.info("encoded in %.1f s", time.perf_counter() - start)
 
 
-def _encode(split: str, cached, keys: list, data, encode: Callable[[Tensor, Tensor | None], Tensor]) -> None:
+def _encode(
+    split: str,
+    cached: CachedClips,
+    keys: list,
+    data: VideoDataModule,
+    encode: Callable[[Tensor, Tensor | None], Tensor],
+) -> None:
     bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
     with cached.cache.writer() as write, bar:
-        for batch_keys, batch in cached.batches(keys, batch_size=data.batch_size, num_workers=data.num_workers_alone):
+        for batch_keys, batch in cached.batches(
+            keys, batch_size=data.clips_per_batch, num_workers=data.num_workers_alone
+        ):
             if batch_keys:
                 features_BTF = encode(batch["clips"], batch["lengths"])
                 for cache_key, sample in cached.entries(batch_keys, batch, features_BTF):

@@ -31,7 +31,7 @@ class CrossEntropy:
 
     label_smoothing: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_smoothing(self.label_smoothing)
 
     def __call__(
@@ -64,7 +64,7 @@ class Focal:
     gamma: float = 2.0
     label_smoothing: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.gamma < 0:
             raise InputError(f"loss.gamma (={self.gamma}) must be 0 or more")
         _check_smoothing(self.label_smoothing)
@@ -121,7 +121,7 @@ class FiniteCheck:
     (`has_bad_step`, then `finish_all`), so that all of them stop.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.batches: list[tuple[Sequence[str], Tensor]] = []  # since the last step
         self.pending: deque[PendingStep] = deque()
 
@@ -154,7 +154,7 @@ class FiniteCheck:
                 is bad, those of all batches of the step.
         """
         while get_world_size() == 1 and self.pending and self.pending[0].copy.is_ready:
-            self._finish_first(self.pending[0].copy.read())
+            self._finish_first(bool(self.pending[0].copy.read()))
 
     def has_bad_step(self, device: torch.device) -> Tensor:
         """Whether any pending step of this process is bad: 0 or 1, float32, no dimensions."""
@@ -179,7 +179,7 @@ class FiniteCheck:
         if get_world_size() > 1:
             self.finish_all(bool(all_reduce(self.has_bad_step(device), op="max")))
         while self.pending:
-            self._finish_first(self.pending[0].copy.read())
+            self._finish_first(bool(self.pending[0].copy.read()))
 
     def _finish_first(self, is_bad: bool) -> None:
         step = self.pending.popleft()

@@ -9,16 +9,19 @@ import csv
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from torch.optim import Optimizer
 
 from stvid.distributed import all_reduce
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.optim import OptimizerFactory
+from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
 
@@ -29,7 +32,7 @@ DIVERGENCE_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this mul
 
 def find_lr(
     make_trainer: Callable[..., pl.Trainer],
-    task: pl.LightningModule,
+    task: ClassificationTask,
     data: pl.LightningDataModule,
     *,
     table: Path,
@@ -98,11 +101,11 @@ class RangeTest(Callback):
         self.ratios = [group.get("initial_lr", group["lr"]) / self.base_lr for group in groups]
         trainer.strategy.lr_scheduler_configs = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         for group, ratio in zip(trainer.optimizers[0].param_groups, self.ratios, strict=True):
             group["lr"] = self.rates[trainer.global_step] * ratio
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, task: pl.LightningModule, optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, task: pl.LightningModule, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         loss = trainer.callback_metrics["train_loss_step"]
         has_scaler = trainer.precision == "16-mixed"  # the gradient scaler skips steps that overflow
@@ -110,7 +113,9 @@ class RangeTest(Callback):
         if all_reduce(torch.tensor(float(not is_finite), device=task.device), op="max"):
             raise Diverged
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if outputs:  # None if no video of the batch could be read
             loss = trainer.callback_metrics["train_loss_step"].to(task.device)
             self.batch_losses.append(float(trainer.strategy.reduce(loss, reduce_op="mean")))

@@ -37,7 +37,7 @@ class Mixing:
     cutmix: float = 0.0
     probability: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in ("mixup", "cutmix"):
             if getattr(self, key) < 0:
                 raise InputError(f"mixing.{key} (={getattr(self, key)}) must be 0 (off) or more")

@@ -54,7 +54,7 @@ class OptimizerFactory:
         InputError: a value is out of range or has no effect.
     """
 
-    optimizer: Callable[[Iterable[dict]], Optimizer]
+    optimizer: Callable[..., Optimizer]
     lr: float
     backbone_lr: float | None = None
     layer_decay: float | None = None
@@ -66,7 +66,7 @@ class OptimizerFactory:
     gamma: float | None = None
     patience: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.lr <= 0:
             raise InputError(f"optimizer.lr (={self.lr}) must be above 0")
         if self.backbone_lr is not None and self.backbone_lr <= 0:
@@ -126,7 +126,7 @@ class OptimizerFactory:
         if not keys:
             return {}
         setting = f"optimizer.{keys[0]} (={getattr(self, keys[0])})"
-        stages = model.stage_parameters()
+        stages = model.stage_parameters()  # type: ignore[operator] # a `VideoModel`
         if not any(parameter.requires_grad for stage in stages for parameter in stage):
             raise InputError(f"{setting}: all of the backbone is frozen")
         top, decay = self.lr if self.backbone_lr is None else self.backbone_lr, self.layer_decay or 1.0
@@ -200,7 +200,7 @@ class Schedule:
     gamma: float | None = None
     patience: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise InputError(f"optimizer.schedule (={self.name}) must be one of {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup < 1:

@@ -6,6 +6,7 @@ B samples of this process   C channels
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,11 @@ class AllReduceSum(torch.autograd.Function):
     """All-reduce of a tensor; the backward pass all-reduces the gradients."""
 
     @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         return all_reduce(values)
 
     @staticmethod
-    def backward(ctx, gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:
         return all_reduce(gradients)
 
 
@@ -38,6 +39,10 @@ class CPUSyncBatchNorm(_BatchNorm):
     `nn.SyncBatchNorm` needs a GPU. Child modules (timm's norms have dropout and an activation) are applied to the
     result in order.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim < 2:
@@ -134,6 +139,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shards a model's parameters over a mesh of processes (FSDP2), block by block."""
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # fully_shard requires it
-    for block in model.blocks():
+    for block in model.blocks():  # type: ignore[operator] # a `VideoModel`
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

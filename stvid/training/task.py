@@ -23,7 +23,7 @@ from stvid.preprocess import Preprocess, channels_last, run_model
 from stvid.training.losses import FiniteCheck
 from stvid.training.mixing import Mixing
 from stvid.training.optim import OptimizerFactory
-from stvid.training.parallel import SyncedBatchNorm, shard
+from stvid.training.parallel import ShardedStrategy, SyncedBatchNorm, shard
 
 
 class Accuracies(NamedTuple):
@@ -46,8 +46,12 @@ class ViewMetric(Metric):
     """Collects the logits of views in all processes and computes `Accuracies` at the end of a pass."""
 
     full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+    videos: list[Tensor]
+    num_failed: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         for name in ("logits", "labels", "videos"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -99,6 +103,8 @@ class ClassificationTask(pl.LightningModule):
         record: plain data to rebuild the model from; saved in every checkpoint under `stvid`.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
         self,
         *,
@@ -132,11 +138,12 @@ class ClassificationTask(pl.LightningModule):
             InputError: training uses stored features, so the model is never called as a whole.
         """
         if self.device_mesh is not None:
-            if getattr(self.trainer.datamodule, "cached", None):
+            if getattr(self.trainer.datamodule, "cached", None):  # type: ignore[attr-defined] # set by Lightning
                 raise InputError(
                     "trainer=fsdp does not work with the cached features of a frozen encoder: add data.features=off"
                 )
-            if self.trainer.strategy.sync_batchnorm:
+            strategy = self.trainer.strategy
+            if isinstance(strategy, ShardedStrategy) and strategy.sync_batchnorm:
                 SyncedBatchNorm().apply(self.model)
             shard(self.model, self.device_mesh["data_parallel"])
 
@@ -147,7 +154,8 @@ class ClassificationTask(pl.LightningModule):
     def _logits(self, inputs: Tensor, batch: Mapping) -> Tensor:
         """Logits `B x K` of the clips of a batch, or of their stored features."""
         if "features" in batch:
-            return self.model.forward_head(self.model.aggregate(inputs, batch["lengths"]))
+            features_BF = self.model.aggregate(inputs, batch["lengths"])  # type: ignore[operator] # a `VideoModel`
+            return self.model.forward_head(features_BF)  # type: ignore[operator]
         return self(inputs, batch["lengths"])
 
     def on_train_start(self) -> None:
@@ -164,7 +172,8 @@ class ClassificationTask(pl.LightningModule):
         if not self._sync_step_flags(len(batch["labels"])):
             if get_world_size() == 1:
                 return None
-            return sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)  # DDP needs a backward pass
+            # DDP needs a backward pass
+            return sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)  # type: ignore[return-value]
         inputs = _inputs(batch)
         targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
         targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
@@ -218,7 +227,10 @@ class ClassificationTask(pl.LightningModule):
         self.log("train_loss_step", sums[0] / sums[1], batch_size=num_clips)
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips the gradients, after the check for NaN and infinite values.
 

@@ -1,66 +1,21 @@
-"""Opens and decodes video files (PyAV) and folders of images (Pillow). Used by `probe`, `reader` and `transcode`."""
+"""Decodes video files (PyAV). Used by `probe`, `reader` and `transcode`."""
 
 from __future__ import annotations
 
 import os
-import re
-import stat
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import av
-import numpy as np
-import torch
-from av.stream import Disposition
 from av.video.frame import PictureType
-from PIL import Image, UnidentifiedImageError
 
-from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, TRUNCATED, UNREADABLE, VideoError
+from stvid.errors import EMPTY, TRUNCATED, UNREADABLE, VideoError
+from stvid.video.completeness import find_cut, find_missing_sample
+from stvid.video.container import error_text, stated_seconds
+from stvid.video.workers import report_progress
 
-IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
-# Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
-_TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
-
-
-@contextmanager
-def open_video(path: str | os.PathLike[str], *, num_threads: int = 1):
-    """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
-
-    Raises:
-        VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
-    """
-    # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
-    file = os.path.abspath(path)
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(path, UNREADABLE, "not a regular file")
-        if status.st_size == 0:
-            raise VideoError(path, EMPTY, "zero bytes")
-        with av.open(file, options={"protocol_whitelist": "file"}, **_TOLERANT) as container:
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                raise VideoError(path, NO_VIDEO_STREAM)
-            stream = streams[0]
-            if stream.codec_context is None:
-                raise VideoError(path, UNREADABLE, "no decoder for its codec")
-            # FFmpeg's default is one thread per core, in every worker of a loader.
-            stream.codec_context.thread_count = num_threads
-            stream.codec_context.thread_type = "NONE" if num_threads == 1 else "AUTO"
-            yield container, stream
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise VideoError(path, MISSING) from error
-    except (av.FFmpegError, OSError, MemoryError) as error:
-        raise VideoError(path, UNREADABLE, _message(error)) from error
-
-
-def _message(error: Exception) -> str:
-    """The text of an error without its number and the path, which a VideoError already has."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
@@ -75,6 +30,7 @@ def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterat
     num_frames, refusal = 0, None
     try:
         for packet in packets:
+            report_progress()
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -86,9 +42,9 @@ def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterat
                 yield frame
     except av.FFmpegError as error:
         reason = TRUNCATED if num_frames else UNREADABLE
-        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {_message(error)}") from error
+        raise VideoError(path, reason, f"decoding broke after {num_frames} frames: {error_text(error)}") from error
     if refusal is not None and not num_frames:
-        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {_message(refusal)}")
+        raise VideoError(path, UNREADABLE, f"no packet can be decoded: {error_text(refusal)}")
 
 
 @dataclass(kw_only=True)
@@ -107,8 +63,9 @@ class Scan:
     num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
     marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
-    cut: bool = False  # the last packet is flagged as damaged: the file ends inside it
-    end: float = 0.0  # end time of the last packet in seconds, audio included
+    cut: bool = False  # the last packet of a track is flagged as damaged: the file ends inside it
+    end: float = 0.0  # end time of the last packet of this track in seconds
+    end_of_all: float = 0.0  # the same for all tracks
 
     @classmethod
     def run(cls, path: str | os.PathLike[str], container, stream, *, decode_all: bool) -> Scan:
@@ -134,37 +91,56 @@ class Scan:
                 break
         try:
             for _ in packets:  # record the remaining packets without decoding them
-                pass
+                report_progress()
         except av.FFmpegError as error:
-            detail = f"reading broke after {len(scan.pts)} packets: {_message(error)}"
+            detail = f"reading broke after {len(scan.pts)} packets: {error_text(error)}"
             raise VideoError(path, TRUNCATED, detail) from error
         scan._check_end(path, container, stream)
         return scan
 
     def _record_packets(self, container, stream) -> Iterator[av.Packet]:
         """Yields the packets of `stream` and records each of them."""
-        for packet in container.demux([s for s in container.streams if s is stream or s.type == "audio"]):
+        is_cut = {}
+        # All tracks, not just this one: the file may end inside a packet of another. The packet that flushes a decoder
+        # is empty and has no valid index, but it has its stream.
+        for packet in container.demux():
             if packet.size and packet.pts is not None:
-                self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                self.end_of_all = max(self.end_of_all, end)
+                if packet.stream is stream:
+                    self.end = max(self.end, end)
+            if packet.size and packet.stream.type in ("video", "audio"):
+                is_cut[packet.stream.index] = packet.is_corrupt
+            if packet.stream is not stream:
                 continue
-            if packet.size:  # the last packet is empty; it flushes the decoder
+            if packet.size:
                 self.pts.append(packet.pts)
                 self.is_key.append(packet.is_keyframe)
                 self.marked |= packet.is_corrupt or packet.is_discard
-                self.cut = packet.is_corrupt
             yield packet
+        self.cut = any(is_cut.values())
 
     def _check_end(self, path: str | os.PathLike[str], container, stream) -> None:
         if self.first is None:
             raise VideoError(path, EMPTY, "not one frame")
-        if self.cut:
-            raise VideoError(path, TRUNCATED, f"the file ends inside packet {len(self.pts)} of {stream.frames or '?'}")
-        # Only the duration in its header shows that a Matroska file is truncated. It is inexact: allow a quarter.
-        if container.format.name.startswith("matroska") and container.duration:
-            promised = container.duration / av.time_base
-            if self.end + 1 / (self.header_rate or 1) < 0.75 * promised:
-                raise VideoError(path, TRUNCATED, f"ends after {self.end:.2f} s of {promised:.2f} s")
+        cut = find_cut(path, container.format.name)
+        if cut is None and container.format.name.startswith("mov"):
+            cut = find_missing_sample(container, os.path.getsize(path))
+        if cut is None and self.cut:
+            cut = f"the file ends inside packet {len(self.pts)} of {stream.frames or '?'}"
+        if cut is None and container.format.name.startswith("matroska"):
+            # A live recording may state its duration. It is inexact: allow a quarter. That of the file is the longest
+            # track's: what counts is that of this track.
+            promised = stated_seconds(stream)
+            end, promised = (
+                (self.end_of_all, (container.duration or 0) / av.time_base)
+                if promised is None
+                else (self.end, promised)
+            )
+            if end + 1 / (self.header_rate or 1) < 0.75 * promised:
+                cut = f"it ends after {end:.2f} s of {promised:.2f} s"
+        if cut is not None:
+            raise VideoError(path, TRUNCATED, cut)
 
     @property
     def packets_are_frames(self) -> bool:
@@ -210,74 +186,3 @@ class Scan:
         flagged = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
         return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The images directly in a folder, in natural order: `9.jpg` comes before `10.jpg`.
-
-    Raises:
-        VideoError: missing; empty, where there is no image.
-    """
-    try:
-        images = [
-            Path(entry.path)
-            for entry in os.scandir(folder)
-            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
-        ]
-    except FileNotFoundError as error:
-        raise VideoError(folder, MISSING) from error
-    except OSError as error:
-        raise VideoError(folder, UNREADABLE, str(error)) from error
-    if not images:
-        raise VideoError(folder, EMPTY, "a folder without images")
-    return sorted(images, key=_natural_key)
-
-
-def _natural_key(path: Path) -> tuple:
-    parts = re.split(r"(\d+)", path.name)
-    return (*((int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)), (0, path.name))
-
-
-def image_size(folder: str | os.PathLike[str], images: Sequence[Path], *, decode_all: bool) -> tuple[int, int]:
-    """Height and width of the first image; with `decode_all`, all images are decoded as a check.
-
-    Raises:
-        VideoError: unreadable, where an image is.
-    """
-    height, width = _read_image(folder, images[0]).shape[:2]
-    for image in images[1:] if decode_all else ():
-        _read_image(folder, image)
-    return height, width
-
-
-def read_images(
-    folder: str | os.PathLike[str], distinct: Sequence[int], *, num_frames: int, size: tuple[int, int], shrunk: bool
-) -> torch.Tensor:
-    """uint8 (T, H, W, C) of sorted, distinct indices; images of another size are resized to `size` (height, width).
-
-    Raises:
-        VideoError: unreadable; truncated, where the folder has fewer than `num_frames` images.
-    """
-    images = list_images(folder)
-    if len(images) < num_frames:
-        raise VideoError(folder, TRUNCATED, f"{len(images)} images, {num_frames} were there when it was probed")
-    frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
-    for place, index in enumerate(distinct):
-        frames_THWC[place] = torch.from_numpy(_read_image(folder, images[index], size=size, shrunk=shrunk))
-    return frames_THWC
-
-
-def _read_image(
-    folder: str | os.PathLike[str], image: Path, *, size: tuple[int, int] | None = None, shrunk: bool = False
-) -> np.ndarray:
-    """uint8 H x W x 3."""
-    try:
-        with Image.open(image) as file:
-            if shrunk:
-                file.draft("RGB", (2 * size[1], 2 * size[0]))  # a JPEG decodes faster at a half, a quarter, an eighth
-            picture = file.convert("RGB")
-        if size and picture.size != size[::-1]:
-            picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-        return np.array(picture)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(folder, UNREADABLE, f"{image.name}: {error}") from error

@@ -16,10 +16,21 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from stvid.errors import VideoError
+from stvid.errors import TIMEOUT, VideoError
 from stvid.progress import Bar
-from stvid.video.decoding import Scan, image_size, list_images, open_video
-from stvid.video.types import ProbeCache, VideoInfo, file_identity, load_probe_cache, save_probe_cache
+from stvid.video.container import open_video
+from stvid.video.decoding import Scan
+from stvid.video.images import image_size, images_identity, list_images
+from stvid.video.orientation import orientation_of
+from stvid.video.types import (
+    MAX_PIXELS,
+    ProbeCache,
+    VideoInfo,
+    file_identity,
+    identity_text,
+    load_probe_cache,
+    save_probe_cache,
+)
 from stvid.video.workers import map_files
 
 # One packet is one frame for any encoder: these containers hold whole access units, and these codecs have no hidden
@@ -29,7 +40,7 @@ _COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
 _SAVE_EVERY = 60.0  # seconds; a killed run loses at most this much probing
 
 
-def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo:
+def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Probes one file, in this process and without a time limit.
 
     Args:
@@ -37,13 +48,15 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
         decode_all: decode every frame, which finds files that break half way. False: count packets where each is known
             to be one frame; then a break is found only when the frame is read, and a file with B-frames has no random
             access.
+        max_pixels: of a frame or image, height times width; larger ones are refused before they are decoded.
 
     Raises:
         VideoError: missing, unreadable, no video stream, empty, truncated.
     """
     if os.path.isdir(path):
-        return _probe_images(path, decode_all=decode_all)
-    with open_video(path) as (container, stream):
+        return _probe_images(path, decode_all=decode_all, max_pixels=max_pixels)
+    identity = identity_text(path)
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
         counted = (
             container.format.name.startswith(_COUNTED_CONTAINERS)
             and stream.codec_context.codec.canonical_name in _COUNTED_CODECS
@@ -53,13 +66,13 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True) -> VideoInfo
     counted = counted and scan.packets_are_frames
     if not counted and not decoded:
         decoded = True
-        with open_video(path) as (container, stream):
+        with open_video(path, max_pixels=max_pixels) as (container, stream):
             scan = Scan.run(path, container, stream, decode_all=True)
 
-    return _video_info(scan, counted=counted, decoded=decoded)
+    return _video_info(scan, counted=counted, decoded=decoded, identity=identity)
 
 
-def _video_info(scan: Scan, *, counted: bool, decoded: bool) -> VideoInfo:
+def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> VideoInfo:
     stamps = scan.frames_pts if decoded else sorted(scan.pts)
     # a damaged file may have more packets than frames; then packet numbers are not frame numbers
     trusted = (
@@ -70,7 +83,7 @@ def _video_info(scan: Scan, *, counted: bool, decoded: bool) -> VideoInfo:
         and (stamps == sorted(scan.pts) if decoded else not scan.reorders)
     )
     fps, timestamps = _frame_times(stamps, tick=scan.tick, header_rate=scan.header_rate)
-    rotation = round(scan.first.rotation / 90) * 90 % 360
+    rotation, mirrored = orientation_of(scan.first)
     size = (scan.first.height, scan.first.width)
     height, width = size if rotation in (0, 180) else size[::-1]
     return VideoInfo(
@@ -82,17 +95,20 @@ def _video_info(scan: Scan, *, counted: bool, decoded: bool) -> VideoInfo:
         codec=scan.codec,
         pixel_format=scan.first.format.name,
         rotation=rotation,
+        mirrored=mirrored,
         keyframes=scan.keyframes if trusted else (),
         first_pts=stamps[0] if trusted else None,
         timestamps=timestamps,
         num_damaged=scan.num_damaged,
         decoded=decoded,
+        identity=identity,
     )
 
 
-def _probe_images(folder: str | os.PathLike[str], *, decode_all: bool) -> VideoInfo:
+def _probe_images(folder: str | os.PathLike[str], *, decode_all: bool, max_pixels: int) -> VideoInfo:
     images = list_images(folder)
-    height, width = image_size(folder, images, decode_all=decode_all)
+    identity = images_identity(folder, images)
+    height, width = image_size(folder, images, decode_all=decode_all, max_pixels=max_pixels)
     return VideoInfo(
         num_frames=len(images),
         fps=25.0,
@@ -101,6 +117,7 @@ def _probe_images(folder: str | os.PathLike[str], *, decode_all: bool) -> VideoI
         width=width,
         codec="images",
         decoded=decode_all,
+        identity=identity,
     )
 
 
@@ -128,10 +145,11 @@ def probe_all(
     decode_all: bool = True,
     progress: bool = True,
     timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[VideoInfo | VideoError]:
     """Probes many files; returns VideoInfo or VideoError for each, in the order of `paths`.
 
-    A file that crashes its decoder becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`;
+    A file that crashes its decoder becomes `VideoError(unreadable)`, one that stands still `VideoError(timeout)`;
     this does not affect other files.
 
     Args:
@@ -141,7 +159,8 @@ def probe_all(
             Errors are not cached: a mount, a permission or a less busy machine may remove them.
         decode_all: see `probe`; if True, cached results from counting packets are not used.
         progress: show a progress bar if there are files to probe.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without a new frame (or, if packets are counted, a new packet) after which a file is given up.
+        max_pixels: see `probe`.
     """
     names = [os.fspath(path) for path in paths]
     cached = load_probe_cache(cache)
@@ -151,18 +170,23 @@ def probe_all(
         with suppress(OSError):  # probe() reports a missing file
             identities[name] = file_identity(name)
             identity, info = cached.get(os.path.abspath(name), (None, None))
-            if identity == identities[name] and (info.decoded or not decode_all):
+            is_valid = identity == identities[name] and (info.decoded or not decode_all)
+            if is_valid and info.height * info.width <= max_pixels:
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]
     new: ProbeCache = {}
     saved = time.monotonic()
     bar = Bar("probing videos", total=len(todo), unit="videos", shown=progress)
-    probed = map_files(partial(probe, decode_all=decode_all), todo, num_workers=num_workers, timeout=timeout)
+    probed = map_files(
+        partial(probe, decode_all=decode_all, max_pixels=max_pixels), todo, num_workers=num_workers, timeout=timeout
+    )
     try:
         bar.start()
         for name, result in probed:
             bar.advance()
+            if isinstance(result, VideoError) and result.reason == TIMEOUT:
+                result = VideoError(name, TIMEOUT, f"{result.detail}; data.probe_timeout sets this limit")
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
                 new[os.path.abspath(name)] = (identities[name], result)

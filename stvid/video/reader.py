@@ -21,9 +21,12 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
-from stvid.video.decoding import decode, open_video, read_images
+from stvid.video.container import open_video
+from stvid.video.decoding import decode
+from stvid.video.images import read_images
+from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
-from stvid.video.types import VideoInfo
+from stvid.video.types import VideoInfo, check_unchanged, frame_limit
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 INSTALL = {
@@ -47,6 +50,8 @@ def _read_backend(
     Raises:
         ImportError: the backend, or a library that it needs, is missing.
     """
+    if info.rotation or info.mirrored:  # decord adds a fourth channel to some; others ignore mirroring
+        return None
     read = {"decord": _read_decord, "torchcodec": _read_torchcodec}[backend]
     frames_THWC = read(os.path.abspath(path), distinct, info=info, num_threads=num_threads)
     expected = (len(distinct), info.height, info.width, 3)
@@ -54,8 +59,8 @@ def _read_backend(
 
 
 def _read_decord(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
-    # decord fails on some HEVC files, adds a fourth channel to some rotated ones and rounds deep pixels differently
-    if info.codec == "hevc" or info.rotation or info.pixel_format.endswith(("le", "be")):
+    # decord fails on some HEVC files and rounds deep pixels differently
+    if info.codec == "hevc" or info.pixel_format.endswith(("le", "be")):
         return None
     import decord
 
@@ -100,11 +105,11 @@ def read_frames(
             others. All return the same frames; shrunk frames may differ by rounding.
 
     Returns:
-        uint8 (T, C, H, W), RGB, upright (rotation applied); a view of T x H x W x C memory.
+        uint8 (T, C, H, W), RGB, upright (rotated and mirrored for display); a view of T x H x W x C memory.
 
     Raises:
         ValueError: no index, an index outside of the video, a short side below 1, or an unknown backend.
-        VideoError: the file cannot be read, or has fewer frames than `info.num_frames`.
+        VideoError: the file cannot be read, has fewer frames than `info.num_frames`, or is not the one that was probed.
     """
     wanted = [operator.index(i) for i in indices]
     if not wanted:
@@ -117,8 +122,10 @@ def read_frames(
     frames_THWC = None
     if info.codec == "images":
         shrunk = size != (info.height, info.width)
-        frames_THWC = read_images(path, distinct, num_frames=info.num_frames, size=size, shrunk=shrunk)
-    elif backend != "pyav" and info.random_access:
+        frames_THWC = read_images(path, distinct, info=info, size=size, shrunk=shrunk)
+    else:
+        check_unchanged(path, info)
+    if frames_THWC is None and backend != "pyav" and info.random_access:
         frames_THWC = _read_backend(backend, path, distinct, info=info, num_threads=num_threads)
         if frames_THWC is not None and size != (info.height, info.width):
             frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
@@ -165,7 +172,7 @@ def _read_pyav(
 ) -> torch.Tensor | None:
     """uint8 (T, H, W, C) of sorted, distinct indices; None if seeking leads to other frames than expected."""
     height, width = size[::-1] if info.rotation in (90, 270) else size
-    with open_video(path, num_threads=num_threads) as (container, stream):
+    with open_video(path, num_threads=num_threads, max_pixels=frame_limit(info)) as (container, stream):
         frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
         # create them once: that costs more than converting a small frame
@@ -181,7 +188,7 @@ def _read_pyav(
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
             rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
-    return torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2)) if info.rotation else frames_THWC
+    return turn_upright(frames_THWC, info)
 
 
 def _shrink_yuv(

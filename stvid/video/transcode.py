@@ -19,10 +19,12 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
-from stvid.video.decoding import decode, open_video, read_images
+from stvid.video.container import open_video
+from stvid.video.decoding import decode
+from stvid.video.images import read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
-from stvid.video.types import VideoInfo, file_identity
+from stvid.video.types import VideoInfo, check_unchanged, file_identity, frame_limit
 from stvid.video.writer import open_encoder
 
 _TICK = Fraction(1, 90_000)  # seconds; time unit of files with unevenly spaced frames
@@ -154,26 +156,27 @@ def _source_frames(
         numbers, shrunk = np.flatnonzero(needed_T).tolist(), size != (info.height, info.width)
         for i in range(0, len(numbers), _IMAGE_CHUNK):
             chunk = numbers[i : i + _IMAGE_CHUNK]
-            frames_THWC = read_images(source, chunk, num_frames=info.num_frames, size=size, shrunk=shrunk).numpy()
+            frames_THWC = read_images(source, chunk, info=info, size=size, shrunk=shrunk).numpy()
             for number, pixels in zip(chunk, frames_THWC, strict=True):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                yield number, _to_yuv420p(frame, converter, height=height, width=width, rotation=0)
+                yield number, _to_yuv420p(frame, converter, height=height, width=width)
         return
     last = int(np.flatnonzero(needed_T)[-1])
-    with open_video(source) as (container, stream):
+    check_unchanged(source, info)
+    with open_video(source, max_pixels=frame_limit(info)) as (container, stream):
         number = -1
         for number, frame in enumerate(decode(source, container.demux(stream))):
             if needed_T[number]:
-                yield number, _to_yuv420p(frame, converter, height=height, width=width, rotation=info.rotation)
+                yield number, _to_yuv420p(frame, converter, height=height, width=width, info=info)
             if number == last:
                 return
     raise VideoError(source, TRUNCATED, f"it ends after {number + 1} frames of {info.num_frames}")
 
 
 def _to_yuv420p(
-    frame: av.VideoFrame, converter: VideoReformatter, *, height: int, width: int, rotation: int
+    frame: av.VideoFrame, converter: VideoReformatter, *, height: int, width: int, info: VideoInfo | None = None
 ) -> av.VideoFrame:
-    """A new frame with the picture and the colour tags of the old one, and nothing else of it."""
+    """A new frame with the picture and the colour tags of the old one, and nothing else of it; upright with `info`."""
     matrix = _BT601 if frame.format.is_rgb or frame.colorspace == _RGB else frame.colorspace
     small = converter.reformat(
         frame,
@@ -184,7 +187,9 @@ def _to_yuv420p(
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )
-    pixels = _rotate_yuv(small.to_ndarray(), rotation) if rotation else small.to_ndarray()
+    pixels = small.to_ndarray()
+    if info is not None and (info.rotation or info.mirrored):
+        pixels = _turn_yuv(pixels, info)
     result = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
     result.color_range, result.colorspace = ColorRange.MPEG, _valid_tag(matrix)
     result.color_primaries, result.color_trc = _valid_tag(frame.color_primaries), _valid_tag(frame.color_trc)
@@ -196,10 +201,11 @@ def _valid_tag(tag: int) -> int:
     return tag if tag == 1 or 4 <= tag <= 18 else _UNKNOWN
 
 
-def _rotate_yuv(pixels: np.ndarray, rotation: int) -> np.ndarray:
-    """yuv420p pixels (three planes below one another) rotated counterclockwise by a multiple of 90 degrees."""
+def _turn_yuv(pixels: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """yuv420p pixels (three planes below one another), rotated and mirrored for display."""
     height, width = pixels.shape[0] * 2 // 3, pixels.shape[1]
     planes = np.split(pixels.reshape(-1), [height * width, height * width * 5 // 4])
     shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
-    rotated = [np.rot90(plane.reshape(shape), rotation // 90) for plane, shape in zip(planes, shapes, strict=True)]
-    return np.concatenate([plane.reshape(-1) for plane in rotated]).reshape(-1, rotated[0].shape[1])
+    turned = [np.rot90(plane.reshape(shape), info.rotation // 90) for plane, shape in zip(planes, shapes, strict=True)]
+    turned = [np.fliplr(plane) for plane in turned] if info.mirrored else turned
+    return np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, turned[0].shape[1])

@@ -7,17 +7,20 @@ import json
 import logging
 import os
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import av
 
+from stvid.checks import fields, flag, list_of, maybe, number, text
+from stvid.errors import CHANGED, UNREADABLE, VideoError
 from stvid.files import replacing
 
 logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
-_HEAD = {"stvid_probe": 3, "av": AV_VERSION}
+MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
+_HEAD = {"stvid_probe": 5, "av": AV_VERSION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +36,14 @@ class VideoInfo:
         codec: FFmpeg's name, such as `h264`, `mpeg4`, `vp9`; `images` for a folder of images.
         pixel_format: FFmpeg's name, such as `yuv420p`; empty for images.
         rotation: degrees counterclockwise (0, 90, 180, 270) by which decoded frames are rotated for display.
+        mirrored: whether left and right of a frame are exchanged after its rotation.
         keyframes: frame numbers at which decoding can start; empty if random access cannot be trusted.
         first_pts: time stamp of the first frame, in ticks of the stream.
         timestamps: seconds from the first frame to each; None if the frames are evenly spaced.
         num_damaged: frames in which the decoder concealed damage; known only if all were decoded.
         decoded: whether every frame was decoded; otherwise packets were counted.
+        identity: of the file that was probed, see `identity_text`; of a folder of images, a checksum for each image.
+            Frames are read only from this file; empty: from any.
     """
 
     num_frames: int
@@ -48,11 +54,13 @@ class VideoInfo:
     codec: str
     pixel_format: str = ""
     rotation: int = 0
+    mirrored: bool = False
     keyframes: tuple[int, ...] = ()
     first_pts: int | None = None
     timestamps: tuple[float, ...] | None = None
     num_damaged: int = 0
     decoded: bool = True
+    identity: str = field(default="", compare=False)
 
     @property
     def random_access(self) -> bool:
@@ -74,6 +82,26 @@ class VideoInfo:
         return index / self.fps if self.timestamps is None else self.timestamps[index]
 
 
+_SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
+_INFO = fields(
+    {
+        "num_frames": _SIZE,
+        "fps": number(1e-6, 1e6),
+        "duration": number(0),
+        "height": _SIZE,
+        "width": _SIZE,
+        "codec": text(),
+        "pixel_format": text(),
+        "rotation": number(0, 359, whole=True),
+        "mirrored": flag,
+        "keyframes": list_of(_WHOLE),
+        "first_pts": maybe(number(whole=True)),
+        "timestamps": maybe(list_of(number())),
+        "num_damaged": _WHOLE,
+        "decoded": flag,
+        "identity": text(),
+    }
+)
 ProbeCache = dict[str, tuple[list, VideoInfo]]  # absolute path -> (`file_identity`, info)
 
 
@@ -92,6 +120,34 @@ def file_identity(path: str | os.PathLike[str]) -> list:
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
 
 
+def identity_text(path: str | os.PathLike[str]) -> str:
+    """Size and modification time of a file; empty if it cannot be accessed (opening it says why)."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def check_unchanged(path: str | os.PathLike[str], info: VideoInfo) -> None:
+    """Raises VideoError (changed) if the file is not the one that was probed."""
+    actual = identity_text(path) if info.identity else ""
+    if actual and actual != info.identity:
+        raise VideoError(path, CHANGED, "another size or modification time than when it was probed")
+
+
+def frame_limit(info: VideoInfo) -> int:
+    """Pixels of the largest frame that is read of a video: it may be as large as the first, which `probe` accepted."""
+    return max(MAX_PIXELS, info.height * info.width)
+
+
+def check_pixels(path: str | os.PathLike[str], height: int, width: int, *, max_pixels: int, name: str = "") -> None:
+    """Raises VideoError (unreadable) if a frame has more than `max_pixels`; `name`: of an image in the folder."""
+    if height * width > max_pixels:
+        limit = f"{width} x {height} = {width * height} pixels, more than data.max_pixels={max_pixels} allows"
+        raise VideoError(path, UNREADABLE, f"{name}: {limit}" if name else limit)
+
+
 def load_probe_cache(cache: Path | None) -> ProbeCache:
     """The content of a cache file; empty if there is no usable one."""
     if cache is None:
@@ -100,16 +156,18 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
         content = json.loads(Path(cache).read_bytes())
         if content["head"] != _HEAD:
             return {}
-        return {name: (identity, _to_info(fields)) for name, (identity, fields) in content["files"].items()}
+        return {name: (list(identity), _to_info(values)) for name, (identity, values) in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("probe cache %s cannot be used and is replaced: %s", cache, error)
         return {}
 
 
-def _to_info(fields: dict) -> VideoInfo:
-    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+def _to_info(values: dict) -> VideoInfo:
+    """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
+    _INFO(values, "an entry")
+    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:

@@ -17,10 +17,9 @@ from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 from stvid.errors import TIMEOUT, UNREADABLE, VideoError
-from stvid.video.types import file_identity
 
 T = TypeVar("T")
-_MEGABYTES_PER_SECOND = 1  # decoding speed of the slowest machine: a long film is not a hang
+_MESSAGES = 10  # progress messages of a worker in the time limit
 
 
 def map_files(
@@ -28,14 +27,15 @@ def map_files(
 ) -> Iterator[tuple[str, T | VideoError]]:
     """Calls `function(name)` for every file; yields (name, result or VideoError) in order of completion.
 
-    A file that crashes its process becomes `VideoError(unreadable)`, one that takes too long `VideoError(timeout)`.
+    A file that crashes its process becomes `VideoError(unreadable)`, one that makes no progress `VideoError(timeout)`.
 
     Args:
         function: importable by other processes (a module's function or a `functools.partial` of one), with a picklable
             result. It may raise VideoError; any other exception is raised here.
         names: files.
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
-        timeout: seconds for one file, plus one for each megabyte of it.
+        timeout: seconds without `report_progress`, in which a file must begin, go on and end. A long film may take
+            hours.
     """
     if num_workers == 0:
         yield from ((name, _call(function, name)) for name in names)
@@ -48,10 +48,9 @@ def map_files(
             next_deadline = min(worker.deadline for worker in busy)
             wait([worker.pipe for worker in busy], timeout=max(0.0, next_deadline - time.monotonic()))
             for worker in list(busy):
-                # Poll again, since the caller may have been slow: a result that has arrived is not late.
-                has_result = worker.pipe.poll()
-                if has_result or time.monotonic() >= worker.deadline:
-                    name, result = worker.name, worker.finish_file(has_result=has_result)
+                # Look at the pipe first, since the caller may have been slow: what has arrived is not late.
+                if worker.has_ended() or time.monotonic() >= worker.deadline:
+                    name, result = worker.name, worker.finish_file()
                     if isinstance(result, Exception) and not isinstance(result, VideoError):
                         raise result
                     yield name, result
@@ -63,6 +62,28 @@ def map_files(
             worker.kill()
 
 
+def report_progress() -> None:
+    """Starts the time limit of the current file anew; does nothing in a process that `map_files` did not start."""
+    if _progress is not None:
+        _progress.report()
+
+
+class _Progress:
+    """Sends a message for the many calls in each fraction of the time limit."""
+
+    def __init__(self, pipe: Connection, *, timeout: float) -> None:
+        self._pipe, self._interval, self._next = pipe, timeout / _MESSAGES, 0.0
+
+    def report(self) -> None:
+        if time.monotonic() >= self._next:
+            self._pipe.send(_GOES_ON)
+            self._next = time.monotonic() + self._interval
+
+
+_progress: _Progress | None = None  # of this process, if it is a worker
+_GOES_ON, _ENDED = "goes on", "ended"  # messages of a worker; the result follows the second
+
+
 class _Worker:
     """One process and the file that it works on."""
 
@@ -72,19 +93,30 @@ class _Worker:
 
     def _start_process(self) -> None:
         self.pipe, child_pipe = multiprocessing.Pipe()
-        self._process = multiprocessing.Process(target=_run_worker, args=(self._function, child_pipe), daemon=True)
+        arguments = (self._function, child_pipe, self._timeout)
+        self._process = multiprocessing.Process(target=_run_worker, args=arguments, daemon=True)
         self._process.start()
         child_pipe.close()  # so that the pipe closes when the process ends
 
     def start_file(self, name: str) -> bool:
-        self.name, self.limit = name, self._timeout + _megabytes(name) / _MEGABYTES_PER_SECOND
-        self.deadline = time.monotonic() + self.limit
+        self.name, self._state = name, _GOES_ON
+        self.deadline = time.monotonic() + self._timeout
         with suppress(ConnectionError):  # died while idle: finish_file() reports it
             self.pipe.send(name)
         return True
 
-    def finish_file(self, *, has_result: bool):
-        if has_result:
+    def has_ended(self) -> bool:
+        """Reads the messages that have arrived; True if the file is done, or if the process has died."""
+        try:
+            while self._state == _GOES_ON and self.pipe.poll():
+                self._state = self.pipe.recv()
+                self.deadline = time.monotonic() + self._timeout
+        except (EOFError, ConnectionError):
+            self._state = _ENDED
+        return self._state == _ENDED
+
+    def finish_file(self):
+        if self._state == _ENDED:
             try:
                 return self.pipe.recv()
             except (EOFError, ConnectionError):
@@ -92,7 +124,7 @@ class _Worker:
                 code = self._process.exitcode
                 error = VideoError(self.name, UNREADABLE, f"its decoder crashed: exit code {code}")
         else:
-            error = VideoError(self.name, TIMEOUT, f"not done within {self.limit:.3g} s")
+            error = VideoError(self.name, TIMEOUT, f"no new frame for {self._timeout:.3g} s")
         self.kill()
         self._start_process()
         return error
@@ -103,13 +135,9 @@ class _Worker:
         self.pipe.close()
 
 
-def _megabytes(name: str) -> float:
-    with suppress(OSError):
-        return file_identity(name)[0] / 1e6
-    return 0.0
-
-
-def _run_worker(function: Callable[[str], T], pipe: Connection) -> None:
+def _run_worker(function: Callable[[str], T], pipe: Connection, timeout: float) -> None:
+    global _progress
+    _progress = _Progress(pipe, timeout=timeout)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent kills this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -121,6 +149,7 @@ def _run_worker(function: Callable[[str], T], pipe: Connection) -> None:
                 result = call(name)
             except Exception as error:  # a bug in `function`, not a bad file: the parent raises it
                 result = error
+            pipe.send(_ENDED)
             pipe.send(result)
 
 

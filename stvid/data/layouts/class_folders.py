@@ -1,12 +1,11 @@
-"""`data=folder` and `data=frames`: one folder per class, optionally within train/, val/ and test/."""
+"""`data=folder` and `data=frames`: one folder per class, optionally within or above train/, val/ and test/."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,24 @@ from stvid.data.layouts.discovery import (
     is_frame_folder,
     is_video,
     resolve_folder,
-    split_items,
     subfolders,
-    take_val_from_train,
+)
+from stvid.data.layouts.split_folders import (
+    Videos,
+    check_siblings,
+    check_single_class,
+    check_split_folders,
+    find_split_folders,
+    log_unused_files,
+    split_of,
+    splits_below_classes,
 )
 from stvid.data.manifest import Item, Manifest
-from stvid.errors import InputError
+from stvid.data.splitting import split_items, take_val_from_train
+from stvid.data.tables import read_table
+from stvid.errors import InputError, listing
 
 log = logging.getLogger(__name__)
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> group
 
 
@@ -39,20 +47,26 @@ class MediaKind:
         name: plural name for messages.
         find: finds the videos at any depth below a folder.
         matches: whether a path is such a video.
-        expected: expected path below the folder of classes, for messages.
+        extensions: those of the files that are read.
     """
 
     name: str
     find: Callable[[Path], list[Path]]
     matches: Callable[[Path], bool]
-    expected: str
+    extensions: frozenset[str]
+
+    @property
+    def expected(self) -> str:
+        """Expected path below the folder of classes, for messages."""
+        place = "CLASS/.../VIDEO" if self.extensions is VIDEO_EXTENSIONS else "CLASS/.../VIDEO/IMAGE"
+        return f"{place}, with one of the extensions {' '.join(sorted(self.extensions))}"
 
 
 VIDEO_FILES = MediaKind(
     name="videos",
     find=find_videos,
     matches=is_video,
-    expected=f"CLASS/.../VIDEO, with one of the extensions {' '.join(sorted(VIDEO_EXTENSIONS))}",
+    extensions=VIDEO_EXTENSIONS,
 )
 
 
@@ -69,65 +83,93 @@ def from_class_folders(
     """The manifest of a tree of class folders; arguments and errors: see `folder` and `frames`."""
     root = resolve_folder(root)
     group_of = make_group_function(root, pattern=group_pattern, table=group_csv)
+    has_groups = bool(group_pattern or group_csv)
     folders = find_split_folders(root)
-    if "train" in folders:
+    if folders:
+        others = {
+            path: found for path in subfolders(root) if path not in folders.values() and (found := media.find(path))
+        }
+        check_split_folders(root, folders, others)
         items = [item for split, path in folders.items() for item in find_items(path, split, media, group_of)]
-        split_source = f"splits from the folders {', '.join(path.name for path in folders.values())}"
-        if "val" not in folders:
-            items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
-            split_source += f"; val is {val_fraction:.0%} of train, seed {seed}"
+        names = [path.name for path in folders.values()]
     else:
+        videos = find_class_videos(root, media)
+        check_single_class(root, videos)
+        below = splits_below_classes(root, videos)
+        if not below and not has_groups:  # groups say what the folders below the classes are
+            check_siblings(root, videos)
+        items = _items_in_splits(videos, below, group_of) or _items(videos, "train", group_of)
+        names = sorted({path.name for splits in below.values() for path in splits.values()})
+    log_unused_files(root, media.extensions)
+    if not names:
         fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-        items = split_items(find_items(root, "train", media, group_of), fractions=fractions, seed=seed)
-        by_group = " by group" if group_pattern or group_csv else ""
+        items = split_items(items, fractions=fractions, seed=seed)
+        by_group = " by group" if has_groups else ""
         split_source = f"no train/ folder, so a stratified split was made{by_group}, seed {seed}"
+        return build_manifest(root, items, split_source=split_source)
+    split_source = f"splits from the folders {', '.join(names)}{'' if folders else ' below the classes'}"
+    if not any(item.split == "val" for item in items):
+        items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
+        split_source += f"; val is {val_fraction:.0%} of train, seed {seed}"
     return build_manifest(root, items, split_source=split_source)
-
-
-def find_split_folders(root: Path) -> dict[str, Path]:
-    """Split -> folder, for the `train`, `val` and `test` folders below the root that contain folders.
-
-    Raises:
-        InputError: two folders of one split, such as `val/` and `validation/`, or `train/` and `Train/`.
-    """
-    folders: dict[str, Path] = {}
-    for entry in subfolders(root):
-        split = SPLIT_FOLDERS.get(entry.name.lower())
-        if split is None or not subfolders(entry):
-            continue
-        if split in folders and not entry.samefile(folders[split]):  # one may be a link to the other
-            raise InputError(
-                f"two folders for the split {split!r}: {folders[split]} and {entry}. Move the videos of one into the "
-                "other, or rename one of them"
-            )
-        folders.setdefault(split, entry)
-    return folders
 
 
 def find_items(folder: Path, split: str, media: MediaKind, group_of: GroupOf) -> list[Item]:
     """Every video below the class folders in `folder`, as items of one split.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the classes are one level deeper.
     """
-    items = []
-    for class_folder in subfolders(folder):
-        videos = media.find(class_folder)
-        if not videos:
-            log.warning("%s contains no %s and is not used as a class", class_folder, media.name)
-        items += [
-            Item(path=str(video), label=class_folder.name, split=split, group=group_of(video, class_folder))
-            for video in videos
-        ]
+    videos = find_class_videos(folder, media)
+    if split == "train":
+        check_single_class(folder, videos)
+    return _items(videos, split, group_of)
+
+
+def find_class_videos(folder: Path, media: MediaKind) -> dict[Path, list[Path]]:
+    """Class folder -> its videos, for the folders in `folder` that contain any; the rest is logged.
+
+    Raises:
+        InputError: there is none, or the folders have names of splits, but no classes below them.
+    """
+    videos = {path: media.find(path) for path in subfolders(folder)}
+    for path, found in videos.items():
+        if not found:
+            log.warning("%s contains no %s and is not used as a class", path, media.name)
+    videos = {path: found for path, found in videos.items() if found}
     loose = [entry for entry in folder.iterdir() if media.matches(entry)]
-    if not items:
+    if not videos:
         hint = f"; {len(loose)} {media.name} are directly in it, without a class" if loose else ""
         raise InputError(
             f"no {media.name} found in class folders below {folder}{hint}. Expected {folder}/{media.expected}"
         )
+    if len(videos) > 1 and all(split_of(path.name) for path in videos):
+        raise InputError(
+            f"{listing([path.name for path in videos])} below {folder} have names of splits, but no class folders: the "
+            f"{media.name} are directly in them. Put them into SPLIT/CLASS/, or list them in a table (data=manifest)"
+        )
     if loose:
         log.warning("%d %s directly in %s have no class and are not used", len(loose), media.name, folder)
-    return items
+    return videos
+
+
+def _items(videos: Videos, split: str, group_of: GroupOf) -> list[Item]:
+    return [
+        Item(path=str(video), label=folder.name, split=split, group=group_of(video, folder))
+        for folder, of_class in videos.items()
+        for video in of_class
+    ]
+
+
+def _items_in_splits(videos: Videos, below: Mapping[Path, Mapping[str, Path]], group_of: GroupOf) -> list[Item]:
+    """Items of `CLASS/SPLIT/.../VIDEO`; `below`: see `splits_below_classes`."""
+    return [
+        Item(path=str(video), label=folder.name, split=split, group=group_of(video, path))
+        for folder, splits in below.items()
+        for split, path in splits.items()
+        for video in videos[folder]
+        if video.is_relative_to(path)
+    ]
 
 
 def make_group_function(root: Path, *, pattern: str | None, table: str | None) -> GroupOf:
@@ -172,14 +214,11 @@ def _group_by_table(root: Path, table: Path) -> GroupOf:
     if not table.is_file():
         raise InputError(f"data.group_csv {table} does not exist")
     groups: dict[str, str] = {}
-    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, restval="")
-        if not {"path", "group"} <= set(reader.fieldnames or []):
-            raise InputError(f"{table} must have the columns path,group; it has {', '.join(reader.fieldnames or [])}")
-        for row in reader:
-            group = groups.setdefault(os.path.normpath(root / row["path"]), row["group"])
-            if group != row["group"]:
-                raise InputError(f"{table} has two groups for {row['path']}: {group!r} and {row['group']!r}")
+    for row in (listed := read_table(table, required=("path", "group"))).rows:
+        path, name = row.cells["path"], row.cells["group"]
+        group = groups.setdefault(os.path.normpath(root / path), name)
+        if group != name:
+            raise InputError(f"{listed.where(row)}: two groups for {path}: {group!r} and {name!r}")
 
     def group_of(video: Path, class_folder: Path) -> str:
         if not groups.get(os.path.normpath(video)):
@@ -200,8 +239,9 @@ def folder(
 ) -> Manifest:
     """Class folders of video files: `root/CLASS/.../VIDEO`.
 
-    Folders `train/` (and `val/`, `test/`) below the root are the splits and contain the class folders; a missing
-    `val/` is taken from train. Otherwise a random split is made, stratified by class and with whole groups.
+    Folders `train/` (and `val/`, `test/`, or other usual names of splits, see `split_of`) below the root are the splits
+    and contain the class folders; or each class folder contains them. A missing `val/` is taken from train. Otherwise a
+    random split is made, stratified by class and with whole groups.
     The log says which splits were used.
 
     Args:
@@ -214,8 +254,9 @@ def folder(
         seed: of the split.
 
     Raises:
-        InputError: no such folder, two folders of one split (`val/` and `validation/`), no videos, a video without a
-            group despite a pattern or table, too few videos for a split.
+        InputError: no such folder, two folders of one split (`val/` and `validation/`), splits without train, folders
+            that look like a level above the classes, no videos, a video without a group despite a pattern or table,
+            too few videos for a split.
     """
     return from_class_folders(
         root,
@@ -232,7 +273,7 @@ FRAME_FOLDERS = MediaKind(
     name="folders of images",
     find=find_frame_folders,
     matches=is_frame_folder,
-    expected=f"CLASS/.../VIDEO/IMAGE, with one of the extensions {' '.join(sorted(IMAGE_EXTENSIONS))}",
+    extensions=frozenset(IMAGE_EXTENSIONS),
 )
 
 

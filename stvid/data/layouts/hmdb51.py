@@ -20,9 +20,9 @@ from stvid.data.layouts.discovery import (
     index_videos,
     read_lines,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -50,27 +50,27 @@ def hmdb51(
     Raises:
         InputError: no such folder, fold or split files; an invalid line in them; missing videos.
     """
-    root = resolve_folder(root)
+    folder = resolve_folder(root)
     check_fold(fold, 3)
     pattern = f"*_test_split{fold}.txt"
     lists = find_lists(
-        root,
+        folder,
         splits,
         folders=["testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits"],
         files=[pattern],
         archive="test_train_splits.rar",
     )
     listed = [entry for file in sorted(lists.glob(pattern)) for entry in _read_split_file(file, fold)]
-    videos = index_videos(find_videos(root), lambda video: f"{video.parent.name}/{video.stem}", root=root)
+    videos = index_videos(find_videos(folder), lambda video: f"{video.parent.name}/{video.stem}", root=folder)
     missing = [f"{label}/{stem}" for label, stem, _ in listed if f"{label}/{stem}" not in videos]
-    check_all_present(missing, num_listed=len(listed), num_videos=len(videos), lists=lists, root=root)
+    check_all_present(missing, num_listed=len(listed), num_videos=len(videos), lists=lists, root=folder)
     items = [
         Item(path=str(videos[f"{label}/{stem}"]), label=label, split=split, group=_group(label, stem))
         for label, stem, split in listed
     ]
     items = take_val_from_train(_divide_shared_groups(items, fold), val_fraction=val_fraction, seed=seed)
     split_source = f"official split {fold} of {lists}; val is {val_fraction:.0%} of train by source video, seed {seed}"
-    return build_manifest(root, items, split_source=split_source)
+    return build_manifest(folder, items, split_source=split_source)
 
 
 def _read_split_file(path: Path, fold: int) -> list[tuple[str, str, str]]:
@@ -82,8 +82,8 @@ def _read_split_file(path: Path, fold: int) -> list[tuple[str, str, str]]:
         number = rest[0] if rest else ""
         if number not in SPLIT_OF_ID:
             raise InputError(f"{where}: {line!r} is not VIDEO.avi ID with an ID of {', '.join(SPLIT_OF_ID)}")
-        if SPLIT_OF_ID[number]:
-            entries.append((label, Path(name).stem, SPLIT_OF_ID[number]))
+        if split := SPLIT_OF_ID[number]:
+            entries.append((label, Path(name).stem, split))
     return entries
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
-from stvid.data.layouts.class_folders import VIDEO_FILES, find_items, find_split_folders
+from stvid.data.layouts.class_folders import VIDEO_FILES, find_items
 from stvid.data.layouts.discovery import (
     build_manifest,
     find_files,
@@ -19,12 +20,14 @@ from stvid.data.layouts.discovery import (
     resolve_folder,
     warn_missing,
 )
+from stvid.data.layouts.split_folders import find_split_folders
 from stvid.data.manifest import Item, Manifest
+from stvid.data.tables import read_table
 from stvid.errors import InputError
 
 TABLE = re.compile(r"(?:.+[-_])?(train|val|valid|validate|validation|test)\.csv", re.IGNORECASE)
 COLUMNS = ("youtube_id", "time_start", "time_end")  # and label, which test tables may lack
-TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+TEXT: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 CLIP = re.compile(r"([\w-]{11})(?:_\d{6}_\d{6})?", re.ASCII)  # an id has 11 characters, including `_` and `-`
 
 
@@ -45,21 +48,21 @@ def kinetics(*, root: str) -> Manifest:
         InputError: no such folder, neither tables nor folders, no train or val, two tables or two folders of one split,
             a row without times, no videos of train or val.
     """
-    root = resolve_folder(root)
-    tables, others = _find_tables(root)
+    folder = resolve_folder(root)
+    tables, others = _find_tables(folder)
     if tables:
-        return _from_tables(root, tables)
-    folders = find_split_folders(root)
+        return _from_tables(folder, tables)
+    folders = find_split_folders(folder)
     if not {"train", "val"} <= set(folders):
         hint = f"It has the folders {', '.join(folders)}. " if folders else ""
         hint += f"{others[0]} lacks the columns {','.join(COLUMNS)}. " if others else ""
         raise InputError(
-            f"no tables train.csv and val.csv anywhere below data.root {root}, and no train/CLASS/ and val/CLASS/ "
+            f"no tables train.csv and val.csv anywhere below data.root {folder}, and no train/CLASS/ and val/CLASS/ "
             f"folders in it. {hint}Put the tables (label,{','.join(COLUMNS)},split) there"
         )
     items = [item for split, path in folders.items() for item in find_items(path, split, VIDEO_FILES, _youtube_id)]
     names = ", ".join(path.name for path in folders.values())
-    return build_manifest(root, items, split_source=f"splits from the folders {names}")
+    return build_manifest(folder, items, split_source=f"splits from the folders {names}")
 
 
 def _youtube_id(video: Path, class_folder: Path) -> str | None:
@@ -71,7 +74,7 @@ def _find_tables(root: Path) -> tuple[dict[str, Path], list[Path]]:
     """Split -> the table nearest to the root; and files that have only the name of a table."""
     tables, others = [], []
     for path in find_files(root, lambda name: bool(TABLE.fullmatch(name))):
-        split = TABLE.fullmatch(path.name)[1].lower()
+        split = TABLE.sub(r"\1", path.name).lower()
         split = split if split in ("train", "test") else "val"
         with path.open(newline="", **TEXT) as file:
             header = next(csv.reader(file), [])
@@ -101,14 +104,13 @@ def _from_tables(root: Path, tables: dict[str, Path]) -> Manifest:
 
 def _read_table(root: Path, table: Path, split: str, videos: dict[str, Path]) -> tuple[list[Item], int]:
     """The items of one table, and the number of rows without a label."""
-    with table.open(newline="", **TEXT) as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(table, required=COLUMNS, optional=("label",)).rows
     items, missing, num_unlabelled = [], [], 0
-    for number, row in enumerate(rows, start=2):
+    for line, row in rows:
         if not row.get("label"):
             num_unlabelled += 1
             continue
-        name, start, end = _parse_times(row, f"{table}, line {number}")
+        name, start, end = _parse_times(row, f"{table}, line {line}")
         clip = f"{name}_{int(start):06d}_{int(end):06d}"
         video = videos.get(clip) or videos.get(name)
         if video is None:

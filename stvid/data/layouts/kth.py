@@ -40,22 +40,22 @@ def kth(*, root: str, whole: bool = False) -> Manifest:
     Raises:
         InputError: no such folder, no recordings, a split without recordings, an invalid range.
     """
-    root = resolve_folder(root)
-    videos = index_videos(find_videos(root), lambda path: path.stem.removesuffix("_uncomp"), root=root)
+    folder = resolve_folder(root)
+    videos = index_videos(find_videos(folder), lambda path: path.stem.removesuffix("_uncomp"), root=folder)
     recordings = {name: video for name, video in videos.items() if RECORDING.fullmatch(name)}
     if not recordings:
         raise InputError(
-            f"no KTH recordings below data.root {root}: {len(videos)} videos are there, none is named "
+            f"no KTH recordings below data.root {folder}: {len(videos)} videos are there, none is named "
             f"personNN_ACTION_dM_uncomp.avi with an ACTION of {', '.join(ACTIONS)}"
         )
-    sequences = root / SEQUENCES
+    sequences = folder / SEQUENCES
     spans = _read_sequences(sequences) if sequences.is_file() and not whole else {}
     items = [item for name, video in recordings.items() for item in _items(name, video, spans.get(name, ()))]
     for split, persons in PERSONS.items():
         if not any(item.split == split for item in items):
-            raise InputError(f"no recordings of {split} (persons {persons}) below data.root {root}")
+            raise InputError(f"no recordings of {split} (persons {persons}) below data.root {folder}")
     description = _describe_sequences(recordings, videos, spans, whole)
-    return build_manifest(root, items, split_source=f"split by person as published, {description}")
+    return build_manifest(folder, items, split_source=f"split by person as published, {description}")
 
 
 def _describe_sequences(recordings: Mapping, videos: Mapping, spans: Mapping, whole: bool) -> str:
@@ -71,8 +71,10 @@ def _describe_sequences(recordings: Mapping, videos: Mapping, spans: Mapping, wh
     return text + (f"; {num_others} other videos left out" if num_others else "")
 
 
-def _items(name: str, video: Path, spans: Sequence[Span]) -> list[Item]:
-    _, person, action = RECORDING.fullmatch(name).groups()
+def _items(name: str, video: Path, spans: Sequence[Span | tuple[None, None]]) -> list[Item]:
+    match = RECORDING.fullmatch(name)
+    assert match is not None  # as of all recordings
+    _, person, action = match.groups()
     if int(person) not in SPLIT_OF:
         raise InputError(f"{video}: there is no person {person} in KTH; persons are 01 to 25")
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from stvid.data.layouts.discovery import (
     build_manifest,
@@ -41,13 +42,13 @@ def ssv2(*, root: str) -> Manifest:
         InputError: no such folder, a missing, ambiguous or invalid label file, a class that is not in `labels.json`, no
             videos of train or val.
     """
-    root = resolve_folder(root)
-    files = _find_label_files(root)
+    folder = resolve_folder(root)
+    files = _find_label_files(folder)
     class_names = _class_names(files["labels"])
     listed = {split: _read_entries(files[split]) for split in ("train", "val")}
     if "answers" in files:
         listed["test"] = _read_answers(files["answers"])
-    videos = index_videos(find_videos(root), lambda path: path.stem, root=root)
+    videos = index_videos(find_videos(folder), lambda path: path.stem, root=folder)
     items = []
     for split, entries in listed.items():
         lists = files["answers" if split == "test" else split]
@@ -55,10 +56,10 @@ def ssv2(*, root: str) -> Manifest:
             if label not in class_names:
                 raise InputError(f"{lists}, video {name}: unknown class {label!r}{nearest(label, class_names)}")
         missing = [name for name, _ in entries if name not in videos]
-        warn_missing(missing, num_listed=len(entries), split=split, lists=lists, root=root)
+        warn_missing(missing, num_listed=len(entries), split=split, lists=lists, root=folder)
         items += [Item(path=str(videos[name]), label=label, split=split) for name, label in entries if name in videos]
     split_source = "official splits" + ("" if "test" in listed else "; no test-answers.csv, so no test split")
-    return build_manifest(root, items, split_source=split_source, class_names=class_names)
+    return build_manifest(folder, items, split_source=split_source, class_names=class_names)
 
 
 def _find_label_files(root: Path) -> dict[str, Path]:
@@ -75,7 +76,7 @@ def _find_label_files(root: Path) -> dict[str, Path]:
     return files
 
 
-def _read_json(path: Path, kind: type) -> list | dict:
+def _read_json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:

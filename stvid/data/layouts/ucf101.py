@@ -17,9 +17,9 @@ from stvid.data.layouts.discovery import (
     index_videos,
     read_lines,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError, nearest
 
 GROUP = re.compile(r"_g(\d+)_c\d+$")
@@ -43,11 +43,11 @@ def ucf101(
     Raises:
         InputError: no such folder, fold or lists; an invalid line in a list; missing videos.
     """
-    root = resolve_folder(root)
+    folder = resolve_folder(root)
     check_fold(fold, 3)
     names = {"train": f"trainlist{fold:02d}.txt", "test": f"testlist{fold:02d}.txt"}
     lists = find_lists(
-        root,
+        folder,
         splits,
         folders=["ucfTrainTestlist"],
         files=[*names.values(), "classInd.txt"],
@@ -55,14 +55,14 @@ def ucf101(
     )
     class_names = _class_names(lists / "classInd.txt")
     listed = [(name, split) for split, file in names.items() for name in _read_list(lists / file, class_names)]
-    videos = index_videos(find_videos(root), lambda video: _key(video.parent.name, video.stem), root=root)
+    videos = index_videos(find_videos(folder), lambda video: _key(video.parent.name, video.stem), root=folder)
     keys = [_key(*name.split("/")) for name, _ in listed]
     missing = [name for (name, _), key in zip(listed, keys, strict=True) if key not in videos]
-    check_all_present(missing, num_listed=len(listed), num_videos=len(videos), lists=lists, root=root)
+    check_all_present(missing, num_listed=len(listed), num_videos=len(videos), lists=lists, root=folder)
     items = [_item(videos[key], name, split) for (name, split), key in zip(listed, keys, strict=True)]
     items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
     split_source = f"official split {fold} of {lists}; val is {val_fraction:.0%} of train by group, seed {seed}"
-    return build_manifest(root, items, split_source=split_source, class_names=class_names)
+    return build_manifest(folder, items, split_source=split_source, class_names=class_names)
 
 
 def _key(label: str, stem: str) -> str:
@@ -70,7 +70,7 @@ def _key(label: str, stem: str) -> str:
 
 
 def _class_names(path: Path) -> list[str]:
-    names = {}
+    names: dict[int, str] = {}
     for where, line in read_lines(path):
         number, _, name = line.partition(" ")
         if not number.isdecimal() or not name.strip():

@@ -14,9 +14,9 @@ from stvid.data.layouts.discovery import (
     find_videos,
     index_videos,
     resolve_folder,
-    take_val_from_train,
 )
 from stvid.data.manifest import Item, Manifest
+from stvid.data.splitting import take_val_from_train
 from stvid.errors import InputError
 
 CLASS_NAMES = ("hand_shaking", "hugging", "kicking", "pointing", "punching", "pushing")
@@ -42,13 +42,13 @@ def ut_interaction(
     Raises:
         InputError: no such folder or fold, no UT-Interaction videos, no videos of the test sequence.
     """
-    root = resolve_folder(root)
+    folder = resolve_folder(root)
     check_fold(fold, 2 * SET_SIZE)
-    videos = index_videos(find_videos(root), lambda path: path.stem, root=root)
-    matches = {video: VIDEO.fullmatch(stem) for stem, video in videos.items() if VIDEO.fullmatch(stem)}
+    videos = index_videos(find_videos(folder), lambda path: path.stem, root=folder)
+    matches = {video: match for stem, video in videos.items() if (match := VIDEO.fullmatch(stem))}
     if not matches:
         raise InputError(
-            f"no UT-Interaction videos below data.root {root}: {len(videos)} videos are there, none is named "
+            f"no UT-Interaction videos below data.root {folder}: {len(videos)} videos are there, none is named "
             "SAMPLE_SEQUENCE_LABEL.avi with a LABEL from 0 to 5, for example 4_1_0.avi"
         )
     first = 1 if both_sets or fold <= SET_SIZE else SET_SIZE + 1
@@ -57,12 +57,12 @@ def ut_interaction(
     if not any(item.split == "test" for item in items):
         sequences = ", ".join(map(str, sorted({int(match[1]) for match in matches.values()})))
         raise InputError(
-            f"no videos of sequence {fold} (data.fold) below data.root {root}; it has sequences {sequences}"
+            f"no videos of sequence {fold} (data.fold) below data.root {folder}; it has sequences {sequences}"
         )
     items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
     sets = "both sets" if both_sets else f"set {1 if first == 1 else 2}"
     split_source = f"sequence {fold} of {sets} held out; val is {val_fraction:.0%} of the rest by sequence, seed {seed}"
-    return build_manifest(root, items, split_source=split_source, class_names=CLASS_NAMES)
+    return build_manifest(folder, items, split_source=split_source, class_names=CLASS_NAMES)
 
 
 def _item(video: Path, match: re.Match, fold: int) -> Item:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,17 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from stvid.data.manifest import Item, Manifest
+from stvid.data.layouts.discovery import find_videos, is_video
+from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.data.synthetic.figures import Figure, sample_figure
 from stvid.data.synthetic.motions import MOTIONS
 from stvid.data.synthetic.scenes import render_scene
 from stvid.device import num_cores
-from stvid.errors import InputError
+from stvid.errors import InputError, listing
 from stvid.progress import Bar
 from stvid.video.writer import write_video
 
 log = logging.getLogger(__name__)
 RENDERER_VERSION = 2  # raise it with every change of the pixels: each version has its own files
+MARKER = ".stvid_actions"  # file in a folder that was made for rendered videos
 FPS = 24
 # class -> (rendered motion, whether its frames are reversed)
 RENDITIONS: dict[str, tuple[str, bool]] = {
@@ -63,7 +66,8 @@ def actions(
     An interrupted rendering continues where it stopped. Videos are grouped by figure.
 
     Args:
-        root: folder of rendered data sets, each in a subfolder named by a hash of its parameters.
+        root: folder of rendered data sets, each in a subfolder named by a hash of its parameters, and nothing
+            else.
         num_train: training videos per class, at least 1.
         num_val: validation videos per class, at least 1.
         num_test: test videos per class, at least 1.
@@ -73,7 +77,7 @@ def actions(
         num_workers: rendering processes; None: one per CPU core; 1 renders in this process.
 
     Raises:
-        InputError: a parameter is out of its range.
+        InputError: a parameter is out of its range, or the root holds other files.
     """
     _check_at_least(num_train=(num_train, 1), num_val=(num_val, 1), num_test=(num_test, 1))
     _check_at_least(num_frames=(num_frames, 16), size=(size, 32), seed=(seed, 0))
@@ -82,7 +86,9 @@ def actions(
 
     counts = {"train": num_train, "val": num_val, "test": num_test}
     parameters = {"version": RENDERER_VERSION, **counts, "num_frames": num_frames, "size": size, "seed": seed}
-    folder = Path(root).absolute() / hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:12]
+    root = Path(root).expanduser().absolute()
+    _check_root(root)
+    folder = root / hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:12]
     table = folder / "manifest.csv"
     jobs = [
         _Job(folder=str(folder), split=split, label=label, index=index, num_frames=num_frames, size=size, seed=seed)
@@ -93,11 +99,40 @@ def actions(
     missing = [job for job in jobs if not job.path.exists()]
     if missing or not table.exists():
         log.info("rendering %d videos into %s", len(missing), folder)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / MARKER).touch()
         _render_all(missing, num_workers)
         Manifest(items=tuple(job.item for job in jobs), class_names=CLASSES).write_csv(
             table
         )  # last, as a mark of completion
     return Manifest.read_csv(table, class_names=CLASSES)
+
+
+def _check_root(root: Path) -> None:
+    """Raises InputError if a folder holds anything that was not rendered: it is somebody's own, perhaps a data set."""
+    if not root.exists():
+        return
+    own = "For videos of your own: data=folder data.root=DIR, or a table: data=manifest data.path=FILE.csv"
+    if not root.is_dir():
+        raise InputError(f"data.root {root} is a file, not a folder for the built-in data set (data=actions). {own}")
+    others = sorted(entry for entry in root.iterdir() if not _is_rendered(entry))
+    if (root / MARKER).exists():  # then only what may be a data set is wrong
+        others = [entry for entry in others if is_video(entry) or (entry.is_dir() and find_videos(entry))]
+    if others:
+        raise InputError(
+            f"data.root {root} holds {listing([entry.name for entry in others])}, but the built-in data set "
+            "(data=actions, the default) is rendered only into a folder of its own. Nothing was written. For the "
+            f"videos in it: data=folder data.root={root}"
+        )
+
+
+def _is_rendered(entry: Path) -> bool:
+    """Whether an entry of the root is a rendered data set, perhaps an unfinished one, or a hidden file beside it."""
+    if entry.name.startswith(".stvid") or entry.name in (".DS_Store", ".gitignore", ".gitkeep"):
+        return True
+    if not re.fullmatch("[0-9a-f]{12}", entry.name) or not entry.is_dir():
+        return False
+    return {path.name for path in entry.iterdir() if path.name[0] != "."} <= {*SPLITS, "manifest.csv"}
 
 
 def render_video(

@@ -131,7 +131,9 @@ def joints(figure: Figure, motion: Motion) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def _reach(root, target, upper: float, lower: float, pole) -> tuple[np.ndarray, np.ndarray]:
+def _reach(
+    root: np.ndarray, target: np.ndarray, upper: float, lower: float, pole: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Inverse kinematics of a limb of two bones: middle and end joint for `target`, bent towards `pole`."""
     towards = target - root
     distance = np.linalg.norm(towards, axis=-1, keepdims=True)

@@ -17,7 +17,9 @@ def _standing_feet(figure: Figure, rng: np.random.Generator, num_frames: int) ->
     return np.broadcast_to(feet_23, (num_frames, 2, 3)).copy()
 
 
-def _hanging_hands(figure: Figure, shoulders_T23: np.ndarray, swing_T2=0.08, straight: float = 0.96) -> np.ndarray:
+def _hanging_hands(
+    figure: Figure, shoulders_T23: np.ndarray, swing_T2: np.ndarray | float = 0.08, straight: float = 0.96
+) -> np.ndarray:
     """Hands of hanging arms, `swing` radians forward; `straight` is the distance to the shoulder per arm length."""
     swing_T2 = np.broadcast_to(swing_T2, shoulders_T23.shape[:2])
     outwards_23 = np.array([0.0, 0.0, 0.03]) * SIDES[:, None]

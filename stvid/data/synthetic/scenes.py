@@ -45,8 +45,10 @@ def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size:
     for block in motion.furniture:
         _paint_faces(pencil, *_faces(camera, block, np.asarray(block.centre)[None]), 0)
     strokes = _Strokes(_body_parts(figure, body, camera.yaw), camera)
-    box = None if motion.carried is None else _faces(camera, motion.carried, motion.carried.centre)
-    box_depth_T = np.zeros(num_frames) if box is None else camera.project(motion.carried.centre)[1]
+    box, box_depth_T = None, np.zeros(num_frames)
+    if motion.carried is not None:
+        box = _faces(camera, motion.carried, motion.carried.centre)
+        box_depth_T = camera.project(motion.carried.centre)[1]
     shadow_T2 = camera.project(motion.pelvis_T3 * np.array([1.0, 0.0, 1.0]))[0]
     shake_T2 = np.stack([sway(rng, num_frames, 1.5 * SUPERSAMPLE) for _ in range(2)], axis=-1).round().astype(int)
 
@@ -62,7 +64,7 @@ def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size:
             _paint_faces(pencil, *box, t)
         strokes.paint(pencil, t, after)
         left, top = MARGIN + shake_T2[t]
-        frames_THWC[t] = canvas.crop((left, top, left + full, top + full)).reduce(SUPERSAMPLE)
+        frames_THWC[t] = np.asarray(canvas.crop((left, top, left + full, top + full)).reduce(SUPERSAMPLE))
     return _light(frames_THWC, rng)
 
 
@@ -268,7 +270,9 @@ def _clouds(rng: np.random.Generator, full: int) -> np.ndarray:
     return np.asarray(coarse.resize((full, full), Image.Resampling.BICUBIC))
 
 
-def _hang_picture(pencil: ImageDraw.ImageDraw, rng: np.random.Generator, *, full: int, horizon: int, border: float):
+def _hang_picture(
+    pencil: ImageDraw.ImageDraw, rng: np.random.Generator, *, full: int, horizon: int, border: float
+) -> None:
     """A framed picture of one mountain."""
     wide, high = full * rng.uniform(0.12, 0.3, size=2)
     left, top = rng.uniform(-0.05, 0.85) * full, rng.uniform(0.0, 0.4) * horizon

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 
+from stvid.data.datamodule import VideoDataModule
 from stvid.errors import InputError
 from stvid.training.callbacks.bad_videos import BadVideos
 from stvid.training.callbacks.checkpoints import (
@@ -27,7 +28,7 @@ LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # optional
 
 
 def build_callbacks(
-    data,
+    data: VideoDataModule,
     *,
     best_checkpoint: Path,
     last_checkpoint: Path,
@@ -42,7 +43,7 @@ def build_callbacks(
     """The callbacks of a run, in the order in which Lightning must call them.
 
     Args:
-        data: a `VideoDataModule`, set up.
+        data: set up.
         best_checkpoint: file, see `BestCheckpoint`.
         last_checkpoint: file, see `LastCheckpoint`.
         bad_videos: file, see `BadVideos`.

@@ -6,24 +6,30 @@ import csv
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from stvid.checks import read_csv
 from stvid.distributed import all_gather_object
 from stvid.errors import InputError
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
-_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names may be any bytes
+_ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names may be any bytes
 
 
 def read_bad_videos(path: Path) -> dict[str, str]:
-    """Path -> reason of the unreadable videos of a run; empty if there is no file."""
+    """Path -> reason of the unreadable videos of a run; empty if there is no file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not path.exists():
         return {}
-    with path.open(newline="", **_ENCODING) as file:
-        return {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    _, rows = read_csv(path, required=("path", "reason"), remedy="Delete it; it is written again")
+    return {row["path"]: row["reason"] for row in rows}
 
 
 class BadVideos(Callback):
@@ -46,10 +52,20 @@ class BadVideos(Callback):
     def on_fit_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._report(self.known, trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._record(trainer, batch)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, task, outputs, batch: Mapping, batch_idx: int) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._record(trainer, batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:

@@ -67,7 +67,8 @@ class BestCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: Path):
-        self.path, self.best = Path(path), None
+        self.path = Path(path)
+        self.best: ValScore | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if not trainer.sanity_checking and (score := val_score(trainer)).is_better_than(self.best):
@@ -107,7 +108,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.saved_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # validation follows, or gradients are still accumulated: no state to resume from
         must_stop = self.preemption.is_requested(task)
@@ -140,7 +143,8 @@ class EarlyStop(Callback):
     def __init__(self, *, patience: int):
         if patience < 1:
             raise InputError(f"early_stopping (={patience}) must be at least 1 epoch, or null")
-        self.patience, self.wait_count, self.best = patience, 0, None
+        self.patience, self.wait_count = patience, 0
+        self.best: ValScore | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -186,7 +190,7 @@ class TrialPruning(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if trainer.sanity_checking or epoch >= trainer.max_epochs:
+        if trainer.sanity_checking or epoch >= trainer.max_epochs:  # type: ignore[operator] # never None
             return
         if self.report(epoch, float(trainer.callback_metrics["val_video_accuracy"])):
             trainer.should_stop = self.stopped = True

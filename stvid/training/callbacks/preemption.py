@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -36,10 +37,10 @@ class Preemption(Callback):
         self.requeue = requeue
         self.received = 0  # signal that this process received; 0: none
         self.agreed = 0  # signal that all processes act on; 0: none
-        self._old_handlers: dict[int, object] = {}
+        self._old_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        task.stop_signal = lambda: self.received
+        task.stop_signal = lambda: self.received  # type: ignore[assignment] # a `ClassificationTask`
         try:
             self._old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         except ValueError:  # only the main thread can set handlers
@@ -53,7 +54,7 @@ class Preemption(Callback):
 
     def is_requested(self, task: pl.LightningModule) -> bool:
         """Whether the run must stop: any process had received a signal when the step began (one process: by now)."""
-        self.agreed = self.received if get_world_size() == 1 else task.agreed_signal
+        self.agreed = self.received if get_world_size() == 1 else task.agreed_signal  # type: ignore[assignment]
         return self.agreed != 0
 
     def is_requested_anywhere(self, task: pl.LightningModule) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stvid.checks import read_csv
 from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
-from stvid.errors import train_command
+from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice
@@ -45,6 +48,38 @@ SCREEN_COLUMNS = (
     ("memory_gib", "memory", "GiB", 8, "{:.2f}"),
     ("waiting", "waiting", "for data", 9, "{:.0%}"),
 )
+
+
+def read_epochs(path: Path, *, required: Sequence[str] = ("epoch",)) -> list[dict[str, str]]:
+    """Reads `metrics.csv`: a row for each epoch, all cells empty or numbers; empty if there is no file.
+
+    Args:
+        path: the file.
+        required: columns that must be filled.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    remedy = "Move it away; the run goes on without the rows of the epochs so far"
+    _, rows = read_csv(path, required=required, remedy=remedy)
+    for number, row in enumerate(rows, start=1):
+        for name in COLUMNS:
+            if not _is_cell(row.get(name, ""), whole=name in ("epoch", "step"), can_be_empty=name not in required):
+                raise InputError(f"{path} is damaged or was changed: row {number}: {name} is {row[name]!r}. {remedy}")
+    return rows
+
+
+def _is_cell(cell: str, *, whole: bool, can_be_empty: bool) -> bool:
+    """Whether a cell holds a number that an `EpochTable` can have written."""
+    if whole and cell:
+        return cell.isascii() and cell.isdigit() and len(cell) < 16
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return False
+    return bool(cell or can_be_empty) and (can_be_empty or 0 <= value < math.inf)
 
 
 class EpochTable(Callback):
@@ -95,9 +130,8 @@ class EpochTable(Callback):
         }
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
-        if self.path.exists():  # also for a run with no epochs left
-            with self.path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        # also for a run with no epochs left
+        self.rows = read_epochs(self.path, required=("epoch", "clips_per_second", "seconds"))
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
@@ -112,10 +146,12 @@ class EpochTable(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, task: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.meter.add(batch)
 
     def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
@@ -134,8 +170,8 @@ class EpochTable(Callback):
         waiting, memory = self.meter.waiting, peak_memory_gib(trainer.strategy.root_device)
         row = {
             **{name: f"{measured[name]:.6g}" for name in COLUMNS if name in measured},
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
+            "epoch": str(trainer.current_epoch + 1),
+            "step": str(trainer.global_step),
             "lr": f"{self.lr:.4g}",
             "clips_per_second": f"{self.meter.speed:.3f}",
             "memory_gib": "" if memory is None else f"{memory:.3f}",
@@ -171,7 +207,7 @@ class EpochTable(Callback):
             num_workers=getattr(trainer.train_dataloader, "num_workers", 0),
             num_cores=max(num_cores() // trainer.num_devices, 1),
             num_threads=torch.get_num_threads() if on_cpu else 0,
-            uses_features=bool(getattr(trainer.datamodule, "cached", None)),
+            uses_features=bool(getattr(trainer.datamodule, "cached", None)),  # type: ignore[attr-defined] # set by Lightning
         )
         if advice:
             log.info(advice)
@@ -185,11 +221,12 @@ def peak_memory_gib(device: torch.device) -> float | None:
 
 def header_lines() -> list[str]:
     """The two header lines above the rows of `format_row`."""
-    top, bottom = ("".join(column[i].rjust(column[3]) for column in SCREEN_COLUMNS) for i in (1, 2))
+    top = "".join(line.rjust(width) for _, line, _, width, _ in SCREEN_COLUMNS)
+    bottom = "".join(line.rjust(width) for _, _, line, width, _ in SCREEN_COLUMNS)
     return [f"{'':>8}{top}", f"{'epoch':>8}{bottom}"]
 
 
-def format_row(row: Mapping[str, object], max_epochs: int) -> str:
+def format_row(row: Mapping[str, str], max_epochs: int | None) -> str:
     """A row for the screen, with a dash for missing values."""
     cells = [
         (number_format.format(float(row[name])) if row.get(name) else "-").rjust(width)
@@ -211,9 +248,12 @@ class ProgressBar(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self._open(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.meter.add(batch)
         note = None
+        assert self.bar is not None  # since the start of the epoch
         if self.bar.due and outputs:
             loss = trainer.callback_metrics.get(
                 "train_loss_step", outputs["loss"]
@@ -244,7 +284,7 @@ class ProgressBar(Callback):
     def _open(self, trainer: pl.Trainer, *, done: int = 0) -> None:
         self._close()
         name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        total, shown = trainer.num_training_batches, trainer.is_global_zero
+        total, shown = int(trainer.num_training_batches), trainer.is_global_zero
         self.bar, self.meter = Bar(name, total=total, unit="batches", shown=shown), ThroughputMeter(trainer)
         self.bar.start(done=done)
 

@@ -2,8 +2,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from stvid.data.layouts.discovery import split_items
 from stvid.data.manifest import Item
+from stvid.data.splitting import split_items
 from stvid.errors import InputError
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}

@@ -1,0 +1,170 @@
+"""Checks of a command's words and files: a mistake is told before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from stvid.data.layouts.recognition import VIDEO
+from stvid.data.manifest import SPLITS
+from stvid.errors import InputError, raise_mistakes
+from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
+
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+CROPS = (1, 3, 5)
+PREPARE_LIMITS = {"short_side": (16, 4096), "gop": (1, 1000), "crf": (0, 51)}
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """Raises InputError for all mistakes in the options of a command."""
+    mistakes = []
+    for check in (_check_output_files, CHECKS[options.command]):
+        try:
+            mistakes += check(options) or []
+        except InputError as error:
+            mistakes.append(str(error))
+    raise_mistakes(mistakes)
+
+
+def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
+    """Files that cannot be written are found before the work, not after it."""
+    for option in options.output_files:
+        name = getattr(options, option)
+        if name is None:
+            continue
+        path = Path(name).absolute()
+        if not name:
+            yield f"--{option} has no value; name a file"
+        elif path.is_dir():
+            yield f"--{option} {name}: that is a folder; name a file"
+        elif not path.parent.is_dir():
+            yield f"--{option} {name}: there is no folder {path.parent}"
+
+
+def _check_data_set(options: argparse.Namespace) -> None:
+    from stvid.run.config import compose_config, hydra_errors_as_input_errors  # other commands do without Hydra
+    from stvid.run.overrides import to_overrides
+
+    options.overrides = to_overrides(options.overrides)
+    with hydra_errors_as_input_errors():
+        compose_config(options.overrides, needs_data=options.command != "cost")
+
+
+def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
+    for name, (low, high) in PREPARE_LIMITS.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            yield f"--{name.replace('_', '-')}: {name} (={value}) must be between {low} and {high}"
+    if not options.out:
+        yield "--out has no value; name a folder"
+    _check_data_set(options)
+
+
+def _check_cost(options: argparse.Namespace) -> Iterable[str]:
+    for name in ("classes", "frames"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            yield f"--{name} (={value}) must be at least 1"
+    if options.out and not options.compare:
+        yield f"--out {options.out}: only a comparison has a picture; add --compare"
+    elif options.out and Path(options.out).suffix not in PICTURE_SUFFIXES:
+        yield f"--out {options.out}: the picture must end in {', '.join(PICTURE_SUFFIXES)}"
+    if options.compare and options.frames is not None:
+        yield f"--frames {options.frames}: --compare always uses 1 to 1,000 frames; leave it out"
+    _check_data_set(options)
+
+
+def _check_evaluate(options: argparse.Namespace) -> Iterable[str]:
+    if options.split not in SPLITS:
+        yield f"--split {options.split}: must be one of {', '.join(SPLITS)}"
+    if options.clips is not None and options.clips < 1:
+        yield f"--clips: num_clips (={options.clips}) must be at least 1"
+    if options.crops is not None and options.crops not in CROPS:
+        yield f"--crops: num_crops (={options.crops}) must be 1 (centre), 3 (both ends and centre) or 5 (corners too)"
+    yield from _workers(options)
+    if options.processes < 1:
+        yield f"--processes (={options.processes}) must be at least 1"
+    if options.manifest is not None:
+        path = Path(options.manifest).expanduser()
+        if path.is_dir():
+            yield f"--manifest {path} is a folder; name a CSV table path,label,split"
+        elif not path.is_file():
+            yield f"--manifest {path} does not exist; name a CSV table path,label,split"
+    _check_runs(options.runs)
+
+
+def _check_report(options: argparse.Namespace) -> Iterable[str]:
+    if options.out and Path(options.out).suffix not in (".html", ".htm"):
+        yield f"--out {options.out}: the page must end in .html"
+    if options.json and len(options.runs) == 1:
+        yield f"--json {options.json}: only a comparison of several runs is written there; this is one run"
+    check_runs_exist(options.runs)
+    if len(options.runs) == 1:
+        options.evaluation = evaluation_of(options.runs[0], options.split)
+
+
+def _check_predict(options: argparse.Namespace) -> Iterable[str]:
+    if options.top < 1:
+        yield f"--top (={options.top}) must be at least 1"
+    yield from _workers(options)
+    yield from (
+        f"{source} does not exist; give video files or folders of them"
+        for source in options.sources
+        if not Path(source).exists()
+    )
+    if Path(options.run).is_file() and VIDEO.fullmatch(Path(options.run).name):
+        runs = [source for source in options.sources if Path(source).is_dir()]
+        command = shlex.join(["stvid", "predict", *(runs[:1] or ["RUN"]), options.run])
+        yield f"{options.run} is a video; the run comes first: {command}"
+    else:
+        _check_runs([options.run])
+
+
+def _workers(options: argparse.Namespace) -> Iterable[str]:
+    if not (options.workers == "auto" or (isinstance(options.workers, int) and options.workers >= 0)):
+        yield f"--workers: num_workers (={options.workers}) must be 'auto' or a whole number, 0 or more"
+
+
+def _check_runs(runs: Sequence[str]) -> None:
+    """Every run exists, and has a file that may be a checkpoint; the runs of a sweep are looked at later."""
+    check_runs_exist(runs)
+    for run in runs:
+        if not RunFolder(Path(run).expanduser()).is_sweep:
+            checkpoint = find_checkpoint(run)
+            if not zipfile.is_zipfile(checkpoint):
+                raise InputError(f"{checkpoint} is no readable checkpoint: truncated, or another kind of file")
+
+
+def evaluation_of(run: str, split: str | None) -> RunFolder:
+    """The folder with the evaluation of one run or cross-validation that a page is drawn of.
+
+    Args:
+        run: as the user named it.
+        split: the split, or None: test for a cross-validation; else val, which may be the run's own evaluation.
+
+    Raises:
+        InputError: there is no such evaluation.
+    """
+    runs, sweep = resolve_runs([run])
+    name = split or ("test" if sweep else "val")
+    whole = RunFolder(sweep) if sweep else RunFolder.of(find_checkpoint(runs[0]))
+    folder = whole.evaluation(name)
+    if not (split or sweep) or (name == "val" and not whole.is_sweep and not folder.path.is_dir()):
+        folder = whole
+    if not folder.result_json.is_file():
+        command = shlex.join(["stvid", "evaluate", run, "--split", name])
+        raise InputError(f"{run} was not evaluated on {name}: no {folder.result_json}. First: {command}")
+    return folder
+
+
+CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
+    "check": _check_data_set,
+    "prepare": _check_prepare,
+    "cost": _check_cost,
+    "evaluate": _check_evaluate,
+    "report": _check_report,
+    "predict": _check_predict,
+}

@@ -1,0 +1,106 @@
+"""Random splits: stratified by class, with whole groups."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stvid.errors import InputError
+
+if TYPE_CHECKING:
+    from stvid.data.manifest import Item
+
+_SPLIT_ATTEMPTS = 200  # random orders of the groups to try
+
+
+def take_val_from_train(items: Iterable[Item], *, val_fraction: float, seed: int) -> list[Item]:
+    """Moves whole groups from train to val, stratified by class; other splits are unchanged.
+
+    Args:
+        items: the items of all splits.
+        val_fraction: fraction of the training videos, in (0, 1).
+        seed: of the choice.
+
+    Raises:
+        InputError: a fraction outside (0, 1), or too few videos or groups of a class.
+    """
+    items = list(items)
+    train = [item for item in items if item.split == "train"]
+    fractions = {"train": 1 - val_fraction, "val": val_fraction}
+    return [item for item in items if item.split != "train"] + [*split_items(train, fractions=fractions, seed=seed)]
+
+
+def split_items(items: Sequence[Item], *, fractions: Mapping[str, float], seed: int) -> tuple[Item, ...]:
+    """Splits items at random, stratified by class; groups stay whole.
+
+    Groups are assigned in order of size, each to the split whose class counts it brings closest (least squares) to the
+    target. An item without a group is its own group.
+
+    Args:
+        items: the items; their `split` is ignored.
+        fractions: target fraction of each split, positive, with sum 1, for example `{"train": 0.7, ...}`.
+        seed: of the split, which does not depend on the order of `items`.
+
+    Raises:
+        InputError: invalid fractions, or a class with too few videos or groups for every split.
+    """
+    if any(not 0 < share < 1 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        shares = ", ".join(f"{name}={share:g}" for name, share in fractions.items())
+        raise InputError(f"split fractions ({shares}) must each be between 0 and 1, val and test together below 1")
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.path, item.start or 0.0)):
+        groups[("path", item.path) if item.group is None else ("group", item.group)].append(item)
+    _check_enough_groups(groups, len(fractions))
+
+    order = sorted(groups)
+    for attempt in range(_SPLIT_ATTEMPTS):
+        rng = random.Random(f"{seed}-{attempt}")
+        rng.shuffle(order)
+        split_of = _assign_groups({key: Counter(item.label for item in groups[key]) for key in order}, fractions)
+        result = tuple(replace(item, split=split_of[key]) for key in sorted(groups) for item in groups[key])
+        if len({(item.split, item.label) for item in result}) == len(fractions) * len({item.label for item in items}):
+            return tuple(sorted(result, key=lambda item: (item.path, item.start or 0.0)))
+    raise InputError(
+        f"no split was found in {_SPLIT_ATTEMPTS} attempts with every class in each of {', '.join(fractions)} and "
+        "whole groups; use smaller groups, or write the splits into a manifest (data=manifest)"
+    )
+
+
+def _check_enough_groups(groups: Mapping[tuple[str, str], list[Item]], num_splits: int) -> None:
+    per_class = Counter(label for items in groups.values() for label in {item.label for item in items})
+    for label, count in sorted(per_class.items()):
+        if count < num_splits:
+            unit = "groups" if any(kind == "group" for kind, _ in groups) else "videos"
+            raise InputError(
+                f"class {label!r} has {count} {unit}, too few for {num_splits} splits: add videos, or make train/ val/ "
+                "test/ folders yourself"
+            )
+
+
+def _assign_groups(
+    groups: Mapping[tuple[str, str], Counter], fractions: Mapping[str, float]
+) -> dict[tuple[str, str], str]:
+    """Group -> split. `groups` maps each group to its class counts; its order breaks ties of size."""
+    totals = sum(groups.values(), Counter())
+    assigned = {name: Counter() for name in fractions}
+    remaining = Counter(label for counts in groups.values() for label in counts)
+    split_of = {}
+    for key, counts in sorted(groups.items(), key=lambda pair: -pair[1].total()):
+
+        def gain(name: str, counts: Counter = counts) -> float:
+            """Decrease of the squared error of the split's class counts, relative to their targets."""
+            target = {c: fractions[name] * totals[c] for c in counts}
+            lacking = {c: target[c] - assigned[name][c] for c in counts}
+            return sum((lacking[c] ** 2 - (lacking[c] - n) ** 2) / target[c] for c, n in counts.items())
+
+        for label in counts:
+            remaining[label] -= 1
+        # if a class has just enough groups left for the splits without it, this group must go to one of them
+        without = {label: [name for name in fractions if not assigned[name][label]] for label in counts}
+        urgent = [name for label in counts if remaining[label] < len(without[label]) for name in without[label]]
+        split_of[key] = max(urgent or fractions, key=gain)
+        assigned[split_of[key]] += counts
+    return split_of

@@ -1,0 +1,153 @@
+"""CSV tables: reading one with the line of each row, and writing cells so that they are read back unchanged."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from stvid.errors import InputError
+
+UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names that are not UTF-8 survive a round trip
+_ENCODINGS = {  # byte order mark -> encoding; the marks of UTF-32 begin with those of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
+
+
+class Row(NamedTuple):
+    """One row: the number of its first line in the file, from 1, and column -> cell. A missing cell is empty."""
+
+    line: int
+    cells: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV table; `columns` are the names of the header, in lower case and without blanks at the ends."""
+
+    path: Path
+    columns: list[str]
+    rows: list[Row]
+
+    def where(self, row: Row) -> str:
+        """The place of a row, for messages."""
+        return f"{self.path}, line {row.line}"
+
+
+def read_table(path: str | os.PathLike, *, required: Sequence[str], optional: Collection[str] = ()) -> Table:
+    """Reads a CSV table with a header. Rows without any text are skipped; other columns are kept unchecked.
+
+    Spaces after a comma are ignored, spaces within quotes are not. The text is UTF-8, or UTF-16 or UTF-32 with a byte
+    order mark. Bytes that are not UTF-8 are kept as surrogates, since file names may contain them.
+
+    Args:
+        path: the file.
+        required: columns that must exist.
+        optional: columns that may exist; like the required ones, each at most once.
+
+    Raises:
+        InputError: no such file, a column is missing or exists twice, a row has more cells than columns, NUL
+            bytes, unclosed quotes, or columns that are not separated by commas.
+    """
+    path = Path(path).absolute()
+    if not path.is_file():
+        raise InputError(f"{path} is a folder, not a CSV file" if path.is_dir() else f"{path} does not exist")
+    text = read_text(path)
+    lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    first = 1  # line where the next row starts
+    try:
+        for cells in lines:
+            if any(cells):
+                rows.append((first, cells))
+            first = lines.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {first}: not CSV: {error}. A quote inside quotes is written twice") from error
+    columns = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    _check_columns(path, columns, required, optional)
+    for line, cells in rows:
+        if any(cells[len(columns) :]):
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells, but the table has {len(columns)} columns. Put quotes around "
+                "a cell that contains a comma"
+            )
+    return Table(
+        path=path,
+        columns=columns,
+        rows=[Row(line, dict(zip(columns, [*cells, *[""] * len(columns)], strict=False))) for line, cells in rows[1:]],
+    )
+
+
+def read_text(path: Path) -> str:
+    """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark. Other bytes become surrogates.
+
+    Raises:
+        InputError: NUL bytes, or a damaged file.
+    """
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _ENCODINGS.items() if content.startswith(mark)), None)
+    try:
+        text = content.decode(encoding or "utf-8", "surrogateescape" if encoding in (None, "utf-8-sig") else "strict")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} starts like {encoding} text, but is damaged: {error}. {_CONVERT}") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(f"{path}, line {line}: a NUL byte, which UTF-8 text does not have. {_CONVERT}")
+    return text
+
+
+_CONVERT = "Save it as UTF-8 (from UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW)"
+
+
+def _check_columns(path: Path, columns: list[str], required: Sequence[str], optional: Collection[str]) -> None:
+    duplicates = [name for name in (*required, *optional) if columns.count(name) > 1]
+    if duplicates:
+        raise InputError(f"{path} has two columns named {duplicates[0]}. Remove or rename one of them")
+    missing = [name for name in required if name not in columns]
+    if not missing:
+        return
+    for delimiter, name in _OTHER_DELIMITERS.items():
+        if any(delimiter in column for column in columns):
+            raise InputError(f"{path}: the columns are separated by {name}. Separate them by commas")
+    options = f"[,{','.join(optional)}]" if optional else ""
+    raise InputError(
+        f"{path} has the columns {', '.join(columns) or '(none)'}; missing: {', '.join(missing)}. "
+        f"The first line must be {','.join(required)}{options}"
+    )
+
+
+def check_utf8(table: Table, row: Row, column: str) -> None:
+    """Raises InputError if a cell has bytes that are not UTF-8."""
+    cell = row.cells[column]
+    if not is_utf8(cell):
+        raise InputError(
+            f"{table.where(row)}: {column} {cell!r} is not UTF-8 text. Convert the table, for example from Latin-1: "
+            "iconv -f LATIN1 -t UTF-8 OLD.csv > NEW.csv"
+        )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text that was read with `UTF8` has only bytes that are UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def csv_line(cells: Sequence[str]) -> str:
+    """A row of a table. Cells that start or end with a space are quoted, which `csv.writer` does not do."""
+    quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
+    return ",".join(quoted) + "\r\n"

@@ -1,0 +1,145 @@
+"""Videos of a run that were moved: finds them below another folder and changes the run's `manifest.csv`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from stvid.data.layouts.discovery import find_files, resolve_folder
+from stvid.data.tables import UTF8, csv_line, read_table
+from stvid.errors import InputError
+from stvid.files import replacing
+from stvid.run.folder import RunFolder, display_path
+from stvid.video.types import file_identity
+
+log = logging.getLogger("stvid")
+_MAX_SAMPLE = 200  # videos that determine which part of the old paths is replaced
+
+
+def video_sizes(paths: Sequence[str]) -> dict[str, int]:
+    """Path -> bytes, for the files and folders of images that exist."""
+    sizes = {}
+    for path in dict.fromkeys(paths):
+        try:
+            sizes[path] = file_identity(path)[0]
+        except OSError:
+            continue
+    return sizes
+
+
+def relocate_run(folder: RunFolder, root: str | os.PathLike, *, splits: Collection[str], option: str) -> None:
+    """Changes the paths in the `manifest.csv` of a run to the same videos below another folder.
+
+    A video is the same if it has the same path below the folder and the size that the run has recorded; else if it is
+    the only file with the same name, folder name and size. A video that is still at its old place stays there.
+
+    Args:
+        folder: the run's folder.
+        root: where the videos are now: the data set's folder, or one above it.
+        splits: the splits that are needed; other splits may be missing.
+        option: name of the option that gave the root, for messages.
+
+    Raises:
+        InputError: no such folder; it has none of the videos; a needed video is missing or has another size.
+    """
+    root = resolve_folder(root, key=option)
+    table = read_table(folder.manifest_csv, required=("path", "split"), optional=("bytes",))
+    base = folder.path.absolute()
+    paths = [str((base / row.cells["path"]).absolute()) for row in table.rows]
+    sizes = {
+        path: int(row.cells["bytes"]) if row.cells.get("bytes", "").isdecimal() else None
+        for path, row in zip(paths, table.rows, strict=True)
+    }
+    needed = {path for path, row in zip(paths, table.rows, strict=True) if row.cells["split"] in splits}
+    # a video without a size did not exist when the run began, unless the run is of a version that recorded none
+    is_recorded = any(size is not None for size in sizes.values())
+    sizes = {path: size for path, size in sizes.items() if size is not None or not is_recorded}
+    moved = find_moved(sizes, root)
+    _check_found(folder, root, sizes, moved, needed)
+    changed = {path: new for path, new in moved.items() if path != new}
+    if not changed:
+        return
+    with replacing(folder.manifest_csv) as partial, partial.open("w", newline="", **UTF8) as file:
+        file.write(csv_line(table.columns))
+        for path, row in zip(paths, table.rows, strict=True):
+            new = Path(moved.get(path, path))
+            name = new.relative_to(base).as_posix() if new.is_relative_to(base) else str(new)
+            file.write(csv_line([name if column == "path" else row.cells[column] for column in table.columns]))
+    log.info(
+        "%s: %d of %d videos are now read from %s (%s)",
+        *(display_path(folder.manifest_csv), len(changed), len(sizes), root),
+        "same names and sizes" if is_recorded else "same names; the run has not recorded their sizes",
+    )
+
+
+def find_moved(sizes: Mapping[str, int | None], root: Path) -> dict[str, str]:
+    """Old path -> path below another folder, for the videos that are there.
+
+    Args:
+        sizes: old absolute path -> bytes; None: unknown, so any size is accepted.
+        root: the other folder.
+    """
+    dropped = _dropped_parts(list(sizes), root)
+    moved, rest = {}, []
+    for path, size in sizes.items():
+        candidate = str(root.joinpath(*Path(path).parts[dropped:]))
+        if dropped < len(Path(path).parts) and _has_size(candidate, size):
+            moved[path] = candidate
+        else:
+            rest.append(path)
+    others = defaultdict(list)
+    if any(sizes[path] is not None for path in rest):
+        names = {Path(path).name for path in rest}
+        for file in find_files(root, names.__contains__):
+            others[_key(file, os.path.getsize(file))].append(str(file))
+    wanted = Counter(_key(path, sizes[path]) for path in rest)
+    for path in rest:
+        key = _key(path, sizes[path])
+        if wanted[key] == len(others[key]) == 1:
+            moved[path] = others[key][0]
+    return moved
+
+
+def _key(path: str | Path, size: int | None) -> tuple[str, str, int | None]:
+    """Names of the video and of its folder, on which the random clips of a video depend, and its size."""
+    return Path(path).parent.name, Path(path).name, size
+
+
+def _dropped_parts(paths: Sequence[str], root: Path) -> int:
+    """Number of leading parts of the old paths for which most of the rest exists below the root."""
+    sample = [Path(path).parts for path in paths[:: max(len(paths) // _MAX_SAMPLE, 1)]]
+    found = Counter(
+        {
+            dropped: sum(root.joinpath(*parts[dropped:]).exists() for parts in sample if dropped < len(parts))
+            for dropped in range(1, max(map(len, sample)))
+        }
+    )
+    return max(found, key=lambda dropped: (found[dropped], -dropped))
+
+
+def _has_size(path: str, size: int | None) -> bool:
+    try:
+        found = file_identity(path)[0]
+    except OSError:
+        return False
+    return size is None or found == size
+
+
+def _check_found(
+    folder: RunFolder, root: Path, sizes: Mapping[str, int | None], moved: Mapping[str, str], needed: Collection[str]
+) -> None:
+    stay = {path for path in sizes if path not in moved and _has_size(path, sizes[path])}
+    missing = [path for path in sizes if path in needed and path not in moved and path not in stay]
+    counts = (
+        f"of the {len(sizes)} videos of {folder.path}, {len(moved)} are below {root}, {len(stay)} at their old place"
+    )
+    if missing:
+        raise InputError(
+            f"{counts}, and {len(missing)} that are needed are in neither place with the same size; the first: "
+            f"{missing[0]}. Put them below {root}, with the folders that they had"
+        )
+    if not moved:
+        raise InputError(f"{counts}; the first: {next(iter(sizes))}. Name the folder that holds them now")

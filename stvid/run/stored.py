@@ -1,0 +1,184 @@
+"""`config.yaml` of a run as it is read back: plain data that names no code but that of the shipped configs."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from stvid.errors import InputError, listing
+from stvid.run.folder import project_root
+from stvid.run.model import is_trusted, update_targets
+
+MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
+RESERVED = re.compile(r"_\w+_")  # keys that Hydra reads: `_target_`, `_partial_`, `_args_`, ...
+INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not escaped
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+Reserved = tuple[str, str, str]  # place, key and value
+
+
+def read_config(file: Path) -> DictConfig:
+    """Reads a run's `config.yaml`, which has no interpolations: nothing in it is looked up anywhere.
+
+    Targets of older versions get their present names.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, has references or interpolations.
+    """
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        text = file.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has YAML references (*name)")
+        loaded = OmegaConf.load(io.StringIO(text))
+        if not isinstance(loaded, DictConfig):
+            raise ValueError("it is no mapping")
+        plain = OmegaConf.to_container(loaded, resolve=False)
+        if place := next(_interpolations(plain), None):
+            raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
+        if "_target_" in plain or not all(isinstance(key, str) for key in plain):
+            raise ValueError("it is no config of a run")
+        return OmegaConf.create(update_targets(plain))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise InputError(
+            f"{file} is damaged or was changed: {reason}. The run can be evaluated, but not resumed, unless you have "
+            "a copy of the file"
+        ) from error
+
+
+def _interpolations(node: object, place: str = "") -> Iterator[str]:
+    """Places of plain data whose text OmegaConf would look up elsewhere; escaped ones, as in names, are just text."""
+    if isinstance(node, str):
+        if INTERPOLATION.search(node):
+            yield place
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _interpolations(child, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for i, child in enumerate(node):
+            yield from _interpolations(child, f"{place}[{i}]")
+
+
+def check_targets(stored: Mapping, new: Mapping, trust: Sequence[str], *, name: str) -> None:
+    """Refuses code that a run's config names, unless the shipped configs name it at the same place.
+
+    Args:
+        stored: the run's config, plain data.
+        new: the config that the command line composes, plain data; what it names is allowed at the same place.
+        trust: modules that may be imported.
+        name: of the run, for the message.
+
+    Raises:
+        InputError: a `_target_` that is not allowed, or another of Hydra's keys that the shipped configs do not have.
+    """
+    allowed = known_targets() | set(_reserved(new))
+    trusted_places = {
+        place for place, key, value in _reserved(stored) if key == "_target_" and is_trusted(value, trust)
+    }
+    for place, key, value in _reserved(stored):
+        if place in trusted_places or (place, key, value) in allowed:
+            continue
+        if key == "_target_":
+            raise InputError(
+                f"{name}: {place}._target_ (={value}) of the run is code outside of stvid, or not meant for this key; "
+                f"it is imported only from modules that you trust: add trust=[{value.partition('.')[0]}]"
+            )
+        raise InputError(f"{name}: {place}.{key} (={value}) of the run is not in the shipped configs; delete it")
+
+
+def _reserved(node: object, place: str = "") -> Iterator[Reserved]:
+    """Hydra's own keys in plain data, at any depth."""
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            if isinstance(key, str) and RESERVED.fullmatch(key):
+                yield place, key, str(child)
+            yield from _reserved(child, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, list | tuple):
+        for i, child in enumerate(node):
+            yield from _reserved(child, f"{place}[{i}]")
+
+
+@functools.cache
+def known_targets() -> frozenset[Reserved]:
+    """Hydra's own keys in the files of configs/, and at the places that refer to a config group, such as `${clip}`."""
+    root, known, references = project_root() / "configs", set(), []
+    for file in sorted(root.rglob("*.yaml")):
+        group = file.parent.relative_to(root).as_posix()
+        if group.startswith(("hydra", "experiment")):
+            continue
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        place = "" if group == "." else group
+        known |= set(_reserved(content, place))
+        references += _references(content, place)
+    for place, group in references:
+        known |= {
+            (place + where.removeprefix(group), key, value) for where, key, value in known if _is_in(where, group)
+        }
+    return frozenset(known)
+
+
+@functools.cache
+def config_groups() -> frozenset[str]:
+    """The names of the config groups, the folders in configs/."""
+    return frozenset(folder.name for folder in (project_root() / "configs").iterdir() if folder.is_dir())
+
+
+def _references(node: object, place: str) -> Iterator[tuple[str, str]]:
+    """Places whose value is `${key}`, and the key."""
+    if isinstance(node, dict):
+        for key, child in node.items():
+            yield from _references(child, f"{place}.{key}".lstrip("."))
+    elif isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
+        yield place, match[1]
+
+
+def check_same_config(stored: Mapping, record: Mapping, *, ignored: Collection[str], file: Path) -> None:
+    """Refuses a `config.yaml` that differs from the config in the run's checkpoint: it was changed since.
+
+    Args:
+        stored: the run's config, plain data.
+        record: the config in its checkpoint, plain data.
+        ignored: places that may differ, with everything below them.
+        file: the `config.yaml`, for the message.
+
+    Raises:
+        InputError: with all keys that differ, and both values.
+    """
+    old, new = dict(_leaves(record)), dict(_leaves(stored))
+    differ = [
+        place
+        for place in dict.fromkeys([*old, *new])
+        if old.get(place, "(nothing)") != new.get(place, "(nothing)")
+        and not any(_is_in(place, part) for part in ignored)
+    ]
+    if differ:
+        changes = [f"{place} from {old.get(place, '(nothing)')} to {new.get(place, '(nothing)')}" for place in differ]
+        raise InputError(
+            f"{file} was changed after the run's last checkpoint: {listing(changes)}. The checkpoint was trained with "
+            "the old values: restore them, or name the change in the command with allow_changes=true, where it can be "
+            "made"
+        )
+
+
+def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted places of plain data, and their values; a list is one value."""
+    if isinstance(node, Mapping) and node:
+        for key, child in node.items():
+            yield from _leaves(child, f"{place}.{key}".lstrip("."))
+    else:
+        yield place, list(node) if isinstance(node, tuple) else node
+
+
+def _is_in(place: str, section: str) -> bool:
+    """Whether a dotted place is a section or lies in it."""
+    return place == section or place.startswith((f"{section}.", f"{section}["))

@@ -1,0 +1,107 @@
+"""Opens video files, and only files: chooses the container format, and the track that players show."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+
+import av
+from av.stream import Disposition
+
+from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, UNREADABLE, VideoError
+from stvid.video.types import MAX_PIXELS, check_pixels
+
+# Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
+_TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Containers that hold everything in one file. Other demuxers open the files that a text names (concat, hls, dash, sdp),
+# that have similar names (image2, mlv), or read any text (tty). Sound alone is opened to say that it has no pictures.
+_FORMATS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "asf", "ogg", "gif", "apng", "mxf"),
+    *("nut", "ivf", "obu", "av1", "vvc", "hevc", "h264", "h263", "h261", "m4v", "vc1", "dv", "rm", "wtv", "nsv"),
+    *("mjpeg", "mjpeg_2000", "yuv4mpegpipe", "dirac", "dnxhd", "swf", "wav", "w64", "mp3", "aac", "flac", "ac3"),
+)
+_COVER = Disposition.attached_pic | Disposition.timed_thumbnails
+_IMAGE_CODECS = frozenset(("mjpeg", "png", "apng", "gif", "bmp", "webp", "tiff", "jpegls", "jpeg2000", "jpegxl"))
+
+
+@contextmanager
+def open_video(path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS):
+    """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
+
+    Args:
+        path: the file.
+        num_threads: of the decoder.
+        max_pixels: of a frame; larger ones are refused before memory is allocated for them.
+
+    Raises:
+        VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
+    """
+    # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
+    file = os.path.abspath(path)
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    limit = {"max_pixels": str(max_pixels)}
+    try:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise VideoError(path, UNREADABLE, "not a regular file")
+        if status.st_size == 0:
+            raise VideoError(path, EMPTY, "zero bytes")
+        with ExitStack() as files:
+            # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
+            source = files.enter_context(open(file, "rb")) if "%" in file else file
+            try:
+                container = files.enter_context(av.open(source, options=options | limit, **_TOLERANT))
+            except av.ArgumentError as error:
+                raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
+            stream = _choose_stream(container.streams.video)
+            if stream is None:
+                raise VideoError(path, NO_VIDEO_STREAM)
+            if stream.codec_context is None:
+                raise VideoError(path, UNREADABLE, "no decoder for its codec")
+            check_pixels(path, stream.codec_context.height, stream.codec_context.width, max_pixels=max_pixels)
+            stream.codec_context.options = limit  # frames may grow on the way
+            # FFmpeg's default is one thread per core, in every worker of a loader.
+            stream.codec_context.thread_count = num_threads
+            stream.codec_context.thread_type = "NONE" if num_threads == 1 else "AUTO"
+            yield container, stream
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VideoError(path, MISSING) from error
+    except (av.FFmpegError, OSError, MemoryError) as error:
+        raise VideoError(path, UNREADABLE, error_text(error)) from error
+
+
+def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
+    """The track that players show: the first that is marked as default, else the first; never a cover.
+
+    Not every cover is marked as one. In a file with several tracks, it is a track of one frame, or one in a codec for
+    images that is not said to be at least half as long as the longest track.
+    """
+    seconds = {stream.index: stated_seconds(stream) or 0.0 for stream in streams}
+
+    def rank(stream: av.VideoStream) -> tuple:
+        context = stream.codec_context
+        is_image = context is not None and context.codec.canonical_name in _IMAGE_CODECS
+        is_short = seconds[stream.index] < max(max(seconds.values()) / 2, 1e-9)
+        is_cover = stream.disposition & _COVER or stream.frames == 1 or (is_image and is_short)
+        return context is not None, not is_cover, bool(stream.disposition & Disposition.default)
+
+    # of equals, max() returns the first
+    return max((s for s in streams if not s.disposition & Disposition.attached_pic), key=rank, default=None)
+
+
+def stated_seconds(stream: av.VideoStream) -> float | None:
+    """The length of a track in its header, or in the tags that Matroska's writers add; None if it is not stated."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    for key, value in stream.metadata.items():
+        if key.split("-")[0] == "DURATION" and (parts := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", value)):
+            return int(parts[1]) * 3600 + int(parts[2]) * 60 + float(parts[3])
+    return None
+
+
+def error_text(error: Exception) -> str:
+    """The text of an error without its number and the path, which a VideoError already has."""
+    return getattr(error, "strerror", None) or str(error)

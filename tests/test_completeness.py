@@ -1,0 +1,168 @@
+"""A cut download is not a shorter video, and a whole file is never called cut."""
+
+import io
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from numbered import write_video
+
+from stvid.errors import TRUNCATED, UNREADABLE, VideoError
+from stvid.video.probe import probe
+
+NUM_FRAMES = 40
+LIVE = {"live": "1"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+KINDS = {  # name: container, codec, sound codec, options of the container
+    "mp4": ("mp4", "h264", "aac", {"movflags": "faststart"}),
+    "mp4-silent": ("mp4", "h264", None, {"movflags": "faststart"}),
+    "mov": ("mov", "mpeg4", "pcm_s16le", {"movflags": "faststart"}),
+    "fragments": ("mp4", "h264", "aac", FRAGMENTS),
+    "index": ("mp4", "h264", None, {"movflags": FRAGMENTS["movflags"] + "+dash+global_sidx"}),
+    "mkv": ("mkv", "h264", "aac", {}),
+    "mkv-live": ("mkv", "h264", "aac", LIVE),
+    "webm": ("webm", "vp9", None, {}),
+    "avi": ("avi", "mpeg4", "mp2", {}),
+    "flv": ("flv", "h264", "aac", {}),
+    "wmv": ("wmv", "mpeg4", None, {}),
+    "gif": ("gif", "gif", None, {}),
+}
+
+
+def remux(source, path, *, sound=None, options=None, sound_first=False, stream_out=None):
+    """Copies the packets of `source`, with noise in a sound track of the same length."""
+    with av.open(str(source)) as reading, av.open(stream_out or str(path), "w", **(options or {})) as writing:
+        packets, audio = [], None
+        if sound and sound_first:
+            audio = writing.add_stream(sound, rate=44100)
+        video = writing.add_stream_from_template(reading.streams.video[0])
+        if sound and not sound_first:
+            audio = writing.add_stream(sound, rate=44100)
+        for packet in reading.demux(video=0):
+            if packet.size:
+                packets.append((float(packet.dts * packet.time_base), packet, video))
+        seconds = max(time for time, _, _ in packets) + 0.04
+        if audio is not None:
+            audio.layout = "mono"
+            noise = np.random.default_rng(0).integers(-9000, 9000, round(seconds * 44100), np.int16)
+            frame = av.AudioFrame.from_ndarray(noise[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, 0, Fraction(1, 44100)
+            encoded = [*audio.encode(frame), *audio.encode(None)]
+            packets += [(float(p.pts * p.time_base), p, audio) for p in encoded if p.size]
+        for _, packet, stream in sorted(packets, key=lambda item: item[0]):
+            packet.stream = stream
+            writing.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Path of a whole file of each kind."""
+    folder = tmp_path_factory.mktemp("wholes")
+    sources = {c: write_video(folder / f"{c}.mp4", codec=c, num_frames=NUM_FRAMES) for c in ("h264", "mpeg4", "vp9")}
+    paths = {}
+    for name, (container, codec, sound, options) in KINDS.items():
+        path = folder / f"{name}.{container}"
+        if codec == "gif":
+            with av.open(str(sources["h264"])) as reading, av.open(str(path), "w") as writing:
+                stream = writing.add_stream("gif", rate=25)
+                stream.width, stream.height, stream.pix_fmt = 128, 96, "rgb8"
+                for frame in reading.decode(video=0):
+                    writing.mux(stream.encode(frame.reformat(format="rgb8")))
+                writing.mux(stream.encode())
+        else:
+            formats = {"wmv": {"format": "asf"}}.get(container, {})
+            remux(sources[codec], path, sound=sound, options={"options": options, **formats})
+        paths[name] = path
+    return paths
+
+
+def reason(path, **options):
+    """Why `probe` refuses a file; None if it does not."""
+    try:
+        probe(path, **options)
+    except VideoError as error:
+        return error.reason
+    return None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_whole_file_is_whole(wholes, name):
+    assert probe(wholes[name]).num_frames == NUM_FRAMES
+    assert probe(wholes[name], decode_all=False).num_frames == NUM_FRAMES
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_cut_passes_for_a_shorter_video(wholes, name, tmp_path):
+    content = wholes[name].read_bytes()
+    cut = tmp_path / wholes[name].name
+    passed = []
+    for percent in range(4, 100, 3):
+        cut.write_bytes(content[: len(content) * percent // 100])
+        if reason(cut, decode_all=False) is None:
+            passed.append(percent)
+    assert passed == []
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv", "avi", "flv"])
+def test_a_cut_at_the_edge_of_a_packet_is_told_in_numbers(wholes, name, tmp_path):
+    with av.open(str(wholes[name])) as container:
+        edges = sorted(packet.pos for packet in container.demux() if packet.size and packet.pos is not None)
+    edge = edges[len(edges) * 2 // 3] - {"avi": 8, "flv": 16}.get(name, 0)
+    cut = tmp_path / wholes[name].name
+    cut.write_bytes(wholes[name].read_bytes()[:edge])
+    with pytest.raises(VideoError) as caught:
+        probe(cut)
+    assert caught.value.reason == TRUNCATED
+    assert any(character.isdigit() for character in caught.value.detail)
+
+
+@pytest.mark.parametrize("name", ["mp4", "fragments", "mkv", "avi", "flv"])
+def test_bytes_behind_the_end_do_no_harm(wholes, name, tmp_path):
+    longer = tmp_path / wholes[name].name
+    for tail in (b"\n", bytes(100), b"<!-- served in 3 ms -->" * 5):
+        longer.write_bytes(wholes[name].read_bytes() + tail)
+        assert probe(longer).num_frames == NUM_FRAMES
+
+
+def test_a_wrong_length_in_the_header_of_an_avi_does_no_harm_if_its_index_is_there(wholes, tmp_path):
+    content = bytearray(wholes["avi"].read_bytes())
+    struct.pack_into("<I", content, 4, len(content) + 5000)
+    (tmp_path / "video.avi").write_bytes(content)
+    assert probe(tmp_path / "video.avi").num_frames == NUM_FRAMES
+
+
+def test_a_wrong_length_of_the_media_box_does_no_harm_if_the_samples_are_there(wholes, tmp_path):
+    content = bytearray(wholes["mp4"].read_bytes())
+    place = content.index(b"mdat") - 4
+    struct.pack_into(">I", content, place, len(content) - place + 5000)
+    (tmp_path / "video.mp4").write_bytes(content)
+    assert probe(tmp_path / "video.mp4").num_frames == NUM_FRAMES
+
+
+@pytest.mark.parametrize("container", ["avi", "matroska"])
+def test_a_recording_without_a_length_is_whole_and_a_cut_inside_it_is_told(wholes, container, tmp_path):
+    class Pipe(io.RawIOBase):  # a writer cannot go back in it to fill in the lengths
+        content = b""
+
+        def write(self, data):
+            self.content += bytes(data)
+            return len(data)
+
+        def writable(self):
+            return True
+
+        seek = seekable = tell = None
+
+    pipe = Pipe()
+    remux(wholes["mov"], None, options={"format": container}, stream_out=pipe)
+    path = tmp_path / "video.bin"
+    path.write_bytes(pipe.content)
+    assert probe(path).num_frames == NUM_FRAMES
+    cuts = 0
+    for percent in range(20, 100, 8):
+        path.write_bytes(pipe.content[: len(pipe.content) * percent // 100])
+        cuts += reason(path) in (TRUNCATED, UNREADABLE)
+    assert cuts == 10

@@ -1,0 +1,308 @@
+"""Files of a run that were damaged, or changed by someone else: one InputError, a correct answer, and nothing run."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import train_py
+from omegaconf import OmegaConf
+
+from stvid.errors import InputError
+from stvid.evaluation.results import read_evaluation, read_predictions
+from stvid.report.report import report_of_run
+from stvid.run.checkpoint import load_checkpoint
+from stvid.run.results import read_result, read_run_result
+from stvid.run.stored import check_same_config, check_targets, read_config
+from stvid.sweep.space import Choice, Interval, Space
+from stvid.sweep.trials import read_metrics, read_trials
+from stvid.training.callbacks.bad_videos import read_bad_videos
+from stvid.training.callbacks.progress import read_epochs
+from stvid.video.types import load_probe_cache
+
+CONTENTS = {
+    "empty": b"",
+    "text": b"hello",
+    "list": b"[1, 2]",
+    "no keys": b"{}",
+    "number": b"7",
+    "null": b"null",
+    "truncated": b'{"class_names": ["a", "b"',
+    "not UTF-8": b'{"temperature": "\xff\xfe"}',
+    "noise": bytes(range(256)) * 9,
+    "nested": b"[" * 200_000,
+    "digits": b'{"temperature": ' + b"9" * 5000 + b"}",
+    "NUL": b'a,b\n"\x00",2\n',
+    "cells": b"path,reason,epoch\n1\n1,2,3,4\n",
+    "folder": None,
+}
+FILES = {
+    "calibration.json": load_checkpoint,
+    "result.json": read_result,
+    "result.json of a run": read_run_result,
+    "result.json of a trial": read_metrics,
+    "predictions.csv": lambda run: read_predictions(run / "predictions.csv", ["to_left", "to_right"]),
+    "metrics.csv": lambda run: read_epochs(run / "metrics.csv"),
+    "bad_videos.csv": lambda run: read_bad_videos(run / "bad_videos.csv"),
+    "trials.json": lambda run: read_trials(run, SPACE),
+    "config.yaml": lambda run: read_config(run / "config.yaml"),
+    "best.ckpt": load_checkpoint,
+}
+HARMLESS = {  # an empty table, a mapping without the optional keys, a run that is not finished
+    *(("result.json of a run", "no keys"), ("result.json of a trial", "no keys"), ("config.yaml", "no keys")),
+    *(("config.yaml", "empty"), ("trials.json", "[]")),
+}
+SPACE = Space(fixed=(), varied={"lr": Interval(low=0.1, high=1), "kind": Choice(values=("a", "b"))})
+
+
+@pytest.fixture
+def run(run_folder, tmp_path):
+    return shutil.copytree(run_folder, tmp_path / "run")
+
+
+def place_of(run, name):
+    return run / "checkpoints" / name if name.endswith(".ckpt") else run / name.split()[0]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_one_message_that_names_it(name, content, run):
+    file = place_of(run, name)
+    file.unlink(missing_ok=True)
+    if CONTENTS[content] is None:
+        file.mkdir()
+    else:
+        file.write_bytes(CONTENTS[content])
+    if (name, content) in HARMLESS:
+        FILES[name](run)
+        return
+    if (name, content) == ("best.ckpt", "folder"):  # the last checkpoint is used instead
+        assert FILES[name](run).path.name == "last.ckpt"
+        return
+    with pytest.raises(InputError, match=file.name):
+        FILES[name](run)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_damaged_probe_cache_begins_anew(content, tmp_path):
+    file = tmp_path / "cache.json"
+    file.mkdir() if CONTENTS[content] is None else file.write_bytes(CONTENTS[content])
+    assert load_probe_cache(file) == {}
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "Infinity", "-Infinity", "NaN", "true", '"1"', "null", "[1]", "1e400"])
+def test_a_temperature_out_of_its_range_is_refused(value, run):
+    step = load_checkpoint(run).step
+    (run / "calibration.json").write_text(f'{{"temperature": {value}, "checkpoint": "best.ckpt", "step": {step}}}')
+    with pytest.raises(InputError, match=r"calibration\.json.*temperature"):
+        load_checkpoint(run)
+
+
+RESULTS = {
+    "num_clips": lambda r: r["protocol"].update(num_clips=10**7),
+    "accuracy": lambda r: r.update(video_accuracy=2),
+    "interval": lambda r: r.update(video_accuracy_ci95=[0.1]),
+    "NaN": lambda r: r.update(loss=float("nan")),
+    "classes": lambda r: r.update(class_names=["a", "a"]),
+    "no classes": lambda r: r.update(class_names=[]),
+    "other classes": lambda r: r.update(class_names=["a", "b"]),
+    "confusion": lambda r: r.update(confusion=[[1, 2]]),
+    "negative": lambda r: r["confusion"][0].__setitem__(0, -1),
+    "per class": lambda r: r.update(per_class={}),
+    "split": lambda r: r.update(split="all"),
+    "bins": lambda r: r.update(reliability=[{"low": 0}]),
+    "audit": lambda r: r.update(audit={}),
+    "folds": lambda r: r.update(folds="all"),
+    "hardware": lambda r: r.update(hardware=[]),
+}
+
+
+@pytest.mark.parametrize("change", RESULTS)
+def test_a_changed_result_is_refused(change, run):
+    result = json.loads((run / "result.json").read_text())
+    RESULTS[change](result)
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match=r"result\.json is damaged or was changed"):
+        report_of_run(load_checkpoint(run))
+    if change in ("num_clips", "accuracy", "split"):
+        with pytest.raises(InputError, match=r"result\.json is damaged or was changed"):
+            read_evaluation(run, "val")
+
+
+def flipped_bit(path):
+    with zipfile.ZipFile(path) as archive:
+        name = max(archive.infolist(), key=lambda entry: entry.file_size).filename
+        payload = archive.read(name)
+    content = bytearray(path.read_bytes())
+    content[content.index(payload) + len(payload) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def compressed(path):
+    with zipfile.ZipFile(path) as old:
+        parts = {entry.filename: old.read(entry) for entry in old.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, part in parts.items():
+            new.writestr(name, part)
+
+
+def changed(change):
+    def apply(path):
+        content = torch.load(path, weights_only=True)
+        change(content)
+        torch.save(content, path)
+
+    return apply
+
+
+def model(**values):
+    return changed(lambda c: c["stvid"]["config"]["model"].update(values))
+
+
+CHECKPOINTS = {
+    "flipped bit": flipped_bit,
+    "compressed": compressed,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-500]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "huge width": model(widths=[10**9, 10**9, 10**9, 10**9]),
+    "huge list": model(_target_="stvid.models.cnn_lstm.CNNLSTM", widths=None),
+    "deep": changed(
+        lambda c: c["stvid"]["config"].update(
+            model={"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "small", "num_layers": 10**9}
+        )
+    ),
+    "negative": model(widths=[-1, 2, 3, 4]),
+    "wrong type": model(widths="wide"),
+    "unknown key": model(wide=3),
+    "num_clips": changed(lambda c: c["stvid"]["protocol"].update(num_clips=10**7)),
+    "clip": changed(lambda c: c["stvid"]["clip"].update(size=[10**6, 10**6])),
+    "clip type": changed(lambda c: c["stvid"]["clip"].update(num_frames="all")),
+    "clip key": changed(lambda c: c["stvid"]["clip"].update(colour=1)),
+    "no record": changed(lambda c: c.update(stvid=None)),
+    "no config": changed(lambda c: c["stvid"].update(config=[])),
+    "no weights": changed(lambda c: c.update(state_dict=[])),
+    "text weights": changed(lambda c: c["state_dict"].update({"model.head.weight": "x"})),
+    "sparse": changed(lambda c: c["state_dict"].update({"model.head.bias": torch.zeros(2).to_sparse()})),
+    "epoch": changed(lambda c: c.update(epoch="one")),
+    "position": changed(lambda c: c.update(loops={})),
+    "classes": changed(lambda c: c["stvid"].update(class_names=[1, 2])),
+    "more classes": changed(lambda c: c["stvid"].update(class_names=[str(i) for i in range(1000)])),
+}
+
+
+@pytest.mark.parametrize("change", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_one_message(change, run):
+    path = run / "checkpoints" / "best.ckpt"
+    CHECKPOINTS[change](path)
+    with pytest.raises(InputError, match=r"best\.ckpt"):
+        load_checkpoint(run)
+
+
+TRIAL = {"number": 0, "values": {"lr": "0.5", "kind": "a"}, "status": "running", "metrics": {}, "is_mistake": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": {"lr": "0.5", "kind": "a", "loss._target_": "os.system"}},
+        {"values": {"lr": "0.5", "kind": "c"}},
+        {"values": {"lr": "5", "kind": "a"}},
+        {"values": {"lr": "nan", "kind": "a"}},
+        {"number": 3},
+        {"metrics": {"video_accuracy": "high"}},
+        {"status": None},
+    ],
+)
+def test_trials_that_the_sweep_cannot_have_are_refused(change, tmp_path):
+    (tmp_path / "trials.json").write_text(json.dumps([TRIAL]))
+    assert read_trials(tmp_path, SPACE)[0].values == TRIAL["values"]
+    (tmp_path / "trials.json").write_text(json.dumps([TRIAL | change]))
+    with pytest.raises(InputError, match=r"trials\.json"):
+        read_trials(tmp_path, SPACE)
+
+
+HOSTILE = {
+    "loss": {"_target_": "torch.utils.collect_env.run"},
+    "optimizer.optimizer": {"_target_": "subprocess.run", "_partial_": True},
+    "trainer.callbacks": [{"_target_": "os.system"}],
+    "trainer.plugins": [[{"_target_": "os.system"}]],
+    "logger.x": {"_target_": "os.system"},
+    "data.datamodule.clip._target_": "os.system",
+    "hydra.x": {"_target_": "os.system"},
+    "mixing": {"_target_": "stvid.data.synthetic.actions.actions", "root": "elsewhere"},  # ours, at another place
+    "loss._args_": ["x"],
+    "loss._partial_": True,
+    "loss._recursive_": False,
+}
+
+
+@pytest.mark.parametrize("place", HOSTILE)
+def test_a_config_from_someone_else_names_no_code(place, run):
+    config = read_config(run / "config.yaml")
+    check_targets(OmegaConf.to_container(config), {}, [], name="run")
+    OmegaConf.update(config, place, HOSTILE[place], force_add=True)
+    with pytest.raises(InputError, match="of the run is"):
+        check_targets(OmegaConf.to_container(config), {}, [], name="run")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "loss: ${oc.create:{_target_: os.system}}",
+        "seed: ${oc.env:HOME}",
+        r"seed: \\${oc.env:HOME}",
+        "a: &a [1, 2]\nb: [*a, *a]",
+        "a: !!python/object/apply:os.system [x]",
+        "_target_: os.system",
+    ],
+)
+def test_a_config_is_data_only(line, tmp_path):
+    (tmp_path / "config.yaml").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"config\.yaml is damaged or was changed"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_keys_that_differ_from_the_checkpoint_are_named(tmp_path):
+    record = {"optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}, "data": {"num_workers": 1}}
+    same = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "data": {"num_workers": 3}}
+    check_same_config(same, record, ignored=["data.num_workers"], file=tmp_path)
+    with pytest.raises(InputError, match=r"optimizer\.lr from 0\.1 to 0\.5, optimizer\.new from \(nothing\) to 1"):
+        check_same_config(
+            {"optimizer": {"lr": 0.5, "betas": [0.9, 0.99], "new": 1}, "data": {"num_workers": 1}},
+            record,
+            ignored=[],
+            file=tmp_path,
+        )
+
+
+def test_a_changed_config_is_not_resumed(run):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("max_epochs: 3", "max_epochs: 4").replace("  lr: ", "  lr: 1"))
+    before = (run / "result.json").read_bytes()
+    done = train_py(f"resume={run}")
+    assert done.returncode == 2
+    assert "optimizer.lr from " in done.stderr
+    assert "trainer.max_epochs from 3 to 4" in done.stderr
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_a_folder_in_use_or_with_files_of_another_run_is_refused(run, tmp_path):
+    hold_lock = (
+        "import sys; from pathlib import Path; from stvid.run.folder import RunFolder\n"
+        "from stvid.run.lock import locked_folder\n"
+        "with locked_folder(RunFolder(Path(sys.argv[1]))): print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", hold_lock, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        done = train_py(f"resume={run}", "trainer.max_epochs=4", "allow_changes=true")
+        other.communicate("\n")
+    assert done.returncode == 2
+    assert f"is in use: process {other.pid} on " in done.stderr
+    (run / "config.yaml").unlink()
+    done = train_py("data=folder", f"data.root={tmp_path}", f"hydra.run.dir={run}")
+    assert done.returncode == 2
+    assert "of another run" in done.stderr
