@@ -157,7 +157,13 @@ def hostile_check():
                 "damaged": [{"path": BAD, "num_damaged": 1, "num_frames": 2}],
                 "short": [{"path": BAD, "start": None, "end": None, "num_frames": 1, "span": 4}],
             },
-            "shortcuts": [],
+            "shortcuts": [], "similar_classes": [[BAD, BAD]],
+            "groups": {
+                "num_unnamed": 1, "folders": None, "pictures": {"num_compared": 0, "num_linked": 0},
+                "names": {
+                    "pattern": "x", "num_groups": 1, "num_leaks": 1, "example": [BAD, BAD], "checked": 0, "confirmed": 0
+                },
+            },
         }
     )  # fmt: skip
 
