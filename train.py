@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
+from stvid.evaluation.diagnosis import diagnose
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
 from stvid.evaluation.text import headline
@@ -151,6 +152,8 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         result = {**result, "seed": config.seed, **training, **_provenance(data, folder), "config": settings}
         write_result(folder.path, result, predictions)
         log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)
+        for line in diagnose(result, epoch_table.rows):
+            log.info("%s", line)
         _log_next_commands(data, folder)
         if draws_report:
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))

@@ -19,6 +19,7 @@ from stvid import __version__
 from stvid.commands.arguments import check_arguments
 from stvid.errors import ConsoleHandler, InputError, exit_on_interrupt, interrupt_normally, nearest, report_errors
 from stvid.run.folder import project_root
+from stvid.terminal import LogFormatter
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -57,7 +58,9 @@ def _run_command(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid Unicode
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler(sys.stdout)])
+    handler = ConsoleHandler(sys.stdout)
+    handler.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     check_arguments(options)
     options.run_again = functools.partial(main, arguments)  # for other processes, see --processes
     exit_on_interrupt()

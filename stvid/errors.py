@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from stvid.terminal import visible, visible_lines
+
 MAX_NAMES = 30  # in a message
 MISSING = "missing"  # the file does not exist
 UNREADABLE = "unreadable"  # the file cannot be opened or decoded
@@ -81,7 +83,7 @@ def report_errors() -> Iterator[None]:
         if found is None:
             raise
         message = found
-    print(f"error: {message}", file=sys.stderr)
+    print(visible_lines(f"error: {message}").replace("\n", "\n  "), file=sys.stderr)  # a name cannot forge a line
     raise SystemExit(2)
 
 
@@ -224,8 +226,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """The names with commas between them, at most 30 of them: `a, b and 3 more`."""
-    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    """The names with commas between them, at most 30: `a, b and 3 more`. Hidden characters are escaped."""
+    return ", ".join(map(visible, names[:MAX_NAMES])) + (
+        f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    )
 
 
 def train_command(*arguments: str) -> str:
@@ -257,4 +261,4 @@ class VideoError(Exception):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        return visible(f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else ""))

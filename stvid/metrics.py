@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 NUM_BINS = 15  # bins of a reliability diagram
+MAX_DENSE_CLASSES = 500  # with more classes, the confusion matrix is stored without its zeros
 
 
 def average_views(logits_VK: Tensor, videos_V: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,18 +49,14 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
         `top_k_accuracy` (k -> fraction of videos whose class is among the k most probable; k from 1 to 5, below K);
         `top5_accuracy` (if K <= 5, the fraction of readable videos); `mean_class_accuracy` (mean recall over the
         classes present); `macro_f1` (mean F1 over the classes that are present or predicted); `loss`; `ece` and
-        `reliability` (see `reliability`); `confusion` (rows: true class, columns: predicted class); `precision`,
-        `recall`, `f1`, `num_videos` (one value per class; None if the denominator is 0).
+        `reliability` (see `reliability`); `confusion` or, above 500 classes, `confusion_counts` (see `confusion`);
+        `precision`, `recall`, `f1`, `num_videos` (one value per class; None if the denominator is 0).
     """
-    from torchmetrics.functional.classification import multiclass_confusion_matrix  # slow to import
-
     num_classes = probabilities_NK.shape[1]
-    # torchmetrics cannot represent an unreadable video, so these get an extra predicted class: column K of the table.
-    # The ratios are computed here in float64: those of torchmetrics are float32, off by 1e-8 in result.json.
-    predicted = torch.cat([probabilities_NK.argmax(1), torch.full_like(failed_labels, num_classes)])
-    table = multiclass_confusion_matrix(predicted, torch.cat([labels_N, failed_labels]), num_classes=num_classes + 1)
-    confusion, counts = table[:-1, :-1], table[:-1].sum(1)
-    correct, num_predicted = confusion.diag().double(), confusion.sum(0)
+    predicted_N = probabilities_NK.argmax(1)
+    counts = torch.bincount(torch.cat([labels_N, failed_labels]), minlength=num_classes)
+    correct = torch.bincount(labels_N[predicted_N == labels_N], minlength=num_classes).double()
+    num_predicted = torch.bincount(predicted_N, minlength=num_classes)
     ranked_NK = probabilities_NK.argsort(dim=1, descending=True, stable=True)  # ties in the order of `argmax`
     top_NK = ranked_NK[:, :5] == labels_N[:, None]
     top_K = top_NK.cumsum(1).clamp_max(1).sum(0).double() / counts.sum()
@@ -74,12 +71,35 @@ def video_metrics(probabilities_NK: Tensor, labels_N: Tensor, failed_labels: Ten
         "loss": log_loss(probabilities_NK, labels_N),
         "ece": calibration_error(bins),
         "reliability": bins,
-        "confusion": confusion.tolist(),
+        **confusion(labels_N, predicted_N, num_classes),
         "precision": _ratios(correct, num_predicted),
         "recall": _ratios(correct, counts),
         "f1": f1,
         "num_videos": counts.tolist(),
     }
+
+
+def confusion(labels_N: Tensor, predicted_N: Tensor, num_classes: int) -> dict:
+    """The confusion matrix as plain data, of a size that does not grow with the square of very many classes.
+
+    Returns:
+        Up to 500 classes `confusion`: rows (true class) of numbers of videos (column: predicted class). Above,
+        `confusion_counts`: true class -> predicted class -> number of videos, without zeros; the classes are indices
+        as text, as in JSON.
+    """
+    pairs, numbers = torch.unique(labels_N * num_classes + predicted_N, return_counts=True)
+    cells = [
+        (*divmod(pair, num_classes), number) for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True)
+    ]
+    if num_classes <= MAX_DENSE_CLASSES:
+        rows = [[0] * num_classes for _ in range(num_classes)]
+        for truth, predicted, number in cells:
+            rows[truth][predicted] = number
+        return {"confusion": rows}
+    counts: dict[str, dict[str, int]] = {}
+    for truth, predicted, number in cells:
+        counts.setdefault(str(truth), {})[str(predicted)] = number
+    return {"confusion_counts": counts}
 
 
 def reliability(probabilities_NK: Tensor, labels_N: Tensor) -> list[dict]:

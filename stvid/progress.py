@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stvid.terminal import visible
+
 REDRAW_SECONDS = 0.2
 
 
@@ -42,7 +44,7 @@ class Bar:
             redirect_stdout=sys.stdout.isatty(),
             disable=not self.shown,
         )
-        self.task = self.bar.add_task(what, total=total, unit=unit, note="")
+        self.task = self.bar.add_task(visible(what), total=total, unit=visible(unit), note="")
         self.drawn = 0.0
         self.streams: list[tuple[logging.StreamHandler, object]] = []  # log handlers and their own streams
 
@@ -73,13 +75,13 @@ class Bar:
         """Adds completed steps; `note` replaces the text after the bar."""
         self.bar.update(self.task, advance=steps)
         if note is not None:
-            self.bar.update(self.task, note=note)
+            self.bar.update(self.task, note=visible(note))
         if self.due:
             self._draw()
 
     def note(self, text: str) -> None:
         """Shows a text after the bar at once."""
-        self.bar.update(self.task, note=text)
+        self.bar.update(self.task, note=visible(text))
         self._draw()
 
     def close(self) -> None:

@@ -229,7 +229,7 @@ def test_names_are_escaped(page, text):
     assert not page.all("img")
     assert NASTY[0] in page.text
     assert "zählen\\udcff" in page.text
-    assert "first</title> on test" in page.text
+    assert "first</title>" in page.text
     assert page.data["classes"] == [*NASTY[:2], "zählen\\udcff"]
     assert len(page.all("script")) == 2
     assert text.count("<script") == text.count("</script>") == 2

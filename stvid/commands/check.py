@@ -14,9 +14,10 @@ from stvid.commands.check_groups import groups_section
 from stvid.data.check import check_videos, is_bad
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS
-from stvid.errors import REASONS
+from stvid.errors import REASONS, listing
 from stvid.files import write_json
 from stvid.run.config import compose_data_set
+from stvid.terminal import aligned, show, visible
 
 MAX_LINES = 20  # paths in one section
 MAX_CLASSES = 30  # rows of the table; a longer table shows both ends
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.json:
         write_json(options.json, report)
-    print(check_text(report))
+    show(check_text(report))
     if is_bad(report):
         raise SystemExit(1)
 
@@ -63,7 +64,7 @@ def check_text(report: dict) -> str:
     root = _common_folder([file["path"] for file in report["files"]])
 
     def shorten(path: str) -> str:
-        return os.path.relpath(path, root) if root else path
+        return visible(os.path.relpath(path, root) if root else path)
 
     sections = [
         _summary(report, root),
@@ -79,8 +80,7 @@ def check_text(report: dict) -> str:
         _unusual_durations(report["odd"], shorten),
         _shortcuts(report["shortcuts"]),
     ]
-    text = "\n\n".join("\n".join(lines) for lines in sections if lines)
-    return text.encode("utf-8", "backslashreplace").decode()  # file names need not be valid UTF-8
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
 def _common_folder(paths: Sequence[str]) -> str | None:
@@ -102,7 +102,7 @@ def _summary(report: dict, root: str | None) -> list[str]:
     if not_found:
         lines.append(f"not found   {', '.join(not_found)}")
     if root:
-        lines.append(f"folder      {root}")
+        lines.append(f"folder      {visible(root)}")
     if odd["sizes"]:
         lines.append(f"pixels      {_most_common(odd['sizes'], '')}")
     if odd["fps"]:
@@ -163,7 +163,7 @@ def _bad_videos(bad: Sequence[dict], shorten: Shorten) -> list[str]:
 
 def _path_and_detail(video: dict, shorten: Shorten) -> str:
     detail = re.sub(r"\[Errno \d+\] |: '.*'$", "", " ".join(video["detail"].split()))  # without the path
-    return shorten(video["path"]) + (f"   ({detail})" if detail else "")
+    return shorten(video["path"]) + (f"   ({visible(detail)})" if detail else "")
 
 
 def _leaks(leaks: Sequence[dict], shorten: Shorten) -> list[str]:
@@ -178,7 +178,7 @@ def _leaks(leaks: Sequence[dict], shorten: Shorten) -> list[str]:
 
 def _leak_line(leak: dict, shorten: Shorten) -> str:
     splits = ", ".join(leak["splits"])
-    title = f"{leak['name']} in {splits}" if leak["kind"] == "group" else splits
+    title = f"{visible(leak['name'])} in {splits}" if leak["kind"] == "group" else splits
     return f"{title}: {_first_paths(leak['paths'], leak['num_files'], shorten)}"
 
 
@@ -207,7 +207,7 @@ def _conflict_line(conflict: dict, shorten: Shorten) -> str:
     part = "" if start is None and end is None else f" from {start or 0:g} s"
     part += "" if end is None else f" to {end:g} s"
     paths = conflict["paths"]
-    return f"{' / '.join(conflict['labels'])}: {_first_paths(paths, len(paths), shorten)}{part}"
+    return f"{' / '.join(map(visible, conflict['labels']))}: {_first_paths(paths, len(paths), shorten)}{part}"
 
 
 def _duplicates(duplicates: Sequence[Sequence[str]], shorten: Shorten) -> list[str]:
@@ -230,7 +230,7 @@ def _classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         absent = [repr(name) for name, of_class in counts.items() if not of_class[split]]
         if absent:
             hint = " Training refuses that." if split == "train" else ""
-            lines.append(f"No videos in {split}: {', '.join(absent[:MAX_LINES])}.{hint}")
+            lines.append(f"No videos in {split}: {listing(absent)}.{hint}")
     train = {name: of_class["train"] for name, of_class in counts.items()}
     largest, smallest = max(train, key=train.get), min(train, key=train.get)
     if train[largest] > UNBALANCED * train[smallest] > 0:
@@ -248,9 +248,7 @@ def _class_table(counts: Mapping[str, Mapping[str, int]], splits: Sequence[str])
         rows = [*rows[:5], (f"... {len(rows) - 10} more", [""] * len(splits)), *rows[-5:]]
     totals = [str(sum(of_class[split] for of_class in counts.values())) for split in splits]
     rows = [("class", splits), *rows, ("all", totals)]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}" + "".join(f"  {cell:>6}" for cell in cells) for name, cells in rows]
-    return [line.rstrip() for line in lines]
+    return aligned([(name, *(f"{cell:>6}" for cell in cells)) for name, cells in rows], left=1).split("\n")
 
 
 def _short_videos(report: dict, shorten: Shorten) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from stvid.data.group_proposals import HASH_SIZE, MAX_DISTANCE
 from stvid.data.manifest import NAME_GROUPS
+from stvid.terminal import visible
 
 _MAX_SHARE = 0.5  # a larger group of linked videos shows one place, not one recording
 
@@ -39,7 +40,7 @@ def _pattern_lines(title: str, found: Mapping) -> list[str]:
         verdict = f"not sure: the pictures agree in only {confirmed} of {checked} groups"
     return [
         f"  {title}: {found['num_groups']} groups, {found['num_leaks']} of them in several splits; {verdict}",
-        f"    such as {group!r} of {name}; use them with \"data.group_pattern='{found['pattern']}'\"",
+        f"    such as {group!r} of {visible(name)}; use them with \"data.group_pattern='{found['pattern']}'\"",
     ]
 
 

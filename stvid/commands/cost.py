@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.cost.planning import DEFAULT_BATCH_SIZE, MAX_BATCH_SIZE, MEMORY_FRACTION, Plan, free_bytes
-from stvid.cost.report import CostReport, aligned, bytes_text, count_text, layer_table, paragraph, totals_text
+from stvid.cost.report import CostReport, bytes_text, count_text, layer_table, paragraph, totals_text
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
 from stvid.run.model import build_model, trusted_modules
+from stvid.terminal import aligned, show, table_width
 
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
 DEFAULT_CLASSES = 400  # of a data set that is not in CLASSES; the number of Kinetics-400
@@ -33,15 +35,15 @@ def run(options: argparse.Namespace) -> None:
         report = plan.estimate(plan.resolve_batch_size())
         if options.json:
             write_json(options.json, report.to_dict())
-        print(cost_text(plan, report))
+        show(cost_text(plan, report))
         return
     reports = compare_costs(options.overrides, classes=options.classes, device=options.device)
     if options.json:
         write_json(options.json, {name: [report.to_dict() for report in series] for name, series in reports.items()})
-    print(growth_table(reports))
+    show(growth_table(reports))
     if options.out:
         draw_growth(reports, Path(options.out))
-        print(f"\ndrawn to {options.out}")
+        show(f"\ndrawn to {options.out}")
 
 
 def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | None, device: str | None) -> Plan:
@@ -186,7 +188,11 @@ def growth_table(reports: Mapping[str, Sequence[CostReport]]) -> str:
         f"clips of {height} x {width} pixels, {first.precision}; FLOPs and activations of one clip, "
         f"peak of a training step on {first.batch_size}"
     )
-    return f"{header}\n\n{aligned(rows, left=0)}"
+    table = aligned(rows, left=0)
+    if max(map(len, table.split("\n"))) > table_width():  # a table for each model
+        starts = range(1, len(rows[0]), len(columns))
+        table = "\n\n".join(aligned([(row[0], *row[i : i + len(columns)]) for row in rows], left=0) for i in starts)
+    return f"{textwrap.fill(header, table_width())}\n\n{table}"
 
 
 def draw_growth(reports: Mapping[str, Sequence[CostReport]], path: Path) -> None:

@@ -16,6 +16,7 @@ from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
 from stvid.run.relocation import relocate_run
+from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,20 +53,20 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
     if not is_main_process:
         return
     result = evaluation.result
-    print(result_text(result))
+    show(result_text(result))
     for key, section in (("folds", folds_text), ("audit", audit_text)):
         if key in result:
-            print(f"\n{section(result)}")
+            show(f"\n{section(result)}")
     sys.stdout.flush()  # what follows may fail: the disk may be full
     if options.json:
         write_json(options.json, result)
     folder = RunFolder(evaluation.folder)
     if (error := evaluation.not_written) is not None:
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
-            print(f"\nnot written: {display_path(folder.path)}: {error.strerror}")
+            show(f"\nnot written: {display_path(folder.path)}: {error.strerror}")
             return
         raise error
     if options.report:
         draw_report(load_checkpoint(runs[0], trust=options.trust), folder.path, cache=evaluation.probe_cache)
     files = [folder.result_json, folder.predictions_csv, *([folder.report_html] if options.report else [])]
-    print(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")
+    show(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")

@@ -13,6 +13,7 @@ from stvid.errors import InputError
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
+from stvid.terminal import show, visible
 
 
 def run(options: argparse.Namespace) -> None:
@@ -21,11 +22,11 @@ def run(options: argparse.Namespace) -> None:
     trained = load_checkpoint(options.run, trust=options.trust)
     predictions = predict_files(trained, paths, top=options.top, num_workers=options.workers)
     for prediction in predictions:
-        print(prediction["path"])
+        show(visible(prediction["path"]))
         if "error" in prediction:
-            print(f"  could not be read: {prediction['error']}")
+            show(f"  could not be read: {visible(prediction['error'])}")
         for entry in prediction["top"]:
-            print(f"  {entry['probability']:6.1%}  {entry['class']}")
+            show(f"  {entry['probability']:6.1%}  {visible(entry['class'])}")
     if options.json:
         write_json(options.json, predictions)
     if any("error" in prediction for prediction in predictions):

@@ -9,6 +9,7 @@ from pathlib import Path
 from stvid.data.prepare import prepare
 from stvid.files import write_json
 from stvid.run.config import compose_data_set
+from stvid.terminal import show
 
 MAX_BAD = 20  # lines about bad videos
 
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.json:
         write_json(options.json, summary)
-    print(prepare_text(summary))
+    show(prepare_text(summary))
     if summary["num_bad"]:
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ from stvid.files import write_json
 from stvid.report.report import report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import COMPARISON_HTML, display_path, resolve_runs
+from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
@@ -25,20 +26,20 @@ def run(options: argparse.Namespace) -> None:
     trained = load_checkpoint(runs[0], trust=options.trust)
     out = Path(options.out) if options.out else folder.report_html
     write_report(report_of_run(trained, folder.path, data_root=options.data_root), out)
-    print(f"written to {display_path(out.absolute())}")
+    show(f"written to {display_path(out.absolute())}")
 
 
 def _compare(options: argparse.Namespace) -> None:
     split = options.split or "test"
     comparison = compare_runs([read_evaluation(run, split, trust=options.trust) for run in options.runs])
-    print(comparison_text(comparison))
+    show(comparison_text(comparison))
     if options.json:
         write_json(options.json, comparison.to_dict())
     out = Path(options.out or COMPARISON_HTML)
     if not options.out and out.exists() and not _is_page_of_stvid(out):
         raise InputError(f"{out} exists, but stvid did not write it; choose another file with --out")
     write_comparison(comparison, out)
-    print(f"\nwritten to {display_path(out.absolute())}")
+    show(f"\nwritten to {display_path(out.absolute())}")
 
 
 def _is_page_of_stvid(page: Path) -> bool:

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-WIDTH = 120  # columns
+from stvid.terminal import aligned, table_width
+
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 DECIMAL = ("", "k", "M", "G", "T", "P", "E")
 
@@ -120,7 +121,7 @@ def _text(number: float, units: Sequence[str], base: int) -> str:
 
 
 def layer_table(report: CostReport) -> str:
-    """A line for each layer, at most 120 columns wide; long names are cut at the start."""
+    """A line for each layer, as wide as the terminal allows; long names are cut at the start."""
     header = ("layer", "type", "output", "parameters", "activations", "multiply-adds")
     rows = [
         (
@@ -154,8 +155,8 @@ def totals_text(report: CostReport) -> str:
 
 
 def paragraph(name: str, text: str) -> str:
-    """A named paragraph, indented, at most 120 columns wide."""
-    return textwrap.fill(text, WIDTH, initial_indent=f"{name:<12}", subsequent_indent=" " * 12)
+    """A named paragraph, indented, as wide as the terminal, at most 120 columns."""
+    return textwrap.fill(text, table_width(), initial_indent=f"{name:<12}", subsequent_indent=" " * 12)
 
 
 def summary_line(report: CostReport) -> str:
@@ -165,24 +166,3 @@ def summary_line(report: CostReport) -> str:
         f"step on {report.batch_size} clips takes {bytes_text(report.peak_train_bytes)} and "
         f"{count_text(report.flops_train_step * report.batch_size)} FLOPs"
     )
-
-
-def aligned(rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """Rows as text in columns. A table wider than 120 columns has its first column cut.
-
-    Args:
-        rows: cells; the first row is the header.
-        left: number of columns that are left-aligned; the others are right-aligned.
-    """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    other_columns = sum(widths[1:]) + 2 * (len(widths) - 1)
-    widths[0] = max(min(widths[0], WIDTH - other_columns), 12)
-    lines = []
-    for row in rows:
-        first = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip((first, *row[1:]), widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -208,9 +208,9 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_cla
         labels = {item.label for item in manifest.select(split)}
         absent = [name for name in manifest.class_names if name not in labels]
         if absent and split == "train":
-            raise InputError(f"split 'train' has no videos of: {', '.join(absent)}. Every class needs at least one")
+            raise InputError(f"split 'train' has no videos of: {listing(absent)}. Every class needs at least one")
         if absent and labels:
-            log.warning("split %r has no videos of: %s; it cannot measure these classes", split, ", ".join(absent))
+            log.warning("split %r has no videos of: %s; it cannot measure these classes", split, listing(absent))
     if not allow_leaks:
         _check_leaks(manifest)
     return manifest

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from stvid.cost.report import aligned, count_text
-from stvid.errors import InputError
+from stvid.cost.report import count_text
+from stvid.errors import InputError, listing
 from stvid.evaluation import text
 from stvid.evaluation.results import FRAMES_OF_WHOLE_VIDEO, Evaluation, PredictionRow
 from stvid.evaluation.statistics import holm, mcnemar, paired_interval
 from stvid.run.folder import RunFolder
+from stvid.terminal import aligned, visible
 
 VideoKey = tuple[tuple[str, float | None, float | None], str]  # `PredictionRow.video_key` and the label
 MAX_LISTED = 10  # disagreements
@@ -191,14 +192,14 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
         classes, first_classes = set(run.result["class_names"]), set(first.result["class_names"])
         if classes != first_classes:
             only_first, only_run = (
-                ", ".join(sorted(names)) or "(none)" for names in (first_classes - classes, classes - first_classes)
+                listing(sorted(names)) or "(none)" for names in (first_classes - classes, classes - first_classes)
             )
             raise InputError(
                 f"different classes: only in {first.folder}: {only_first}; only in {run.folder}: {only_run}. "
                 "Only models with the same classes can be compared"
             )
     if not common_videos(evaluations)[0]:
-        folders = ", ".join(str(run.folder) for run in evaluations)
+        folders = listing([str(run.folder) for run in evaluations])
         raise InputError(
             f"no video is in all of {folders} under the same label; evaluate the runs on the same data: "
             "stvid evaluate RUN --manifest FILE.csv"
@@ -220,7 +221,7 @@ def comparison_text(comparison: Comparison) -> str:
     lines += [*_notes(comparison), "", *_test_lines(comparison)]
     if comparison.differing:
         lines += ["", *_disagreement_lines(comparison)]
-    return text.printable("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -232,20 +233,22 @@ def _notes(comparison: Comparison) -> list[str]:
         notes.append(f"the cost of models for whole videos is that of {FRAMES_OF_WHOLE_VIDEO} frames")
     devices = {run.name: run.training["device"] for run in evaluations if run.training}
     if len(set(devices.values())) > 1:
-        notes.append("trained on " + ", ".join(f"{device} ({name})" for name, device in devices.items()))
+        notes.append("trained on " + ", ".join(f"{device} ({visible(name)})" for name, device in devices.items()))
     cached = [run.name for run in evaluations if run.training and run.training["stored_features"]]
     if cached:
-        notes.append(f"clips/s without decoding, on cached features: {', '.join(cached)}")
+        notes.append(f"clips/s without decoding, on cached features: {listing(cached)}")
     encoded = {run.name: run.training.get("encoding_seconds", 0.0) for run in evaluations if run.training}
     if any(encoded.values()):
-        times = ", ".join(f"{text.duration(seconds)} ({name})" for name, seconds in encoded.items() if seconds)
+        times = ", ".join(f"{text.duration(seconds)} ({visible(name)})" for name, seconds in encoded.items() if seconds)
         notes.append(f"training includes the time to encode the frames once: {times}")
     for name, number in comparison.left_out.items():
         if number:
-            notes.append(f"{number} videos of {name} are not in all others: they count in video acc., but in no test")
+            notes.append(
+                f"{number} videos of {visible(name)} are not in all others: they count in video acc., but in no test"
+            )
     for key, values in comparison.protocols.items():
         pairs = zip(evaluations, values, strict=True)
-        settings = ", ".join(f"{run.name} {text.protocol_value(key, value)}" for run, value in pairs)
+        settings = ", ".join(f"{visible(run.name)} {text.protocol_value(key, value)}" for run, value in pairs)
         notes.append(f"different protocol, {key}: {settings}")
     return notes
 
@@ -266,7 +269,7 @@ def _metrics_table(comparison: Comparison) -> str:
         measured = ("-" if speed is None else _three_digits(speed), "-" if seconds is None else text.duration(seconds))
         on_common = (f"{comparison.common_accuracy[run.name]:.3f}",) if common else ()
         rows.append((run.name, *on_common, *accuracies, *costs, *measured))
-    return aligned(rows, left=1)
+    return aligned(rows, left=1, drop=("clip acc.", "MiB", "GFLOPs", "parameters", "clips/s", "training"))
 
 
 def _three_digits(number: float) -> str:
@@ -275,15 +278,17 @@ def _three_digits(number: float) -> str:
 
 def _test_lines(comparison: Comparison) -> list[str]:
     corrected = ["p, Holm"] if len(comparison.tests) > 1 else []
-    rows = [("1st - 2nd", "difference", "95 % interval", "only 1st correct", "only 2nd correct", "p", *corrected)]
+    rows = [("1st", "2nd", "diff.", "95 % interval", "only 1st", "only 2nd", "p", *corrected)]
     for test in comparison.tests:
         low, high = test.interval
         difference = (f"{test.difference:+.3f}", f"{low:+.3f} to {high:+.3f}")
         p_values = [text.p_value(p) for p in ([test.p, test.p_corrected] if corrected else [test.p])]
-        rows.append(
-            (f"{test.first} - {test.second}", *difference, str(test.only_first), str(test.only_second), *p_values)
-        )
-    lines = ["paired tests: exact McNemar test, Tango's interval of the difference", aligned(rows, left=1)]
+        rows.append((test.first, test.second, *difference, str(test.only_first), str(test.only_second), *p_values))
+    lines = [
+        "paired tests: accuracy of the 1st minus the 2nd with Tango's interval, videos that only",
+        "one classifies correctly, and the exact McNemar test",
+        aligned(rows, left=2, drop=("p",) if corrected else ()),
+    ]
     if corrected:
         lines.append(f"p, Holm: corrected for {len(comparison.tests)} tests; use this one")
     if any(run.result["num_groups"] for run in comparison.evaluations):
@@ -299,4 +304,4 @@ def _disagreement_lines(comparison: Comparison) -> list[str]:
     total = len(comparison.differing)
     selected = f"; the {MAX_LISTED} most confident" if total > MAX_LISTED else ""
     title = f"{total} videos are classified correctly by some models and wrongly by others{selected}"
-    return [title, aligned(rows, left=len(rows[0]))]
+    return [title, aligned(rows, left=len(rows[0]), drop=rows[0][:1:-1])]

@@ -255,7 +255,7 @@ def compute_metrics(predictions: Sequence[PredictionRow], class_names: Sequence[
             name: {key: metrics[key][i] for key in ("precision", "recall", "f1", "num_videos")}
             for name, i in index.items()
         },
-        "confusion": metrics["confusion"],
+        **{key: metrics[key] for key in ("confusion", "confusion_counts") if key in metrics},
         "reliability": metrics["reliability"],
     }
 

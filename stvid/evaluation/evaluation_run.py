@@ -232,8 +232,8 @@ def _check_same_protocol(fold: Fold, first: Fold) -> None:
     if fold.result["class_names"] != first.result["class_names"]:
         raise InputError(
             f"{fold.run} and {first.run} have different classes, or another order of them: "
-            f"only in the first: {', '.join(sorted(classes - first_classes)) or '(none)'}; "
-            f"only in the second: {', '.join(sorted(first_classes - classes)) or '(none)'}"
+            f"only in the first: {listing(sorted(classes - first_classes)) or '(none)'}; "
+            f"only in the second: {listing(sorted(first_classes - classes)) or '(none)'}"
         )
     protocols = [{**other.result["protocol"], "temperature": None} for other in (first, fold)]
     if protocols[0] != protocols[1]:

@@ -10,12 +10,13 @@ from dataclasses import replace
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest
 from stvid.data.sampling import PLAYBACKS
+from stvid.errors import listing
 from stvid.evaluation.evaluate import compute_metrics, predict_split
 from stvid.evaluation.results import PredictionRow
 from stvid.run.checkpoint import TrainedModel
 
 log = logging.getLogger(__name__)
-AUDIT_METRICS = ("video_accuracy", "video_accuracy_ci95", "confusion")
+AUDIT_METRICS = ("video_accuracy", "video_accuracy_ci95", "confusion", "confusion_counts")
 STILL_MARGIN = 0.1  # largest drop of recall and precision of a class that is recognised from a still image
 DIFFERENCE_NOTE = (
     "The model sees difference images: each frame contains the motion of {seconds:g} s, also if the frames are "
@@ -81,15 +82,16 @@ def audit_metrics(
 
     Returns:
         `audit`: for each playback `video_accuracy`, `video_accuracy_ci95`, `per_class` (recall; None for a class
-        without videos), `confusion`, `lost` (number of videos that are correct only if unchanged) and `gained` (only
-        if changed); `still_classes`, see there; and `audit_note`, which explains limits of the audit.
+        without videos), `confusion` or `confusion_counts`, `lost` (number of videos that are correct only if unchanged)
+        and `gained` (only if changed); `still_classes`, see there; and `audit_note`, which explains limits of the
+        audit.
     """
     audit, unchanged = {}, compute_metrics(predictions, class_names)
     for playback, changed_predictions in playbacks.items():
         metrics = compute_metrics(changed_predictions, class_names)
         correct = [(a.is_correct, b.is_correct) for a, b in zip(predictions, changed_predictions, strict=True)]
         audit[playback] = {
-            **{key: metrics[key] for key in AUDIT_METRICS},
+            **{key: metrics[key] for key in AUDIT_METRICS if key in metrics},
             "per_class": {name: numbers["recall"] for name, numbers in metrics["per_class"].items()},
             "lost": correct.count((True, False)),
             "gained": correct.count((False, True)),
@@ -106,7 +108,7 @@ def audit_text(result: Mapping) -> str:
     for name, metrics in rows:
         low, high = metrics["video_accuracy_ci95"]
         lines.append(f"  {name:<18}  {metrics['video_accuracy']:.3f}   ({low:.3f} to {high:.3f})")
-    lines.append(f"recognised from a still image: {', '.join(result['still_classes']) or 'no class'}")
+    lines.append(f"recognised from a still image: {listing(result['still_classes']) or 'no class'}")
     return "\n".join([*lines, *textwrap.wrap(result["audit_note"], 100)])
 
 

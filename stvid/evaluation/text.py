@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from stvid.errors import listing
 from stvid.evaluation.statistics import mcnemar, paired_interval
+from stvid.terminal import aligned, visible, visible_lines
 
 NBSP = "\u00a0"  # between a number and its unit, so that no line breaks there
 DASH = "–"
 MAX_NAMED = 3  # classes that a class is confused with
+MAX_CLASSES = 60  # rows of the printed table
 IMBALANCE = 1.5  # ratio to chance from which the most common class is mentioned
 CALIBRATION_TOLERANCE = 0.02  # largest |confidence - accuracy| that counts as calibrated
 SIGNIFICANCE_LEVEL = 0.05
@@ -101,20 +103,28 @@ def protocol_value(key: str, value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def printable(text: str) -> str:
-    """Text that can be encoded as UTF-8: bytes of a file name that are not valid UTF-8 become `\\udc..`."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def confusion_rows(metrics: Mapping) -> list[dict[int, int]]:
+    """For each true class: predicted class -> number of videos, ascending and without zeros.
+
+    Args:
+        metrics: a result, or the metrics of a playback: with `confusion`, or with `confusion_counts` (many classes).
+    """
+    if "confusion" in metrics:
+        return [{predicted: n for predicted, n in enumerate(row) if n} for row in metrics["confusion"]]
+    counts = metrics["confusion_counts"]
+    rows = (counts.get(str(truth), {}) for truth in range(len(metrics["per_class"])))
+    return [{int(predicted): n for predicted, n in row.items()} for row in rows]
 
 
-def confused_with(truth: int, counts: Sequence[int], class_names: Sequence[str]) -> list[str]:
+def confused_with(truth: int, counts: Mapping[int, int], class_names: Sequence[str]) -> list[str]:
     """The classes predicted wrongly for videos of one class, most frequent first: `run (4)`, and finally `2 more`.
 
     Args:
         truth: index of the true class.
-        counts: its row of the confusion matrix.
+        counts: its row of `confusion_rows`.
         class_names: names by index.
     """
-    wrong = sorted((-number, predicted) for predicted, number in enumerate(counts) if number and predicted != truth)
+    wrong = sorted((-number, predicted) for predicted, number in counts.items() if predicted != truth)
     more = [f"{len(wrong) - MAX_NAMED} more"] if len(wrong) > MAX_NAMED else []
     return [f"{class_names[predicted]} ({-number})" for number, predicted in wrong[:MAX_NAMED]] + more
 
@@ -156,7 +166,7 @@ def result_text(result: Mapping) -> str:
         "",
         *_class_table(result),
     ]
-    return printable("\n".join(lines))
+    return visible_lines("\n".join(lines))
 
 
 def _protocol_text(protocol: Mapping) -> str:
@@ -172,15 +182,21 @@ def _protocol_text(protocol: Mapping) -> str:
 
 
 def _class_table(result: Mapping) -> list[str]:
-    names = result["class_names"]
-    width = max(map(len, names))
-    lines = [f"{'class':<{width}}  recall  precision  videos   confused with"]
-    for truth, name in enumerate(names):
-        metrics = result["per_class"][name]
-        recall, precision = ("-" if metrics[key] is None else f"{metrics[key]:.3f}" for key in ("recall", "precision"))
-        confused = ", ".join(confused_with(truth, result["confusion"][truth], names))
-        lines.append(f"{name:<{width}}  {recall:>6}  {precision:>9}  {metrics['num_videos']:>6}   {confused}".rstrip())
-    return lines
+    """Recall, precision, number of videos and confusions of the classes; of very many, those with the lowest recall."""
+    names, rows = result["class_names"], confusion_rows(result)
+    order, title = range(len(names)), []
+    if len(names) > MAX_CLASSES:
+        recalls = [result["per_class"][name]["recall"] for name in names]
+        known = sorted((i for i in order if recalls[i] is not None), key=lambda i: recalls[i])
+        order = known[:MAX_CLASSES]
+        title = [f"the {len(order)} of {len(names):,} classes with the lowest recall; result.json has all"]
+    table = [("class", "recall", "precision", "videos", "confused with")]
+    for i in order:
+        metrics = result["per_class"][names[i]]
+        shares = ("-" if metrics[key] is None else f"{metrics[key]:.3f}" for key in ("recall", "precision"))
+        confused = ", ".join(confused_with(i, rows[i], names))
+        table.append((names[i], *shares, str(metrics["num_videos"]), confused))
+    return [*title, *aligned(table, left=1, text=True).split("\n")]
 
 
 def num_correct(result: Mapping) -> int:
@@ -195,7 +211,7 @@ def summary_sentence(result: Mapping) -> str:
     baselines = f"chance: {_round_count(chance)}"
     common = max(sizes, key=lambda name: sizes[name])
     if sizes[common] > IMBALANCE * chance:
-        baselines += f"; always predicting {common}: {sizes[common]:,}"
+        baselines += f"; always predicting {visible(common)}: {sizes[common]:,}"
     verb = "is" if total == 1 else "are"
     return f"{num_correct(result):,} of {_videos_phrase(result)} {verb} classified correctly ({baselines})."
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from stvid.data.sampling import PLAYBACKS
-from stvid.evaluation.text import count, interval, percent, printable
+from stvid.evaluation.text import count, interval, percent
 from stvid.report.rendering import environment
 from stvid.report.scales import Scale, Tick, limits_around, text_width
+from stvid.terminal import visible
 
 FONT = 11
 ACCENT, SECOND, MUTED = "var(--accent)", "var(--second)", "var(--muted)"
@@ -191,7 +192,7 @@ def accuracy_over_cost(points: Sequence[Point], *, cost: str, chart_id: str) -> 
     y = Scale(**limits_around(100 * bound for point in points for bound in point.bounds), start=HEIGHT - BOTTOM, end=24)
     y_ticks = y.ticks(_label_height)
     x_limits = limits_around((point.cost for point in points), 0.1, is_log=True)
-    x = Scale(**x_limits, start=_axis_start(y_ticks), end=WIDTH - 12)
+    x = Scale(**x_limits, start=_axis_start(y_ticks), end=WIDTH - 24)  # half of a label is beyond the last tick
     positions = [(x(point.cost), y(100 * point.accuracy)) for point in points]
     descriptions = (f"{p.name}: {percent(p.accuracy)} ({interval(p.bounds)}) at {p.cost:.3g}" for p in points)
     return _svg(
@@ -206,7 +207,7 @@ def accuracy_over_cost(points: Sequence[Point], *, cost: str, chart_id: str) -> 
         y_ticks=y_ticks,
         cost=cost,
         points=list(zip(points, positions, _label_positions(positions, x, y), strict=True)),
-        names=[(HEIGHT + 16 + 15 * i, _shorten_name(printable(point.name))) for i, point in enumerate(points)],
+        names=[(HEIGHT + 16 + 15 * i, _shorten_name(visible(point.name))) for i, point in enumerate(points)],
     )
 
 
@@ -260,6 +261,6 @@ def _svg(template: str, chart_id: str, title: str, description: str, *, height: 
         height: of the chart; its width is always 340 units.
         content: variables of the template.
     """
-    chart: dict[str, Any] = {"id": chart_id, "title": printable(title), "description": printable(description)}
+    chart: dict[str, Any] = {"id": chart_id, "title": visible(title), "description": visible(description)}
     chart |= {"width": WIDTH, "height": height, "font": FONT}
     return environment().get_template(f"charts/{template}.svg").render(chart=chart, **content)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stvid.evaluation.results import PredictionRow
-from stvid.evaluation.text import part_suffix, printable
+from stvid.evaluation.text import part_suffix
 from stvid.report.previews import Preview
+from stvid.terminal import visible
 
 NUM_MISTAKES, NUM_CORRECT = 12, 6  # explained videos: most confident mistakes, least confident correct predictions
 MAX_CLIPS = 400  # per page
@@ -104,12 +105,12 @@ def card(row: PredictionRow, class_names: Sequence[str], root: str | None) -> di
         others = (i for i in range(len(class_names)) if i != other)
         other = max(others, key=lambda i: row.probabilities[i], default=other)
     return {
-        "name": printable(name),
-        "truth": printable(row.label),
-        "predicted": printable(row.predicted),  # type: ignore[arg-type] # the video could be read
+        "name": visible(name),
+        "truth": visible(row.label),
+        "predicted": visible(row.predicted),
         "confidence": round(confidence(row), 4),
         "other_role": "second" if row.is_correct else "truth",
-        "other": printable(class_names[other]),
+        "other": visible(class_names[other]),
         "other_probability": round(row.probabilities[other], 4),
     }
 
@@ -145,7 +146,7 @@ def page_data(
             cells[cell].append(video)
     evidence = [0.0, *(number for preview in previews.values() for number in preview.evidence or ())]
     return {
-        "classes": [printable(name) for name in class_names],
+        "classes": [visible(name) for name in class_names],
         "videos": video_cards,
         "cells": cells,
         "totals": totals,

@@ -10,6 +10,7 @@ from stvid.evaluation.compare import Comparison, Disagreement, PairedTest
 from stvid.evaluation.results import Evaluation
 from stvid.report.charts import Point, accuracy_over_cost
 from stvid.report.clips import common_folder
+from stvid.report.content import MAX_CLASS_ROWS, MAX_CLASSES
 from stvid.report.rendering import render
 
 SECTIONS = {"result": "Result", "tests": "Tests", "cost": "Cost", "classes": "Classes", "differing": "Disagreements"}
@@ -50,10 +51,24 @@ def comparison_page(comparison: Comparison) -> bytes:
         cost_columns=COST_COLUMNS,
         charts=_charts(runs),
         whole_video=any(run.cost["whole_video"] for run in runs if run.cost),
-        recalls=[(name, [run.result["per_class"][name]["recall"] for run in runs]) for name in class_names],
+        recalls=_recalls(runs),
         disagreements=[_disagreement_row(video, root) for video in comparison.differing[:MAX_LISTED]],
         num_disagreements=len(comparison.differing),
     )
+
+
+def _recalls(runs: tuple[Evaluation, ...]) -> list[tuple[str, list[float | None]]]:
+    """Recall of every class in every run; of very many classes those that differ most between the runs."""
+    names = runs[0].result["class_names"]
+    rows = [(name, [run.result["per_class"][name]["recall"] for run in runs]) for name in names]
+    if len(rows) <= MAX_CLASSES:
+        return rows
+
+    def difference(row: tuple[str, list[float | None]]) -> float:
+        known = [recall for recall in row[1] if recall is not None]
+        return max(known, default=0.0) - min(known, default=0.0)
+
+    return sorted(rows, key=difference, reverse=True)[:MAX_CLASS_ROWS]
 
 
 def _summary(comparison: Comparison) -> str:

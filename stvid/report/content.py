@@ -11,6 +11,7 @@ from pathlib import Path
 from stvid.cost.report import CostReport
 from stvid.errors import listing
 from stvid.evaluation import text
+from stvid.evaluation.diagnosis import diagnose, loss_note
 from stvid.evaluation.results import PredictionRow
 from stvid.report import charts, tables
 from stvid.report.clips import cards, common_folder, page_data, previews_within_budget, select_clips
@@ -31,6 +32,7 @@ SECTIONS = {
 }
 MAX_UNREADABLE = 100  # unreadable videos in the list
 MAX_VIDEOS = 400  # videos with a card on a truncated page
+MAX_CLASSES = 1000  # with more classes, the page is truncated whatever its size
 MAX_CLASS_ROWS = 200  # rows of a table of classes on a truncated page
 
 
@@ -77,6 +79,9 @@ def report_page(report: Report, *, clip_bytes: int, text_bytes: int, max_bytes: 
         max_bytes: limit for the whole page; it reduces the space for clips if the rest is large.
     """
     content = _content(report)
+    if content["num_classes"] > MAX_CLASSES:  # a browser needs long for so large tables
+        content |= drop_matrix(content)
+        content |= truncate_classes(content)
     size_without_clips = len(_render_page(report, content, {}))
     for truncate in TRUNCATIONS:
         if size_without_clips > text_bytes:
@@ -91,6 +96,7 @@ def _content(report: Report) -> dict:
     selection = select_clips(report.predictions)
     content = {
         "name": report.name,
+        "data_name": _data_name(report),
         "model": report.model,
         "result": result,
         "names": result["class_names"],
@@ -139,6 +145,13 @@ def _render_page(report: Report, content: Mapping, previews: Mapping[int, Previe
     )
 
 
+def _data_name(report: Report) -> str:
+    """The data set, for the title: the folder or table of its videos."""
+    data = (report.run.get("config") or {}).get("data") or {}
+    place = data.get("root") or data.get("path") or common_folder([row.path for row in report.predictions])
+    return Path(place).name if place else ""
+
+
 def _audit_content(report: Report) -> dict:
     if "audit" not in report.result:
         return {"audit_command": report.audit_command}
@@ -170,6 +183,8 @@ def _training_content(report: Report) -> dict:
     return {
         "curves": charts.learning_curves(report.epochs, report.result["epoch"]) if report.epochs else [],
         "num_epochs": len(report.epochs),
+        "loss_note": loss_note(report.run.get("config") or {}, report.epochs),
+        "diagnosis": diagnose(report.run, report.epochs) if "per_class" in report.run else [],
     }
 
 

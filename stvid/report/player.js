@@ -5,6 +5,17 @@
   const data = JSON.parse(byId("page-data").textContent);
   const MIN_FRAME_TIME = 1000 / 30, LAST_FRAME_EXTRA = 600; // milliseconds; the last frame is shown longer
 
+  // ---- boxes that scroll sideways: their hidden ends fade out ----
+  const mark = (box) => {
+    box.classList.toggle("more-left", box.scrollLeft > 1);
+    box.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  };
+  const sizes = new ResizeObserver((entries) => entries.forEach((entry) => mark(entry.target)));
+  for (const box of document.querySelectorAll(".box, .contents ul")) {
+    sizes.observe(box);
+    box.addEventListener("scroll", () => mark(box), { passive: true });
+  }
+
   // ---- players ----
   const players = new Set();
   let stopped = matchMedia("(prefers-reduced-motion: reduce)").matches;

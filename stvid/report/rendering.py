@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stvid import __version__
 from stvid.evaluation import text
 from stvid.report.tables import shade
+from stvid.terminal import visible, visible_lines
 
 HERE = Path(__file__).parent
 ICON = (
@@ -26,7 +27,17 @@ LINE_BREAKS = re.compile(r"(?<=[_/\\])(?=.)", re.DOTALL)  # positions in a long 
 
 def breakable(name: str) -> Markup:
     """A name as HTML, with possible line breaks after `_` and `/`."""
-    return Markup("<wbr>").join(LINE_BREAKS.split(name))
+    return Markup("<wbr>").join(LINE_BREAKS.split(visible(name)))
+
+
+def show_hidden(value: object) -> object:
+    """A variable of a template with its hidden characters visible; markup stays as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def text_lines(content: str) -> Markup:
+    """A text of several lines as HTML, for `<pre>`."""
+    return escape(visible_lines(content))
 
 
 FILTERS = {
@@ -38,15 +49,17 @@ FILTERS = {
     "shade": shade,
     "p_value": text.p_value,
     "breakable": breakable,
+    "text_lines": text_lines,
 }
 
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """The templates of this package; variables are escaped."""
+    """The templates of this package; variables are escaped, and hidden characters in them made visible."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
+        finalize=show_hidden,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -58,8 +71,8 @@ def environment() -> jinja2.Environment:
 def render(template: str, data: Mapping, **content: object) -> bytes:
     """Renders a page as UTF-8.
 
-    All names are escaped. The Content-Security-Policy of the page only allows its own script, identified by its hash,
-    and forbids to load anything. Bytes of file names that are not valid UTF-8 are shown as `\\udc..`.
+    All names are escaped, and hidden characters in them made visible. The Content-Security-Policy of the page only
+    allows its own script, identified by its hash, and forbids to load anything.
 
     Args:
         template: file name of the template.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from stvid.cost.report import CostReport, bytes_text, count_text
 from stvid.evaluation import text
@@ -139,45 +138,44 @@ def confusion_rows(result: Mapping) -> list[dict]:
     """
     names, max_blank = result["class_names"], len(result["class_names"]) if is_large(result) else 1
     return [
-        {"name": names[truth], "total": sum(counts), "cells": _cells(names, truth, counts, max_blank)}
-        for truth, counts in enumerate(result["confusion"])
+        {"name": names[truth], "total": sum(counts.values()), "cells": _cells(names, truth, counts, max_blank)}
+        for truth, counts in enumerate(text.confusion_rows(result))
     ]
 
 
-def _cells(names: Sequence[str], truth: int, counts: Sequence[int], max_blank: int) -> list[dict]:
-    cells: list[dict[str, Any]] = []
-    total = sum(counts)
-    for predicted, number in enumerate(counts):
-        if not number:
-            if cells and 0 < cells[-1].get("blank", 0) < max_blank:
-                cells[-1]["blank"] += 1
-            else:
-                cells.append({"blank": 1})
-            continue
+def _cells(names: Sequence[str], truth: int, counts: Mapping[int, int], max_blank: int) -> list[dict]:
+    cells, total, column = [], sum(counts.values()), 0
+    for predicted, number in counts.items():
+        cells += _blanks(predicted - column, max_blank)
+        column = predicted + 1
         level = 1 + sum(number / total > bound for bound in SHADE_BOUNDS)
         label = f"truth {names[truth]}, predicted {names[predicted]}: {text.count(number, 'video')}"
         kind = "h" if truth == predicted else "m"
         cells.append({"predicted": predicted, "count": number, "shade": f"{kind}{level}", "label": label})
-    return cells
+    return cells + _blanks(len(names) - column, max_blank)
+
+
+def _blanks(number: int, max_blank: int) -> list[dict]:
+    whole, rest = divmod(number, max_blank)
+    return [{"blank": max_blank}] * whole + [{"blank": rest}] * bool(rest)
 
 
 def cell_totals(result: Mapping) -> dict[str, int]:
     """`TRUTH-PREDICTED` -> number of videos, for the cells that are not empty."""
     return {
         f"{truth}-{predicted}": number
-        for truth, counts in enumerate(result["confusion"])
-        for predicted, number in enumerate(counts)
-        if number
+        for truth, counts in enumerate(text.confusion_rows(result))
+        for predicted, number in counts.items()
     }
 
 
 def confused_pairs(result: Mapping) -> list[dict]:
     """Pairs with the most mistakes: `truth`, `predicted` (class indices), `count`, `share` of the true class."""
     pairs = [
-        {"truth": truth, "predicted": predicted, "count": number, "share": number / sum(counts)}
-        for truth, counts in enumerate(result["confusion"])
-        for predicted, number in enumerate(counts)
-        if number and truth != predicted
+        {"truth": truth, "predicted": predicted, "count": number, "share": number / sum(counts.values())}
+        for truth, counts in enumerate(text.confusion_rows(result))
+        for predicted, number in counts.items()
+        if truth != predicted
     ]
     pairs.sort(key=lambda pair: (-pair["count"], -pair["share"]))
     return pairs[: NUM_PAIRS_LARGE if is_large(result) else NUM_PAIRS]
@@ -188,7 +186,7 @@ def class_rows(result: Mapping) -> list[dict]:
     names = result["class_names"]
     return [
         {"name": name, **result["per_class"][name], "confused_with": text.confused_with(truth, counts, names)}
-        for truth, (name, counts) in enumerate(zip(names, result["confusion"], strict=True))
+        for truth, (name, counts) in enumerate(zip(names, text.confusion_rows(result), strict=True))
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from stvid.data.layouts.recognition import recognize
 from stvid.errors import InputError, exit_on_interrupt
 from stvid.run.config_help import exit_if_help
+from stvid.terminal import show, visible
 
 PATH_KEYS = (
     *("data.root", "data.path", "data.splits", "data.group_csv", "model.weights", "model.inflate", "resume"),
@@ -116,7 +117,7 @@ def _source_overrides(sources: Sequence[str], overrides: Sequence[str]) -> list[
         return [f"{key}={_literal_value(key, str(path))}"]
     choice, key, path, reason = recognize(path)
     if os.environ.get("RANK", "0") == "0":
-        print(f"{sources[0]}: data={choice}, {reason}", file=sys.stderr)
+        show(f"{visible(sources[0])}: data={choice}, {reason}", file=sys.stderr)
     return [f"data={choice}", f"{key}={_literal_value(key, str(path))}"]
 
 

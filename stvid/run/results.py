@@ -144,6 +144,8 @@ def _check_shapes(result: dict, place: str) -> None:
             raise InputError(f"{where}.per_class has other classes than class_names")
         if "confusion" in part:
             _check_confusion(part["confusion"], len(names), f"{where}.confusion")
+        elif "confusion_counts" in part:
+            _check_confusion_counts(part["confusion_counts"], len(names), f"{where}.confusion_counts")
 
 
 def _check_confusion(rows: object, num_classes: int, place: str) -> None:
@@ -152,6 +154,15 @@ def _check_confusion(rows: object, num_classes: int, place: str) -> None:
     for row in rows if is_table else [None]:
         if not (isinstance(row, list) and len(row) == num_classes and set(map(type, row)) == {int} and min(row) >= 0):
             raise InputError(f"{place} must be a table of {num_classes} x {num_classes} counts")
+
+
+def _check_confusion_counts(rows: object, num_classes: int, place: str) -> None:
+    """The same without zeros: true class -> predicted class -> count; the classes are indices as text."""
+    dict_of(dict_of(number(1, whole=True)))(rows, place)
+    assert isinstance(rows, dict)
+    indices = set(map(str, range(num_classes)))
+    if not indices.issuperset(rows) or not all(indices.issuperset(row) for row in rows.values()):
+        raise InputError(f"{place} must have the indices of {num_classes} classes as keys")
 
 
 def _check_run(value: object, place: str) -> None:
@@ -178,7 +189,7 @@ def read_result(folder: Path, *, details: bool = True) -> dict:
     if result and "num_seen" not in result:
         raise InputError(f"{file} is of an older version of stvid; stvid evaluate RUN writes a new one")
     _refuse_with_name(_check_result(details), result, file)
-    if details and "confusion" not in result:
+    if details and not {"confusion", "confusion_counts"} & set(result):
         raise InputError(f"{file} is damaged or was changed: it has no confusion. {REMEDY}")
     return result
 

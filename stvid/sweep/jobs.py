@@ -58,7 +58,7 @@ class TrialFunction:
             trace = traceback.format_exc()
             message = _input_error_message(error)
             failed = TrialFailed(message or f"{type(error).__name__}: {error}", message is not None)
-        log.error("error: %s", message or trace)
+        log.error("error: " + (message or trace))  # several lines
         raise failed  # outside the except block: as its context, the error would keep its frames in memory
 
 

@@ -40,6 +40,7 @@ from stvid.sweep.trials import (
     write_summary,
     write_trials,
 )
+from stvid.terminal import show, visible
 
 log = logging.getLogger(__name__)
 SWEEPER_NAME = "hydra_plugins.stvid.TrialSweeper"  # `_target_` in configs/hydra/sweeper/stvid.yaml
@@ -114,7 +115,7 @@ class Sweep:
             try:
                 self._run_trials(self._unfinished())
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nstopped. To resume: {train_command('-m', f'resume={display_path(self.folder)}')}")
+                show(f"\nstopped. To resume: {train_command('-m', f'resume={display_path(self.folder)}')}")
                 raise
             self._finish()
 
@@ -158,14 +159,14 @@ class Sweep:
 
     def _print_plan(self, *, finished: int) -> None:
         for key, dimension in self.space.varied.items():
-            print(f"{key}: {dimension}")
+            show(visible(f"{key}: {dimension}"))
         before = f", {finished} finished before" if finished else ""
-        print(f"sweep={self.settings.method}: {self.search.total} trials{before}; folder {display_path(self.folder)}")
+        show(f"sweep={self.settings.method}: {self.search.total} trials{before}; folder {display_path(self.folder)}")
         parallel = self.settings.parallel
         if parallel == 1 and not self.runner.is_sequential:
-            print("sweep.parallel=1: the launcher gets one trial at a time; sweep.parallel=N runs N in parallel")
+            show("sweep.parallel=1: the launcher gets one trial at a time; sweep.parallel=N runs N in parallel")
         if parallel > 1 and self.runner.is_sequential:
-            print(f"sweep.parallel={parallel}: trials run in parallel only with hydra/launcher=joblib, ray or submitit")
+            show(f"sweep.parallel={parallel}: trials run in parallel only with hydra/launcher=joblib, ray or submitit")
         sys.stdout.flush()
 
     def _print_trial(self, trial: Trial) -> None:
@@ -173,15 +174,15 @@ class Sweep:
         value = f", video accuracy {trial.metrics['video_accuracy']:.4f}" if trial.metrics else ""
         if best.metrics:
             value += f"; best so far {best.metrics['video_accuracy']:.4f}, trial {best.number}"
-        print(f"trial {trial.number} ({self.search.total} in all): {trial.status}{value}", flush=True)
+        show(f"trial {trial.number} ({self.search.total} in all): {trial.status}{value}", flush=True)
 
     def _finish(self) -> None:
         """Prints and draws the leaderboard, or cross-validates; raises if trials failed."""
         is_folds = {key.lstrip("+") for key in self.space.varied} == {FOLD}
-        print(summary_text(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
+        show(summary_text(self.folder, self.space.fixed, self.trials, with_best=not is_folds))
         if self.space.varied and not is_folds and any(trial.metrics for trial in self.trials):
             draw_summary(self.trials, self.space.varied, picture := RunFolder(self.folder).summary_png)
-            print(f"drawn to      {display_path(picture)}")
+            show(f"drawn to      {display_path(picture)}")
         failed = [trial for trial in self.trials if trial.has_failed]
         if is_folds and not failed and len(self.trials) > 1:
             self._cross_validate()
@@ -194,15 +195,15 @@ class Sweep:
         """Evaluates the test split. That leaks nothing: only the fold varies, so no choice depends on the results."""
         runs = [self.folder / str(trial.number) for trial in self.trials]
         if not stored_manifest(run=str(runs[0])).select("test"):
-            print("no cross-validation: the data set has no test videos")
+            show("no cross-validation: the data set has no test videos")
             return
         config = read_config(RunFolder(runs[0]).config_yaml)
         options = EvaluationOptions(num_workers=config.data.num_workers, trust=sorted(self.trust))
         evaluation = evaluate_folds(runs, options, folder=self.folder)
         if config.report:
             draw_report(load_checkpoint(runs[0], trust=sorted(self.trust)), evaluation.folder, cache=None)
-        print(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
-        print(f"written to    {display_path(evaluation.folder)}/")
+        show(f"\n{result_text(evaluation.result)}\n\n{folds_text(evaluation.result)}")
+        show(f"written to    {display_path(evaluation.folder)}/")
 
 
 @contextlib.contextmanager

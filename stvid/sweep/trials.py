@@ -16,6 +16,7 @@ from stvid.files import replacing, write_json
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.results import read_run_result
 from stvid.sweep.space import Choice, Interval, Space
+from stvid.terminal import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,8 +156,7 @@ def leaderboard_text(trials: Sequence[Trial]) -> str:
     columns, rows = leaderboard(trials)
     columns = [name for name in columns if any(name in row for row in rows)]
     lines = [columns, *[[_cell_text(row.get(name, "")) for name in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned(lines, left=len(columns), drop=("mean_class_accuracy", "clip_accuracy", "loss"))
 
 
 def summary_text(folder: Path, fixed: Sequence[str], trials: Sequence[Trial], *, with_best: bool) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from stvid.device import HostCopy
 from stvid.distributed import all_gather_object, all_reduce, get_world_size
 from stvid.errors import MAX_NAMES, InputError
+from stvid.terminal import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def _bad_step_message(step: PendingStep) -> str:
     paths = sorted(set(bad_loss_paths or [path for _, batches in gathered for paths in batches for path in paths]))
     subject = "the loss" if bad_loss_paths else "a gradient"
     more = f"\n  and {len(paths) - MAX_NAMES} more" if len(paths) > MAX_NAMES else ""
-    listed = "\n".join(f"  {path}" for path in paths[:MAX_NAMES])
+    listed = "\n".join(f"  {visible(path)}" for path in paths[:MAX_NAMES])
     return (
         f"{subject} is not finite after {step.number} steps. No checkpoint was written since, so the checkpoints are "
         f"sound. Videos in this step:\n{listed}{more}\n"

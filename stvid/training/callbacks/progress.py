@@ -37,16 +37,16 @@ COLUMNS = (
     "seconds",
 )
 MIN_SECONDS_FOR_ADVICE = 5.0  # training time of an epoch
-# columns on the screen: name, two header lines, width, number format
+# columns on the screen, 79 wide with the epoch: name, two header lines, width, number format
 SCREEN_COLUMNS = (
     ("train_loss", "train", "loss", 8, "{:.3f}"),
-    ("train_clip_accuracy", "train clip", "accuracy", 12, "{:.3f}"),
-    ("val_loss", "val", "loss", 8, "{:.3f}"),
+    ("train_clip_accuracy", "train clip", "accuracy", 11, "{:.3f}"),
+    ("val_loss", "val", "loss", 7, "{:.3f}"),
     ("val_clip_accuracy", "val clip", "accuracy", 10, "{:.3f}"),
-    ("val_video_accuracy", "val video", "accuracy", 11, "{:.3f}"),
-    ("clips_per_second", "", "clips/s", 10, "{:.1f}"),
+    ("val_video_accuracy", "val video", "accuracy", 10, "{:.3f}"),
+    ("clips_per_second", "", "clips/s", 8, "{:.1f}"),
     ("memory_gib", "memory", "GiB", 8, "{:.2f}"),
-    ("waiting", "waiting", "for data", 10, "{:.0%}"),
+    ("waiting", "waiting", "for data", 9, "{:.0%}"),
 )
 
 
