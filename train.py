@@ -48,11 +48,12 @@ from stvid.run.start import (
     with_used_values,
 )
 from stvid.sweep.proposals import pruning_reporter
-from stvid.sweep.sweep import register_sweeper
+from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
 from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
 from stvid.training.callbacks import build_callbacks, build_plugins, close_logger, logger_arguments
 from stvid.training.callbacks.bad_videos import read_bad_videos
+from stvid.training.callbacks.preemption import keep_interrupts
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
 from stvid.training.lr_finder import find_lr
@@ -127,7 +128,9 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         seed=config.seed,
         record=checkpoint_record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
     )
-    store_features(data, task, precision=precision, device=device, config=settings["model"])
+    epoch_table.encoding_seconds = store_features(
+        data, task, precision=precision, device=device, config=settings["model"]
+    )
 
     # fit
     if config.find_lr:
@@ -135,7 +138,8 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         return rate or float("nan")
     if trainer.is_global_zero:
         save_run(folder, settings, data.manifest)
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with keep_interrupts():
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     close_logger(logger)
 
     # result: the best checkpoint, evaluated on val
@@ -189,7 +193,7 @@ def main(config: DictConfig) -> float:
     if is_multirun():  # stvid.sweep handles the errors of its trials
         with locked_run():
             return train_unless_finished(config)
-    with report_errors(), hydra_errors_as_input_errors(), locked_run():
+    with report_errors(), hydra_errors_as_input_errors(), exit_on_sigterm(), locked_run():
         return train_unless_finished(config)
 
 

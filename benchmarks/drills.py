@@ -207,7 +207,7 @@ def disk_full_at_the_report(work: Path) -> str:
 
 def disk_full_in_the_feature_cache(work: Path) -> str:
     with mounted(work / "disk", megabytes=0.3) as disk:
-        root = videos(disk / "videos")
+        root = videos(disk / "videos", per_class=24)
         return told(*call(*train_command(root, work / "run", *CACHED), cwd=work), str(disk), "space")
 
 
@@ -251,7 +251,9 @@ def read_only_data(work: Path) -> str:
 def small_shared_memory(work: Path) -> str:
     root = videos(work / "videos", num_frames=40)
     command = train_command(
-        root, work / "run", "data.num_workers=2", "clip.num_frames=32", "clip.size=224", "report=false"
+        root,
+        work / "run",
+        *("data.num_workers=2", "clip.num_frames=32", "clip.frame_stride=1", "clip.size=224", "report=false"),
     )
     script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
     code, output = call("unshare", "-m", "sh", "-c", script, "sh", *command, cwd=work)
@@ -423,8 +425,9 @@ def clock_set_back(work: Path) -> str:
 def sweep_killed(work: Path) -> str:
     root, sweep = videos(work / "videos"), work / "sweep"
     rates = "optimizer.lr=1e-4,1e-3,1e-2"
-    command = train_command(root, work / "unused", "-m", rates, f"hydra.sweep.dir={sweep}", "report=false")
-    process = start(*[part for part in command if "run.dir" not in part], cwd=work)
+    command = train_command(root, work / "unused", rates, f"hydra.sweep.dir={sweep}", "report=false")
+    command = [*command[:2], "-m", *(part for part in command[2:] if "run.dir" not in part)]
+    process = start(*command, cwd=work)
     wait_for((sweep / "1/metrics.csv").exists, process=process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -4,23 +4,80 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
+from stvid.errors import disk_text, full_disk_error
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error."""
+    """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error.
+
+    Raises:
+        OSError: the file cannot be written. Its `filename` is `path`, which errors of a write do not know by
+            themselves; a full disk is always an OSError, whatever the library that writes makes of it.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
+    except Exception as error:
+        if (full := full_disk_error(error)) is not None:
+            raise OSError(full.errno, full.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno is not None:
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def writer_is_alive(partial: Path) -> bool:
+    """Whether the process that writes a temporary file of `replacing` still runs on this machine."""
+    number = partial.name.split(".")[-2]
+    if not number.isascii() or not number.isdigit() or not hasattr(os, "killpg"):  # Windows: os.kill would end it
+        return True
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def why_not_writable(folder: str | os.PathLike) -> str | None:
+    """Why no file can be written into a folder, which need not exist yet; None if it can be written."""
+    existing = Path(folder).absolute()
+    while not existing.is_dir() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"stvid")
+    except OSError as error:
+        return f"{error.strerror}" + ("" if full_disk_error(error) is None else f" ({disk_text(existing)})")
+    return None
+
+
+class LogFile(logging.FileHandler):
+    """A log file. On a full or read-only disk it loses lines, which are on the screen, and says so once."""
+
+    has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.has_failed:
+            self.has_failed = True
+            print(f"{self.baseFilename} lacks lines: {error.strerror}", file=sys.stderr)
 
 
 @contextlib.contextmanager

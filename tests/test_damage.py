@@ -51,9 +51,9 @@ FILES = {
     "config.yaml": lambda run: read_config(run / "config.yaml"),
     "best.ckpt": load_checkpoint,
 }
-HARMLESS = {  # an empty table, a mapping without the optional keys, a run that is not finished
-    *(("result.json of a run", "no keys"), ("result.json of a trial", "no keys"), ("config.yaml", "no keys")),
-    *(("config.yaml", "empty"), ("trials.json", "[]")),
+HARMLESS = {  # a mapping without the optional keys, a run that is not finished
+    *(("result.json of a run", "no keys"), ("result.json of a trial", "no keys")),
+    *(("config.yaml", content) for content in ("no keys", "empty", "text", "null", "cells")),  # `resume` refuses them
 }
 SPACE = Space(fixed=(), varied={"lr": Interval(low=0.1, high=1), "kind": Choice(values=("a", "b"))})
 

@@ -1,8 +1,12 @@
 """Features are kept, found again, and never those of something else."""
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -159,3 +163,123 @@ def test_a_damaged_file_is_replaced_with_a_warning(tmp_path, caplog):
     assert caplog.text.count("is replaced") == 1
     fill(store, one=1.0)
     assert "one" in store
+
+
+def set_zero(file, tmp_path):
+    file["one"][...] = 0
+
+
+def change_label(file, tmp_path):
+    file["one"].attrs["label"] = json.dumps("label two")
+
+
+def swap_samples(file, tmp_path):
+    file.move("one", "old")
+    file.copy("two", "one")
+
+
+def other_type(file, tmp_path):
+    del file["one"]
+    file["one"] = np.ones((1, 2, 3))
+
+
+def a_group(file, tmp_path):
+    del file["one"]
+    file.create_group("one")
+
+
+def huge(file, tmp_path):
+    attributes = dict(file["one"].attrs)
+    del file["one"]
+    file.create_dataset("one", shape=(1, 2**30, 2**10), dtype="f4", chunks=(1, 2**10, 2**10), fletcher32=True)
+    file["one"].attrs.update(attributes)
+
+
+def compressed(file, tmp_path):
+    del file["one"]
+    file.create_dataset("one", data=np.zeros((1, 2**12, 2**12), "f4"), chunks=(1, 2**12, 2**12), compression="gzip")
+
+
+def external_link(file, tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        file.copy("one", other)
+    del file["one"]
+    file["one"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "one")
+
+
+def external_storage(file, tmp_path):
+    attributes = dict(file["one"].attrs)
+    (tmp_path / "raw").write_bytes(file["one"][()].tobytes())
+    del file["one"]
+    file.create_dataset("one", shape=(1, 2, 3), dtype="f4", external=[(str(tmp_path / "raw"), 0, 24)])
+    file["one"].attrs.update(attributes)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(set_zero, change_label, swap_samples, other_type, a_group, huge, compressed, external_link),
+        external_storage,
+    ],
+)
+def test_a_sample_that_was_changed_is_missing_and_can_be_added_again(tmp_path, damage):
+    store = FeatureCache(tmp_path / "cache", {})
+    fill(store, one=1.0, two=2.0)
+    store.close()
+    with h5py.File(store.path, "r+") as file:
+        damage(file, tmp_path)
+    assert "one" not in store
+    assert "two" in store
+    with pytest.raises(KeyError):
+        store["one"]
+    fill(store, one=3.0)
+    assert store["one"].features_VTF[0, 0, 0] == 3.0
+    assert store["one"].label == "label one"
+    assert store["two"].features_VTF[0, 0, 0] == 2.0
+
+
+def test_a_block_that_the_disk_lost_is_found(tmp_path):
+    store = FeatureCache(tmp_path, {})
+    fill(store, one=1.5)
+    store.close()
+    content, value = store.path.read_bytes(), np.full(6, 1.5, np.float32).tobytes()
+    assert content.count(value) == 1
+    store.path.write_bytes(content.replace(value, bytes(24)))
+    assert "one" not in store
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_keeps_the_parts(tmp_path, monkeypatch):
+    """HDF5 itself would crash the process."""
+    store = FeatureCache(tmp_path, {})
+    fill(store, one=1.0)
+
+    def write(self, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", write)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            fill(store, two=2.0)
+    assert str(tmp_path) in caught.value.filename
+    assert list(tmp_path.iterdir()) == [store.path]
+    assert "one" in store
+
+
+def test_without_space_for_a_copy_the_parts_are_read_as_they_are(tmp_path, monkeypatch):
+    store = FeatureCache(tmp_path, {})
+    monkeypatch.setattr(feature_cache, "_SPARE_BYTES", 2**80)
+    fill(store, one=1.0)
+    fill(store, two=2.0)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert store["one"].features_VTF[0, 0, 0] == 1.0
+    assert store["two"].features_VTF[0, 0, 0] == 2.0
+
+
+def test_a_partial_file_of_a_dead_process_goes_at_once(tmp_path):
+    store = FeatureCache(tmp_path, {})
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left, running = (tmp_path / f".{store.path.name}.{pid}.partial" for pid in (dead.stdout.strip(), os.getppid()))
+    left.touch()
+    running.touch()
+    fill(store, one=1.0)
+    assert {path.name for path in tmp_path.iterdir()} == {store.path.name, running.name}

@@ -11,20 +11,21 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, break_half_way, make_folder, train_py
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import TrainingClips
-from stvid.data.feature_cache import CachedClips, FeatureCache
+from stvid.data.feature_cache import CachedClips, CachedFeatures, FeatureCache
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
-from stvid.errors import TRUNCATED, VideoError
+from stvid.errors import TRUNCATED, InputError, VideoError
 from stvid.run.checkpoint import load_checkpoint
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.feature_encoding import _fill_cache, weights_fingerprint
+from stvid.training.feature_encoding import _explain_stops, _fill_cache, weights_fingerprint
 from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
@@ -202,7 +203,7 @@ def encode_until(folder: Path, number: int | None) -> int:
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
     cached = CachedClips(clips, FeatureCache(folder, {}))
     keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
-    data = SimpleNamespace(all_keys=lambda split: keys, batch_size=1, num_workers_alone=0)
+    data = SimpleNamespace(all_keys=lambda split: keys, num_workers_alone=0)
     encoded = 0
 
     def encode(clips_BTCHW, lengths):
@@ -212,7 +213,7 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", cached, data, encode)
+    _fill_cache("train", cached, data, encode, batch_size=1)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
@@ -231,6 +232,50 @@ def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
     assert encode_until(tmp_path, None) == 8 - 5
     assert [path.suffix for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".lock"] == [".h5"]
     assert encode_until(tmp_path, None) == 0
+
+
+@pytest.mark.parametrize("change", ["label", "size", "views"])
+def test_a_sample_that_is_not_of_its_video_or_encoder_is_encoded_again(tmp_path, change):
+    """With valid checksums, as somebody else could write it."""
+    item = Item(
+        path=str(make_folder(tmp_path / "videos", videos=1, classes=("a",)) / "a/00.mp4"), label="a", split="train"
+    )
+    flips = Augment(flip_pairs=(("a", "b"),))
+    clip = ClipSpec(num_frames=2, frame_stride=1, size=16)
+    options = {"items": [item], "infos": [probe(item.path)], "class_names": ("a", "b", "c"), "clip": clip}
+    cached = CachedClips(TrainingClips(**options, augment=flips), FeatureCache(tmp_path, {}))
+    cached.feature_size = 5
+    key = SampleKey(0, 0)
+
+    def missing_after(label="a", views=1, size=5):
+        cached.cache.close()
+        cached.cache.path.unlink(missing_ok=True)
+        with cached.cache.writer() as add:
+            features_VTF = np.ones((views, 2, size), np.float32)
+            add(cached.cache_key(key), CachedFeatures(features_VTF=features_VTF, label=label))
+        return cached.missing_keys([key])
+
+    assert missing_after() == []
+    assert missing_after(label="b") == [], "a flip changes it"
+    assert missing_after(**{"label": {"label": "c"}, "size": {"size": 6}, "views": {"views": 2}}[change]) == [key]
+    with pytest.raises(InputError, match="The same command encodes them again"):
+        cached[key]
+
+
+def test_signals_keep_what_was_encoded_and_a_full_disk_says_what_to_do(tmp_path, caplog):
+    cache = FeatureCache(tmp_path, {})
+
+    def stop(error):
+        with _explain_stops(cache), cache.writer() as add:
+            add("one", CachedFeatures(features_VTF=np.ones((1, 2, 3), np.float32), label="a"))
+            raise error
+
+    with caplog.at_level("INFO"), pytest.raises(SystemExit):
+        stop(SystemExit(143))
+    assert "1 features are kept" in caplog.text
+    assert "one" in cache
+    with pytest.raises(InputError, match=r"No space left on device.*data\.features=off"):
+        stop(OSError(28, "No space left on device", str(cache.path)))
 
 
 def test_a_trainable_encoder_stores_nothing(videos, tmp_path):

@@ -245,3 +245,15 @@ def test_on_a_terminal_the_bar_is_temporary_and_the_table_remains(tmp_path, monk
     assert re.search(r"epoch 2/2.* 6/6.* batches loss 0\.000, \d+ clips/s, waiting \d+%", displayed)
     left = [line.split()[0] for line in screen(text) if line]
     assert [word for word in left if word in ("train", "epoch", "1/2", "2/2")] == ["train", "epoch", "1/2", "2/2"]
+
+
+def test_the_training_time_counts_the_encoding_before_it_also_after_a_resume(tmp_path):
+    first, resumed = (EpochTable(path=tmp_path / "metrics.csv") for _ in range(2))
+    first.rows = resumed.rows = [{"seconds": "13.0", "clips_per_second": "0"}]
+    first.encoding_seconds = 352.04
+    resumed.encoding_seconds = 0.5
+    resumed.load_state_dict(first.state_dict())
+    for table, encoding in ((first, 352.0), (resumed, 352.5)):
+        summary = table.summary()
+        assert summary["encoding_seconds"] == encoding
+        assert summary["training_seconds"] == 13.0 + encoding

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import sys
 
 from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
@@ -49,15 +51,21 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         evaluation = evaluate_folds(runs, evaluation_options, folder=folder, is_main_process=is_main_process)
     if not is_main_process:
         return
-    if options.report:
-        draw_report(load_checkpoint(runs[0], trust=options.trust), evaluation.folder, cache=evaluation.probe_cache)
     result = evaluation.result
-    if options.json:
-        write_json(options.json, result)
     print(result_text(result))
     for key, section in (("folds", folds_text), ("audit", audit_text)):
         if key in result:
             print(f"\n{section(result)}")
+    sys.stdout.flush()  # what follows may fail: the disk may be full
+    if options.json:
+        write_json(options.json, result)
     folder = RunFolder(evaluation.folder)
+    if (error := evaluation.not_written) is not None:
+        if error.errno == errno.EROFS or isinstance(error, PermissionError):
+            print(f"\nnot written: {display_path(folder.path)}: {error.strerror}")
+            return
+        raise error
+    if options.report:
+        draw_report(load_checkpoint(runs[0], trust=options.trust), folder.path, cache=evaluation.probe_cache)
     files = [folder.result_json, folder.predictions_csv, *([folder.report_html] if options.report else [])]
     print(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")

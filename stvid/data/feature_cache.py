@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,17 +31,18 @@ import stvid
 from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
 from stvid.data.loading import worker_options
 from stvid.data.sampler import SampleKey, resolve_key
-from stvid.errors import VideoError
-from stvid.files import replacing
+from stvid.errors import InputError, VideoError
+from stvid.files import replacing, writer_is_alive
 from stvid.video.types import AV_VERSION, file_identity
 
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 2  # of the files; another version starts a new cache
+FORMAT_VERSION = 3  # of the files; another version starts a new cache
 _PART_SUFFIX = ".part.h5"
 _SAVE_EVERY = 30.0  # seconds
 _MAX_PART_BYTES = 2**28  # of features in memory before they are written
 _MAX_PARTS = 100  # all parts are open at the same time
 _STALE_SECONDS = 3600.0  # a partial file older than this is left over from a killed process
+_SPARE_BYTES = 2**20  # left free on the disk when files are merged
 FRAME_SELECTION_VERSION = 2  # raise it when the same settings select other frames; 2: clip.short=wrap
 
 
@@ -57,6 +59,10 @@ class CachedFeatures:
     label: str
 
 
+class DamagedEntry(Exception):
+    """An entry of a feature cache that cannot have been written by it, or has changed since."""
+
+
 class FeatureCache:
     """An HDF5 file, and part files beside it that have not been merged into it yet; all of them are read.
 
@@ -65,6 +71,10 @@ class FeatureCache:
 
     A file is written completely before it gets its name, and never changes: other processes can read it at any time,
     and a killed process loses at most the samples of the last half minute.
+
+    Each sample has a checksum over its features, label and key. A sample that does not match it, or is stored in
+    another way than `writer` stores it, is missing: `key in cache` is False, and it can be added again. Nothing is read
+    before its declared size is known to be that of the file.
 
     Args:
         folder: folder of the files, created if missing; it holds nothing else.
@@ -77,16 +87,24 @@ class FeatureCache:
         self._files: list[h5py.File] | None = None
 
     def __contains__(self, key: str) -> bool:
-        return any(key in file for file in self._open())
+        return self.find(key) is not None
 
     def __len__(self) -> int:
         return len({key for file in self._open() for key in file})
 
     def __getitem__(self, key: str) -> CachedFeatures:
+        entry = self.find(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry
+
+    def find(self, key: str) -> CachedFeatures | None:
+        """The sample of the first file that has it undamaged; None if there is none."""
         for file in self._open():
-            if key in file:
-                return CachedFeatures(features_VTF=file[key][()], label=json.loads(file[key].attrs["label"]))
-        raise KeyError(key)
+            with contextlib.suppress(DamagedEntry):
+                if (entry := _read_entry(file, key)) is not None:
+                    return entry
+        return None
 
     @contextlib.contextmanager
     def writer(self) -> Iterator[Callable[[str, CachedFeatures], None]]:
@@ -124,7 +142,9 @@ class FeatureCache:
         self._files = None
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.*{_PART_SUFFIX}"))
+        """The part files, newest first: a sample that was added again replaces the older one."""
+        parts = self.path.parent.glob(f"{self.path.stem}.*{_PART_SUFFIX}")
+        return sorted(parts, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
     def _open(self) -> list[h5py.File]:
         if self._files is None:
@@ -149,17 +169,14 @@ class FeatureCache:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         name = f"{self.path.stem}.{uuid.uuid4().hex}{_PART_SUFFIX}"
-        with replacing(self.path.with_name(name)) as partial, h5py.File(partial, "w") as file:
-            file.attrs["settings"] = self.settings
-            for key, sample in samples.items():
-                entry = file.create_dataset(key, data=sample.features_VTF)
-                entry.attrs["label"] = json.dumps(sample.label)  # folder names may not be UTF-8, HDF5 text must be
+        with replacing(self.path.with_name(name)) as partial:
+            partial.write_bytes(_file_image(self.settings, samples))
 
     def _merge(self) -> None:
         """Merges all files into one. Windows refuses while another process reads one of them; a later call succeeds."""
         self.close()
         parts = self._parts()
-        if not parts:
+        if not parts or not self._has_space(parts):
             return
         with contextlib.suppress(PermissionError):
             with replacing(self.path) as partial:
@@ -167,18 +184,93 @@ class FeatureCache:
                     merged.attrs["settings"] = self.settings
                     for file in self._open():
                         for key in file:
-                            if key not in merged:
+                            if key not in merged and _is_whole(file, key):
                                 file.copy(key, merged)
                 self.close()
             for part in parts:
                 part.unlink(missing_ok=True)
 
+    def _has_space(self, parts: Sequence[Path]) -> bool:
+        """Whether the disk has space for one more copy of all files. Parts can be read without being merged.
+
+        HDF5 crashes the process when the disk is full.
+        """
+        num_bytes = sum(path.stat().st_size for path in (*parts, self.path) if path.exists())
+        return shutil.disk_usage(self.path.parent).free > num_bytes + _SPARE_BYTES
+
     def _remove_stale_partials(self) -> None:
-        """Removes partial files of killed processes; a running process needs at most a minute."""
+        """Removes partial files of processes that are gone, and of other machines if they are old."""
         for path in self.path.parent.glob(".*.partial"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS or not writer_is_alive(path):
                     path.unlink()
+
+
+def _file_image(settings: str, samples: Mapping[str, CachedFeatures]) -> bytes:
+    """A file with these samples, made in memory: HDF5 crashes the process if it meets a full disk."""
+    with h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False) as file:
+        file.attrs["settings"] = settings
+        for key, sample in samples.items():
+            features_VTF = np.ascontiguousarray(sample.features_VTF, np.float32)
+            entry = file.create_dataset(key, data=features_VTF, chunks=features_VTF.shape, fletcher32=True)
+            entry.attrs["label"] = json.dumps(sample.label)  # folder names may not be UTF-8, HDF5 text must be
+            entry.attrs["sha256"] = _checksum(key, sample.label, features_VTF)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _read_entry(file: h5py.File, key: str) -> CachedFeatures | None:
+    """One sample of a file; None if the file does not have it.
+
+    Raises:
+        DamagedEntry: it is not what `_file_image` writes.
+    """
+    try:
+        if not isinstance(file.get(key, getlink=True), h5py.HardLink):  # none, or a link to another file
+            return None
+        entry = file[key]
+        if not isinstance(entry, h5py.Dataset) or not _is_stored_here(entry):
+            raise DamagedEntry(key)
+        features_VTF, label, checksum = entry[()], json.loads(entry.attrs["label"]), entry.attrs["sha256"]
+        is_whole = isinstance(label, str) and bool(checksum == _checksum(key, label, features_VTF))
+    except OSError as error:
+        if error.errno is not None:  # an error of the system, not a damaged file
+            raise
+        raise DamagedEntry(key) from error
+    except (KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise DamagedEntry(key) from error
+    if not is_whole:
+        raise DamagedEntry(key)
+    return CachedFeatures(features_VTF=features_VTF, label=label)
+
+
+def _is_stored_here(entry: h5py.Dataset) -> bool:
+    """Whether an array lies in this file, uncompressed and in one piece, so that reading it takes no more memory."""
+    return (
+        entry.dtype == np.float32
+        and entry.ndim == 3
+        and entry.chunks == entry.shape == entry.maxshape
+        and entry.fletcher32
+        and entry.compression is None
+        and not entry.is_virtual
+        and entry.external is None
+        and entry.id.get_storage_size() >= entry.nbytes
+        and entry.nbytes <= entry.file.id.get_filesize()
+    )
+
+
+def _is_whole(file: h5py.File, key: str) -> bool:
+    try:
+        return _read_entry(file, key) is not None
+    except DamagedEntry:
+        return False
+
+
+def _checksum(key: str, label: str, features_VTF: np.ndarray) -> str:
+    """SHA-256 of a sample, 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps([key, label, features_VTF.shape]).encode())
+    digest.update(np.ascontiguousarray(features_VTF).data)
+    return digest.hexdigest()
 
 
 def hash_text(text: str) -> str:
@@ -227,12 +319,16 @@ class CachedClips(Dataset):
     Args:
         clips: the dataset.
         cache: the cache, which must contain a sample before it is used.
+
+    Attributes:
+        feature_size: F of the encoder; cached samples with another F count as missing. None: any F.
     """
 
     def __init__(self, clips: VideoDataset, cache: FeatureCache):
         self.clips, self.cache = clips, cache
         self.files = [self._identity(index) for index in range(len(clips))]
         self.failed: dict[SampleKey, Failure] = {}
+        self.feature_size: int | None = None
         self.num_views = clips.num_clips * clips.num_crops if isinstance(clips, Views) else 1
 
     def __len__(self) -> int:
@@ -244,7 +340,12 @@ class CachedClips(Dataset):
             return self.clips.make_failure(key.index, info)
         if key in self.failed:
             return self.failed[key]
-        sample = self.cache[self.cache_key(key)]
+        sample = self._find(key)
+        if sample is None:
+            raise InputError(
+                f"{self.cache.path} has changed during the training, or its disk is damaged: the features of "
+                f"{self.clips.items[key.index].path} cannot be read. The same command encodes them again"
+            )
         features = torch.from_numpy(sample.features_VTF)
         path, label = self.clips.items[key.index].path, self.clips.class_index(sample.label)
         return FeatureSample(features=features, label=label, video=key.index, path=path)
@@ -260,7 +361,25 @@ class CachedClips(Dataset):
         """The keys without a cached sample, except those of videos that are known to be unreadable."""
         infos = self.clips.infos
         readable = (key for key in keys if key not in self.failed and not isinstance(infos[key.index], VideoError))
-        return [key for key in readable if self.cache_key(key) not in self.cache]
+        return [key for key in readable if self._find(key) is None]
+
+    def _find(self, key: SampleKey) -> CachedFeatures | None:
+        """The cached sample; None if there is none, or not one of this item."""
+        sample = self.cache.find(self.cache_key(key))
+        if sample is None:
+            return None
+        num_views, _, size = sample.features_VTF.shape
+        if num_views != self.num_views or self.feature_size not in (None, size):
+            return None
+        return sample if sample.label in self._labels(key.index) else None
+
+    def _labels(self, index: int) -> tuple[str, ...]:
+        """The labels that an item's samples can have: a flip may change it."""
+        label = self.clips.items[index].label
+        known = label if self.clips.class_index(label) >= 0 else ""
+        if not isinstance(self.clips, TrainingClips):
+            return (known,)
+        return known, self.clips.augment.flipped_label(label)
 
     def batches(
         self, keys: Sequence[SampleKey], *, batch_size: int, num_workers: int

@@ -88,7 +88,7 @@ class Augment:
         frames = frames_TCHW
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
-            label = self._flipped_label(label)
+            label = self.flipped_label(label)
         frames = self._jitter_colours(frames, rng)
         if self.rand_augment:
             frames = apply_rand_augment(frames, num_ops=self.rand_augment, magnitude=self.rand_magnitude, rng=rng)
@@ -104,7 +104,8 @@ class Augment:
         top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
         return int(top), int(left), box_height, box_width
 
-    def _flipped_label(self, label: str) -> str:
+    def flipped_label(self, label: str) -> str:
+        """The class of a flipped clip of a class."""
         for left, right in self.flip_pairs:
             if label in (left, right):
                 return right if label == left else left

@@ -236,6 +236,10 @@ def _notes(comparison: Comparison) -> list[str]:
     cached = [run.name for run in evaluations if run.training and run.training["stored_features"]]
     if cached:
         notes.append(f"clips/s without decoding, on cached features: {', '.join(cached)}")
+    encoded = {run.name: run.training.get("encoding_seconds", 0.0) for run in evaluations if run.training}
+    if any(encoded.values()):
+        times = ", ".join(f"{text.duration(seconds)} ({name})" for name, seconds in encoded.items() if seconds)
+        notes.append(f"training includes the time to encode the frames once: {times}")
     for name, number in comparison.left_out.items():
         if number:
             notes.append(f"{number} videos of {name} are not in all others: they count in video acc., but in no test")

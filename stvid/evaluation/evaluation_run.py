@@ -17,6 +17,7 @@ from stvid.evaluation.calibration import calibrate
 from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
+from stvid.files import why_not_writable
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.run.folder import RunFolder, finished_runs
 
@@ -79,6 +80,7 @@ class EvaluationRun:
         result: content of `result.json`.
         predictions: one per video.
         probe_cache: file that keeps the results of probing; None for several runs.
+        not_written: why the result could not be written; None: it is in `folder`.
     """
 
     folder: Path
@@ -86,13 +88,18 @@ class EvaluationRun:
     result: dict
     predictions: list[PredictionRow]
     probe_cache: Path | None = None
+    not_written: OSError | None = None
 
 
 def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process: bool = True) -> EvaluationRun:
     """Evaluates one run; all processes share the work, and the main process writes.
 
+    A result that cannot be written is not lost, see `EvaluationRun.not_written`. If that is known before, a warning
+    says so before the work.
+
     Raises:
-        InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on.
+        InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on;
+            `calibrate` for a run folder that cannot be written.
     """
     trained = load_checkpoint(run, trust=options.trust)
     data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
@@ -102,25 +109,46 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
             "split %r has no videos of %d of the model's %d classes; they have no metrics: %s",
             *(options.split, len(absent), len(trained.class_names), listing(absent)),
         )
+    suffix = f"_{Path(options.manifest).stem}" if options.manifest else ""
+    folder = RunFolder(trained.folder).evaluation(f"{options.split}{suffix}").path
+    if is_main_process and (reason := why_not_writable(folder)):
+        if options.calibrate:
+            raise InputError(
+                f"--calibrate keeps the temperature with the run, but {trained.folder} is not writable: {reason}"
+            )
+        log.warning("the result is printed, but not written: %s is not writable: %s; --json F works", folder, reason)
     views = {"num_clips": options.num_clips, "num_crops": options.num_crops, "num_workers": options.num_workers}
     if options.calibrate:
         val = load_manifest(trained, split="val")
         trained = calibrate(trained, val, is_main_process=is_main_process, **views)
     result, predictions = evaluate(trained, data, split=options.split, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
-    suffix = f"_{Path(options.manifest).stem}" if options.manifest else ""
-    folder = RunFolder(trained.folder).evaluation(f"{options.split}{suffix}").path
-    if is_main_process:
-        write_result(folder, result, predictions)
+    not_written = _write_if_possible(folder, result, predictions) if is_main_process else None
     playbacks = {}
     if options.audit:
         playbacks = predict_playbacks(trained, data, split=options.split, is_main_process=is_main_process, **views)
         result |= audit_metrics(predictions, playbacks, trained.class_names, trained.clip)
         if is_main_process:
-            write_result(folder, result, predictions)
+            not_written = _write_if_possible(folder, result, predictions)
     fold = Fold(_fold_name(trained), trained.folder, result, predictions, playbacks, trained.clip)
     cache = probe_cache(data)
-    return EvaluationRun(folder=folder, fold=fold, result=result, predictions=predictions, probe_cache=cache)
+    return EvaluationRun(
+        folder=folder,
+        fold=fold,
+        result=result,
+        predictions=predictions,
+        probe_cache=cache,
+        not_written=not_written,
+    )
+
+
+def _write_if_possible(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> OSError | None:
+    """Writes a result; returns the error of the disk, if there is one."""
+    try:
+        write_result(folder, result, predictions)
+    except OSError as error:
+        return error
+    return None
 
 
 def _fold_name(trained: TrainedModel) -> str:
@@ -155,9 +183,8 @@ def evaluate_folds(
     ]
     suffix = "" if whole else "_runs_" + "_".join(run.name for run in runs)
     folder = RunFolder(folder).evaluation(f"{evaluations[0].folder.name}{suffix}").path
-    if is_main_process:
-        write_result(folder, result, predictions)
-    return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions)
+    not_written = _write_if_possible(folder, result, predictions) if is_main_process else None
+    return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions, not_written=not_written)
 
 
 def pool_folds(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:

@@ -153,8 +153,9 @@ class Evaluation:
             `batch_size` clips and AdamW); `precision` and `device` of the training, to which both apply; `num_frames`
             of a clip; `whole_video`: whether clips are whole videos of any length. None if there is no checkpoint or
             the model cannot be simulated.
-        training: `training_seconds`, `clips_per_second`, `peak_memory_gib`, `device`, and `stored_features`: whether
-            it used cached features of a frozen encoder instead of decoding videos. None if unknown.
+        training: `training_seconds` with `encoding_seconds` in them, `clips_per_second`, `peak_memory_gib`, `device`,
+            and `stored_features`: whether it used cached features of a frozen encoder instead of decoding videos. None
+            if unknown.
     """
 
     name: str
@@ -231,6 +232,7 @@ def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None
     machine = run["hardware"]
     device = machine["gpus"][0]["name"] if was_trained_on_gpu(run) and machine["gpus"] else machine["cpu"]
     measured = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
+    measured["encoding_seconds"] = run.get("encoding_seconds", 0.0)  # missing in results of older versions
     return {**measured, "device": device, "stored_features": trained is not None and _used_feature_cache(trained)}
 
 

@@ -68,6 +68,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
+def training_time(seconds: float, encoding_seconds: float) -> str:
+    """`6 min 5 s`, or `6 min 5 s (5 min 52 s encoding)`."""
+    encoding = f" ({duration(encoding_seconds)} encoding)" if encoding_seconds else ""
+    return f"{duration(seconds)}{encoding}"
+
+
 def p_value(value: float) -> str:
     """A p-value for a table: `0.0123` or `< 0.0001`."""
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

@@ -102,7 +102,7 @@ def _cost_cells(run: Evaluation) -> list[str]:
     return [
         *estimated,
         text.DASH if speed is None else f"{speed:.1f}",
-        text.DASH if seconds is None else text.duration(seconds),
+        text.DASH if seconds is None else text.training_time(seconds, training.get("encoding_seconds", 0.0)),
         training.get("device") or text.DASH,
     ]
 

@@ -72,7 +72,10 @@ def _estimated_entries(cost: CostReport, protocol: Mapping) -> Entries:
 
 
 def _measured_entries(run: Mapping) -> Entries:
-    entries: Entries = [("training time", text.duration(run["training_seconds"]), "all epochs, including validation")]
+    note = "all epochs, including validation"
+    if encoding := run.get("encoding_seconds"):
+        note += f"; {text.duration(encoding)} of it to encode the frames once"
+    entries: Entries = [("training time", text.duration(run["training_seconds"]), note)]
     if run["clips_per_second"] is not None:
         entries.append(("speed", f"{run['clips_per_second']:.1f} clips/s", "in training"))
     if run["waiting"] is not None:

@@ -17,6 +17,7 @@ from stvid.run.folder import project_root
 from stvid.run.model import is_trusted, update_targets
 
 MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
+MAX_DEPTH = 50
 RESERVED = re.compile(r"_\w+_")  # keys that Hydra reads: `_target_`, `_partial_`, `_args_`, ...
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not escaped
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -35,8 +36,7 @@ def read_config(file: Path) -> DictConfig:
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         text = file.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML references (*name)")
+        check_yaml(text)
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ValueError("it is no mapping")
@@ -54,6 +54,15 @@ def read_config(file: Path) -> DictConfig:
             f"{file} is damaged or was changed: {reason}. The run can be evaluated, but not resumed, unless you have "
             "a copy of the file"
         ) from error
+
+
+def check_yaml(text: str) -> None:
+    """Raises ValueError for YAML that takes very long or much memory to build: references, or very deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+            raise ValueError("it has YAML references (*name), or is nested too deeply")
 
 
 def _interpolations(node: object, place: str = "") -> Iterator[str]:

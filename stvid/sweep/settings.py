@@ -15,7 +15,7 @@ from stvid import checks
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
 from stvid.run.folder import RunFolder
-from stvid.run.stored import RESERVED, config_groups
+from stvid.run.stored import RESERVED, check_yaml, config_groups
 
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
 MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
@@ -161,8 +161,7 @@ def read_sweep(folder: Path) -> tuple[list[str], Settings]:
     file = RunFolder(folder).sweep_yaml
     try:
         content = file.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML references (*name)")
+        check_yaml(content)
         stored = yaml.safe_load(content)
         SWEEP(stored, file.name)
         return stored["overrides"], read_settings(stored["settings"])

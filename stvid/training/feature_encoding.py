@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from stvid.data.datamodule import VideoDataModule
-from stvid.data.feature_cache import CachedClips
+from stvid.data.feature_cache import CachedClips, FeatureCache
 from stvid.device import autocast
-from stvid.errors import InputError
+from stvid.errors import InputError, full_disk_error, system_error_text
 from stvid.files import file_lock
 from stvid.preprocess import encode_clips
 from stvid.progress import Bar
@@ -27,10 +28,11 @@ LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torc
 
 def store_features(
     data: VideoDataModule, task: ClassificationTask, *, precision: str, device: torch.device, config: Mapping
-) -> None:
+) -> float:
     """Makes the data module load features instead of clips, if its `features` is `auto` and the encoder is frozen.
 
-    Computes the features that are not stored yet, in the precision of the run.
+    Computes the features that are not stored yet, in the precision of the run. Returns the seconds that this took.
+    After an interruption, the next call goes on with what is missing.
 
     Args:
         data: set up.
@@ -40,10 +42,10 @@ def store_features(
         config: config of the model, as plain data; part of the key under which features are stored.
 
     Raises:
-        InputError: cutmix is on, which needs pixels.
+        InputError: cutmix is on, which needs pixels; the disk of the cache is full.
     """
     if data.features == "off" or not (task.model.supports_feature_cache and task.model.backbone_is_frozen):
-        return
+        return 0.0
     if task.mixing is not None and task.mixing.cutmix:
         raise InputError(
             f"mixing.cutmix (={task.mixing.cutmix}) needs pixels, but with a frozen encoder the model is trained on "
@@ -66,18 +68,47 @@ def store_features(
         "torch": torch.__version__,
         **{name: version for name in LIBRARIES if (version := _installed_version(name))},
     }
+    began = time.perf_counter()
+    # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
+    batch_size = 1 if device.type == "cpu" else data.clips_per_batch
+    with torch.inference_mode(), autocast(device, precision):
+        frame_BCTHW = torch.zeros(1, data.clip.channels, 1, *data.clip.size, device=device)
+        feature_size = model.encode(frame_BCTHW).shape[2]
     for split, cached in data.use_cached_features(encoder_settings).items():
-        with file_lock(cached.cache.path):  # only one process encodes
-            _fill_cache(split, cached, data, encode)
+        cached.feature_size = feature_size
+        with file_lock(cached.cache.path), _explain_stops(cached.cache):  # only one process encodes
+            _fill_cache(split, cached, data, encode, batch_size=batch_size)
+    seconds = time.perf_counter() - began
     log.info(
         "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
         data.passes,
     )
     model.train()
+    return seconds
+
+
+@contextlib.contextmanager
+def _explain_stops(cache: FeatureCache) -> Iterator[None]:
+    """Says what is kept after a signal, and what to do about a full disk."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        log.info("interrupted; %d features are kept in %s, and the same command goes on", len(cache), cache.path)
+        raise
+    except OSError as error:
+        if full_disk_error(error) is None:
+            raise
+        message = f"{system_error_text(error)}; or cache no features: data.features=off"
+        raise InputError(message) from error
 
 
 def _fill_cache(
-    split: str, cached: CachedClips, data: VideoDataModule, encode: Callable[[Tensor, Tensor | None], Tensor]
+    split: str,
+    cached: CachedClips,
+    data: VideoDataModule,
+    encode: Callable[[Tensor, Tensor | None], Tensor],
+    *,
+    batch_size: int,
 ) -> None:
     """Encodes what is missing in the feature cache of a split."""
     keys = data.all_keys(split)
@@ -88,7 +119,7 @@ def _fill_cache(
     )
     start = time.perf_counter()
     while missing:  # one iteration, unless another run has replaced the file meanwhile
-        _encode(split, cached, missing, data, encode)
+        _encode(split, cached, missing, data, encode, batch_size=batch_size)
         missing = cached.missing_keys(keys)
         if not missing:
             log.info("encoded in %.1f s", time.perf_counter() - start)
@@ -100,17 +131,17 @@ def _encode(
     keys: list,
     data: VideoDataModule,
     encode: Callable[[Tensor, Tensor | None], Tensor],
+    *,
+    batch_size: int,
 ) -> None:
     bar = Bar(f"encoding {split}", total=len(keys), unit="videos")
     with cached.cache.writer() as write, bar:
-        for batch_keys, batch in cached.batches(
-            keys, batch_size=data.clips_per_batch, num_workers=data.num_workers_alone
-        ):
+        for batch_keys, batch in cached.batches(keys, batch_size=batch_size, num_workers=data.num_workers_alone):
             if batch_keys:
                 features_BTF = encode(batch["clips"], batch["lengths"])
                 for cache_key, sample in cached.entries(batch_keys, batch, features_BTF):
                     write(cache_key, sample)
-            bar.advance(len(batch_keys))
+            bar.advance(len(batch_keys) + len(batch["failed"]))
 
 
 def _installed_version(package: str) -> str | None:

@@ -11,7 +11,11 @@ from pathlib import Path
 MAX_NAMES = 5000  # to look at
 MAX_FILES = 20  # of one folder
 MAX_DEPTH = 3  # folders below the root
-VIDEO = re.compile(r".+\.(3gp|asf|avi|divx|flv|gif|m2ts|m2v|m4v|mjpeg|mkv|mov|mp4|mpe?g|mts|ogv|ts|vob|webm|wmv)", re.I)
+VIDEO = re.compile(
+    r".+\.(3g2|3gp|asf|avi|divx|f4v|flv|gif|m1v|m2ts|m2v|m4v|mjpeg"
+    r"|mkv|mov|mp4|mpe|mpeg|mpg|mts|ogv|qt|ts|vob|webm|wmv)",
+    re.I,
+)
 IMAGE = re.compile(r".+\.(jpe?g|png|bmp|webp|tiff?)", re.I)
 MARKS = {  # data set -> (name of a file or folder that only it has, what it is)
     "ucf101": (r"ucfTrainTestlist|trainlist0[123]\.txt", "its official lists are there"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,21 @@ log = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
+@contextlib.contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Raises the KeyboardInterrupt that Lightning turns into an exit with code 1."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
 class Preemption(Callback):
     """Receives signals during training; a second signal ends the run immediately.
+
+    Before and after the training, the handlers from before `trainer.fit` are in effect.
 
     Args:
         requeue: put the Slurm job back into the queue before the exit.
@@ -39,12 +55,17 @@ class Preemption(Callback):
         self.agreed = 0  # signal that all processes act on; 0: none
         self._old_handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
+        # later, Lightning sets handlers of its own, which must not stay after the training
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self._old_handlers = {number: handler for number, handler in handlers.items() if handler is not None}
+
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         task.stop_signal = lambda: self.received  # type: ignore[assignment] # a `ClassificationTask`
-        try:
-            self._old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        except ValueError:  # only the main thread can set handlers
+        if threading.current_thread() is not threading.main_thread():  # only that can set handlers
             self._old_handlers = {}
+        for number in self._old_handlers:
+            signal.signal(number, self._handle)
 
     def teardown(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()

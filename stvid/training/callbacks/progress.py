@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from stvid.checks import read_csv
 from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
-from stvid.errors import InputError, train_command
+from stvid.errors import InputError, full_disk_error, train_command
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice
@@ -101,6 +101,7 @@ class EpochTable(Callback):
         self.path = Path(path)
         self.rows: list[dict[str, str]] = []
         self.num_epochs = 0  # in this process
+        self.encoding_seconds = 0.0  # for the cached features of a frozen encoder, before the first epoch
         self.has_advised = False
 
     @property
@@ -109,7 +110,11 @@ class EpochTable(Callback):
         return round(sum(float(row["seconds"]) for row in self.rows), 1)
 
     def summary(self) -> dict:
-        """`training_seconds`, `clips_per_second`, `waiting` and `peak_memory_gib` of all epochs, for `result.json`."""
+        """What the training took, for `result.json`.
+
+        `training_seconds` are those of all epochs and `encoding_seconds`; `clips_per_second`, `waiting` and
+        `peak_memory_gib` are those of the epochs.
+        """
 
         def column(name: str, rows: list[dict[str, str]]) -> list[float]:
             return [float(row[name]) for row in rows]
@@ -123,11 +128,18 @@ class EpochTable(Callback):
         on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
         host = [gib for gib in (*(() if on_gpu else peaks), peak_host_gib()) if gib is not None]
         return {
-            "training_seconds": self.seconds,
+            "training_seconds": round(self.seconds + self.encoding_seconds, 1),
+            "encoding_seconds": round(self.encoding_seconds, 1),
             "clips_per_second": round(len(seconds_per_clip) / sum(seconds_per_clip), 2) if seconds_per_clip else None,
             "waiting": round(waiting / sum(weights), 4) if weights else None,
             "peak_memory_gib": {"host": max(host, default=None), "gpu": max(peaks, default=None) if on_gpu else None},
         }
+
+    def state_dict(self) -> dict:
+        return {"encoding_seconds": self.encoding_seconds}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.encoding_seconds += state_dict["encoding_seconds"]  # of the run before it was resumed
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
         # also for a run with no epochs left
@@ -186,9 +198,13 @@ class EpochTable(Callback):
             self._advise(waiting, trainer)
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            command = train_command(f"resume={self.path.parent}")
-            log.info("\ninterrupted; %d epochs are saved. Resume with: %s", len(self.rows), command)
+        is_full = full_disk_error(exception) is not None
+        if isinstance(exception, KeyboardInterrupt) or (is_full and self.rows):
+            command, reason = (
+                train_command(f"resume={self.path.parent}"),
+                "the disk is full" if is_full else "interrupted",
+            )
+            log.info("\n%s; %d epochs are saved. Resume with: %s", reason, len(self.rows), command)
 
     def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
