@@ -136,6 +136,14 @@ def test_only_formats_of_images_are_opened(tmp_path, monkeypatch):
     refusal(folder)
 
 
+def test_a_tiff_without_its_width_is_unreadable(tmp_path):
+    file = folder_of(tmp_path / "v", Image.fromarray(PICTURE), end="tif") / "0.tif"
+    content = file.read_bytes()
+    at = content.index(b"\x00\x01\x04\x00\x01\x00\x00\x00\x60")  # tag 256: 96 pixels
+    file.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    refusal(tmp_path / "v")
+
+
 def test_damaged_exif_does_not_cost_the_picture(tmp_path):
     folder = folder_of(tmp_path / "v", Image.fromarray(PICTURE), exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff")
     assert np.array_equal(first(folder), PICTURE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", *_AV
 _SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 262, 274, 339  # tags of EXIF and TIFF
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 _CHECK_DIGITS = 4
+_PILLOW_ERRORS = (  # what Pillow raises for damaged files
+    *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, struct.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -129,7 +134,7 @@ def _read_image(
                 raise VideoError(folder, CHANGED, f"{image.name} is not the image that was there when it was probed")
             with Image.open(content, formats=_FORMATS) as file:
                 return _upright_pixels(folder, image, file, max_pixels=max_pixels, size=size, shrunk=shrunk)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _PILLOW_ERRORS as error:
         raise VideoError(folder, UNREADABLE, f"{image.name}: {error}") from error
 
 
