@@ -73,7 +73,7 @@ def store_features(
     batch_size = 1 if device.type == "cpu" else data.clips_per_batch
     with torch.inference_mode(), autocast(device, precision):
         frame_BCTHW = torch.zeros(1, data.clip.channels, 1, *data.clip.size, device=device)
-        feature_size = model.encode(frame_BCTHW).shape[2]
+        feature_size = model.encode(frame_BCTHW).shape[2]  # type: ignore[operator] # a `VideoModel`
     for split, cached in data.use_cached_features(encoder_settings).items():
         cached.feature_size = feature_size
         with file_lock(cached.cache.path), _explain_stops(cached.cache):  # only one process encodes
