@@ -197,7 +197,18 @@ def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, capsys, monke
     monkeypatch.setattr(evaluate_command, "resolve_runs", lambda names: ([tmp_path], None))
     monkeypatch.setattr(evaluate_command, "evaluate_run", lambda *arguments, **options: evaluation)
     monkeypatch.setattr(evaluate_command, "result_text", lambda result: f"accuracy {result['video_accuracy']}")
-    names = ("split", "clips", "crops", "manifest", "allow_leaks", "audit", "calibrate", "workers", "trust")
+    names = (
+        "split",
+        "clips",
+        "crops",
+        "manifest",
+        "allow_leaks",
+        "audit",
+        "calibrate",
+        "workers",
+        "trust",
+        "data_root",
+    )
     options = argparse.Namespace(
         **dict.fromkeys(names), runs=[str(tmp_path)], report=True, json=str(tmp_path / "out.json")
     )
