@@ -156,7 +156,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(commands, "prepare", "transcode a data set to small files that are read faster")
     _add_overrides(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to continue in")
-    number = {"type": int, "metavar": "N"}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
     parser.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
     parser.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
