@@ -14,6 +14,7 @@ import re
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stvid import __version__
 from stvid.commands.arguments import check_arguments

@@ -188,7 +188,8 @@ def _read_pyav(
                 frame = _shrink_yuv(frame, shrinker, height=height, width=width, num_threads=num_threads)
             # The size is given because some files change it on the way.
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
-            rows = np.frombuffer(rgb, np.uint8)  # type: ignore[call-overload] # a plane is a buffer.reshape(height, rgb.line_size)
+            plane = np.frombuffer(rgb, np.uint8)  # type: ignore[call-overload] # a plane is a buffer
+            rows = plane.reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
     return turn_upright(frames_THWC, info)
 
