@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from stvid.errors import InputError
 
-Check = Callable[[object, str], None]  # the value, and its place for the message; raises InputError
+Check = Callable[[Any, str], None]  # the value, and its place for the message; raises InputError
 SHOWN = 40  # characters of a wrong value
 
 
@@ -23,7 +24,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = Fals
     kind = "a whole number" if whole else "a number"
     bounds = f" from {low:g} to {high:g}" if high < math.inf else f", at least {low:g}" if low > -math.inf else ""
 
-    def check(value: object, place: str) -> None:
+    def check(value: Any, place: str) -> None:
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         # not isfinite: a whole number may be too large for a float
         if not is_number or value != value or not low <= value <= high or abs(value) == math.inf:
@@ -35,14 +36,14 @@ def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = Fals
 def text(*choices: str) -> Check:
     """A string; with `choices`, one of them."""
 
-    def check(value: object, place: str) -> None:
+    def check(value: Any, place: str) -> None:
         if not isinstance(value, str) or (choices and value not in choices):
             _refuse(value, place, f"one of {', '.join(choices)}" if choices else "text")
 
     return check
 
 
-def flag(value: object, place: str) -> None:
+def flag(value: Any, place: str) -> None:
     """True or false."""
     if not isinstance(value, bool):
         _refuse(value, place, "true or false")
@@ -56,7 +57,7 @@ def maybe(check: Check) -> Check:
 def list_of(check: Check, *, length: int | None = None, unique: bool = False) -> Check:
     """A list of what `check` accepts, of this length (None: any); `unique`: no value twice."""
 
-    def check_list(value: object, place: str) -> None:
+    def check_list(value: Any, place: str) -> None:
         if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
             _refuse(value, place, "a list" if length is None else f"a list of {length}")
         for i, part in enumerate(value):
@@ -70,7 +71,7 @@ def list_of(check: Check, *, length: int | None = None, unique: bool = False) ->
 def dict_of(check: Check) -> Check:
     """A mapping from text to what `check` accepts."""
 
-    def check_dict(value: object, place: str) -> None:
+    def check_dict(value: Any, place: str) -> None:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             _refuse(value, place, "a mapping with names as keys")
         for key, part in value.items():
@@ -82,7 +83,7 @@ def dict_of(check: Check) -> Check:
 def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
     """A mapping with these keys; other keys are not looked at."""
 
-    def check(value: object, place: str) -> None:
+    def check(value: Any, place: str) -> None:
         dict_of(anything)(value, place)
         missing = [key for key in required if key not in value]
         if missing:
@@ -94,7 +95,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
     return check
 
 
-def anything(value: object, place: str) -> None:
+def anything(value: Any, place: str) -> None:
     """Any value."""
 
 
@@ -104,7 +105,7 @@ def _refuse(value: object, place: str, expected: str) -> None:
     raise InputError(f"{place} is {shown}, must be {expected}")
 
 
-def read_json(path: Path, check: Check, *, remedy: str) -> object:
+def read_json(path: Path, check: Check, *, remedy: str) -> Any:
     """The content of a JSON file, checked.
 
     Args:

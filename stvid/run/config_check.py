@@ -61,10 +61,10 @@ def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
 def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
     """Keys under `data` (added with `+`) that the data module does not get."""
     references = str(OmegaConf.to_container(data.datamodule, resolve=False))
-    known = [str(key) for key in data if f"${{data.{key}}}" in references]
-    for key in data:
+    known = [key for key in map(str, data) if f"${{data.{key}}}" in references]
+    for key in map(str, data):
         if key != "datamodule" and key not in known:
-            yield f"data.{key}", f"unknown config key data.{key}{nearest(str(key), known)}"
+            yield f"data.{key}", f"unknown config key data.{key}{nearest(key, known)}"
 
 
 def _types(config: DictConfig) -> Iterator[tuple[str, str]]:

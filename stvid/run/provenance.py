@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
     """Versions of Python, stvid and `PACKAGES`; with a CUDA device also of CUDA."""
     record = {"python": platform.python_version(), "stvid": stvid.__version__}
     record |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
-    return record | ({"cuda": torch.version.cuda} if torch.cuda.is_available() else {})
+    return record | ({"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {})
 
 
 def git_state(code: Path) -> dict | None:

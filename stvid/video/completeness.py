@@ -12,6 +12,8 @@ import os
 import struct
 from typing import BinaryIO
 
+from av.container import InputContainer
+
 _BOXES = {  # that stand at the top level of MP4 and QuickTime files; anything else there is junk behind the last box
     *(b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"emsg", b"prft", b"pdin"),
     *(b"free", b"skip", b"wide", b"uuid", b"udta", b"meta", b"pnot", b"PICT"),
@@ -44,7 +46,7 @@ def find_cut(path: str | os.PathLike[str], format_name: str) -> str | None:
         return check(file, os.fstat(file.fileno()).st_size)
 
 
-def find_missing_sample(container, size: int) -> str | None:
+def find_missing_sample(container: InputContainer, size: int) -> str | None:
     """The first track of an MP4 or QuickTime file whose sample table points behind the end of the file, in words.
 
     The samples that an edit list hides do not count: FFmpeg leaves them out of the table.
@@ -191,7 +193,8 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
     header = _read(file, 0, 9)
     if len(header) < 9:
         return None
-    at, last, stated = struct.unpack_from(">I", header, 5)[0] + 4, 0.0, {}
+    at, last = struct.unpack_from(">I", header, 5)[0] + 4, 0.0
+    stated: dict[str, float] = {}
     while (tag := _read(file, at, 11)) and tag[0] in _FLV_TAGS:
         if len(tag) < 11:
             return _short(size, at + 11, "the head of a tag")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import av
+from av.container import InputContainer
 from av.stream import Disposition
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, UNREADABLE, VideoError
 from stvid.video.types import MAX_PIXELS, check_pixels
 
 # Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
-_TOLERANT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Containers that hold everything in one file. Other demuxers open the files that a text names (concat, hls, dash, sdp),
 # that have similar names (image2, mlv), or read any text (tty). Sound alone is opened to say that it has no pictures.
 _FORMATS = (
@@ -28,7 +30,9 @@ _IMAGE_CODECS = frozenset(("mjpeg", "png", "apng", "gif", "bmp", "webp", "tiff",
 
 
 @contextmanager
-def open_video(path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS):
+def open_video(
+    path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
 
     Args:
@@ -53,7 +57,7 @@ def open_video(path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels
             # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
             source = files.enter_context(open(file, "rb")) if "%" in file else file
             try:
-                container = files.enter_context(av.open(source, options=options | limit, **_TOLERANT))
+                container = files.enter_context(av.open(source, "r", options=options | limit, **_TOLERANT))
             except av.ArgumentError as error:
                 raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
             stream = _choose_stream(container.streams.video)
@@ -94,7 +98,7 @@ def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
 
 def stated_seconds(stream: av.VideoStream) -> float | None:
     """The length of a track in its header, or in the tags that Matroska's writers add; None if it is not stated."""
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     for key, value in stream.metadata.items():
         if key.split("-")[0] == "DURATION" and (parts := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", value)):

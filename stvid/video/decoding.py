@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import av
+from av.container import InputContainer
 from av.video.frame import PictureType
 
 from stvid.errors import EMPTY, TRUNCATED, UNREADABLE, VideoError
@@ -68,12 +69,15 @@ class Scan:
     end_of_all: float = 0.0  # the same for all tracks
 
     @classmethod
-    def run(cls, path: str | os.PathLike[str], container, stream, *, decode_all: bool) -> Scan:
+    def run(
+        cls, path: str | os.PathLike[str], container: InputContainer, stream: av.VideoStream, *, decode_all: bool
+    ) -> Scan:
         """Reads all packets; decodes all of them, or (`decode_all=False`) only enough for a few frames.
 
         Raises:
             VideoError: empty, truncated, unreadable.
         """
+        assert stream.time_base is not None  # FFmpeg sets it for every stream
         scan = cls(
             codec=stream.codec_context.codec.canonical_name,
             num_video_streams=len(container.streams.video),
@@ -98,7 +102,7 @@ class Scan:
         scan._check_end(path, container, stream)
         return scan
 
-    def _record_packets(self, container, stream) -> Iterator[av.Packet]:
+    def _record_packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         """Yields the packets of `stream` and records each of them."""
         is_cut = {}
         # All tracks, not just this one: the file may end inside a packet of another. The packet that flushes a decoder
@@ -120,7 +124,7 @@ class Scan:
             yield packet
         self.cut = any(is_cut.values())
 
-    def _check_end(self, path: str | os.PathLike[str], container, stream) -> None:
+    def _check_end(self, path: str | os.PathLike[str], container: InputContainer, stream: av.VideoStream) -> None:
         if self.first is None:
             raise VideoError(path, EMPTY, "not one frame")
         cut = find_cut(path, container.format.name)
@@ -143,15 +147,21 @@ class Scan:
             raise VideoError(path, TRUNCATED, cut)
 
     @property
+    def stamps(self) -> list[int]:
+        """The known times of the packets, in file order; of all of them if `packets_are_frames`."""
+        return [pts for pts in self.pts if pts is not None]
+
+    @property
     def packets_are_frames(self) -> bool:
         """Whether packets and frames have the same times, one to one: then counting packets counts frames.
 
         Valid only for containers and codecs without hidden packets. False when in doubt, unless all frames were
         decoded: then the frames themselves tell.
         """
+        assert self.first is not None  # see `_check_end`
         if self.marked or None in self.pts or not self.is_key[0] or self.first.interlaced_frame:
             return False  # interlaced: each field may have its own packet
-        stamps = sorted(self.pts)
+        stamps = sorted(self.stamps)
         if self.frames_pts != stamps[: len(self.frames_pts)]:
             return False
         if self.reorders and stamps == self.pts and len(stamps) > 1:
@@ -168,8 +178,8 @@ class Scan:
 
         No frame is shown before a keyframe that it follows in the file, and none after a later keyframe.
         """
-        keyframe = latest = self.pts[0]
-        for pts, is_key in zip(self.pts, self.is_key, strict=True):
+        keyframe = latest = self.stamps[0]
+        for pts, is_key in zip(self.stamps, self.is_key, strict=True):
             if pts < (latest if is_key else keyframe):
                 return False
             latest, keyframe = max(latest, pts), pts if is_key else keyframe
@@ -182,7 +192,7 @@ class Scan:
         The flag of a packet is not sufficient: with intra refresh it marks a frame that only later frames complete.
         A damaged file has no keyframes: the concealed pixels depend on the frames decoded before.
         """
-        number_of = {pts: number for number, pts in enumerate(sorted(self.pts))}
-        flagged = sorted(number_of[pts] for pts, is_key in zip(self.pts, self.is_key, strict=True) if is_key)
+        number_of = {pts: number for number, pts in enumerate(sorted(self.stamps))}
+        flagged = sorted(number_of[pts] for pts, is_key in zip(self.stamps, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
         return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stvid.errors import CHANGED, EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.types import VideoInfo, check_pixels, frame_limit
@@ -110,11 +111,12 @@ def read_images(
         reason = TRUNCATED if len(images) < info.num_frames else CHANGED
         raise VideoError(folder, reason, f"{len(images)} images, {info.num_frames} were there when it was probed")
     frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
-    options = {"size": size, "shrunk": shrunk, "max_pixels": frame_limit(info)}
+    max_pixels = frame_limit(info)
     for place, index in enumerate(distinct):
         report_progress()
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
-        frames_THWC[place] = torch.from_numpy(_read_image(folder, images[index], digits=digits, **options))
+        pixels = _read_image(folder, images[index], max_pixels=max_pixels, size=size, shrunk=shrunk, digits=digits)
+        frames_THWC[place] = torch.from_numpy(pixels)
     return frames_THWC
 
 
@@ -154,7 +156,7 @@ def _upright_pixels(
     # the size before turning; a TIFF has its size after turning
     target = size[::-1] if size and orientation not in _SWAPPED else size
     box = None
-    if shrunk:  # a JPEG decodes faster at a half, a quarter, an eighth
+    if target and shrunk:  # a JPEG decodes faster at a half, a quarter, an eighth
         drafted = file.draft("RGB", (2 * target[0], 2 * target[1]))
         box = drafted and drafted[1]
     picture = _to_rgb(folder, image, file)
@@ -192,7 +194,7 @@ def _num_pictures(file: Image.Image) -> int:
     num_pictures = getattr(file, "n_frames", 1)
     if file.format == "MPO":  # the JPEG of a camera, with a preview or a depth map
         return 1
-    if file.format == "TIFF" and num_pictures > 1:
+    if isinstance(file, TiffImageFile) and num_pictures > 1:
         num_previews = 0
         for page in range(1, num_pictures):
             file.seek(page)

@@ -73,14 +73,15 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
 
 
 def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> VideoInfo:
-    stamps = scan.frames_pts if decoded else sorted(scan.pts)
+    assert scan.first is not None  # `Scan.run` refuses a file without a frame
+    stamps: Sequence[int | None] = scan.frames_pts if decoded else sorted(scan.stamps)
     # a damaged file may have more packets than frames; then packet numbers are not frame numbers
     trusted = (
         counted
         and scan.gops_are_closed
         and scan.num_video_streams == 1  # decoders differ in which of several streams they choose
         # a B-frame may depend on a damaged later frame; only decoding shows the damage
-        and (stamps == sorted(scan.pts) if decoded else not scan.reorders)
+        and (stamps == sorted(scan.stamps) if decoded else not scan.reorders)
     )
     fps, timestamps = _frame_times(stamps, tick=scan.tick, header_rate=scan.header_rate)
     rotation, mirrored = orientation_of(scan.first)
@@ -125,10 +126,11 @@ def _frame_times(
     stamps: Sequence[int | None], *, tick: float, header_rate: float
 ) -> tuple[float, tuple[float, ...] | None]:
     """Average rate (frames/s) and, if the frames are not evenly spaced, the time of each (s from the first)."""
-    rising = None not in stamps and all(a < b for a, b in pairwise(stamps))
+    known = [stamp for stamp in stamps if stamp is not None]
+    rising = len(known) == len(stamps) and all(a < b for a, b in pairwise(known))
     if len(stamps) == 1 or not rising:  # not rising: AVI with B-frames, which has meaningless stamps
         return header_rate or 25.0, None
-    seconds = [(stamp - stamps[0]) * tick for stamp in stamps]
+    seconds = [(stamp - known[0]) * tick for stamp in known]
     average = (len(seconds) - 1) / seconds[-1]
     # Prefer the header's rate: it is exact (30000/1001) where the stamps are rounded (Matroska: to 1 ms).
     for rate in (header_rate, average):
@@ -170,8 +172,8 @@ def probe_all(
         with suppress(OSError):  # probe() reports a missing file
             identities[name] = file_identity(name)
             identity, info = cached.get(os.path.abspath(name), (None, None))
-            is_valid = identity == identities[name] and (info.decoded or not decode_all)
-            if is_valid and info.height * info.width <= max_pixels:
+            is_valid = info is not None and identity == identities[name] and (info.decoded or not decode_all)
+            if info is not None and is_valid and info.height * info.width <= max_pixels:
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]

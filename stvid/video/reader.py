@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -119,7 +120,7 @@ def read_frames(
     info = info or probe(path)
     _check_indices(path, wanted, info)
     distinct, size = sorted(set(wanted)), scaled_size(info, short_side)
-    frames_THWC = None
+    frames_THWC: torch.Tensor | None = None
     if info.codec == "images":
         shrunk = size != (info.height, info.width)
         frames_THWC = read_images(path, distinct, info=info, size=size, shrunk=shrunk)
@@ -133,6 +134,7 @@ def read_frames(
         frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=True)
     if frames_THWC is None:
         frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=False)
+    assert frames_THWC is not None  # only seeking may fail without an error
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
@@ -158,7 +160,7 @@ def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
         raise ValueError(f"short_side (={short_side}) must be at least 1")
     if short_side is None or short_side >= shorter:
         return info.height, info.width
-    return tuple(max(round(side * short_side / shorter), 1) for side in (info.height, info.width))
+    return max(round(info.height * short_side / shorter), 1), max(round(info.width * short_side / shorter), 1)
 
 
 def _read_pyav(
@@ -186,7 +188,7 @@ def _read_pyav(
                 frame = _shrink_yuv(frame, shrinker, height=height, width=width, num_threads=num_threads)
             # The size is given because some files change it on the way.
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
-            rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)
+            rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)  # type: ignore[call-overload]  # a buffer
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
     return turn_upright(frames_THWC, info)
 
@@ -201,10 +203,17 @@ def _shrink_yuv(
     return small
 
 
-def _decode_from_start(path, container, stream, distinct: Sequence[int], info: VideoInfo) -> Iterator[av.VideoFrame]:
+def _decode_from_start(
+    path: str | os.PathLike[str],
+    container: InputContainer,
+    stream: av.VideoStream,
+    distinct: Sequence[int],
+    info: VideoInfo,
+) -> Iterator[av.VideoFrame]:
     """Yields the frames of sorted, distinct indices, decoding from the first frame of the video."""
     remaining = iter(distinct)
-    index, number = next(remaining), -1
+    index: int | None = next(remaining)
+    number = -1
     for number, frame in enumerate(decode(path, container.demux(stream))):
         if number == index:
             yield frame
@@ -215,9 +224,17 @@ def _decode_from_start(path, container, stream, distinct: Sequence[int], info: V
 
 
 def _decode_with_seeks(
-    path, container, stream, distinct: Sequence[int], info: VideoInfo
+    path: str | os.PathLike[str],
+    container: InputContainer,
+    stream: av.VideoStream,
+    distinct: Sequence[int],
+    info: VideoInfo,
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
+    first_pts = info.first_pts
+    if first_pts is None or stream.time_base is None:
+        yield None
+        return
     tick = float(stream.time_base)
     number, frames = -1, decode(path, container.demux(stream))
     for index in distinct:
@@ -226,15 +243,16 @@ def _decode_with_seeks(
             # seek a little behind the keyframe's time, which is not known to the tick
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
-            container.seek(info.first_pts + round(seconds / tick), stream=stream)
+            container.seek(first_pts + round(seconds / tick), stream=stream)
             frames = decode(path, container.demux(stream))
         while number < index or did_seek:
             frame = next(frames, None)
-            has_time = frame is not None and frame.pts is not None
-            actual = info.index_at((frame.pts - info.first_pts) * tick) if has_time else None
             # the pixels that a decoder conceals depend on the frames decoded before
-            failed = actual is None or frame.is_corrupt
-            if failed or ((actual > index or frame.pict_type != PictureType.I) if did_seek else actual != number + 1):
+            if frame is None or frame.pts is None or frame.is_corrupt:
+                yield None
+                return
+            actual = info.index_at((frame.pts - first_pts) * tick)
+            if (actual > index or frame.pict_type != PictureType.I) if did_seek else actual != number + 1:
                 yield None
                 return
             number, did_seek = actual, False

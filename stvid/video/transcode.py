@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
@@ -123,13 +123,16 @@ def _part_pts(info: VideoInfo, first: int, number: int) -> int:
 
 
 @contextmanager
-def _open_target(part: Part, source, *, like: av.VideoFrame, info: VideoInfo, gop: int, crf: int) -> Iterator[Callable]:
+def _open_target(
+    part: Part, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, gop: int, crf: int
+) -> Iterator[Callable[[av.VideoFrame], None]]:
     """Yields a function that encodes a frame; the target appears when the block ends and its copy can be decoded."""
     tick = None if info.timestamps is None else _TICK
-    options = {"fps": info.fps, "crf": crf, "gop": gop, "tune": "fastdecode", "tick": tick, "comment": part.comment}
     with replacing(part.target) as partial:
         try:
-            with open_encoder(partial, like=like, **options) as encode:
+            with open_encoder(
+                partial, like=like, fps=info.fps, crf=crf, gop=gop, tune="fastdecode", tick=tick, comment=part.comment
+            ) as encode:
                 yield encode
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # a problem of the disk, not of the video
@@ -183,7 +186,7 @@ def _to_yuv420p(
         width,
         height,
         "yuv420p",
-        dst_colorspace="ITU601" if matrix == _BT601 else None,
+        dst_colorspace=Colorspace.ITU601 if matrix == _BT601 else None,
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )

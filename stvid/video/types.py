@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -69,12 +70,13 @@ class VideoInfo:
 
     def index_at(self, seconds: float) -> int:
         """Number of the frame nearest to a time, in seconds from the first frame."""
-        if self.timestamps is None:
+        times = self.timestamps
+        if times is None:
             return round(seconds * self.fps)
-        after = bisect_right(self.timestamps, seconds)
+        after = bisect_right(times, seconds)
         return min(
             (i for i in (after - 1, after) if 0 <= i < self.num_frames),
-            key=lambda i: abs(self.timestamps[i] - seconds),
+            key=lambda i: abs(times[i] - seconds),
         )
 
     def seconds_at(self, index: int) -> float:
@@ -164,10 +166,11 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
         return {}
 
 
-def _to_info(values: dict) -> VideoInfo:
+def _to_info(values: dict[str, Any]) -> VideoInfo:
     """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
-    return VideoInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return VideoInfo(**values | tuples)
 
 
 def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:

@@ -10,11 +10,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 from stvid.errors import TIMEOUT, UNREADABLE, VideoError
 
@@ -24,7 +25,7 @@ _MESSAGES = 10  # progress messages of a worker in the time limit
 
 def map_files(
     function: Callable[[str], T], names: Sequence[str], *, num_workers: int, timeout: float
-) -> Iterator[tuple[str, T | VideoError]]:
+) -> Generator[tuple[str, T | VideoError], None, None]:
     """Calls `function(name)` for every file; yields (name, result or VideoError) in order of completion.
 
     A file that crashes its process becomes `VideoError(unreadable)`, one that makes no progress `VideoError(timeout)`.
@@ -115,7 +116,7 @@ class _Worker:
             self._state = _ENDED
         return self._state == _ENDED
 
-    def finish_file(self):
+    def finish_file(self) -> Any:
         if self._state == _ENDED:
             try:
                 return self.pipe.recv()
@@ -145,6 +146,7 @@ def _run_worker(function: Callable[[str], T], pipe: Connection, timeout: float) 
     with suppress(EOFError):
         while True:
             name = pipe.recv()
+            result: object
             try:
                 result = call(name)
             except Exception as error:  # a bug in `function`, not a bad file: the parent raises it
@@ -153,7 +155,7 @@ def _run_worker(function: Callable[[str], T], pipe: Connection, timeout: float) 
             pipe.send(result)
 
 
-def _exit_with_parent(parent) -> None:
+def _exit_with_parent(parent: BaseProcess) -> None:
     """Ends this process when its parent ends, also when the parent is killed or a file is in progress."""
     parent.join()
     os._exit(1)

@@ -45,8 +45,12 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames_THWC)
     first = next(frames)
-    options = {"fps": fps, "crf": crf, "gop": gop, "b_frames": b_frames, "preset": preset, "threads": threads}
-    with replacing(path) as partial, open_encoder(partial, like=first, **options) as encode:
+    with (
+        replacing(path) as partial,
+        open_encoder(
+            partial, like=first, fps=fps, crf=crf, gop=gop, b_frames=b_frames, preset=preset, threads=threads
+        ) as encode,
+    ):
         encode(first)
         for frame in frames:
             encode(frame)
