@@ -14,6 +14,7 @@ import re
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stvid import __version__
 from stvid.commands.arguments import check_arguments
@@ -156,11 +157,10 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(commands, "prepare", "transcode a data set to small files that are read faster")
     _add_overrides(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder, or one to continue in")
-    parser.add_argument(
-        "--short-side", type=int, metavar="N", default=128, help="pixels; never enlarged (default: 128)"
-    )
-    parser.add_argument("--gop", type=int, metavar="N", default=8, help="frames from keyframe to keyframe (default: 8)")
-    parser.add_argument("--crf", type=int, metavar="N", default=23, help="0 (lossless) to 51 (default: 23)")
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
+    parser.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
+    parser.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
     parser.add_argument("--json", metavar="F", help="also write the summary to this file")
 
 

@@ -55,7 +55,7 @@ def open_video(
             raise VideoError(path, EMPTY, "zero bytes")
         with ExitStack() as files:
             # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
-            source = files.enter_context(open(file, "rb")) if "%" in file else file
+            source: Any = files.enter_context(open(file, "rb")) if "%" in file else file
             try:
                 container = files.enter_context(av.open(source, "r", options=options | limit, **_TOLERANT))
             except av.ArgumentError as error:

@@ -81,7 +81,7 @@ class Scan:
         scan = cls(
             codec=stream.codec_context.codec.canonical_name,
             num_video_streams=len(container.streams.video),
-            tick=float(stream.time_base),
+            tick=float(stream.time_base or 1),
             header_rate=float(stream.average_rate or 0),
             reorders=stream.codec_context.has_b_frames > 0,
         )
@@ -147,8 +147,8 @@ class Scan:
             raise VideoError(path, TRUNCATED, cut)
 
     @property
-    def stamps(self) -> list[int]:
-        """The known times of the packets, in file order; of all of them if `packets_are_frames`."""
+    def known_pts(self) -> list[int]:
+        """`pts` without the missing ones."""
         return [pts for pts in self.pts if pts is not None]
 
     @property
@@ -158,10 +158,11 @@ class Scan:
         Valid only for containers and codecs without hidden packets. False when in doubt, unless all frames were
         decoded: then the frames themselves tell.
         """
-        assert self.first is not None  # see `_check_end`
-        if self.marked or None in self.pts or not self.is_key[0] or self.first.interlaced_frame:
-            return False  # interlaced: each field may have its own packet
-        stamps = sorted(self.stamps)
+        if self.marked or None in self.pts or not self.is_key[0]:
+            return False
+        if self.first is None or self.first.interlaced_frame:  # each field may have its own packet
+            return False
+        stamps = sorted(self.known_pts)
         if self.frames_pts != stamps[: len(self.frames_pts)]:
             return False
         if self.reorders and stamps == self.pts and len(stamps) > 1:
@@ -178,8 +179,8 @@ class Scan:
 
         No frame is shown before a keyframe that it follows in the file, and none after a later keyframe.
         """
-        keyframe = latest = self.stamps[0]
-        for pts, is_key in zip(self.stamps, self.is_key, strict=True):
+        keyframe = latest = self.known_pts[0]
+        for pts, is_key in zip(self.known_pts, self.is_key, strict=True):
             if pts < (latest if is_key else keyframe):
                 return False
             latest, keyframe = max(latest, pts), pts if is_key else keyframe
@@ -192,7 +193,7 @@ class Scan:
         The flag of a packet is not sufficient: with intra refresh it marks a frame that only later frames complete.
         A damaged file has no keyframes: the concealed pixels depend on the frames decoded before.
         """
-        number_of = {pts: number for number, pts in enumerate(sorted(self.stamps))}
-        flagged = sorted(number_of[pts] for pts, is_key in zip(self.stamps, self.is_key, strict=True) if is_key)
+        number_of = {pts: number for number, pts in enumerate(sorted(self.known_pts))}
+        flagged = sorted(number_of[pts] for pts, is_key in zip(self.known_pts, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
         return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()

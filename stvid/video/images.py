@@ -111,12 +111,13 @@ def read_images(
         reason = TRUNCATED if len(images) < info.num_frames else CHANGED
         raise VideoError(folder, reason, f"{len(images)} images, {info.num_frames} were there when it was probed")
     frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
-    max_pixels = frame_limit(info)
     for place, index in enumerate(distinct):
         report_progress()
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
-        pixels = _read_image(folder, images[index], max_pixels=max_pixels, size=size, shrunk=shrunk, digits=digits)
-        frames_THWC[place] = torch.from_numpy(pixels)
+        picture = _read_image(
+            folder, images[index], max_pixels=frame_limit(info), size=size, shrunk=shrunk, digits=digits
+        )
+        frames_THWC[place] = torch.from_numpy(picture)
     return frames_THWC
 
 
@@ -156,7 +157,7 @@ def _upright_pixels(
     # the size before turning; a TIFF has its size after turning
     target = size[::-1] if size and orientation not in _SWAPPED else size
     box = None
-    if target and shrunk:  # a JPEG decodes faster at a half, a quarter, an eighth
+    if shrunk and target:  # a JPEG decodes faster at a half, a quarter, an eighth
         drafted = file.draft("RGB", (2 * target[0], 2 * target[1]))
         box = drafted and drafted[1]
     picture = _to_rgb(folder, image, file)
@@ -198,7 +199,7 @@ def _num_pictures(file: Image.Image) -> int:
         num_previews = 0
         for page in range(1, num_pictures):
             file.seek(page)
-            num_previews += file.tag_v2.get(_SUBFILE, 0) & 1
+            num_previews += file.tag_v2.get(_SUBFILE, 0) & 1  # type: ignore[attr-defined] # of TIFF files
         file.seek(0)
         num_pictures -= num_previews
     return num_pictures

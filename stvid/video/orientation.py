@@ -17,7 +17,7 @@ def orientation_of(frame: av.VideoFrame) -> tuple[int, bool]:
 
     The frame's display matrix may also scale or rotate by other angles: then it is the nearest of these eight.
     """
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV takes both names and types
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is None:
         return 0, False
     # x' = a x + c y, y' = b x + d y; y points downwards

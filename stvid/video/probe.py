@@ -73,15 +73,15 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
 
 
 def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> VideoInfo:
-    assert scan.first is not None  # `Scan.run` refuses a file without a frame
-    stamps: Sequence[int | None] = scan.frames_pts if decoded else sorted(scan.stamps)
+    assert scan.first is not None  # Scan.run raises for a file without frames
+    stamps: list[int | None] = scan.frames_pts if decoded else [*sorted(scan.known_pts)]
     # a damaged file may have more packets than frames; then packet numbers are not frame numbers
     trusted = (
         counted
         and scan.gops_are_closed
         and scan.num_video_streams == 1  # decoders differ in which of several streams they choose
         # a B-frame may depend on a damaged later frame; only decoding shows the damage
-        and (stamps == sorted(scan.stamps) if decoded else not scan.reorders)
+        and (stamps == sorted(scan.known_pts) if decoded else not scan.reorders)
     )
     fps, timestamps = _frame_times(stamps, tick=scan.tick, header_rate=scan.header_rate)
     rotation, mirrored = orientation_of(scan.first)
@@ -172,8 +172,9 @@ def probe_all(
         with suppress(OSError):  # probe() reports a missing file
             identities[name] = file_identity(name)
             identity, info = cached.get(os.path.abspath(name), (None, None))
-            is_valid = info is not None and identity == identities[name] and (info.decoded or not decode_all)
-            if info is not None and is_valid and info.height * info.width <= max_pixels:
+            if info is None or identity != identities[name]:
+                continue
+            if (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]

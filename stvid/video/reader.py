@@ -134,7 +134,7 @@ def read_frames(
         frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=True)
     if frames_THWC is None:
         frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=False)
-    assert frames_THWC is not None  # only seeking may fail without an error
+    assert frames_THWC is not None  # without seeking, it raises
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
@@ -188,7 +188,8 @@ def _read_pyav(
                 frame = _shrink_yuv(frame, shrinker, height=height, width=width, num_threads=num_threads)
             # The size is given because some files change it on the way.
             rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
-            rows = np.frombuffer(rgb, np.uint8).reshape(height, rgb.line_size)  # type: ignore[call-overload]  # a buffer
+            plane = np.frombuffer(rgb, np.uint8)  # type: ignore[call-overload] # a plane is a buffer
+            rows = plane.reshape(height, rgb.line_size)
             pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
     return turn_upright(frames_THWC, info)
 
@@ -211,15 +212,14 @@ def _decode_from_start(
     info: VideoInfo,
 ) -> Iterator[av.VideoFrame]:
     """Yields the frames of sorted, distinct indices, decoding from the first frame of the video."""
-    remaining = iter(distinct)
-    index: int | None = next(remaining)
-    number = -1
+    num_found, number = 0, -1
     for number, frame in enumerate(decode(path, container.demux(stream))):
-        if number == index:
+        if number == distinct[num_found]:
             yield frame
-            index = next(remaining, None)
-            if index is None:
+            num_found += 1
+            if num_found == len(distinct):
                 return
+    index = distinct[num_found]
     raise VideoError(path, TRUNCATED, f"frame {index} of {info.num_frames} was requested, it ends after {number + 1}")
 
 
@@ -231,12 +231,9 @@ def _decode_with_seeks(
     info: VideoInfo,
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
-    first_pts = info.first_pts
-    if first_pts is None or stream.time_base is None:
-        yield None
-        return
-    tick = float(stream.time_base)
+    tick, first_pts = float(stream.time_base or 1), info.first_pts or 0
     number, frames = -1, decode(path, container.demux(stream))
+    frame: av.VideoFrame | None = None
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
         if did_seek := keyframe > number + 1:

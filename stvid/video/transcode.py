@@ -125,7 +125,7 @@ def _part_pts(info: VideoInfo, first: int, number: int) -> int:
 @contextmanager
 def _open_target(
     part: Part, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, gop: int, crf: int
-) -> Iterator[Callable[[av.VideoFrame], None]]:
+) -> Iterator[Callable]:
     """Yields a function that encodes a frame; the target appears when the block ends and its copy can be decoded."""
     tick = None if info.timestamps is None else _TICK
     with replacing(part.target) as partial:
@@ -186,7 +186,7 @@ def _to_yuv420p(
         width,
         height,
         "yuv420p",
-        dst_colorspace=Colorspace.ITU601 if matrix == _BT601 else None,
+        dst_colorspace="ITU601" if matrix == _BT601 else None,  # type: ignore[arg-type] # names work too
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )

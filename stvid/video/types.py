@@ -70,13 +70,12 @@ class VideoInfo:
 
     def index_at(self, seconds: float) -> int:
         """Number of the frame nearest to a time, in seconds from the first frame."""
-        times = self.timestamps
-        if times is None:
+        timestamps = self.timestamps
+        if timestamps is None:
             return round(seconds * self.fps)
-        after = bisect_right(times, seconds)
+        after = bisect_right(timestamps, seconds)
         return min(
-            (i for i in (after - 1, after) if 0 <= i < self.num_frames),
-            key=lambda i: abs(times[i] - seconds),
+            (i for i in (after - 1, after) if 0 <= i < self.num_frames), key=lambda i: abs(timestamps[i] - seconds)
         )
 
     def seconds_at(self, index: int) -> float:
@@ -169,8 +168,8 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
 def _to_info(values: dict[str, Any]) -> VideoInfo:
     """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
-    tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    return VideoInfo(**values | tuples)
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return VideoInfo(**plain)
 
 
 def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:

@@ -146,7 +146,7 @@ def _run_worker(function: Callable[[str], T], pipe: Connection, timeout: float) 
     with suppress(EOFError):
         while True:
             name = pipe.recv()
-            result: object
+            result: T | Exception
             try:
                 result = call(name)
             except Exception as error:  # a bug in `function`, not a bad file: the parent raises it
