@@ -57,7 +57,7 @@ def open_video(
             # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
             source: Any = files.enter_context(open(file, "rb")) if "%" in file else file
             try:
-                container = files.enter_context(av.open(source, "r", options=options | limit, **_TOLERANT))
+                container = files.enter_context(av.open(source, options=options | limit, **_TOLERANT))
             except av.ArgumentError as error:
                 raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
             stream = _choose_stream(container.streams.video)

@@ -77,7 +77,6 @@ class Scan:
         Raises:
             VideoError: empty, truncated, unreadable.
         """
-        assert stream.time_base is not None  # FFmpeg sets it for every stream
         scan = cls(
             codec=stream.codec_context.codec.canonical_name,
             num_video_streams=len(container.streams.video),

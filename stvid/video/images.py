@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from stvid.errors import CHANGED, EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video.types import VideoInfo, check_pixels, frame_limit
@@ -195,7 +194,7 @@ def _num_pictures(file: Image.Image) -> int:
     num_pictures = getattr(file, "n_frames", 1)
     if file.format == "MPO":  # the JPEG of a camera, with a preview or a depth map
         return 1
-    if isinstance(file, TiffImageFile) and num_pictures > 1:
+    if file.format == "TIFF" and num_pictures > 1:
         num_previews = 0
         for page in range(1, num_pictures):
             file.seek(page)

@@ -120,7 +120,7 @@ def read_frames(
     info = info or probe(path)
     _check_indices(path, wanted, info)
     distinct, size = sorted(set(wanted)), scaled_size(info, short_side)
-    frames_THWC: torch.Tensor | None = None
+    frames_THWC = None
     if info.codec == "images":
         shrunk = size != (info.height, info.width)
         frames_THWC = read_images(path, distinct, info=info, size=size, shrunk=shrunk)

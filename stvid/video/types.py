@@ -165,7 +165,7 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
         return {}
 
 
-def _to_info(values: dict[str, Any]) -> VideoInfo:
+def _to_info(values: dict) -> VideoInfo:
     """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
