@@ -147,7 +147,7 @@ def test_a_killed_sweep_resumes_with_the_trials_that_it_would_have_run(search, t
     assert after[:5] == before[:5]
     assert [call["run"] for call in calls(sweep)] == [str(n) for n in (0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11)]
     assert sorted(row["run"] for row in summary(sweep)) == sorted(map(str, range(12)))
-    assert [trial.values for trial in read_trials(sweep)] == [trial.values for trial in read_trials(tmp_path / "whole")]
+    assert values_of(sweep) == values_of(tmp_path / "whole")
 
 
 def test_the_same_command_resumes_too_and_the_number_of_trials_may_grow(search, tmp_path):
