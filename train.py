@@ -40,14 +40,7 @@ from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
-from stvid.run.start import (
-    finished_accuracy,
-    is_multirun,
-    locked_run,
-    open_run,
-    save_run,
-    with_used_values,
-)
+from stvid.run.start import finished_accuracy, is_multirun, locked_run, open_run, save_run, with_used_values
 from stvid.run.stored import to_plain
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import exit_on_sigterm, register_sweeper

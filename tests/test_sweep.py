@@ -14,8 +14,6 @@ import pytest
 import yaml
 from conftest import ROOT, in_process
 
-from stvid.sweep.trials import read_trials
-
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")
 
 APP = """
@@ -123,6 +121,10 @@ def test_a_grid_is_every_combination_in_order(search, tmp_path):
     ]
     assert {call["lr"] for call in calls(tmp_path / "sweep")} == {0.1}
     assert [row["status"] for row in summary(tmp_path / "sweep")] == ["done"] * 9
+
+
+def values_of(sweep):
+    return [trial["values"] for trial in json.loads((sweep / "trials.json").read_text())]
 
 
 def test_a_killed_sweep_resumes_with_the_trials_that_it_would_have_run(search, tmp_path):
