@@ -24,7 +24,7 @@ from functools import partial
 import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
@@ -40,14 +40,8 @@ from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
-from stvid.run.start import (
-    finished_accuracy,
-    is_multirun,
-    locked_run,
-    open_run,
-    save_run,
-    with_used_values,
-)
+from stvid.run.start import finished_accuracy, is_multirun, locked_run, open_run, save_run, with_used_values
+from stvid.run.stored import to_plain
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
 from stvid.training import ignore_expected_warnings
@@ -66,7 +60,7 @@ log = logging.getLogger("stvid")
 def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float:
     """Trains and evaluates one run. Returns its video accuracy on val; with `find_lr` the learning rate, or NaN."""
     ignore_expected_warnings()
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings = to_plain(config)
     log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
 
     # seed
