@@ -109,8 +109,9 @@ def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
 def stated_seconds(stream: av.VideoStream) -> float | None:
     """The length of a track in its header; of Matroska, in the tags that writers add. None if it is not stated."""
     if not stream.container.format.name.startswith("matroska"):  # there, FFmpeg invents it from that of the file
-        known = stream.duration is not None and stream.time_base is not None
-        return float(stream.duration * stream.time_base) if known else None
+        if stream.duration is None or stream.time_base is None:
+            return None
+        return float(stream.duration * stream.time_base)
     for key, value in stream.metadata.items():
         if key.split("-")[0] == "DURATION" and (parts := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", value)):
             return int(parts[1]) * 3600 + int(parts[2]) * 60 + float(parts[3])
