@@ -118,6 +118,15 @@ def test_an_flv_of_few_frames_is_whole_and_a_cut_of_it_is_told(tmp_path, num_fra
         assert reason(cut) is not None, percent
 
 
+@pytest.mark.parametrize("name", ["flv", "gif"])
+def test_zeros_in_place_of_the_rest_are_a_cut(wholes, name, tmp_path):
+    content, path = wholes[name].read_bytes(), tmp_path / wholes[name].name
+    for percent in range(20, 75, 6):
+        length = len(content) * percent // 100
+        path.write_bytes(content[:length] + bytes(len(content) - length))
+        assert reason(path, decode_all=False) == TRUNCATED, percent
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
 def test_longer_sound_does_not_cut_a_matroska_video(tmp_path, num_frames):
     sound = remux(write_video(tmp_path / "long.mp4"), tmp_path / "sound.mkv", sound="aac")

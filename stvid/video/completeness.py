@@ -208,7 +208,7 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
             last = max(last, _flv_time(tag, _read(file, at + 11, 8)) / 1000)
         at = content + 4
     duration = stated.get("duration", 0.0)
-    if stated.get("filesize") == size:
+    if stated.get("filesize") == size <= at:  # not only as long as it should be, but full of tags
         return None
     # stated sizes survive an edit of the file, and a last frame lasts some time: only both together are exact
     tolerance = 0.25 if stated.get("filesize", 0.0) > at else duration / 4
@@ -280,6 +280,8 @@ def _check_gif(file: BinaryIO, size: int) -> str | None:
         elif kind == b"\x2c":  # image: a descriptor, a palette, the code size, then blocks
             flags = _read(file, at + 9, 1)
             at += 11 + _palette(flags[0] if flags else 0)
+        elif kind == b"\0" and not any(_read(file, at, 1 << 16)):
+            return f"{size} bytes: only zeros from byte {at} on, its trailer is missing"  # space for a download
         else:
             return None
         while length := _read(file, at, 1):
