@@ -190,7 +190,7 @@ def test_a_reader_that_closes_the_output_leaves_no_traceback(words):
 
 LOGS = """
 import logging, sys
-from stvid.errors import ConsoleHandler, report_errors
+from stvid.exits import ConsoleHandler, report_errors
 logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler(sys.stdout)])
 with report_errors():
     while True:
@@ -207,14 +207,17 @@ def test_a_training_whose_output_is_closed_ends_without_a_traceback():
 
 
 BROKEN_ELSEWHERE = """
-from stvid.errors import report_errors
+import io, sys
+from stvid.exits import report_errors
+sys.stdout = eval(sys.argv[1])
 with report_errors():
     raise BrokenPipeError("a worker is gone")
 """
 
 
-def test_another_broken_pipe_is_a_bug():
-    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE], capture_output=True, text=True)
+@pytest.mark.parametrize("stdout", ["sys.stdout", "io.StringIO()"])  # the latter as in a notebook
+def test_another_broken_pipe_is_a_bug(stdout):
+    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE, stdout], capture_output=True, text=True)
     assert done.returncode == 1
     assert "BrokenPipeError: a worker is gone" in done.stderr
 

@@ -163,7 +163,7 @@ def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
         node = OmegaConf.select(config, key)
         value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
         if not allowed.allows(value):
-            is_usual = value is None or (isinstance(value, int | float) and math.isfinite(value))
+            is_usual = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
             kind = "" if is_usual else "a finite number, "
             if allowed.whole and not isinstance(value, int | None):
                 kind = "a whole number, "
