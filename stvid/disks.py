@@ -58,11 +58,9 @@ def full_disk_error(error: BaseException) -> OSError | None:
             return seen
         for number in FULL_ERRNOS:
             text = os.strerror(number)
-            # on some systems a number has no text of its own
-            if not text.startswith("Unknown") and (
-                match := re.search(rf"{re.escape(text)}(?:: '([^'\n]+)')?", str(seen))
-            ):
-                return OSError(number, text, *match.groups()) if match[1] else OSError(number, text)
+            match = re.search(rf"{re.escape(text)}(?:: '([^'\n]+)')?", str(seen))
+            if match and not text.startswith("Unknown"):  # on some systems a number has no text of its own
+                return OSError(number, text, match[1]) if match[1] else OSError(number, text)
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
