@@ -9,7 +9,7 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import interrupt_normally, report_errors
+from stvid.exits import interrupt_normally, report_errors
 from stvid.run.overrides import prepare_arguments
 
 if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below

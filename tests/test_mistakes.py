@@ -37,6 +37,33 @@ for words in json.load(sys.stdin):
 print(json.dumps(results))
 """
 MISTAKES = [  # words, and what the message says
+    *(
+        (["train", word], message)
+        for word, message in (
+            ("optimizer=5", "optimizer=5: there is no such choice"),
+            ("clip=true", "clip=true: there is no such choice"),
+            ("hydra/launcher=5", "the choices of hydra/launcher are names"),
+            ("data.datamodule=5", "data.datamodule (=5) must be a section"),
+            ("data.datamodule.manifest=null", "data.datamodule.manifest (=null) must be a section"),
+            ("data.datamodule.clip=5", "data.datamodule.clip (=5) must be a section"),
+            ("model._target_=5", "model._target_ (=5) must be the name of a class"),
+            ("model._target_=null", "model._target_ (=null) must be the name of a class"),
+            ("trainer._target_=null", "trainer._target_ (=null) must be the name of a class"),
+            ("clip._target_=null", "clip._target_ (=null) must be the name of a class"),
+            ("optimizer.optimizer._target_=[a]", "optimizer.optimizer._target_ (=['a']) must be the name of a class"),
+            ("~loss._target_", "loss._target_ is missing"),
+            ("~data", "data is missing, and every run needs it"),
+            ("~logger", "logger is missing, and every run needs it"),
+            ("~trust", "trust is missing, and every run needs it"),
+            ("~data.datamodule.manifest", "data.datamodule.manifest is missing"),
+            ("trust=5", "trust (=5) must be a list"),
+            ("data.max_pixels=inf", "data.max_pixels (=inf) must be"),
+            ("trainer.max_epochs=nan", "trainer.max_epochs (=nan) must be a whole number"),
+            ("trainer.num_nodes=1.5", "trainer.num_nodes (=1.5) must be a whole number"),
+            ("optimizer.lr=inf", "optimizer.lr (=inf) must be a finite number"),
+            ("save_every=[1]", "save_every (=[1]) must be a whole number"),
+        )
+    ),
     (["evalute", "RUN"], "stvid has no command evalute; did you mean 'evaluate'?"),
     (["evaluate", "RUN", "--calls", "3"], "--calls; did you mean '--clips'?"),
     (["evaluate", "/nowhere"], "/nowhere does not exist"),
@@ -163,7 +190,7 @@ def test_a_reader_that_closes_the_output_leaves_no_traceback(words):
 
 LOGS = """
 import logging, sys
-from stvid.errors import ConsoleHandler, report_errors
+from stvid.exits import ConsoleHandler, report_errors
 logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler(sys.stdout)])
 with report_errors():
     while True:
@@ -180,14 +207,17 @@ def test_a_training_whose_output_is_closed_ends_without_a_traceback():
 
 
 BROKEN_ELSEWHERE = """
-from stvid.errors import report_errors
+import io, sys
+from stvid.exits import report_errors
+sys.stdout = eval(sys.argv[1])
 with report_errors():
     raise BrokenPipeError("a worker is gone")
 """
 
 
-def test_another_broken_pipe_is_a_bug():
-    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE], capture_output=True, text=True)
+@pytest.mark.parametrize("stdout", ["sys.stdout", "io.StringIO()"])  # the latter as in a notebook
+def test_another_broken_pipe_is_a_bug(stdout):
+    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE, stdout], capture_output=True, text=True)
     assert done.returncode == 1
     assert "BrokenPipeError: a worker is gone" in done.stderr
 

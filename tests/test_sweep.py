@@ -21,7 +21,7 @@ import json, math, multiprocessing, os, signal
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from stvid.errors import report_errors
+from stvid.exits import report_errors
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.errors import InputError
 from stvid.sweep.proposals import pruning_reporter

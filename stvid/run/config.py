@@ -99,7 +99,19 @@ def _wrong_values(overrides: Sequence[str]) -> dict[str, str]:
             mistakes[word] = f"{key}= has no value; leave it out, or give one: {key}=VALUE"
         elif key in config_groups() and (value == SHARED.get(key) or (value == "null" and key != "experiment")):
             mistakes[word] = _unknown_choice_message(key, value)
+        elif (group := key.partition("@")[0]) in config_groups() and _is_number(word):
+            mistakes[word] = _unknown_choice_message(group, value)
+        elif re.fullmatch(r"hydra(/\w+)*", group) and _is_number(word):
+            mistakes[word] = f"{key}={value}: the choices of {group} are names"
     return mistakes
+
+
+def _is_number(word: str) -> bool:
+    """Whether Hydra reads the value of an override as a number or a truth value."""
+    try:
+        return isinstance(OverridesParser.create().parse_override(word).value(), int | float)
+    except HydraException:
+        return False
 
 
 def _wrong_overrides(overrides: Sequence[str]) -> list[str]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.data.layouts.recognition import recognize
-from stvid.errors import InputError, exit_on_interrupt
+from stvid.errors import InputError
+from stvid.exits import exit_on_interrupt
 from stvid.run.config_help import exit_if_help
 from stvid.terminal import show, visible
 

@@ -145,12 +145,6 @@ def known_targets() -> frozenset[Reserved]:
     return frozenset(known)
 
 
-@functools.cache
-def config_groups() -> frozenset[str]:
-    """The names of the config groups, the folders in configs/."""
-    return frozenset(folder.name for folder in (project_root() / "configs").iterdir() if folder.is_dir())
-
-
 def _references(node: object, place: str) -> Iterator[tuple[str, str]]:
     """Places whose value is `${key}`, and the key."""
     if isinstance(node, dict):
