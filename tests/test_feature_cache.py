@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
+from stvid import files
 from stvid.data import feature_cache
 from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.files import replacing
 
 
 def stored(value, label="a"):
@@ -275,11 +277,23 @@ def test_without_space_for_a_copy_the_parts_are_read_as_they_are(tmp_path, monke
     assert store["two"].features_VTF[0, 0, 0] == 2.0
 
 
-def test_a_partial_file_of_a_dead_process_goes_at_once(tmp_path):
+def test_a_partial_file_of_a_dead_process_goes_at_once_but_not_that_of_another_machine(tmp_path, monkeypatch):
+    """Another machine may be writing, with a process number that is free here."""
     store = FeatureCache(tmp_path, {})
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left, running = (tmp_path / f".{store.path.name}.{pid}.partial" for pid in (dead.stdout.strip(), os.getppid()))
-    left.touch()
-    running.touch()
+
+    def partial_of(pid):
+        files._machine.cache_clear()
+        with contextlib.suppress(FileNotFoundError), replacing(store.path) as partial:
+            pass
+        files._machine.cache_clear()
+        return partial.with_name(partial.name.replace(f".{os.getpid()}.", f".{pid}."))
+
+    left, running = partial_of(dead.stdout.strip()), partial_of(os.getppid())
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "another")
+        elsewhere = partial_of(dead.stdout.strip())
+    for path in (left, running, elsewhere):
+        path.touch()
     fill(store, one=1.0)
-    assert {path.name for path in tmp_path.iterdir()} == {store.path.name, running.name}
+    assert {path.name for path in tmp_path.iterdir()} == {store.path.name, running.name, elsewhere.name}

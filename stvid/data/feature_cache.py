@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from stvid.files import replacing, writer_is_alive
+from stvid.files import replacing, writer_is_dead
 
 log = logging.getLogger(__name__)
 FORMAT_VERSION = 3  # of the files; another version starts a new cache
@@ -187,7 +187,7 @@ class FeatureCache:
         """Removes partial files of processes that are gone, and of other machines if they are old."""
         for path in self.path.parent.glob(".*.partial"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS or not writer_is_alive(path):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS or writer_is_dead(path):
                     path.unlink()
 
 
