@@ -12,7 +12,8 @@ import pytest
 
 from stvid import files
 from stvid.data import feature_cache
-from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_entries import CachedFeatures
 from stvid.files import replacing
 
 

@@ -20,7 +20,8 @@ from conftest import TINY, break_half_way, make_folder, train_py
 from stvid.clip import ClipSpec
 from stvid.data.cached_clips import CachedClips
 from stvid.data.dataset import TrainingClips
-from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_entries import CachedFeatures
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import stvid
 from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
-from stvid.data.feature_cache import CachedFeatures, EntryHead, FeatureCache, hash_text
+from stvid.data.feature_cache import FeatureCache, hash_text
+from stvid.data.feature_entries import CachedFeatures, EntryHead
 from stvid.data.loading import worker_options
 from stvid.data.sampler import SampleKey, resolve_key
 from stvid.errors import InputError, VideoError

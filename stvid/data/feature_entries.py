@@ -120,7 +120,7 @@ def _parse_head(entry: h5py.h5d.DatasetID, key: str) -> tuple[EntryHead, int]:
         raise DamagedEntry(key)
     text = np.empty((), f"S{kind.get_size()}")
     attribute.read(text)
-    found_key, found_shape, label, checksum = json.loads(text[()])
+    found_key, found_shape, label, checksum = json.loads(text.tobytes())
     is_own = found_key == key and isinstance(label, str) and isinstance(checksum, int)
     if not is_own or tuple(found_shape) != shape or entry.get_storage_size() != 4 * math.prod(shape) or len(shape) != 3:
         raise DamagedEntry(key)
