@@ -124,7 +124,12 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         record=checkpoint_record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
     )
     epoch_table.encoding_seconds = store_features(
-        data, task, precision=precision, device=device, config=settings["model"]
+        data,
+        task,
+        precision=precision,
+        device=device,
+        config=settings["model"],
+        verify=trainer.is_global_zero,
     )
 
     # fit

@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY, make_folder, train_py
 from omegaconf import OmegaConf
 
-from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_entries import CachedFeatures
 from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions

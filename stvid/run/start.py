@@ -200,8 +200,9 @@ def locked_run() -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if set(folder.path.iterdir()) <= {folder.train_log, folder.lock, folder.lock_holder}:
-                shutil.rmtree(folder.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # of a folder that is gone
+                if set(folder.path.iterdir()) <= {folder.train_log, folder.lock, folder.lock_holder}:
+                    shutil.rmtree(folder.path, ignore_errors=True)
             raise
 
 
