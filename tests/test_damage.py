@@ -174,11 +174,15 @@ CHECKPOINTS = {
             model={"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "small", "num_layers": 10**9}
         )
     ),
+    "encoder": changed(
+        lambda c: c["stvid"]["config"].update(model={"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": 5})
+    ),
     "negative": model(widths=[-1, 2, 3, 4]),
     "wrong type": model(widths="wide"),
     "unknown key": model(wide=3),
     "num_clips": changed(lambda c: c["stvid"]["protocol"].update(num_clips=10**7)),
     "clip": changed(lambda c: c["stvid"]["clip"].update(size=[10**6, 10**6])),
+    "large clip": changed(lambda c: c["stvid"]["clip"].update(num_frames=2**7, size=[2**11, 2**11])),
     "clip type": changed(lambda c: c["stvid"]["clip"].update(num_frames="all")),
     "clip key": changed(lambda c: c["stvid"]["clip"].update(colour=1)),
     "no record": changed(lambda c: c.update(stvid=None)),

@@ -31,7 +31,7 @@ from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
-MAX_CLIP_PIXELS = 2**31  # of a clip in a checkpoint: T x H x W
+MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields({"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)})
 CLIP = fields(
@@ -233,8 +233,8 @@ def _outline(config: Mapping, options: Mapping[str, Any], state: Mapping, path: 
             return build_model(config, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:
-        raise InputError(
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+        raise InputError(  # values that our constructors, or torch's, cannot take; other errors are mistakes of ours
             f"{path}: no model can be built from its config, which may be damaged: {type(error).__name__}: {error}"
         ) from error
 
