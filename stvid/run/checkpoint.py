@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ class TrainedModel:
         position: where training continues: the epoch, from 0, and the number of its batches that are done.
         step: number of optimizer steps trained.
         temperature: logits are divided by it, see `stvid.evaluation.calibration`; 1: not calibrated.
+        moved: path in the run's `manifest.csv` -> where the video is now, see `stvid.run.relocation.find_run_videos`.
     """
 
     path: Path
@@ -128,6 +129,7 @@ class TrainedModel:
     position: tuple[int, int] = (0, 0)
     step: int = 0
     temperature: float = 1.0
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def max_pixels(self) -> int:
