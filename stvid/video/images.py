@@ -91,7 +91,13 @@ def image_size(
 
 
 def read_images(
-    folder: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, size: tuple[int, int], shrunk: bool
+    folder: str | os.PathLike[str],
+    distinct: Sequence[int],
+    *,
+    info: VideoInfo,
+    size: tuple[int, int],
+    shrunk: bool,
+    max_pixels: int | None = None,
 ) -> torch.Tensor:
     """uint8 (T, H, W, C) of sorted, distinct indices; images of another size are resized to `size` (height, width).
 
@@ -101,6 +107,7 @@ def read_images(
         info: the result of `probe`.
         size: of the result.
         shrunk: `size` is smaller than the images; JPEGs are then decoded at a fraction of their size.
+        max_pixels: see `frame_limit`.
 
     Raises:
         VideoError: unreadable; truncated, where the folder has fewer images than when it was probed; changed, where it
@@ -114,9 +121,8 @@ def read_images(
     for place, index in enumerate(distinct):
         report_progress()
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
-        picture = _read_image(
-            folder, images[index], max_pixels=frame_limit(info), size=size, shrunk=shrunk, digits=digits
-        )
+        limit = frame_limit(info, max_pixels)
+        picture = _read_image(folder, images[index], max_pixels=limit, size=size, shrunk=shrunk, digits=digits)
         frames_THWC[place] = torch.from_numpy(picture)
     return frames_THWC
 
