@@ -21,7 +21,7 @@ FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
 
 
-def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
+def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
     They are: a missing value, a key under `data` without effect, a value of another type or out of its range, or a
@@ -30,6 +30,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
     Args:
         config: composed.
         needs_data: the files and folders that it names must exist too.
+        is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
     missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
@@ -38,12 +39,17 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
         for key in missing:
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
-    for key, message in (*_data_keys(config.data), *_types(config), *_values(config), *paths):
+    unknown = () if is_stored else _data_keys(config.data)
+    for key, message in (*unknown, *_types(config), *_values(config), *paths):
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
-    if config.model.get("freeze") and not (config.model.get("weights") or config.model.get("inflate")):
+    if (
+        not is_stored
+        and config.model.get("freeze")
+        and not (config.model.get("weights") or config.model.get("inflate"))
+    ):
         log.warning(
             "model.freeze=%s without model.weights: this freezes randomly initialised layers", config.model.freeze
         )
@@ -78,7 +84,13 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             continue
         types = parameter_types(target)
         for key, value in node.items():
-            if types and key not in types and "**" not in types and not key.startswith(("_", "datamodule")):
+            if (
+                types
+                and isinstance(key, str)
+                and key not in types
+                and "**" not in types
+                and not key.startswith(("_", "datamodule"))
+            ):
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))

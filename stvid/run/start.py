@@ -38,7 +38,7 @@ from stvid.run.resume import (
     resume_config,
     unchecked_places,
 )
-from stvid.run.stored import check_same_config, check_targets, read_config, to_plain
+from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
 
 log = logging.getLogger("stvid")
 NEEDED_SPLITS = ("train", "val")  # of a training
@@ -99,6 +99,11 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
     check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
+    check_arguments(plain, to_plain(config), trust, name=name)
+    try:
+        check_config(stored, is_stored=True)
+    except InputError as error:
+        raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
     if folder.last_ckpt.exists():
         ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
         record = update_targets(read_record(folder.last_ckpt)["config"])
