@@ -51,6 +51,11 @@ class Manifest:
     items: tuple[Item, ...]
     class_names: tuple[str, ...]
 
+    def with_paths(self, moved: Mapping[str, str]) -> Manifest:
+        """The same items with other paths: old path -> new path; a path that is not in it stays."""
+        items = tuple(replace(item, path=moved[item.path]) if item.path in moved else item for item in self.items)
+        return replace(self, items=items)
+
     def select(self, split: str) -> tuple[Item, ...]:
         """The items of one split, in the manifest's order; may be empty."""
         return tuple(item for item in self.items if item.split == split)

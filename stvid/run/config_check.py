@@ -26,7 +26,7 @@ FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
 
 
-def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
+def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
     They are: a missing section or value, a section without its class, a key under `data` without effect, a value of
@@ -35,6 +35,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
     Args:
         config: composed.
         needs_data: the files and folders that it names must exist too.
+        is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
     raise_mistakes(list(_sections(plain)))  # the other checks read them
@@ -45,13 +46,17 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
         for key in missing:
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
-    found = (*_data_keys(config.data), *_types(config), *_values(config), *paths)
-    for key, message in found:
+    unknown = () if is_stored else _data_keys(config.data)
+    for key, message in (*unknown, *_types(config), *_values(config), *paths):
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
-    if config.model.get("freeze") and not (config.model.get("weights") or config.model.get("inflate")):
+    if (
+        not is_stored
+        and config.model.get("freeze")
+        and not (config.model.get("weights") or config.model.get("inflate"))
+    ):
         log.warning(
             "model.freeze=%s without model.weights: this freezes randomly initialised layers", config.model.freeze
         )
@@ -59,7 +64,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
 
 @functools.cache
 def known_sections() -> dict[str, bool]:
-    """Dotted place of every section that all choices of its group have -> whether all of them name a `_target_`.
+    """Dotted place of every section that all choices of its group have -> whether all of them name a `_target_`, or are empty.
 
     `${clip}` is a section too.
     """
@@ -74,7 +79,7 @@ def known_sections() -> dict[str, bool]:
 
 def _content_sections(node: object, place: str) -> Iterator[tuple[str, bool]]:
     if isinstance(node, dict):
-        yield place, "_target_" in node
+        yield place, not node or "_target_" in node
         for key, child in node.items():
             yield from _content_sections(child, f"{place}.{key}")
     elif isinstance(node, str) and node.startswith("${") and node[2:-1] in config_groups():
@@ -98,7 +103,7 @@ def _sections(config: Mapping) -> Iterator[str]:
         elif not isinstance(value, Mapping):
             if not (isinstance(value, str) and value.startswith(("${", "???"))):
                 yield f"{place} (={_shown(value)}) must be a section with keys of its own: {place}.KEY=VALUE"
-        elif has_target and "_target_" not in value:
+        elif has_target and value and "_target_" not in value:
             yield f"{place}._target_ is missing, the class or function that {place} is for"
     for place, node in targets(config):
         if not isinstance(target := node["_target_"], str) or not target:
@@ -137,7 +142,13 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
-            if types and key not in types and "**" not in types and not key.startswith(("_", "datamodule")):
+            if (
+                types
+                and isinstance(key, str)
+                and key not in types
+                and "**" not in types
+                and not key.startswith(("_", "datamodule"))
+            ):
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))

@@ -27,7 +27,7 @@ from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
 from stvid.run.overrides import quote
-from stvid.run.relocation import relocate_run, video_sizes
+from stvid.run.relocation import find_run_videos, relocate_run, video_sizes
 from stvid.run.results import read_run_result
 from stvid.run.resume import (
     MANIFEST_KEY,
@@ -38,10 +38,11 @@ from stvid.run.resume import (
     resume_config,
     unchecked_places,
 )
-from stvid.run.stored import check_same_config, check_targets, read_config, to_plain
+from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
 
 log = logging.getLogger("stvid")
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
+NEEDED_SPLITS = ("train", "val")  # of a training
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
@@ -94,9 +95,16 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     has_manifest = folder.manifest_csv.is_file()
     if has_manifest:
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
+        if _has_data_root(overrides) and not is_restarted and not _is_main_process():
+            stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
     check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
+    check_arguments(plain, to_plain(config), trust, name=name)
+    try:
+        check_config(stored, is_stored=True)
+    except InputError as error:
+        raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
     if folder.last_ckpt.exists():
         ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
         record = update_targets(read_record(folder.last_ckpt)["config"])
@@ -104,11 +112,12 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     return stored, folder
 
 
-def stored_manifest(*, run: str) -> Manifest:
+def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
     """The videos, splits and classes of a run, as `save_run` wrote them.
 
     Args:
         run: the run folder.
+        data_root: where the videos are now, in a process that may read the table before the main process changes it.
 
     Raises:
         InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
@@ -121,6 +130,8 @@ def stored_manifest(*, run: str) -> Manifest:
     except InputError as error:
         raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
     manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    if data_root is not None:
+        manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
     paths = {item.path for item in manifest.items if item.split != "test"}
     missing = sorted(path for path in paths if not os.path.exists(path))
     if len(missing) > config["data"].get("max_bad", 0) * len(paths):
@@ -133,9 +144,13 @@ def stored_manifest(*, run: str) -> Manifest:
 
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now."""
-    if any(is_data_root(override) for override in parse_overrides(overrides)):
-        relocate_run(folder, config.data.root, splits=("train", "val"), option="data.root")
+    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now. Only the main process writes."""
+    if _has_data_root(overrides) and _is_main_process():
+        relocate_run(folder, config.data.root, splits=NEEDED_SPLITS, option="data.root")
+
+
+def _has_data_root(overrides: Sequence[str]) -> bool:
+    return any(is_data_root(override) for override in parse_overrides(overrides))
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
