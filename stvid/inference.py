@@ -83,8 +83,9 @@ def classify(
     """
     num_workers = resolve_workers(num_workers)
     batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
-    options = {"decode_all": decode_all, "max_pixels": trained.max_pixels}
-    infos = probe_items(items, num_workers=num_workers, cache=cache, **options)
+    infos = probe_items(
+        items, num_workers=num_workers, cache=cache, decode_all=decode_all, max_pixels=trained.max_pixels
+    )
     dataset = make_views(trained, items, infos, num_clips=num_clips, num_crops=num_crops, playback=playback)
     rank, world_size = get_rank(), get_world_size()
     loader = views_loader(

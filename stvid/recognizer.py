@@ -43,7 +43,7 @@ def load(
     Raises:
         InputError: no such run, a file that is not a checkpoint of stvid, or a model in a module that is not trusted.
     """
-    return Recognizer(load_checkpoint(run, trust=trust), device=device)
+    return Recognizer(load_checkpoint(os.fspath(run), trust=trust), device=device)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

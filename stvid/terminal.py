@@ -11,6 +11,7 @@ import logging
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from typing import TextIO
 
 MAX_WIDTH = 120  # columns of a table; also where the width is unknown
 MIN_NAME, MIN_TEXT = 12, 8  # columns that the first and every other shortened column keep
@@ -66,9 +67,9 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def show(text: object = "", **options: object) -> None:
+def show(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
     """Prints a text of several lines; control characters are escaped, see `visible_lines`."""
-    print(visible_lines(text), **options)
+    print(visible_lines(text), file=file, flush=flush)
 
 
 class LogFormatter(logging.Formatter):
@@ -134,7 +135,8 @@ def aligned(rows: Sequence[Sequence[str]], *, left: int, text: bool = False, dro
         text: the last column is text too: left-aligned, and shortened at its end.
         drop: headers of columns that may be left out, the least important first; the last line names them.
     """
-    rows, dropped = [[visible(cell) for cell in row] for row in rows], []
+    rows = [[visible(cell) for cell in row] for row in rows]
+    dropped: list[str] = []
 
     def text_columns() -> list[int]:
         return [*range(left), *([len(rows[0]) - 1] if text else [])]

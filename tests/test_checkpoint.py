@@ -38,6 +38,8 @@ def test_a_model_is_built_from_plain_data():
         "stvid.models.nothing.Model",
         "stvid.models.conv3d.Nothing",
         "",
+        ["stvid.models.conv3d.Conv3D"],
+        {"stvid": "models"},
     ],
 )
 def test_nothing_but_a_model_of_ours_is_ever_called(target):

@@ -17,8 +17,9 @@ import torch
 from conftest import TINY, break_half_way, make_folder, train_py
 
 from stvid.clip import ClipSpec
+from stvid.data.cached_clips import CachedClips
 from stvid.data.dataset import TrainingClips
-from stvid.data.feature_cache import CachedClips, CachedFeatures, FeatureCache
+from stvid.data.feature_cache import CachedFeatures, FeatureCache
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment

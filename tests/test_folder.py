@@ -11,7 +11,8 @@ from stvid.errors import InputError
 from stvid.run.folder import COMPARISON_HTML, RunFolder, find_checkpoint, finished_runs, resolve_runs
 
 PROPERTIES = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
-NAMES = {getattr(RunFolder(Path("run")), name).name for name in PROPERTIES if name not in ("is_sweep", "evaluated_run")}
+NO_FILES = ("is_sweep", "evaluated_run", "training_files")
+NAMES = {getattr(RunFolder(Path("run")), name).name for name in PROPERTIES if name not in NO_FILES}
 NOT_OF_A_RUN = {
     "stvid/data/layouts/recognition.py": {"manifest.csv"},  # other files with the same names
     "stvid/data/prepare.py": {"manifest.csv", "bad_videos.csv"},  # of a prepared data set

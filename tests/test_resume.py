@@ -151,6 +151,7 @@ def test_code_that_only_the_run_names_is_not_imported_without_trust(finished_run
     assert done.returncode == 2
     assert "loss._target_ (=unknown_package.Loss) of the run is code outside of stvid" in done.stderr
     assert "add trust=[unknown_package]" in done.stderr
+    shutil.rmtree(run / "checkpoints")  # whose record has another loss, which would be told first
     done = train_py(f"resume={run}", "trust=[unknown_package]")
     assert "No module named 'unknown_package'" in done.stderr  # it was tried
 
@@ -192,7 +193,6 @@ def test_an_override_that_changes_the_result_needs_allow_changes():
         ("trainer=cpu", "cannot change"),
         ("~seed", "cannot change"),
         ("optimizer.lr=1", "model.weights=RUN"),
-        ("data.root=elsewhere", "cannot change"),
         ("trainer.max_epoch=9", "trainer.max_epochs"),
     ],
 )

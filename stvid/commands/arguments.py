@@ -20,7 +20,7 @@ PREPARE_LIMITS = {"short_side": (16, 4096), "gop": (1, 1000), "crf": (0, 51)}
 
 def check_arguments(options: argparse.Namespace) -> None:
     """Raises InputError for all mistakes in the options of a command."""
-    mistakes = []
+    mistakes: list[str] = []
     for check in (_check_output_files, CHECKS[options.command]):
         try:
             mistakes += check(options) or []

@@ -232,7 +232,7 @@ def _classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
             hint = " Training refuses that." if split == "train" else ""
             lines.append(f"No videos in {split}: {listing(absent)}.{hint}")
     train = {name: of_class["train"] for name, of_class in counts.items()}
-    largest, smallest = max(train, key=train.get), min(train, key=train.get)
+    largest, smallest = max(train, key=lambda name: train[name]), min(train, key=lambda name: train[name])
     if train[largest] > UNBALANCED * train[smallest] > 0:
         lines.append(
             f"In train, {largest!r} has {train[largest] / train[smallest]:.1f} times as many videos as {smallest!r}: "
@@ -247,7 +247,7 @@ def _class_table(counts: Mapping[str, Mapping[str, int]], splits: Sequence[str])
         rows.sort(key=lambda row: -counts[row[0]]["train"])
         rows = [*rows[:5], (f"... {len(rows) - 10} more", [""] * len(splits)), *rows[-5:]]
     totals = [str(sum(of_class[split] for of_class in counts.values())) for split in splits]
-    rows = [("class", splits), *rows, ("all", totals)]
+    rows = [("class", list(splits)), *rows, ("all", totals)]
     return aligned([(name, *(f"{cell:>6}" for cell in cells)) for name, cells in rows], left=1).split("\n")
 
 

@@ -6,11 +6,11 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from omegaconf import DictConfig
 
 from stvid.clip import ClipSpec
 from stvid.cost.planning import DEFAULT_BATCH_SIZE, MAX_BATCH_SIZE, MEMORY_FRACTION, Plan, free_bytes
@@ -18,9 +18,11 @@ from stvid.cost.report import CostReport, bytes_text, count_text, layer_table, p
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json
+from stvid.models.base import VideoModel
 from stvid.models.layers import checkpoint_stages
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
 from stvid.run.model import build_model, trusted_modules
+from stvid.run.stored import to_plain
 from stvid.terminal import aligned, show, table_width
 
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}
@@ -66,8 +68,8 @@ def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | No
     if classes < 1:
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
-    options = {"in_channels": clip.channels, "trust": trusted_modules(config.trust, config.model.get("_target_"))}
-    model = _build_on_meta(_to_container(config.model), num_classes=classes, **options)
+    trust = trusted_modules(config.trust, config.model.get("_target_"))
+    model = _build_on_meta(to_plain(config.model), num_classes=classes, in_channels=clip.channels, trust=trust)
     if config.gradient_checkpointing:
         checkpoint_stages(model)
     if device is None:
@@ -85,7 +87,7 @@ def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | No
 
 
 def _clip(config: DictConfig, frames: int | None) -> ClipSpec:
-    arguments = _to_container(config.clip)
+    arguments = to_plain(config.clip)
     arguments.pop("_target_")
     if frames is not None:
         arguments["num_frames"] = frames
@@ -102,16 +104,12 @@ def _num_classes(config: DictConfig) -> int:
     return CLASSES.get(layout, DEFAULT_CLASSES)
 
 
-def _build_on_meta(config: Mapping, **sizes: int) -> nn.Module:
+def _build_on_meta(config: Mapping, **options: Any) -> VideoModel:
     try:
         with torch.device("meta"):
-            return build_model(config, **sizes, pretrained=False)
+            return build_model(config, **options, pretrained=False)
     except NotImplementedError:  # RegNet computes its widths with tensors, which have no values on the meta device
-        return build_model(config, **sizes, pretrained=False)
-
-
-def _to_container(node: DictConfig) -> Mapping:
-    return OmegaConf.to_container(node, resolve=True)
+        return build_model(config, **options, pretrained=False)
 
 
 def cost_text(plan: Plan, report: CostReport) -> str:
@@ -158,7 +156,7 @@ def compare_costs(overrides: Sequence[str], *, classes: int | None, device: str 
             make_plan([*shared, f"model={family}", *own], classes=classes, frames=frames, device=device)
             for frames in FRAMES
         ]
-        size = plans[0].batch_size if plans[0].batch_size != "auto" else DEFAULT_BATCH_SIZE
+        size = DEFAULT_BATCH_SIZE if isinstance(plans[0].batch_size, str) else plans[0].batch_size
         reports[family] = [plan.estimate(size) for plan in plans]
     return reports
 

@@ -60,13 +60,13 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
     sys.stdout.flush()  # what follows may fail: the disk may be full
     if options.json:
         write_json(options.json, result)
-    folder = RunFolder(evaluation.folder)
+    home = RunFolder(evaluation.folder)
     if (error := evaluation.not_written) is not None:
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
-            show(f"\nnot written: {display_path(folder.path)}: {error.strerror}")
+            show(f"\nnot written: {display_path(home.path)}: {error.strerror}")
             return
         raise error
     if options.report:
-        draw_report(load_checkpoint(runs[0], trust=options.trust), folder.path, cache=evaluation.probe_cache)
-    files = [folder.result_json, folder.predictions_csv, *([folder.report_html] if options.report else [])]
-    show(f"\nwritten to {display_path(folder.path)}/ ({', '.join(file.name for file in files)})")
+        draw_report(load_checkpoint(runs[0], trust=options.trust), home.path, cache=evaluation.probe_cache)
+    files = [home.result_json, home.predictions_csv, *([home.report_html] if options.report else [])]
+    show(f"\nwritten to {display_path(home.path)}/ ({', '.join(file.name for file in files)})")

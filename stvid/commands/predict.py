@@ -77,7 +77,7 @@ def predict_files(
     items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
     results = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
     probabilities_K = dict(zip(results.videos_N.tolist(), results.probabilities_NK, strict=True))
-    predictions = []
+    predictions: list[dict] = []
     for video, path in enumerate(paths):
         if video not in probabilities_K:
             predictions.append({"path": str(path), "top": [], "error": results.failed[video]})

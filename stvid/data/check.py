@@ -69,8 +69,9 @@ def check_videos(
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
-    options = {"progress": progress, "timeout": timeout, "max_pixels": max_pixels}
-    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=cache, **options)
+    probed = probe_all(
+        paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
+    )
     infos = dict(zip(paths, probed, strict=True))
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)
@@ -173,7 +174,7 @@ def _short(rows: Sequence[CheckedItem], clip: ClipSpec) -> list[dict]:
     """Items with fewer frames than a clip spans, both counted on the clip's timeline."""
     short = []
     for item, info, frames in rows:
-        if isinstance(frames, range):
+        if isinstance(info, VideoInfo) and isinstance(frames, range):
             timeline, fps = sampling.timeline(frames, clip, info)
             span = sampling.clip_span(sampling.resolve_num_frames(clip, len(timeline), fps), fps)
             if len(timeline) < span:
@@ -190,7 +191,8 @@ def _odd_files(infos: Infos) -> dict:
         "durations": [
             {"path": path, "duration": info.duration}
             for path, info in good.items()
-            if not median_duration / ODD_DURATION <= info.duration <= median_duration * ODD_DURATION
+            if median_duration is not None
+            and not median_duration / ODD_DURATION <= info.duration <= median_duration * ODD_DURATION
         ],
         "sizes": dict(Counter(f"{info.width}x{info.height}" for info in good.values()).most_common()),
         "damaged": [
@@ -204,11 +206,13 @@ def _odd_files(infos: Infos) -> dict:
 
 def _shortcuts(rows: Sequence[CheckedItem], keys: Mapping[str, str]) -> list[dict]:
     """Shortcuts among the readable items. Copies and parts of one video form a group."""
-    good = [row for row in rows if isinstance(row.frames, range)]
+    good = [
+        (item, info, frames) for item, info, frames in rows if isinstance(info, VideoInfo) and isinstance(frames, range)
+    ]
     return find_shortcuts(
-        infos=[row.info for row in good],
-        lengths=[len(row.frames) for row in good],
-        labels=[row.item.label for row in good],
+        infos=[info for _, info, _ in good],
+        lengths=[len(frames) for _, _, frames in good],
+        labels=[item.label for item, _, _ in good],
         groups=[
             ("file", keys.get(item.path, item.path)) if item.group is None else ("group", item.group)
             for item, _, _ in good

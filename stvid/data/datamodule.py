@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
+from stvid.data.cached_clips import CachedClips, collate_features, sample_settings
 from stvid.data.dataset import TrainingClips, Views, collate
-from stvid.data.feature_cache import CachedClips, FeatureCache, collate_features, sample_settings
+from stvid.data.feature_cache import FeatureCache
 from stvid.data.loading import (
     TimedLoader,
     check_bad,

@@ -143,8 +143,8 @@ def near_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[tuple[str, str], i
         for row, column in np.argwhere(distances <= MAX_DISTANCE):
             a, b = owners_F[first + row], owners_F[column]
             if a < b:
-                pair = paths[a], paths[b]
-                pairs[pair] = min(pairs.get(pair, signs_FB.shape[1]), int(distances[row, column]))
+                pair, bits = (paths[a], paths[b]), int(distances[row, column])
+                pairs[pair] = min(pairs.get(pair, bits), bits)
     return pairs
 
 

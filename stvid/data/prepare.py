@@ -156,7 +156,8 @@ def _transcode_all(
     for job in jobs:
         by_source[job.item.path].append(job)
         job.target.parent.mkdir(parents=True, exist_ok=True)
-    infos, errors = {}, {}
+    infos: dict[str, VideoInfo] = {}
+    errors: dict[Key, VideoError] = {}
     transcode_file = partial(_transcode_source, jobs=dict(by_source), encoding=encoding, max_pixels=max_pixels)
     results = map_files(transcode_file, list(by_source), num_workers=num_workers, timeout=timeout)
     bar = Bar("transcoding videos", total=len(by_source), unit="videos", shown=progress)
@@ -228,10 +229,12 @@ def measure_clips_per_second(
     chosen = [jobs[i * len(jobs) // _TIMED_CLIPS] for i in range(_TIMED_CLIPS)] if len(jobs) > _TIMED_CLIPS else jobs
     copies = [Item(path=str(job.target), label=job.item.label, split=job.item.split) for job in chosen]
     to_probe = [job.item.path for job in chosen if job.item.path not in infos] + [copy.path for copy in copies]
-    infos = dict(zip(to_probe, probe_all(to_probe, num_workers=num_workers, progress=False), strict=True)) | infos
-    options = {"class_names": (), "clip": dataclasses.replace(clip, short="repeat_last"), "augment": Augment()}
+    known = dict(zip(to_probe, probe_all(to_probe, num_workers=num_workers, progress=False), strict=True)) | dict(infos)
+    clip = dataclasses.replace(clip, short="repeat_last")
     datasets = [
-        TrainingClips(items=items, infos=[infos[item.path] for item in items], **options)
+        TrainingClips(
+            items=items, infos=[known[item.path] for item in items], class_names=(), clip=clip, augment=Augment()
+        )
         for items in ([job.item for job in chosen], copies)
     ]
     seconds, num_clips = [0.0, 0.0], 0
@@ -245,4 +248,5 @@ def measure_clips_per_second(
         num_clips += 1
         if sum(seconds) > _TIMED_SECONDS:
             break
-    return tuple(round(num_clips / spent, 1) if spent else None for spent in seconds)
+    originals, of_copies = (round(num_clips / spent, 1) if spent else None for spent in seconds)
+    return originals, of_copies

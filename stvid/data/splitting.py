@@ -90,7 +90,7 @@ def _assign_groups(
 ) -> dict[tuple[str, str], str]:
     """Group -> split. `groups` maps each group to its class counts; its order breaks ties of size."""
     totals = sum(groups.values(), Counter())
-    assigned = {name: Counter() for name in fractions}
+    assigned: dict[str, Counter] = {name: Counter() for name in fractions}
     remaining = Counter(label for counts in groups.values() for label in counts)
     split_of = {}
     for key, counts in sorted(groups.items(), key=lambda pair: -pair[1].total()):

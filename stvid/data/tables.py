@@ -10,11 +10,20 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from stvid.errors import InputError
 
-UTF8 = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names that are not UTF-8 survive a round trip
+
+class _Encoding(TypedDict):
+    encoding: str
+    errors: str
+
+
+UTF8: _Encoding = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+}  # file names that are not UTF-8 survive a round trip
 _ENCODINGS = {  # byte order mark -> encoding; the marks of UTF-32 begin with those of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",

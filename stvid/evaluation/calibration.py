@@ -81,10 +81,15 @@ def calibrate(
     Raises:
         InputError: none of the val videos could be read; see also `inference.classify`.
     """
-    views = {"num_clips": num_clips, "num_crops": num_crops}
     uncalibrated, items = replace(trained, temperature=1.0), data.select("val")
     predictions = classify(
-        uncalibrated, items, num_workers=num_workers, cache=probe_cache(data), decode_all=True, **views
+        uncalibrated,
+        items,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        num_workers=num_workers,
+        cache=probe_cache(data),
+        decode_all=True,
     )
     if not len(predictions.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
@@ -95,7 +100,7 @@ def calibrate(
     calibration = {
         "temperature": temperature,
         "split": "val",
-        "protocol": evaluation_protocol(uncalibrated, **views),
+        "protocol": evaluation_protocol(uncalibrated, num_clips=num_clips, num_crops=num_crops),
         "num_videos": len(labels_N),
         "loss": [log_loss(p_NK, labels_N) for p_NK in (before_NK, after_NK)],
         "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (before_NK, after_NK)],

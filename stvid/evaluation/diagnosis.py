@@ -38,7 +38,7 @@ def _at_chance(result: Mapping) -> str:
     sizes = {name: metrics["num_videos"] for name, metrics in result["per_class"].items()}
     if len(sizes) < 2:
         return ""
-    common = max(sizes, key=sizes.get)
+    common = max(sizes, key=lambda name: sizes[name])
     chance, share = 1 / len(sizes), sizes[common] / result["num_videos"]
     if result["video_accuracy_ci95"][0] > max(chance, share):
         return ""

@@ -41,12 +41,13 @@ def evaluate(
     Returns:
         The content of `result.json` as plain data, and the predictions in the order of the items.
     """
-    views = {"num_clips": num_clips, "num_crops": num_crops}
-    predictions = predict_split(trained, data, split=split, device=device, num_workers=num_workers, **views)
+    predictions = predict_split(
+        trained, data, split=split, num_clips=num_clips, num_crops=num_crops, device=device, num_workers=num_workers
+    )
     result = {
         "split": split,
         "class_names": list(trained.class_names),
-        "protocol": evaluation_protocol(trained, **views),
+        "protocol": evaluation_protocol(trained, num_clips=num_clips, num_crops=num_crops),
         **compute_metrics(predictions, trained.class_names),
         "num_seen": len(seen_in_training(trained, data.select(split))),
         "manifest": None,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
@@ -117,7 +117,11 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
                 f"--calibrate keeps the temperature with the run, but {trained.folder} is not writable: {reason}"
             )
         log.warning("the result is printed, but not written: %s is not writable: %s; --json F works", folder, reason)
-    views = {"num_clips": options.num_clips, "num_crops": options.num_crops, "num_workers": options.num_workers}
+    views: dict[str, Any] = {
+        "num_clips": options.num_clips,
+        "num_crops": options.num_crops,
+        "num_workers": options.num_workers,
+    }
     if options.calibrate:
         val = load_manifest(trained, split="val")
         trained = calibrate(trained, val, is_main_process=is_main_process, **views)
@@ -177,7 +181,7 @@ def evaluate_folds(
         if is_main_process:
             log.info("%s (%d of %d)", run, number + 1, len(runs))
         evaluations.append(evaluate_run(run, options, is_main_process=is_main_process))
-    result, predictions = pool_folds([evaluation.fold for evaluation in evaluations])
+    result, predictions = pool_folds([evaluation.fold for evaluation in evaluations if evaluation.fold is not None])
     whole = RunFolder(folder).is_sweep and [run.absolute() for run in runs] == [
         run.absolute() for run in finished_runs(folder)
     ]

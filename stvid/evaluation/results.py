@@ -185,15 +185,15 @@ def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -
             raise InputError(f"{run} was not evaluated on {split}: there is no {file}. First: {command}")
     result = read_result(evaluation.path, details=False)
     predictions = read_predictions(evaluation.predictions_csv, result["class_names"])
-    run = read_run_result(_first_run(home.path))
+    training = read_run_result(_first_run(home.path))
     trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(
         name=home.path.absolute().name,
         folder=evaluation.path,
         result=result,
         predictions=predictions,
-        cost=None if trained is None else _cost_summary(trained, run, result["protocol"]),
-        training=_training_summary(run, trained),
+        cost=None if trained is None else _cost_summary(trained, training, result["protocol"]),
+        training=_training_summary(training, trained),
     )
 
 

@@ -184,7 +184,8 @@ def _protocol_text(protocol: Mapping) -> str:
 def _class_table(result: Mapping) -> list[str]:
     """Recall, precision, number of videos and confusions of the classes; of very many, those with the lowest recall."""
     names, rows = result["class_names"], confusion_rows(result)
-    order, title = range(len(names)), []
+    order: Sequence[int] = range(len(names))
+    title = []
     if len(names) > MAX_CLASSES:
         recalls = [result["per_class"][name]["recall"] for name in names]
         known = sorted((i for i in order if recalls[i] is not None), key=lambda i: recalls[i])

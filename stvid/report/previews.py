@@ -91,10 +91,16 @@ def make_previews(
     """
     videos = list(dict.fromkeys(videos))
     selected = [items[video] for video in videos]
-    options = {"decode_all": False, "max_pixels": trained.max_pixels}
+    infos = probe_items(
+        selected,
+        num_workers=resolve_workers("auto"),
+        cache=cache,
+        decode_all=False,
+        max_pixels=trained.max_pixels,
+    )
     dataset = Views(
         items=selected,
-        infos=probe_items(selected, num_workers=resolve_workers("auto"), cache=cache, **options),
+        infos=infos,
         class_names=trained.class_names,
         clip=trained.clip,
     )

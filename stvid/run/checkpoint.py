@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -156,7 +157,12 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
     if not is_ours and not is_trusted(target, trust):
         raise InputError(f"{path}: its model, {target}, {untrusted_message(target)}")
     clip, class_names = _read_clip(stored["clip"], path), tuple(stored["class_names"])
-    options = {"num_classes": len(class_names), "in_channels": clip.channels, "pretrained": False, "trust": trust}
+    options: dict[str, Any] = {
+        "num_classes": len(class_names),
+        "in_channels": clip.channels,
+        "pretrained": False,
+        "trust": trust,
+    }
     if is_ours:
         outline = _outline(config, options, state, path)
         _check_state(outline, state, path)
@@ -216,7 +222,7 @@ def _read_clip(stored: Mapping, path: Path) -> ClipSpec:
     return clip
 
 
-def _outline(config: Mapping, options: Mapping, state: Mapping, path: Path) -> VideoModel:
+def _outline(config: Mapping, options: Mapping[str, Any], state: Mapping, path: Path) -> VideoModel:
     """The model without memory for its weights (on the device `meta`), to compare it with a state dict.
 
     Raises:
@@ -251,8 +257,9 @@ def _check_state(model: VideoModel, state: Mapping, path: Path) -> None:
 
 def _shape(value: object) -> tuple[int, ...] | None:
     """None for what is not a plain tensor, such as a module's extra state."""
-    is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
-    return tuple(value.shape) if is_plain else None
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        return None
+    return tuple(value.shape)
 
 
 def _read_temperature(trained: TrainedModel) -> float:

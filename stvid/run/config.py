@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -125,7 +125,7 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
     for override in keys:
         key = override.key_or_group
         if override.is_sweep_override():
-            messages.append(_several_values_message(key, override.input_line.partition("=")[2]))
+            messages.append(_several_values_message(key, str(override.input_line).partition("=")[2]))
         elif not (override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")):
             place, _, name = key.rpartition(".")
             section = OmegaConf.select(config, place, throw_on_missing=False) if place else config
@@ -150,6 +150,8 @@ def _first_values(overrides: Sequence[str]) -> list[str]:
         if isinstance(sweep, Glob):
             values = sweep.filter(choices_of(override.key_or_group))
         elif isinstance(sweep, IntervalSweep):
+            assert sweep.start is not None  # Hydra's grammar demands both
+            assert sweep.end is not None
             middle = (sweep.start + sweep.end) / 2
             values = [str(int(middle) if isinstance(sweep.start, int) else middle)]
         else:
@@ -198,7 +200,7 @@ def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int,
     return manifest, clip, workers, limits
 
 
-def escape_interpolations(node: object) -> object:
+def escape_interpolations(node: object) -> Any:
     """Plain data whose texts OmegaConf reads as they are: `${x}` in a class name is no interpolation."""
     if isinstance(node, dict):
         return {key: escape_interpolations(child) for key, child in node.items()}
@@ -230,7 +232,7 @@ def _is_users_mistake(error: Exception) -> bool:
 
 def _config_message(error: Exception) -> str:
     """The message for the user: that of an InputError inside, else one for a known kind of error, else Hydra's own."""
-    cause = error
+    cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):
             return str(cause)
@@ -324,7 +326,8 @@ def _of_first_process(text: str) -> str:
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_first = os.environ["RANK"] == "0"
     torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    from torch.distributed import TCPStore  # no mistake in a command line waits for the import of torch
+    # here: no mistake in a command line waits for the import of torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's __init__ does not say that it exports
 
     store = TCPStore(*address, is_master=is_first and not torchrun_has_store, wait_for_workers=False, multi_tenant=True)
     key = f"stvid/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"

@@ -20,13 +20,17 @@ log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
 FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
+TARGETED = (  # sections that name a class or function
+    *("model", "optimizer", "loss", "mixing", "augment", "clip", "trainer", "logger"),
+    *("data.datamodule", "data.datamodule.manifest"),
+)
 
 
 def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
-    They are: a missing value, a key under `data` without effect, a value of another type or out of its range, or a
-    missing package.
+    They are: a missing value, a key under `data` without effect, a section without its class, a value of another type
+    or out of its range, or a missing package.
 
     Args:
         config: composed.
@@ -39,7 +43,8 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
         for key in missing:
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
-    for key, message in (*_data_keys(config.data), *_types(config), *_values(config), *paths):
+    found = (*_data_keys(config.data), *_targets(config), *_types(config), *_values(config), *paths)
+    for key, message in found:
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
@@ -62,10 +67,19 @@ def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
 def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
     """Keys under `data` (added with `+`) that the data module does not get."""
     references = str(OmegaConf.to_container(data.datamodule, resolve=False))
-    known = [str(key) for key in data if f"${{data.{key}}}" in references]
-    for key in data:
+    known = [key for key in map(str, data) if f"${{data.{key}}}" in references]
+    for key in map(str, data):
         if key != "datamodule" and key not in known:
-            yield f"data.{key}", f"unknown config key data.{key}{nearest(str(key), known)}"
+            yield f"data.{key}", f"unknown config key data.{key}{nearest(key, known)}"
+
+
+def _targets(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Sections whose `_target_` was deleted, or is no text."""
+    for section in TARGETED:
+        node = OmegaConf.select(config, section)
+        if OmegaConf.is_dict(node) and node and not isinstance(target := node.get("_target_"), str):
+            shown = "null" if target is None else target
+            yield f"{section}._target_", f"{section}._target_ (={shown}) must be the dotted name of a class or function"
 
 
 def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
@@ -132,7 +146,7 @@ def _clip(clip: DictConfig) -> str | None:
 
 def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    target = config.data.datamodule.manifest["_target_"]
+    target = config.data.datamodule.manifest.get("_target_")
     is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
         if not _has_key(config, key):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -67,12 +68,12 @@ def is_trusted(target: str, trust: Sequence[str]) -> bool:
     return any(target == name or target.startswith(f"{name}.") for name in trust)
 
 
-def update_targets(config: object) -> object:
+def update_targets(config: object) -> Any:
     """A copy of plain data in which every moved `_target_` has its present name."""
     if isinstance(config, Mapping):
         updated = {key: update_targets(value) for key, value in config.items()}
         target = updated.get("_target_")
-        return updated | {"_target_": MOVED_TARGETS.get(target, target)} if "_target_" in updated else updated
+        return updated | {"_target_": MOVED_TARGETS.get(str(target), target)} if "_target_" in updated else updated
     return [update_targets(value) for value in config] if isinstance(config, list | tuple) else config
 
 
@@ -112,7 +113,7 @@ def build_model(
         raise InputError(
             f"clip.input=rgb_diff has {in_channels} channels, and {model_class.__name__} takes no in_channels"
         )
-    return model_class(num_classes=num_classes, **arguments)
+    return model_class(num_classes=num_classes, **arguments)  # type: ignore[call-arg]  # a subclass takes it
 
 
 @contextlib.contextmanager

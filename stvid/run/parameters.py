@@ -30,7 +30,13 @@ CHOICES = {  # of keys with a fixed set of values; a test compares them with tho
     "sweep.method": ("grid", "random", "optuna"),
     "sweep.pruner": ("none", "median", "halving"),
 }
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": (str, int), "None": type(None)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": (str, int),
+    "None": type(None),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +86,11 @@ def ranges() -> dict[str, Range]:
             entries.setdefault(key, []).append(entry)
     stated = {}
     for key, values_and_comments in entries.items():
-        comment = next((text for _, text in values_and_comments if _stated_range(text)), None)
-        if comment is not None:
+        ranges = ((text, found) for _, text in values_and_comments if (found := _stated_range(text)))
+        comment, stated_range = next(ranges, ("", None))
+        if stated_range is not None:
             values = [value for value, _ in values_and_comments]
-            low, high, above, below, words = _stated_range(comment)
+            low, high, above, below, words = stated_range
             is_whole = words.startswith("at least") and all(re.fullmatch(r"\d+|null|auto", value) for value in values)
             others = re.findall(r"(?:; |\| |, |: )(null|auto): ", comment)
             stated[key] = Range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stvid.checks import (
     Check,
@@ -121,7 +122,7 @@ def _check_result(details: bool) -> Check:
     needed = {**EVALUATION, **(DETAILS if details else {})}
     own = fields(needed, optional={**DETAILS, **CHECKPOINT, **FOLDS, **AUDIT})
 
-    def check(value: object, place: str) -> None:
+    def check(value: Any, place: str) -> None:
         own(value, place)
         for one, group in (("folds", FOLDS), ("audit", AUDIT)):
             fields(group if one in value else {})(value, place)
@@ -148,7 +149,7 @@ def _check_shapes(result: dict, place: str) -> None:
             _check_confusion_counts(part["confusion_counts"], len(names), f"{where}.confusion_counts")
 
 
-def _check_confusion(rows: object, num_classes: int, place: str) -> None:
+def _check_confusion(rows: Any, num_classes: int, place: str) -> None:
     """Counts, one row for each true class; with thousands of classes there are millions of them."""
     is_table = isinstance(rows, list) and len(rows) == num_classes
     for row in rows if is_table else [None]:
@@ -165,7 +166,7 @@ def _check_confusion_counts(rows: object, num_classes: int, place: str) -> None:
         raise InputError(f"{place} must have the indices of {num_classes} classes as keys")
 
 
-def _check_run(value: object, place: str) -> None:
+def _check_run(value: Any, place: str) -> None:
     fields({}, optional={**EVALUATION, **TRAINING, **PROVENANCE})(value, place)
     if "training_seconds" in value:
         fields(TRAINING)(value, place)

@@ -64,7 +64,7 @@ def resume_config(
     if changes and not new.allow_changes:
         raise InputError(
             f"resume={new.resume} uses the run's own config, so that the result is that of an uninterrupted run; "
-            f"leave out {' '.join(override.input_line for override in changes)}, or insist with allow_changes=true"
+            f"leave out {' '.join(str(override.input_line) for override in changes)}, or insist with allow_changes=true"
         )
     check_complete(stored, new)
     config = stored.copy()
@@ -91,12 +91,12 @@ def unchecked_places(overrides: Sequence[str], new: DictConfig) -> list[str]:
 
 def check_complete(stored: DictConfig, new: DictConfig) -> None:
     """Raises InputError if a run's config lacks a key that every run of this version has."""
-    for key in new:
+    for key in map(str, new):
         if OmegaConf.is_dict(new[key]) and key in stored and not (OmegaConf.is_dict(stored[key]) or key == "logger"):
             raise InputError(f"the run's config is damaged or was changed: {key} has no keys")
     if "data" in stored and not OmegaConf.is_dict(stored.data.get("datamodule")):
         raise InputError("the run's config is damaged or was changed: data.datamodule has no keys")
-    missing = [key for key in new if key not in stored and key not in UNSAVED_KEYS]
+    missing = [key for key in map(str, new) if key not in stored and key not in UNSAVED_KEYS]
     if missing:
         raise InputError(
             f"an older version of stvid, without {', '.join(missing)}, started the run; it can be evaluated, but not "
@@ -167,7 +167,7 @@ def _references(key: str, node: object, place: str = "") -> Iterator[str]:
 def _keys(node: DictConfig, place: str = "") -> Iterator[str]:
     """Dotted names of all keys."""
     for key, child in node.items():
-        name = f"{place}.{key}".strip(".")
+        name = f"{place}.{key!s}".strip(".")
         yield name
         if OmegaConf.is_dict(child):
             yield from _keys(child, name)
@@ -189,8 +189,7 @@ def build_or_resume_model(
             than the run has trained.
     """
     if checkpoint is None:
-        sizes = {"num_classes": num_classes, "in_channels": clip.channels}
-        model = build_model(config["model"], **sizes, trust=config["trust"])
+        model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels, trust=config["trust"])
         position = (0, 0)
     else:
         trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])

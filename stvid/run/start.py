@@ -16,12 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checks import fields, list_of, text
+from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.run.checkpoint import read_record
-from stvid.run.config import check_config, drop_keys_of_replaced_model, escape_interpolations
+from stvid.run.config import drop_keys_of_replaced_model, escape_interpolations
+from stvid.run.config_check import check_config
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
@@ -37,9 +38,10 @@ from stvid.run.resume import (
     resume_config,
     unchecked_places,
 )
-from stvid.run.stored import check_same_config, check_targets, read_config
+from stvid.run.stored import check_same_config, check_targets, read_config, to_plain
 
 log = logging.getLogger("stvid")
+_STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
@@ -77,7 +79,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         config = drop_keys_of_replaced_model(config, overrides)
         config.trust = trust
         check_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
+        config = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
         return _on_one_device(config) if sweep else config, folder
     if is_run and config.resume:
         _relocate(folder, config, overrides)
@@ -92,9 +94,9 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     has_manifest = folder.manifest_csv.is_file()
     if has_manifest:
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
-    plain = OmegaConf.to_container(stored, resolve=True)
+    plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
-    check_targets(plain, OmegaConf.to_container(config, resolve=True), [*trust, STORED_MANIFEST], name=name)
+    check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
     if folder.last_ckpt.exists():
         ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
         record = update_targets(read_record(folder.last_ckpt)["config"])
@@ -113,9 +115,9 @@ def stored_manifest(*, run: str) -> Manifest:
     """
     folder = RunFolder(Path(run))
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
-    config = OmegaConf.to_container(read_config(folder.config_yaml), resolve=True)
+    config = to_plain(read_config(folder.config_yaml))
     try:
-        fields({"class_names": list_of(text(), unique=True)})(config, folder.config_yaml.name)
+        _STORED(config, folder.config_yaml.name)
     except InputError as error:
         raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
     manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
@@ -147,7 +149,7 @@ def finished_accuracy(config: DictConfig) -> float | None:
         overrides = list(HydraConfig.get().overrides.task)
         resume_config(stored, overrides, config, log_changes=False)  # raises for overrides that are not allowed
         _relocate(folder, config, overrides)
-    if _without_resume_keys(result["config"]) != _without_resume_keys(OmegaConf.to_container(stored, resolve=True)):
+    if _without_resume_keys(result["config"]) != _without_resume_keys(to_plain(stored)):
         return None  # the config was changed after the run finished, for example to train longer
     path = display_path(folder.path)
     command = train_command(f"resume={path}", "trainer.max_epochs=N", "allow_changes=true")
@@ -166,10 +168,10 @@ def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dic
         precision: see `resolve_precision`.
         batch_size: see `plan_batch`.
     """
-    config = copy.deepcopy(dict(config))
-    config["trainer"]["precision"] = precision
-    config["data"]["batch_size"] = config["data"]["datamodule"]["batch_size"] = batch_size
-    return config
+    used = copy.deepcopy(dict(config))
+    used["trainer"]["precision"] = precision
+    used["data"]["batch_size"] = used["data"]["datamodule"]["batch_size"] = batch_size
+    return used
 
 
 def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +41,7 @@ def read_config(file: Path) -> DictConfig:
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ValueError("it is no mapping")
-        plain = OmegaConf.to_container(loaded, resolve=False)
+        plain: Any = OmegaConf.to_container(loaded, resolve=False)
         if place := next(_interpolations(plain), None):
             raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
         if "_target_" in plain or not all(isinstance(key, str) for key in plain):
@@ -54,6 +55,12 @@ def read_config(file: Path) -> DictConfig:
             f"{file} is damaged or was changed: {reason}. The run can be evaluated, but not resumed, unless you have "
             "a copy of the file"
         ) from error
+
+
+def to_plain(config: DictConfig) -> dict:
+    """A config as plain data, resolved."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)  # its type allows a list or a text too
+    return plain
 
 
 def check_yaml(text: str) -> None:
@@ -120,7 +127,9 @@ def _reserved(node: object, place: str = "") -> Iterator[Reserved]:
 @functools.cache
 def known_targets() -> frozenset[Reserved]:
     """Hydra's own keys in the files of configs/, and at the places that refer to a config group, such as `${clip}`."""
-    root, known, references = project_root() / "configs", set(), []
+    root = project_root() / "configs"
+    known: set[Reserved] = set()
+    references: list[tuple[str, str]] = []
     for file in sorted(root.rglob("*.yaml")):
         group = file.parent.relative_to(root).as_posix()
         if group.startswith(("hydra", "experiment")):

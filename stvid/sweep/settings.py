@@ -125,7 +125,7 @@ def _check_no_code(overrides: Sequence[str], folder: Path) -> None:
     """Raises InputError if overrides read from a file may choose the code to run; a command line may do that."""
     groups = config_groups()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, line = override.key_or_group, override.input_line
+        key, line = override.key_or_group, str(override.input_line)
         # of a group, only the shipped choices: a path may lead to any file
         is_choice = key not in groups or not re.search(r"[/\\]", line)
         is_data = RESERVED.search(line) is None and "${" not in line and not override.package

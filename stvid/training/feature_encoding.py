@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from stvid.data.cached_clips import CachedClips
 from stvid.data.datamodule import VideoDataModule
-from stvid.data.feature_cache import CachedClips, FeatureCache
+from stvid.data.feature_cache import FeatureCache
 from stvid.device import autocast
 from stvid.errors import InputError, full_disk_error, system_error_text
 from stvid.files import file_lock

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stvid.data.layouts.discovery import (
-    IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     build_manifest,
     find_frame_folders,
@@ -34,6 +33,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.splitting import split_items, take_val_from_train
 from stvid.data.tables import read_table
 from stvid.errors import InputError, listing
+from stvid.video.images import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> group
@@ -71,7 +71,7 @@ VIDEO_FILES = MediaKind(
 
 
 def from_class_folders(
-    root: str,
+    root: str | Path,
     media: MediaKind,
     *,
     val_fraction: float,
@@ -103,10 +103,10 @@ def from_class_folders(
     log_unused_files(root, media.extensions)
     if not names:
         fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-        items = split_items(items, fractions=fractions, seed=seed)
+        parted = split_items(items, fractions=fractions, seed=seed)
         by_group = " by group" if has_groups else ""
         split_source = f"no train/ folder, so a stratified split was made{by_group}, seed {seed}"
-        return build_manifest(root, items, split_source=split_source)
+        return build_manifest(root, parted, split_source=split_source)
     split_source = f"splits from the folders {', '.join(names)}{'' if folders else ' below the classes'}"
     if not any(item.split == "val" for item in items):
         items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)

@@ -55,6 +55,8 @@ def _unique_splits(entries: Iterable[Path]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for entry in entries:
         split = split_of(entry.name)
+        if split is None:
+            continue
         if split in folders and not entry.samefile(folders[split]):  # one may be a link to the other
             raise InputError(
                 f"two folders for the split {split!r}: {folders[split]} and {entry}. Move the videos of one into the "
