@@ -92,6 +92,9 @@ MISTAKES = [  # words, and what the message says
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["check", "data=folder", "data.root=VIDEO"], "is not a folder"),
+    (["check", "VIDEO"], "is a video; name a CSV table, or a folder"),
+    (["check", "CLASS"], "holds videos, but no class folders. If it is a class itself, name the folder above"),
+    (["evaluate", "RUNS"], "name one of the runs in it, such as RUN"),
     (["check", "data=manifest", "data.path=TMP"], "is a folder; name the CSV table"),
     (["check", "TMP", "--jsno", "x"], "did you mean '--json'?"),
     (["prepare", "TMP", "--out", "o", "--gop", "0"], "gop (=0) must be between 1 and 1000"),
@@ -102,6 +105,11 @@ MISTAKES = [  # words, and what the message says
 ]
 TRAIN_MISTAKES = [
     (["nowhere"], "'nowhere' is no override"),
+    (["trainer.max_epochs", "=", "3"], "'trainer.max_epochs', '3' are no overrides"),
+    (["trainer.max_epochs", "=", "3"], "without spaces around ="),
+    (["--epochs", "3"], "does not know --epochs: its settings are overrides"),
+    (["VIDEO"], "is a video; name a CSV table"),
+    (["data=folder", "data.root=CLASS"], "name the folder above"),
     (["data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["data=folder", "data.root=TMP", "data.group_csv=/no.csv"], "data.group_csv /no.csv does not exist"),
     (["data=ucf101", "data.root=TMP", "data.splits=/no"], "data.splits /no does not exist"),
@@ -137,7 +145,10 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     for path in (run / "config.yaml", video):
         path.write_text("x")
     (tmp_path / "empty").mkdir()
-    names = {"RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    (tmp_path / "wave").mkdir()
+    (tmp_path / "wave" / "1.mp4").touch()
+    names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    names["CLASS"] = str(tmp_path / "wave")
 
     def filled(text):
         for name, path in names.items():

@@ -214,6 +214,16 @@ def test_refused_overrides_leave_the_run_unchanged(finished_run, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_fewer_epochs_than_trained_are_refused_and_leave_the_run_unchanged(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    epochs = len(rows_of(run / "metrics.csv"))
+    done = train_py(f"resume={run}", f"trainer.max_epochs={epochs - 1}", "allow_changes=true")
+    assert done.returncode == 2, done.stderr
+    assert f"at the end of epoch {epochs} already" in done.stderr
+    assert (run / "config.yaml").read_bytes() == before
+
+
 def test_the_batch_size_cannot_change_within_an_epoch(video_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         send_signal(patch, signal.SIGTERM, epoch=1)

@@ -15,6 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
 from stvid.run.folder import project_root
@@ -208,9 +209,8 @@ def _clip(clip: DictConfig) -> str | None:
 
 def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    is_read = str(config.data.datamodule.manifest.get("_target_")).startswith(
-        ("stvid.data.layouts.", "stvid.data.manifest.")
-    )
+    target = config.data.datamodule.manifest.get("_target_")
+    is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
         if not _has_key(config, key):
             continue
@@ -227,3 +227,20 @@ def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{key} {path.absolute()} is not a folder"
         elif key in FILES and path.is_dir():
             yield key, f"{key} {path.absolute()} is a folder; name the CSV table"
+        elif key in FILES and VIDEO.fullmatch(path.name):
+            yield key, f"{key} {path.absolute()} is a video; name a CSV table, or a folder with a folder for each class"
+        elif key == "data.root" and _holds_only_videos(path) and str(target).endswith(".class_folders.folder"):
+            yield (
+                key,
+                f"data.root {path.absolute()} holds videos, but no class folders. If it is a class itself, name the "
+                f"folder above: data.root={path.absolute().parent}",
+            )
+
+
+def _holds_only_videos(folder: Path) -> bool:
+    """Whether a folder has videos in it, and no folders."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return any(VIDEO.fullmatch(entry.name) for entry in visible) and not any(entry.is_dir() for entry in visible)

@@ -202,7 +202,8 @@ def build_or_resume_model(
         num_classes: outputs of the model.
 
     Raises:
-        InputError: the model cannot be built, or does not take such clips; an unknown mode of `compile`.
+        InputError: the model cannot be built, or does not take such clips; an unknown mode of `compile`; fewer epochs
+            than the run has trained.
     """
     if checkpoint is None:
         model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels, trust=config["trust"])
@@ -210,6 +211,7 @@ def build_or_resume_model(
     else:
         trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])
         model, position = trained.model.train(), trained.position
+        _check_epochs_left(config["trainer"]["max_epochs"], position)
         _check_same_batches(trained.config, config, position)
     check_input(model, clip)
     if config["gradient_checkpointing"]:
@@ -219,6 +221,16 @@ def build_or_resume_model(
             raise InputError(f"compile (={config['compile']}) must be null or one of {', '.join(COMPILE_MODES)}")
         model.compile(mode=config["compile"])
     return model, position
+
+
+def _check_epochs_left(max_epochs: int, position: tuple[int, int]) -> None:
+    """Raises InputError if a run is to end before the position that it has reached."""
+    epoch, num_batches = position
+    if position > (max_epochs, 0):
+        raise InputError(
+            f"trainer.max_epochs (={max_epochs}): the run is {'in' if num_batches else 'at the end of'} epoch "
+            f"{epoch + (num_batches > 0)} already; it must be at least {epoch + (num_batches > 0)}"
+        )
 
 
 def _check_same_batches(old: Mapping, new: Mapping, position: tuple[int, int]) -> None:
