@@ -40,14 +40,7 @@ from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
-from stvid.run.start import (
-    finished_accuracy,
-    is_multirun,
-    locked_run,
-    open_run,
-    save_run,
-    with_used_values,
-)
+from stvid.run.start import finished_accuracy, is_multirun, locked_run, open_run, save_run, with_used_values
 from stvid.run.stored import to_plain
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
@@ -150,7 +143,9 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}
-        result = {**result, "seed": config.seed, **training, **_provenance(data, folder), "config": settings}
+        num_bad = len(read_bad_videos(folder.bad_videos_csv))
+        record = run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
+        result = {**result, "seed": config.seed, **training, **record, "config": settings}
         write_result(folder.path, result, predictions)
         log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)
         for line in diagnose(result, epoch_table.rows):
@@ -168,11 +163,6 @@ def _summary(settings: Mapping) -> str:
     data = settings["data"]
     default = data["datamodule"]["manifest"]["_target_"]
     return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
-
-
-def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
-    num_bad = len(read_bad_videos(folder.bad_videos_csv))
-    return run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
 
 
 def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:

@@ -33,7 +33,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if (full := full_disk_error(error)) is not None:
             raise OSError(full.errno, full.strerror, str(path)) from error
         if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno is not None:
-            error.filename = str(path)
+            with contextlib.suppress(AttributeError):  # PyAV's errors have a fixed one
+                error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -19,13 +19,17 @@ log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
 FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
+TARGETED = (  # sections that name a class or function
+    *("model", "optimizer", "loss", "mixing", "augment", "clip", "trainer", "logger"),
+    *("data.datamodule", "data.datamodule.manifest"),
+)
 
 
 def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
-    They are: a missing value, a key under `data` without effect, a value of another type or out of its range, or a
-    missing package.
+    They are: a missing value, a key under `data` without effect, a section without its class, a value of another type
+    or out of its range, or a missing package.
 
     Args:
         config: composed.
@@ -40,7 +44,8 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
     unknown = () if is_stored else _data_keys(config.data)
-    for key, message in (*unknown, *_types(config), *_values(config), *paths):
+    found = (*unknown, *_targets(config), *_types(config), *_values(config), *paths)
+    for key, message in found:
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
@@ -73,6 +78,15 @@ def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
             yield f"data.{key}", f"unknown config key data.{key}{nearest(key, known)}"
 
 
+def _targets(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Sections whose `_target_` was deleted, or is no text."""
+    for section in TARGETED:
+        node = OmegaConf.select(config, section)
+        if OmegaConf.is_dict(node) and node and not isinstance(target := node.get("_target_"), str):
+            shown = "null" if target is None else target
+            yield f"{section}._target_", f"{section}._target_ (={shown}) must be the dotted name of a class or function"
+
+
 def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Values that do not fit the annotation of their parameter, lists and dicts excepted; packages that are missing.
 
@@ -84,13 +98,8 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             continue
         types = parameter_types(target)
         for key, value in node.items():
-            if (
-                types
-                and isinstance(key, str)
-                and key not in types
-                and "**" not in types
-                and not key.startswith(("_", "datamodule"))
-            ):
+            is_argument = not str(key).startswith(("_", "datamodule"))
+            if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
@@ -143,7 +152,7 @@ def _clip(clip: DictConfig) -> str | None:
 
 def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    is_read = str(config.data.datamodule.manifest["_target_"]).startswith(
+    is_read = str(config.data.datamodule.manifest.get("_target_")).startswith(
         ("stvid.data.layouts.", "stvid.data.manifest.")
     )
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checks import fields, list_of, text
+from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
@@ -42,6 +42,7 @@ from stvid.run.stored import check_arguments, check_same_config, check_targets, 
 
 log = logging.getLogger("stvid")
 NEEDED_SPLITS = ("train", "val")  # of a training
+_STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
@@ -125,7 +126,7 @@ def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
     config = to_plain(read_config(folder.config_yaml))
     try:
-        fields({"class_names": list_of(text(), unique=True)})(config, folder.config_yaml.name)
+        _STORED(config, folder.config_yaml.name)
     except InputError as error:
         raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
     manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])

@@ -23,7 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
 from stvid.video.container import open_video
-from stvid.video.decoding import decode
+from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
@@ -223,7 +223,7 @@ def _decode_from_start(
 ) -> Iterator[av.VideoFrame]:
     """Yields the frames of sorted, distinct indices, decoding from the first frame of the video."""
     num_found, number = 0, -1
-    for number, frame in enumerate(decode(path, container.demux(stream))):
+    for number, frame in enumerate(decode(path, demux(container, stream))):
         if number == distinct[num_found]:
             yield frame
             num_found += 1
@@ -242,7 +242,7 @@ def _decode_with_seeks(
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
     tick, first_pts = float(stream.time_base or 1), info.first_pts or 0
-    number, frames = -1, decode(path, container.demux(stream))
+    number, frames = -1, decode(path, demux(container, stream))
     frame: av.VideoFrame | None = None
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
@@ -251,7 +251,7 @@ def _decode_with_seeks(
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
             container.seek(first_pts + round(seconds / tick), stream=stream)
-            frames = decode(path, container.demux(stream))
+            frames = decode(path, demux(container, stream))
         while number < index or did_seek:
             frame = next(frames, None)
             # the pixels that a decoder conceals depend on the frames decoded before

@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
 from stvid.video.container import open_video
-from stvid.video.decoding import decode
+from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
@@ -182,7 +182,7 @@ def _source_frames(
     check_unchanged(source, info)
     with open_video(source, max_pixels=limit) as (container, stream):
         number = -1
-        for number, frame in enumerate(decode(source, container.demux(stream))):
+        for number, frame in enumerate(decode(source, demux(container, stream))):
             if needed_T[number]:
                 yield number, _to_yuv420p(frame, converter, height=height, width=width, info=info)
             if number == last:
