@@ -65,7 +65,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
 
 @functools.cache
 def known_sections() -> dict[str, bool]:
-    """Dotted place of every section that all choices of its group have -> whether all of them name a `_target_`, or are empty.
+    """Dotted place of every section that all choices of its group have -> whether each names a `_target_` or is empty.
 
     `${clip}` is a section too.
     """
@@ -143,13 +143,8 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
-            if (
-                types
-                and isinstance(key, str)
-                and key not in types
-                and "**" not in types
-                and not key.startswith(("_", "datamodule"))
-            ):
+            is_argument = not str(key).startswith(("_", "datamodule"))
+            if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
