@@ -17,7 +17,6 @@ if __name__ == "__main__":  # a mistake in the command line does not wait for th
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
-import shlex
 from collections.abc import Mapping
 from functools import partial
 
@@ -26,7 +25,6 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
@@ -40,7 +38,15 @@ from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
 from stvid.run.resume import build_or_resume_model
-from stvid.run.start import finished_accuracy, is_multirun, locked_run, open_run, save_run, with_used_values
+from stvid.run.start import (
+    finished_accuracy,
+    is_multirun,
+    locked_run,
+    log_next_commands,
+    open_run,
+    save_run,
+    with_used_values,
+)
 from stvid.run.stored import to_plain
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
@@ -155,7 +161,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)
         for line in diagnose(result, epoch_table.rows):
             log.info("%s", line)
-        _log_next_commands(data, folder)
+        log_next_commands(folder, has_test=bool(data.manifest.select("test")))
         if draws_report:
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))
             log.info("look at it   %s", display_path(folder.report_html))
@@ -168,13 +174,6 @@ def _summary(settings: Mapping) -> str:
     data = settings["data"]
     default = data["datamodule"]["manifest"]["_target_"]
     return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
-
-
-def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
-    run = shlex.quote(str(display_path(folder.path)))
-    log.info("run folder   %s", run)
-    log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", run)
 
 
 def train_unless_finished(config: DictConfig) -> float:

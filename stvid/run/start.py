@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -196,6 +197,14 @@ def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
     if not folder.manifest_csv.exists():
         manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
+
+
+def log_next_commands(folder: RunFolder, *, has_test: bool) -> None:
+    """Logs how to evaluate and use a finished run; `has_test`: its data set has test videos."""
+    run = shlex.quote(str(display_path(folder.path)))
+    log.info("run folder   %s", run)
+    log.info("test it      stvid evaluate %s%s", run, "" if has_test else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", run)
 
 
 @contextlib.contextmanager
