@@ -17,7 +17,6 @@ if __name__ == "__main__":  # a mistake in the command line does not wait for th
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 
 import hydra
@@ -44,6 +43,7 @@ from stvid.run.start import (
     locked_run,
     log_next_commands,
     open_run,
+    run_summary,
     save_run,
     with_used_values,
 )
@@ -67,7 +67,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     """Trains and evaluates one run. Returns its video accuracy on val; with `find_lr` the learning rate, or NaN."""
     ignore_expected_warnings()
     settings = to_plain(config)
-    log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
+    log.info("training %s; run folder %s", run_summary(settings), display_path(folder.path))
 
     # seed
     check_accelerator(config.trainer.accelerator)
@@ -166,14 +166,6 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))
             log.info("look at it   %s", display_path(folder.report_html))
     return result["video_accuracy"]
-
-
-def _summary(settings: Mapping) -> str:
-    """The model and its videos, as far as they are known before the data set is read."""
-    model = settings["model"]["_target_"].rpartition(".")[2]
-    data = settings["data"]
-    default = data["datamodule"]["manifest"]["_target_"]
-    return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
 
 
 def train_unless_finished(config: DictConfig) -> float:

@@ -199,6 +199,14 @@ def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
         manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
 
 
+def run_summary(settings: Mapping) -> str:
+    """The model and its videos, as far as they are known before the data set is read."""
+    model = settings["model"]["_target_"].rpartition(".")[2]
+    data = settings["data"]
+    default = data["datamodule"]["manifest"]["_target_"]
+    return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
+
+
 def log_next_commands(folder: RunFolder, *, has_test: bool) -> None:
     """Logs how to evaluate and use a finished run; `has_test`: its data set has test videos."""
     run = shlex.quote(str(display_path(folder.path)))
