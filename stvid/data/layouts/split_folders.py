@@ -38,7 +38,7 @@ Videos = Mapping[Path, Sequence[Path]]  # class folder -> its videos, at least o
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name says, such as `val` for `Validation`, `videos_val` or `dev-set`; else None."""
-    match = _SPLIT_NAME.fullmatch(re.sub(r"[\W_]+", "_", name.replace("held_out", "held_?out").lower()).strip("_"))
+    match = _SPLIT_NAME.fullmatch(re.sub(r"[\W_]+", "_", name.lower()).strip("_"))
     return match and match.lastgroup
 
 
