@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from stvid.disks import WRITE_ERRNOS, disk_text, full_disk_error
 
@@ -26,7 +29,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             such as those of a network, stay as they are.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -36,24 +39,38 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError):
             is_write = error.filename is None and error.errno in WRITE_ERRNOS
             if is_write or error.filename == str(partial):
-                error.filename = str(path)
+                with contextlib.suppress(AttributeError):  # PyAV's errors have a fixed one
+                    error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def writer_is_alive(partial: Path) -> bool:
-    """Whether the process that writes a temporary file of `replacing` still runs on this machine."""
-    number = partial.name.split(".")[-2]
-    if not number.isascii() or not number.isdigit() or not hasattr(os, "killpg"):  # Windows: os.kill would end it
-        return True
+def writer_is_dead(partial: Path) -> bool:
+    """Whether the process that wrote a temporary file of `replacing` is known to have ended.
+
+    That of another machine or container is not known: its number may be that of another process here.
+    """
+    machine, number = partial.name.split(".")[-3:-1]
+    if machine != _machine() or not number.isascii() or not number.isdigit() or not hasattr(os, "killpg"):
+        return False  # without killpg this is Windows, where os.kill would end the process
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
-        return False
+        return True
     except PermissionError:
         pass
-    return True
+    return False
+
+
+@functools.cache
+def _machine() -> str:
+    """8 hexadecimal digits for the host, and the container on it, within which process numbers are unique."""
+    try:
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:  # not Linux
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def file_in_the_way(folder: str | os.PathLike) -> Path | None:
@@ -93,18 +110,37 @@ class LogFile(logging.FileHandler):
 def file_lock(path: str | os.PathLike) -> Iterator[None]:
     """Runs the block in one process at a time, with a lock file beside `path`. A killed process releases the lock.
 
-    Without permission to write beside `path` there is no lock.
+    Without permission to write beside `path`, or on a file system without locks, there is no lock.
     """
     path = Path(path)
-    lock = FileLock(path.with_name(f".{path.name.lstrip('.')}.lock"))
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError:
+    with system_lock(path.with_name(f".{path.name.lstrip('.')}.lock")):
         yield
-        return
+
+
+@contextlib.contextmanager
+def system_lock(path: str | os.PathLike, *, timeout: float = -1) -> Iterator[str | None]:
+    """Holds the lock of a lock file; yields None, or why the file system gives no lock.
+
+    Args:
+        path: the lock file; it stays.
+        timeout: seconds to wait for another process; -1: as long as it takes.
+
+    Raises:
+        filelock.Timeout: another process holds the lock.
+    """
+    lock = FileLock(path)
+    failure: str | None = None
     try:
-        yield
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        failure = str(error)
+    # not within `except`: each error of the block would have that of the lock as its context
+    try:
+        yield failure
     finally:
         lock.release()
 

@@ -10,8 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
+from stvid import files
 from stvid.data import feature_cache
-from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_entries import CachedFeatures
+from stvid.files import replacing
 
 
 def stored(value, label="a"):
@@ -170,7 +173,8 @@ def set_zero(file, tmp_path):
 
 
 def change_label(file, tmp_path):
-    file["one"].attrs["label"] = json.dumps("label two")
+    head = file["one"].attrs["head"]
+    file["one"].attrs["head"] = np.bytes_(head.replace(b"label one", b"label two"))
 
 
 def swap_samples(file, tmp_path):
@@ -188,16 +192,37 @@ def a_group(file, tmp_path):
     file.create_group("one")
 
 
-def huge(file, tmp_path):
+def store_otherwise(file, **options):
+    """With a valid head."""
     attributes = dict(file["one"].attrs)
     del file["one"]
-    file.create_dataset("one", shape=(1, 2**30, 2**10), dtype="f4", chunks=(1, 2**10, 2**10), fletcher32=True)
-    file["one"].attrs.update(attributes)
+    file.create_dataset("one", **options).attrs.update(attributes)
+
+
+def huge(file, tmp_path):
+    key, _, *rest = json.loads(file["one"].attrs["head"])
+    file["one"].attrs["head"] = np.bytes_(json.dumps([key, [1, 2**30, 2**10], *rest]))
+    store_otherwise(file, shape=(1, 2**30, 2**10), dtype="f4")
 
 
 def compressed(file, tmp_path):
-    del file["one"]
-    file.create_dataset("one", data=np.zeros((1, 2**12, 2**12), "f4"), chunks=(1, 2**12, 2**12), compression="gzip")
+    store_otherwise(file, data=np.full((1, 2, 3), 1.0, "f4"), chunks=(1, 2, 3), compression="gzip")
+
+
+def other_shape(file, tmp_path):
+    store_otherwise(file, data=np.full((1, 3, 2), 1.0, "f4"))
+
+
+def other_precision(file, tmp_path):
+    store_otherwise(file, data=np.full((1, 2, 3), 1.0, "f8"))
+
+
+def no_head(file, tmp_path):
+    del file["one"].attrs["head"]
+
+
+def head_of_another_type(file, tmp_path):
+    file["one"].attrs["head"] = 5
 
 
 def external_link(file, tmp_path):
@@ -208,18 +233,15 @@ def external_link(file, tmp_path):
 
 
 def external_storage(file, tmp_path):
-    attributes = dict(file["one"].attrs)
     (tmp_path / "raw").write_bytes(file["one"][()].tobytes())
-    del file["one"]
-    file.create_dataset("one", shape=(1, 2, 3), dtype="f4", external=[(str(tmp_path / "raw"), 0, 24)])
-    file["one"].attrs.update(attributes)
+    store_otherwise(file, shape=(1, 2, 3), dtype="f4", external=[(str(tmp_path / "raw"), 0, 24)])
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         *(set_zero, change_label, swap_samples, other_type, a_group, huge, compressed, external_link),
-        external_storage,
+        *(external_storage, other_shape, other_precision, no_head, head_of_another_type),
     ],
 )
 def test_a_sample_that_was_changed_is_missing_and_can_be_added_again(tmp_path, damage):
@@ -230,6 +252,9 @@ def test_a_sample_that_was_changed_is_missing_and_can_be_added_again(tmp_path, d
         damage(file, tmp_path)
     assert "one" not in store
     assert "two" in store
+    # without reading the features, a change of them or of the label alone is not seen
+    assert (store.find_head("one") is None) == (damage not in (set_zero, change_label))
+    assert store.find_head("two") == ((1, 2, 3), "label two")
     with pytest.raises(KeyError):
         store["one"]
     fill(store, one=3.0)
@@ -275,11 +300,23 @@ def test_without_space_for_a_copy_the_parts_are_read_as_they_are(tmp_path, monke
     assert store["two"].features_VTF[0, 0, 0] == 2.0
 
 
-def test_a_partial_file_of_a_dead_process_goes_at_once(tmp_path):
+def test_a_partial_file_of_a_dead_process_goes_at_once_but_not_that_of_another_machine(tmp_path, monkeypatch):
+    """Another machine may be writing, with a process number that is free here."""
     store = FeatureCache(tmp_path, {})
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left, running = (tmp_path / f".{store.path.name}.{pid}.partial" for pid in (dead.stdout.strip(), os.getppid()))
-    left.touch()
-    running.touch()
+
+    def partial_of(pid):
+        files._machine.cache_clear()
+        with contextlib.suppress(FileNotFoundError), replacing(store.path) as partial:
+            pass
+        files._machine.cache_clear()
+        return partial.with_name(partial.name.replace(f".{os.getpid()}.", f".{pid}."))
+
+    left, running = partial_of(dead.stdout.strip()), partial_of(os.getppid())
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "another")
+        elsewhere = partial_of(dead.stdout.strip())
+    for path in (left, running, elsewhere):
+        path.touch()
     fill(store, one=1.0)
-    assert {path.name for path in tmp_path.iterdir()} == {store.path.name, running.name}
+    assert {path.name for path in tmp_path.iterdir()} == {store.path.name, running.name, elsewhere.name}

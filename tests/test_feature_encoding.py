@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,8 @@ from conftest import TINY, break_half_way, make_folder, train_py
 from stvid.clip import ClipSpec
 from stvid.data.cached_clips import CachedClips
 from stvid.data.dataset import TrainingClips
-from stvid.data.feature_cache import CachedFeatures, FeatureCache
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_entries import CachedFeatures
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
@@ -188,12 +190,13 @@ def test_only_the_draws_that_failed_are_left_out(tmp_path):
     assert again.missing_keys(keys) == [bad]
 
 
-def encode_until(folder: Path, number: int | None) -> int:
+def encode_until(folder: Path, number: int | None, *, verify: bool = True) -> int:
     """Encodes the clips in a folder, as if the encoder gave mean grey levels.
 
     Args:
         folder: with `videos/`; the store lies beside it.
         number: of batches after which this process is killed; None: it goes on to the end.
+        verify: the stored features, first.
 
     Returns:
         How many batches were encoded.
@@ -214,7 +217,7 @@ def encode_until(folder: Path, number: int | None) -> int:
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", cached, data, encode, batch_size=1)
+    _fill_cache("train", cached, data, encode, batch_size=1, verify=verify)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
@@ -233,6 +236,32 @@ def test_a_killed_process_has_kept_what_it_encoded(tmp_path):
     assert encode_until(tmp_path, None) == 8 - 5
     assert [path.suffix for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".lock"] == [".h5"]
     assert encode_until(tmp_path, None) == 0
+
+
+def test_features_that_cannot_be_read_back_are_an_error_and_not_an_endless_loop(tmp_path, monkeypatch):
+    make_folder(tmp_path / "videos", videos=1, classes=("a",))
+    rounds = []
+
+    def find(self, key):
+        rounds.append(key)
+        assert len(rounds) < 20, "endless"
+
+    monkeypatch.setattr(FeatureCache, "find", find)
+    with pytest.raises(InputError, match=r"2 of 2 features of train were written to .*\.h5, but cannot be read"):
+        encode_until(tmp_path, None)
+
+
+def test_a_start_verifies_what_is_stored_unless_another_process_does(tmp_path):
+    """A damaged array is encoded again; the process that does not verify never trains with it."""
+    make_folder(tmp_path / "videos", videos=1, classes=("a",))
+    assert encode_until(tmp_path, None) == 2
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path, "r+") as file:
+        file[next(iter(file))][...] = 0
+    with pytest.raises(InputError, match="The same command encodes them again"):
+        encode_until(tmp_path, None, verify=False)
+    assert encode_until(tmp_path, None) == 1
+    assert encode_until(tmp_path, None, verify=False) == 0
 
 
 @pytest.mark.parametrize("change", ["label", "size", "views"])
@@ -254,7 +283,9 @@ def test_a_sample_that_is_not_of_its_video_or_encoder_is_encoded_again(tmp_path,
         with cached.cache.writer() as add:
             features_VTF = np.ones((views, 2, size), np.float32)
             add(cached.cache_key(key), CachedFeatures(features_VTF=features_VTF, label=label))
-        return cached.missing_keys([key])
+        missing = cached.missing_keys([key])
+        assert cached.missing_keys([key], verify=False) == missing
+        return missing
 
     assert missing_after() == []
     assert missing_after(label="b") == [], "a flip changes it"

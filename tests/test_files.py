@@ -1,9 +1,14 @@
 import json
 import multiprocessing
+import shutil
 
 import pytest
 
+from stvid.errors import system_error_text
 from stvid.files import file_lock, replacing, write_json
+from stvid.run.folder import RunFolder
+from stvid.run.lock import locked_folder
+from stvid.run.start import locked_run
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -47,3 +52,42 @@ def test_without_permission_to_write_there_is_no_lock(tmp_path):
         pass
     with pytest.raises(FileNotFoundError), file_lock(tmp_path / "cache"):
         raise FileNotFoundError
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NotImplementedError("no flock")])
+@pytest.mark.parametrize("lock", [file_lock, lambda path: locked_folder(RunFolder(path))])
+def test_a_bug_in_a_block_without_a_lock_stays_a_bug(tmp_path, monkeypatch, lock, error):
+    def acquire(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.raises(RuntimeError, match="a bug") as caught, lock(tmp_path):
+        raise RuntimeError("a bug")
+    assert caught.value.__context__ is None
+    assert system_error_text(caught.value) is None
+
+
+def test_a_run_folder_that_vanishes_or_cannot_be_written_any_more_hides_no_error(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    monkeypatch.setattr("stvid.run.start._hydra_folder", lambda: folder)
+
+    def vanish():
+        with locked_run():
+            shutil.rmtree(folder.path)
+            print(1 / 0)
+
+    def become_read_only():
+        def unlink(self, missing_ok=False):
+            raise OSError(30, "Read-only file system", str(self))
+
+        with monkeypatch.context() as patch, locked_folder(folder):
+            patch.setattr("pathlib.Path.unlink", unlink)
+            print(1 / 0)
+
+    for change in (vanish, become_read_only):
+        folder.path.mkdir(exist_ok=True)
+        with pytest.raises(ZeroDivisionError):
+            change()
+    with locked_folder(folder):  # the lock was released
+        pass

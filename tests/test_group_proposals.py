@@ -1,22 +1,27 @@
 """Groups that nobody has named: proposed by names, folders and pictures, with how sure it is."""
 
 import json
+import os
 import shlex
+import tracemalloc
 
 import numpy as np
 import pytest
 from conftest import REAL_DATA
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
 from stvid.commands.check_groups import groups_section
+from stvid.data import group_proposals
 from stvid.data.group_proposals import (
     FOLDER_PATTERN,
     MAX_DISTANCE,
     NAME_PATTERNS,
+    frame_distances,
     groups_by_pattern,
+    groups_by_picture,
     hash_frames,
-    near_duplicates,
     propose_groups,
 )
 from stvid.data.manifest import Item
@@ -121,19 +126,89 @@ def videos(tmp_path_factory):
     return paths
 
 
+def near_duplicates(infos, **options):
+    """Pairs of paths -> bits that differ."""
+    hashes = hash_frames(infos, progress=False, **options)
+    paths, distances_VV = list(hashes), frame_distances(list(hashes.values()))
+    pairs = np.argwhere(np.triu(distances_VV <= MAX_DISTANCE))
+    return {(paths[a], paths[b]): int(distances_VV[a, b]) for a, b in pairs}
+
+
 def test_recordings_of_one_place_are_near_duplicates_and_others_are_not(videos):
-    infos = {path: probe(path) for path in videos}
-    pairs = near_duplicates(hash_frames(videos, infos, progress=False))
+    pairs = near_duplicates({path: probe(path) for path in videos})
     assert set(pairs) == set(zip(videos[::2], videos[1::2], strict=True))
     assert all(0 <= distance <= MAX_DISTANCE for distance in pairs.values())
+
+
+def test_pictures_are_read_in_other_processes_and_a_crash_loses_only_its_video(videos, monkeypatch):
+    parent, read = os.getpid(), group_proposals.read_frames
+
+    def crash_once(path, *args, **kwargs):
+        assert os.getpid() != parent
+        return os._exit(1) if path == videos[0] else read(path, *args, **kwargs)
+
+    monkeypatch.setattr(group_proposals, "read_frames", crash_once)
+    infos = {path: probe(path) for path in videos}
+    hashes = hash_frames(infos, num_workers=2, progress=False)
+    monkeypatch.undo()
+    alone = hash_frames(infos, progress=False)
+    assert list(hashes) == videos[1:]
+    assert all((hashes[path] == alone[path]).all() for path in hashes)
 
 
 def test_empty_pictures_are_not_compared(tmp_path):
     for name, grey in (("a", 0), ("b", 0), ("c", 255)):
         write_video(tmp_path / f"{name}.mp4", np.full((5, 32, 32, 3), grey, np.uint8), fps=10)
     paths = [str(tmp_path / f"{name}.mp4") for name in "abc"]
-    assert hash_frames(paths, {path: probe(path) for path in paths}, progress=False) == {}
-    assert near_duplicates({}) == {}
+    assert hash_frames({path: probe(path) for path in paths}, progress=False) == {}
+    assert frame_distances([]).shape == (0, 0)
+
+
+def random_hashes(num_videos, *, num_places, seed=0):
+    """Of 1 to 3 frames, most of them a place with a few other bits."""
+    rng = np.random.default_rng(seed)
+    places = rng.random((num_places, 64)) < 0.5
+    return [
+        places[rng.integers(num_places, size=rng.integers(1, 4))] ^ (rng.random(64) < 0.08) for _ in range(num_videos)
+    ]
+
+
+def test_distances_and_groups_are_those_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(group_proposals, "_VIDEOS_AT_ONCE", 7)
+    hashes = random_hashes(40, num_places=150)
+    expected = np.array([[min((a != b).sum() for a in one for b in two) for two in hashes] for one in hashes])
+    np.fill_diagonal(expected, 255)
+    distances_VV = frame_distances(hashes)
+    np.testing.assert_array_equal(distances_VV, expected)
+    items = [Item(path=f"/{i:02d}", label="a", split=("train", "val", "test")[i % 3]) for i in range(40)]
+    paths = [item.path for item in items]
+    found = groups_by_picture(items, paths, distances_VV)
+    near = expected <= MAX_DISTANCE
+    linked = [i for i in range(40) if near[i].any()]
+    _, component = connected_components(near)
+    assert 5 <= found["num_groups"] < len(linked) < 40
+    assert set(found["groups"]) == {paths[i] for i in linked}
+    assert len({(component[i], found["groups"][paths[i]]) for i in linked}) == found["num_groups"]
+    assert found["num_groups"] == len({component[i] for i in linked})
+    val = [near[i, ::3].any() for i in range(1, 40, 3)]
+    assert found["seen"]["val"] == [sum(val), len(val)]
+    pairs = sorted((expected[i, j], i, j) for i in range(40) for j in range(i) if near[i, j] and (i - j) % 3)
+    assert [distance for *_, distance in found["examples"]] == [distance for distance, *_ in pairs[:5]]
+    assert all(expected[paths.index(a), paths.index(b)] == distance for a, b, distance in found["examples"])
+
+
+def test_many_videos_of_a_camera_that_stands_still_take_little_memory():
+    """All pairs are near-duplicates: two million."""
+    items = [Item(path=f"/{i}.mp4", label="a", split="test" if i % 4 else "train") for i in range(2000)]
+    hashes = random_hashes(2000, num_places=1)
+    tracemalloc.start()
+    try:
+        found = groups_by_picture(items, [item.path for item in items], frame_distances(hashes))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found["num_linked"], found["largest"], found["seen"]) == (2000, 2000, {"test": [1500, 1500]})
+    assert peak < 64 * 2**20
 
 
 def test_the_proposal_says_what_leaks_and_how_sure_it_is(videos):
@@ -161,7 +236,6 @@ def test_near_duplicates_of_real_clips_have_one_source():
     root = REAL_DATA / "fight_part"
     table = [line.split(",") for line in (root / "groups.csv").read_text().splitlines()[1:]]
     source = {str(root / path): group for path, group in table[::3]}
-    infos = {path: probe(path, decode_all=False) for path in source}
-    pairs = near_duplicates(hash_frames(list(source), infos, progress=False))
+    pairs = near_duplicates({path: probe(path, decode_all=False) for path in source})
     assert len(pairs) >= 3
     assert all(source[a] == source[b] for a, b in pairs)

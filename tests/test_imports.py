@@ -19,7 +19,7 @@ ONLY_IN = {
     "torchcodec": {"video/reader.py"},
     "av": {"video/"},
     "pytorch_lightning": {"train.py", "training/", "data/datamodule.py"},
-    "h5py": {"data/feature_cache.py"},
+    "h5py": {"data/feature_cache.py", "data/feature_entries.py"},
     "hydra": {"train.py", "run/", "sweep/", "commands/"},
     "optuna": {"sweep/"},
 }

@@ -46,11 +46,14 @@ MISTAKES = [  # words, and what the message says
             ("data.datamodule=5", "data.datamodule (=5) must be a section"),
             ("data.datamodule.manifest=null", "data.datamodule.manifest (=null) must be a section"),
             ("data.datamodule.clip=5", "data.datamodule.clip (=5) must be a section"),
-            ("model._target_=5", "model._target_ (=5) must be the name of a class"),
-            ("model._target_=null", "model._target_ (=null) must be the name of a class"),
-            ("trainer._target_=null", "trainer._target_ (=null) must be the name of a class"),
-            ("clip._target_=null", "clip._target_ (=null) must be the name of a class"),
-            ("optimizer.optimizer._target_=[a]", "optimizer.optimizer._target_ (=['a']) must be the name of a class"),
+            ("model._target_=5", "model._target_ (=5) must be the dotted name of a class"),
+            ("model._target_=null", "model._target_ (=null) must be the dotted name of a class"),
+            ("trainer._target_=null", "trainer._target_ (=null) must be the dotted name of a class"),
+            ("clip._target_=null", "clip._target_ (=null) must be the dotted name of a class"),
+            (
+                "optimizer.optimizer._target_=[a]",
+                "optimizer.optimizer._target_ (=['a']) must be the dotted name of a class",
+            ),
             ("~loss._target_", "loss._target_ is missing"),
             ("~data", "data is missing, and every run needs it"),
             ("~logger", "logger is missing, and every run needs it"),
@@ -91,6 +94,9 @@ MISTAKES = [  # words, and what the message says
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["check", "data=folder", "data.root=VIDEO"], "is not a folder"),
+    (["check", "VIDEO"], "is a video; name a CSV table, or a folder"),
+    (["check", "CLASS"], "holds videos, but no class folders. If it is a class itself, name the folder above"),
+    (["evaluate", "RUNS"], "name one of the runs in it, such as RUN"),
     (["check", "data=manifest", "data.path=TMP"], "is a folder; name the CSV table"),
     (["check", "TMP", "--jsno", "x"], "did you mean '--json'?"),
     (["prepare", "TMP", "--out", "o", "--gop", "0"], "gop (=0) must be between 1 and 1000"),
@@ -101,6 +107,11 @@ MISTAKES = [  # words, and what the message says
 ]
 TRAIN_MISTAKES = [
     (["nowhere"], "'nowhere' is no override"),
+    (["trainer.max_epochs", "=", "3"], "'trainer.max_epochs', '3' are no overrides"),
+    (["trainer.max_epochs", "=", "3"], "without spaces around ="),
+    (["--epochs", "3"], "does not know --epochs: its settings are overrides"),
+    (["VIDEO"], "is a video; name a CSV table"),
+    (["data=folder", "data.root=CLASS"], "name the folder above"),
     (["data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["data=folder", "data.root=TMP", "data.group_csv=/no.csv"], "data.group_csv /no.csv does not exist"),
     (["data=ucf101", "data.root=TMP", "data.splits=/no"], "data.splits /no does not exist"),
@@ -136,7 +147,10 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     for path in (run / "config.yaml", video):
         path.write_text("x")
     (tmp_path / "empty").mkdir()
-    names = {"RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    (tmp_path / "wave").mkdir()
+    (tmp_path / "wave" / "1.mp4").touch()
+    names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    names["CLASS"] = str(tmp_path / "wave")
 
     def filled(text):
         for name, path in names.items():

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import stvid
 from stvid.data.dataset import Batch, Failure, Sample, TrainingClips, VideoDataset, Views, collate
-from stvid.data.feature_cache import CachedFeatures, FeatureCache, hash_text
+from stvid.data.feature_cache import FeatureCache, hash_text
+from stvid.data.feature_entries import CachedFeatures, EntryHead
 from stvid.data.loading import worker_options
 from stvid.data.sampler import SampleKey, resolve_key
 from stvid.errors import InputError, VideoError
@@ -92,6 +93,9 @@ class CachedClips(Dataset):
             return self.failed[key]
         sample = self._find(key)
         if sample is None:
+            self.cache.close()  # another process may have replaced a damaged file
+            sample = self._find(key)
+        if sample is None:
             raise InputError(
                 f"{self.cache.path} has changed during the training, or its disk is damaged: the features of "
                 f"{self.clips.items[key.index].path} cannot be read. The same command encodes them again"
@@ -107,21 +111,34 @@ class CachedClips(Dataset):
         file = [item.path, self.files[key.index], info.num_frames]  # a broken file's depends on how it was probed
         return hash_text(json.dumps([*file, item.start, item.end, item.label, random_key]))
 
-    def missing_keys(self, keys: Sequence[SampleKey]) -> list[SampleKey]:
-        """The keys without a cached sample, except those of videos that are known to be unreadable."""
+    def missing_keys(self, keys: Sequence[SampleKey], *, verify: bool = True) -> list[SampleKey]:
+        """The keys without a cached sample, except those of videos that are known to be unreadable.
+
+        Args:
+            keys: of the samples.
+            verify: read the features too, and compare them with their checksums.
+        """
         infos = self.clips.infos
         readable = (key for key in keys if key not in self.failed and not isinstance(infos[key.index], VideoError))
-        return [key for key in readable if self._find(key) is None]
+        is_cached = self._find if verify else self._find_head
+        return [key for key in readable if is_cached(key) is None]
 
     def _find(self, key: SampleKey) -> CachedFeatures | None:
         """The cached sample; None if there is none, or not one of this item."""
         sample = self.cache.find(self.cache_key(key))
-        if sample is None:
-            return None
-        num_views, _, size = sample.features_VTF.shape
-        if num_views != self.num_views or self.feature_size not in (None, size):
-            return None
-        return sample if sample.label in self._labels(key.index) else None
+        is_own = sample is not None and self._is_own(key, EntryHead(sample.features_VTF.shape, sample.label))
+        return sample if is_own else None
+
+    def _find_head(self, key: SampleKey) -> EntryHead | None:
+        head = self.cache.find_head(self.cache_key(key))
+        return head if head is not None and self._is_own(key, head) else None
+
+    def _is_own(self, key: SampleKey, head: EntryHead) -> bool:
+        """Whether a sample can be one of this item and this encoder."""
+        num_views, _, size = head.shape
+        return (
+            num_views == self.num_views and self.feature_size in (None, size) and head.label in self._labels(key.index)
+        )
 
     def _labels(self, index: int) -> tuple[str, ...]:
         """The labels that an item's samples can have: a flip may change it."""

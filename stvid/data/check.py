@@ -89,7 +89,7 @@ def check_videos(
         "class_counts": _class_counts(manifest),
         "odd": {"short": _short(rows, clip), **_odd_files(infos)},
         "shortcuts": _shortcuts(rows, keys),
-        "groups": propose_groups(items, infos, progress=progress),
+        "groups": propose_groups(items, infos, num_workers=max(num_workers, 1), timeout=timeout, progress=progress),
         "similar_classes": similar_classes(manifest.class_names),
     }
 

@@ -1,7 +1,4 @@
-"""Caches the features of a frozen encoder in an HDF5 file.
-
-V views of one video   T frames   F features of a frame
-"""
+"""Caches the features of a frozen encoder in an HDF5 file."""
 
 from __future__ import annotations
 
@@ -13,39 +10,23 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
-import numpy as np
 
-from stvid.files import replacing, writer_is_alive
+from stvid.data.feature_entries import CachedFeatures, DamagedEntry, EntryHead, read_entry, read_head, write_entry
+from stvid.files import replacing, writer_is_dead
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-FORMAT_VERSION = 3  # of the files; another version starts a new cache
+FORMAT_VERSION = 4  # of the files; another version starts a new cache
 _PART_SUFFIX = ".part.h5"
 _SAVE_EVERY = 30.0  # seconds
 _MAX_PART_BYTES = 2**28  # of features in memory before they are written
 _MAX_PARTS = 100  # all parts are open at the same time
 _STALE_SECONDS = 3600.0  # a partial file older than this is left over from a killed process
 _SPARE_BYTES = 2**20  # left free on the disk when files are merged
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachedFeatures:
-    """The cached features of one sample.
-
-    Attributes:
-        features_VTF: float32.
-        label: class name; a flip may have changed the item's label.
-    """
-
-    features_VTF: np.ndarray
-    label: str
-
-
-class DamagedEntry(Exception):
-    """An entry of a feature cache that cannot have been written by it, or has changed since."""
 
 
 class FeatureCache:
@@ -57,9 +38,10 @@ class FeatureCache:
     A file is written completely before it gets its name, and never changes: other processes can read it at any time,
     and a killed process loses at most the samples of the last half minute.
 
-    Each sample has a checksum over its features, label and key. A sample that does not match it, or is stored in
-    another way than `writer` stores it, is missing: `key in cache` is False, and it can be added again. Nothing is read
-    before its declared size is known to be that of the file.
+    Each sample is stored with its key, label, shape and a checksum (CRC-32) over these and the features; every read
+    checks them. A sample that does not match, or is stored in another way than `writer` stores it, is missing: `key in
+    cache` is False, and it can be added again. Nothing is read before its declared size is known to be that of the
+    file.
 
     Args:
         folder: folder of the files, created if missing; it holds nothing else.
@@ -85,10 +67,17 @@ class FeatureCache:
 
     def find(self, key: str) -> CachedFeatures | None:
         """The sample of the first file that has it undamaged; None if there is none."""
+        return self._first(read_entry, key)
+
+    def find_head(self, key: str) -> EntryHead | None:
+        """Shape and label of a sample, without reading and checking its features; None if there is none."""
+        return self._first(read_head, key)
+
+    def _first(self, read: Callable[[h5py.File, str], T | None], key: str) -> T | None:
         for file in self._open():
             with contextlib.suppress(DamagedEntry):
-                if (entry := _read_entry(file, key)) is not None:
-                    return entry
+                if (found := read(file, key)) is not None:
+                    return found
         return None
 
     @contextlib.contextmanager
@@ -187,7 +176,7 @@ class FeatureCache:
         """Removes partial files of processes that are gone, and of other machines if they are old."""
         for path in self.path.parent.glob(".*.partial"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS or not writer_is_alive(path):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS or writer_is_dead(path):
                     path.unlink()
 
 
@@ -196,66 +185,16 @@ def _file_image(settings: str, samples: Mapping[str, CachedFeatures]) -> bytes:
     with h5py.File(uuid.uuid4().hex, "w", driver="core", backing_store=False) as file:
         file.attrs["settings"] = settings
         for key, sample in samples.items():
-            features_VTF = np.ascontiguousarray(sample.features_VTF, np.float32)
-            entry = file.create_dataset(key, data=features_VTF, chunks=features_VTF.shape, fletcher32=True)
-            entry.attrs["label"] = json.dumps(sample.label)  # folder names may not be UTF-8, HDF5 text must be
-            entry.attrs["sha256"] = _checksum(key, sample.label, features_VTF)
+            write_entry(file, key, sample)
         file.flush()
         return file.id.get_file_image()
 
 
-def _read_entry(file: h5py.File, key: str) -> CachedFeatures | None:
-    """One sample of a file; None if the file does not have it.
-
-    Raises:
-        DamagedEntry: it is not what `_file_image` writes.
-    """
-    try:
-        if not isinstance(file.get(key, getlink=True), h5py.HardLink):  # none, or a link to another file
-            return None
-        entry = file[key]
-        if not isinstance(entry, h5py.Dataset) or not _is_stored_here(entry):
-            raise DamagedEntry(key)
-        features_VTF, label, checksum = entry[()], json.loads(entry.attrs["label"]), entry.attrs["sha256"]
-        is_whole = isinstance(label, str) and bool(checksum == _checksum(key, label, features_VTF))
-    except OSError as error:
-        if error.errno is not None:  # an error of the system, not a damaged file
-            raise
-        raise DamagedEntry(key) from error
-    except (KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        raise DamagedEntry(key) from error
-    if not is_whole:
-        raise DamagedEntry(key)
-    return CachedFeatures(features_VTF=features_VTF, label=label)
-
-
-def _is_stored_here(entry: h5py.Dataset) -> bool:
-    """Whether an array lies in this file, uncompressed and in one piece, so that reading it takes no more memory."""
-    return (
-        entry.dtype == np.float32
-        and entry.ndim == 3
-        and entry.chunks == entry.shape == entry.maxshape
-        and entry.fletcher32
-        and entry.compression is None
-        and not entry.is_virtual
-        and entry.external is None
-        and entry.id.get_storage_size() >= entry.nbytes
-        and entry.nbytes <= entry.file.id.get_filesize()
-    )
-
-
 def _is_whole(file: h5py.File, key: str) -> bool:
     try:
-        return _read_entry(file, key) is not None
+        return read_entry(file, key) is not None
     except DamagedEntry:
         return False
-
-
-def _checksum(key: str, label: str, features_VTF: np.ndarray) -> str:
-    """SHA-256 of a sample, 64 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps([key, label, features_VTF.shape]).encode())
-    digest.update(np.ascontiguousarray(features_VTF).data)
-    return digest.hexdigest()
 
 
 def hash_text(text: str) -> str:

@@ -1,10 +1,15 @@
-"""Groups that a data set seems to have, though nobody has named them: by file names, folders, and similar pictures."""
+"""Groups that a data set seems to have, though nobody has named them: by file names, folders, and similar pictures.
+
+V videos   F frames   B bits of a hash
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import PurePath
 from statistics import median
 
@@ -12,11 +17,12 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from stvid.data.manifest import Item
+from stvid.data.manifest import SPLITS, Item
 from stvid.errors import VideoError
 from stvid.progress import Bar
 from stvid.video.reader import read_frames
 from stvid.video.types import VideoInfo
+from stvid.video.workers import map_files
 
 _COUNTER = r"(?:c|clip|cut|chunk|part|pt|p|s|scene|seg|segment|shot|take|v)?[_\-. ]?\d+\)?(?:\.\w+)?$"
 NAME_PATTERNS = (  # for `data.group_pattern`, the most specific first
@@ -32,15 +38,25 @@ POSITIONS = (0.1, 0.5, 0.9)  # of the compared frames in each video
 HASH_SIZE = 8  # 64 bits: the coarse picture; finer hashes of blurred pictures have the same noise in common
 MAX_DISTANCE = 10  # bits; of unrelated pictures about 32 differ, with a standard deviation of 4
 _MIN_CONTRAST = 8.0  # standard deviation of the grey levels 0 to 255; the hash of an almost empty picture is noise
+_VIDEOS_AT_ONCE = 256  # rows of the table of distances
 MAX_VIDEOS = 5000  # the first ones, evenly spaced: all pairs are compared
 
 
-def propose_groups(items: Sequence[Item], infos: Mapping[str, object], *, progress: bool = True) -> dict:
+def propose_groups(
+    items: Sequence[Item],
+    infos: Mapping[str, object],
+    *,
+    num_workers: int = 0,
+    timeout: float = 60.0,
+    progress: bool = True,
+) -> dict:
     """Proposes groups for a data set in which some items have none.
 
     Args:
         items: of all splits.
         infos: path -> `VideoInfo`; files with other values are not compared.
+        num_workers: processes that read the pictures; 0: this one.
+        timeout: seconds without a new frame after which a file is not compared.
         progress: show a progress bar.
 
     Returns:
@@ -53,17 +69,20 @@ def propose_groups(items: Sequence[Item], infos: Mapping[str, object], *, progre
         return {"num_unnamed": 0}
     readable = {path: info for path, info in infos.items() if isinstance(info, VideoInfo)}
     paths = [path for path in dict.fromkeys(item.path for item in unnamed) if path in readable]
-    hashes = hash_frames(paths[:: -(-len(paths) // MAX_VIDEOS) or 1], readable, progress=progress)
-    pairs = near_duplicates(hashes)
+    compared = {path: readable[path] for path in paths[:: -(-len(paths) // MAX_VIDEOS) or 1]}
+    hashes = hash_frames(compared, num_workers=num_workers, timeout=timeout, progress=progress)
+    distances_VV = frame_distances(list(hashes.values()))
     names = next(filter(None, (groups_by_pattern(unnamed, pattern) for pattern in NAME_PATTERNS)), None)
     folders = groups_by_pattern(unnamed, FOLDER_PATTERN)
     for found in filter(None, (names, folders)):
         groups = found.pop("groups")
-        similar = {groups[a] for a, b in pairs if groups[a] == groups[b]}
-        counts = Counter(groups[path] for path in hashes)
-        found["checked"] = sum(count > 1 for count in counts.values())
-        found["confirmed"] = len(similar)
-    pictures = groups_by_picture(unnamed, list(hashes), pairs)
+        _, group_V, counts = np.unique(
+            np.array([groups[path] for path in hashes], dtype=object), return_inverse=True, return_counts=True
+        )
+        agree_V = ((distances_VV <= MAX_DISTANCE) & (group_V[:, None] == group_V)).any(axis=1)
+        found["checked"] = int((counts > 1).sum())
+        found["confirmed"] = len(set(group_V[agree_V].tolist()))
+    pictures = groups_by_picture(unnamed, list(hashes), distances_VV)
     return {"num_unnamed": len(unnamed), "names": names, "folders": folders, "pictures": pictures}
 
 
@@ -104,52 +123,62 @@ def _name_below_class(item: Item) -> str:
     return "/".join(parts[below[-1] + 1 :] if below else parts[-1:])
 
 
-def hash_frames(paths: Sequence[str], infos: Mapping[str, VideoInfo], *, progress: bool) -> dict[str, np.ndarray]:
-    """Path -> bool F x 64: perceptual hashes of up to three frames; videos without a usable frame are left out.
+def hash_frames(
+    infos: Mapping[str, VideoInfo], *, num_workers: int = 0, timeout: float = 60.0, progress: bool
+) -> dict[str, np.ndarray]:
+    """Path -> bool F x B: perceptual hashes of up to three frames; videos without a usable frame are left out.
 
     The hash (`imagehash.phash`) is the sign of the low spatial frequencies: other sizes, compression and small
     changes of a picture change few bits.
     """
-    hashes = {}
-    with Bar("comparing pictures", total=len(paths), unit="videos", shown=progress) as bar:
-        for path in paths:
+    hashed = map_files(partial(_hash_video, infos=infos), list(infos), num_workers=num_workers, timeout=timeout)
+    found = {}
+    with Bar("comparing pictures", total=len(infos), unit="videos", shown=progress) as bar:
+        for path, bits_FB in hashed:
             bar.advance()
-            numbers = sorted({int(position * infos[path].num_frames) for position in POSITIONS})
-            try:
-                frames = read_frames(path, numbers, info=infos[path], short_side=128)
-            except VideoError:
-                continue
-            images = [Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L") for frame in frames]
-            bits = [
-                imagehash.phash(image, hash_size=HASH_SIZE).hash.ravel()
-                for image in images
-                if np.asarray(image, dtype=np.float32).std() >= _MIN_CONTRAST
-            ]
-            if bits:
-                hashes[path] = np.array(bits)
-    return hashes
+            if not isinstance(bits_FB, VideoError) and len(bits_FB):
+                found[path] = bits_FB
+    return {path: found[path] for path in infos if path in found}  # workers finish in any order
 
 
-def near_duplicates(hashes: Mapping[str, np.ndarray]) -> dict[tuple[str, str], int]:
-    """Pairs of videos, in the order of `hashes`, with a frame of at most `MAX_DISTANCE` different bits -> the bits."""
+def _hash_video(path: str, infos: Mapping[str, VideoInfo]) -> np.ndarray:
+    numbers = sorted({int(position * infos[path].num_frames) for position in POSITIONS})
+    frames = read_frames(path, numbers, info=infos[path], short_side=128)
+    images = [Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L") for frame in frames]
+    return np.array(
+        [
+            imagehash.phash(image, hash_size=HASH_SIZE).hash.ravel()
+            for image in images
+            if np.asarray(image, dtype=np.float32).std() >= _MIN_CONTRAST
+        ]
+    )
+
+
+def frame_distances(hashes: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 V x V: different bits of the most similar frames of two videos; 255 between a video and itself.
+
+    Args:
+        hashes: of each video, bool F x B, at least one frame.
+    """
+    counts_V = np.array([len(bits_FB) for bits_FB in hashes], dtype=np.int64)
+    distances_VV = np.full((len(hashes), len(hashes)), 255, np.uint8)
     if not hashes:
-        return {}
-    paths = list(hashes)
-    owners_F = np.repeat(np.arange(len(paths)), [len(bits) for bits in hashes.values()])
-    signs_FB = np.concatenate(list(hashes.values())).astype(np.float32) * 2 - 1
-    pairs: dict[tuple[str, str], int] = {}
-    for first in range(0, len(signs_FB), 1024):
-        distances = (signs_FB.shape[1] - signs_FB[first : first + 1024] @ signs_FB.T) / 2
-        for row, column in np.argwhere(distances <= MAX_DISTANCE):
-            a, b = owners_F[first + row], owners_F[column]
-            if a < b:
-                pair, bits = (paths[a], paths[b]), int(distances[row, column])
-                pairs[pair] = min(pairs.get(pair, bits), bits)
-    return pairs
+        return distances_VV
+    signs_FB = np.concatenate(hashes).astype(np.float32) * 2 - 1
+    starts_V = np.cumsum(counts_V) - counts_V
+    for first in range(0, len(hashes), _VIDEOS_AT_ONCE):
+        videos = slice(first, first + _VIDEOS_AT_ONCE)
+        starts = starts_V[videos]
+        rows_FB = signs_FB[starts[0] : starts[-1] + counts_V[videos][-1]]
+        distances_FF = (signs_FB.shape[1] - rows_FB @ signs_FB.T) / 2
+        nearest_FV = np.minimum.reduceat(distances_FF, starts_V, axis=1)
+        distances_VV[videos] = np.minimum.reduceat(nearest_FV, starts - starts[0], axis=0)
+    np.fill_diagonal(distances_VV, 255)
+    return distances_VV
 
 
-def groups_by_picture(items: Sequence[Item], compared: Sequence[str], pairs: Mapping[tuple[str, str], int]) -> dict:
-    """Groups of videos that are linked by near-duplicate frames.
+def groups_by_picture(items: Sequence[Item], compared: Sequence[str], distances_VV: np.ndarray) -> dict:
+    """Groups of videos that are linked by near-duplicate frames, with at most `MAX_DISTANCE` different bits.
 
     Returns:
         `num_compared`: videos; `num_linked`: those with a near-duplicate; `seen`: held-out split -> [videos with a
@@ -158,40 +187,48 @@ def groups_by_picture(items: Sequence[Item], compared: Sequence[str], pairs: Map
         linked videos.
     """
     split_of = {item.path: item.split for item in items}
-    neighbours = defaultdict(set)
-    for a, b in pairs:
-        neighbours[a].add(b)
-        neighbours[b].add(a)
-    groups = _components(neighbours)
+    split_V = np.array([SPLITS.index(split_of[path]) for path in compared], np.int8)
+    linked_VV = distances_VV <= MAX_DISTANCE
+    groups = {path: int(number) for path, number in zip(compared, _components(linked_VV), strict=True) if number}
     counts = Counter(groups.values())
     seen = {}
     for split in ("val", "test"):
-        held_out = [path for path in compared if split_of[path] == split]
-        if held_out:
-            known = [any(split_of[other] == "train" for other in neighbours[path]) for path in held_out]
-            seen[split] = [sum(known), len(held_out)]
-    across = sorted((distance, *pair) for pair, distance in pairs.items() if len({split_of[path] for path in pair}) > 1)
+        if (is_held_out_V := split_V == SPLITS.index(split)).any():
+            is_known = linked_VV[is_held_out_V][:, split_V == SPLITS.index("train")].any(axis=1)
+            seen[split] = [int(is_known.sum()), int(is_held_out_V.sum())]
+    across_VV = split_V[:, None] != split_V
+    closest = islice(_closest_pairs(np.where(across_VV, distances_VV, 255)), 5)
     return {
         "num_compared": len(compared),
         "num_linked": len(groups),
         "seen": seen,
         "num_groups": len(counts),
         "largest": max(counts.values(), default=0),
-        "examples": [[a, b, distance] for distance, a, b in across[:5]],
+        "examples": [[compared[a], compared[b], distance] for a, b, distance in closest],
         "groups": groups,
     }
 
 
-def _components(neighbours: Mapping[str, set[str]]) -> dict[str, int]:
-    """Node -> number of its connected component, from 1."""
-    component: dict[str, int] = {}
+def _closest_pairs(distances_VV: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Yields each pair of near-duplicates a < b with its distance, the closest first."""
+    for distance in range(MAX_DISTANCE + 1):
+        is_found_VV = distances_VV == distance
+        for a in np.flatnonzero(is_found_VV.any(axis=1)):
+            for b in np.flatnonzero(is_found_VV[a]):
+                if a < b:
+                    yield int(a), int(b), distance
+
+
+def _components(linked_VV: np.ndarray) -> np.ndarray:
+    """Number of each node's connected component, from 1; 0: a node without links. Reads each row of the matrix once."""
+    component_V = np.zeros(len(linked_VV), np.int64)
     number = 0
-    for start in neighbours:
-        todo = [start]
-        number += start not in component
-        while todo:
-            node = todo.pop()
-            if node not in component:
-                component[node] = number
-                todo += neighbours[node]
-    return component
+    for start in np.flatnonzero(linked_VV.any(axis=1)):
+        if component_V[start]:
+            continue
+        number += 1
+        todo = np.array([start])
+        while len(todo):
+            component_V[todo] = number
+            todo = np.flatnonzero(linked_VV[todo].any(axis=0) & (component_V == 0))
+    return component_V

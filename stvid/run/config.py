@@ -25,7 +25,7 @@ from stvid.files import file_in_the_way
 from stvid.run.config_check import check_config
 from stvid.run.config_help import SHARED, choices_of, config_groups
 from stvid.run.folder import RunFolder, project_root
-from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, split_override, to_overrides
+from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, check_flags, split_override, to_overrides
 
 if TYPE_CHECKING:
     from stvid.clip import ClipSpec
@@ -37,6 +37,7 @@ def check_command_line(words: Sequence[str]) -> list[str]:
     Raises:
         InputError: all mistakes in the words and in the config that they compose; a run that cannot be resumed.
     """
+    check_flags(words)
     arguments = to_overrides(words)
     overrides = [word for word in arguments if word not in SWEEP_FLAGS]
     if any(word.startswith("-") for word in overrides):  # Hydra shows something, or reads other configs

@@ -15,6 +15,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
 from stvid.run.folder import project_root
@@ -26,15 +27,16 @@ FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
 
 
-def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
+def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
-    They are: a missing section or value, a key under `data` without effect, a value of another type or out of its
-    range, or a missing package.
+    They are: a missing section or value, a section without its class, a key under `data` without effect, a value of
+    another type or out of its range, or a missing package.
 
     Args:
         config: composed.
         needs_data: the files and folders that it names must exist too.
+        is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
     raise_mistakes(list(_sections(plain)))  # the other checks read them
@@ -45,12 +47,17 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
         for key in missing:
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
-    for key, message in (*_data_keys(config.data), *_types(config), *_values(config), *paths):
+    unknown = () if is_stored else _data_keys(config.data)
+    for key, message in (*unknown, *_types(config), *_values(config), *paths):
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
-    if config.model.get("freeze") and not (config.model.get("weights") or config.model.get("inflate")):
+    if (
+        not is_stored
+        and config.model.get("freeze")
+        and not (config.model.get("weights") or config.model.get("inflate"))
+    ):
         log.warning(
             "model.freeze=%s without model.weights: this freezes randomly initialised layers", config.model.freeze
         )
@@ -58,7 +65,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
 
 @functools.cache
 def known_sections() -> dict[str, bool]:
-    """Dotted place of every section that all choices of its group have -> whether all of them name a `_target_`.
+    """Dotted place of every section that all choices of its group have -> whether each names a `_target_` or is empty.
 
     `${clip}` is a section too.
     """
@@ -73,7 +80,7 @@ def known_sections() -> dict[str, bool]:
 
 def _content_sections(node: object, place: str) -> Iterator[tuple[str, bool]]:
     if isinstance(node, dict):
-        yield place, "_target_" in node
+        yield place, not node or "_target_" in node
         for key, child in node.items():
             yield from _content_sections(child, f"{place}.{key}")
     elif isinstance(node, str) and node.startswith("${") and node[2:-1] in config_groups():
@@ -97,11 +104,11 @@ def _sections(config: Mapping) -> Iterator[str]:
         elif not isinstance(value, Mapping):
             if not (isinstance(value, str) and value.startswith(("${", "???"))):
                 yield f"{place} (={_shown(value)}) must be a section with keys of its own: {place}.KEY=VALUE"
-        elif has_target and "_target_" not in value:
+        elif has_target and value and "_target_" not in value:
             yield f"{place}._target_ is missing, the class or function that {place} is for"
     for place, node in targets(config):
         if not isinstance(target := node["_target_"], str) or not target:
-            yield f"{place}._target_ (={_shown(target)}) must be the name of a class or function"
+            yield f"{place}._target_ (={_shown(target)}) must be the dotted name of a class or function"
 
 
 def _section_around(config: Mapping, place: str) -> tuple[object, str]:
@@ -136,7 +143,8 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
-            if types and key not in types and "**" not in types and not key.startswith(("_", "datamodule")):
+            is_argument = not str(key).startswith(("_", "datamodule"))
+            if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
@@ -196,9 +204,8 @@ def _clip(clip: DictConfig) -> str | None:
 
 def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    is_read = str(config.data.datamodule.manifest["_target_"]).startswith(
-        ("stvid.data.layouts.", "stvid.data.manifest.")
-    )
+    target = config.data.datamodule.manifest.get("_target_")
+    is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
         if not _has_key(config, key):
             continue
@@ -215,3 +222,20 @@ def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{key} {path.absolute()} is not a folder"
         elif key in FILES and path.is_dir():
             yield key, f"{key} {path.absolute()} is a folder; name the CSV table"
+        elif key in FILES and VIDEO.fullmatch(path.name):
+            yield key, f"{key} {path.absolute()} is a video; name a CSV table, or a folder with a folder for each class"
+        elif key == "data.root" and _holds_only_videos(path) and str(target).endswith(".class_folders.folder"):
+            yield (
+                key,
+                f"data.root {path.absolute()} holds videos, but no class folders. If it is a class itself, name the "
+                f"folder above: data.root={path.absolute().parent}",
+            )
+
+
+def _holds_only_videos(folder: Path) -> bool:
+    """Whether a folder has videos in it, and no folders."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return any(VIDEO.fullmatch(entry.name) for entry in visible) and not any(entry.is_dir() for entry in visible)

@@ -9,11 +9,11 @@ import os
 import socket
 from collections.abc import Iterator
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from stvid.checks import fields, number, read_json, text
 from stvid.errors import InputError
-from stvid.files import write_json
+from stvid.files import system_lock, write_json
 from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -29,26 +29,26 @@ def locked_folder(folder: RunFolder) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock.
     """
-    lock = FileLock(folder.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{folder.path} is in use: {_holder(folder)} trains in it. Wait until it has ended, stop it, or choose "
-            "another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        log.warning("%s cannot be locked (%s); make sure that no other process trains in it", folder.path, error)
-        yield
-        return
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            failure = stack.enter_context(system_lock(folder.lock, timeout=0))
+        except Timeout:
+            raise InputError(
+                f"{folder.path} is in use: {_holder(folder)} trains in it. Wait until it has ended, stop it, or choose "
+                "another folder"
+            ) from None
+        if failure is not None:
+            log.warning("%s cannot be locked (%s); make sure that no other process trains in it", folder.path, failure)
+            yield
+            return
         with contextlib.suppress(OSError):
             since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
             write_json(folder.lock_holder, {"host": socket.gethostname(), "pid": os.getpid(), "since": since})
-        yield
-    finally:
-        folder.lock_holder.unlink(missing_ok=True)
-        lock.release()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # the disk may have become read-only, or the folder is gone
+                folder.lock_holder.unlink()
 
 
 def _holder(folder: RunFolder) -> str:

@@ -26,10 +26,17 @@ from stvid.training.task import ClassificationTask
 log = logging.getLogger(__name__)
 ENCODER_KEYS = ("_target_", "encoder", "image_size")  # config keys of our models that change the features
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
+_MAX_PASSES = 2  # the second if another run has replaced the file meanwhile
 
 
 def store_features(
-    data: VideoDataModule, task: ClassificationTask, *, precision: str, device: torch.device, config: Mapping
+    data: VideoDataModule,
+    task: ClassificationTask,
+    *,
+    precision: str,
+    device: torch.device,
+    config: Mapping,
+    verify: bool = True,
 ) -> float:
     """Makes the data module load features instead of clips, if its `features` is `auto` and the encoder is frozen.
 
@@ -42,9 +49,11 @@ def store_features(
         precision: Lightning's name, from `resolve_precision`.
         device: device for the encoder.
         config: config of the model, as plain data; part of the key under which features are stored.
+        verify: read all stored features and encode damaged ones again; one of several processes is enough.
 
     Raises:
-        InputError: cutmix is on, which needs pixels; the disk of the cache is full.
+        InputError: cutmix is on, which needs pixels; the disk of the cache is full, or what was written to it
+            cannot be read.
     """
     if data.features == "off" or not (task.model.supports_feature_cache and task.model.backbone_is_frozen):
         return 0.0
@@ -79,7 +88,7 @@ def store_features(
     for split, cached in data.use_cached_features(encoder_settings).items():
         cached.feature_size = feature_size
         with file_lock(cached.cache.path), _explain_stops(cached.cache):  # only one process encodes
-            _fill_cache(split, cached, data, encode, batch_size=batch_size)
+            _fill_cache(split, cached, data, encode, batch_size=batch_size, verify=verify)
     seconds = time.perf_counter() - began
     log.info(
         "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
@@ -111,20 +120,29 @@ def _fill_cache(
     encode: Callable[[Tensor, Tensor | None], Tensor],
     *,
     batch_size: int,
+    verify: bool = True,
 ) -> None:
     """Encodes what is missing in the feature cache of a split."""
     keys = data.all_keys(split)
     cached.cache.close()  # reopens the file; another process may have added features
-    missing = cached.missing_keys(keys)
+    missing = cached.missing_keys(keys, verify=verify)
     log.info(
         "features of %s: %d cached, %d to encode; %s", split, len(keys) - len(missing), len(missing), cached.cache.path
     )
+    if not missing:
+        return
     start = time.perf_counter()
-    while missing:  # one iteration, unless another run has replaced the file meanwhile
+    for _ in range(_MAX_PASSES):
         _encode(split, cached, missing, data, encode, batch_size=batch_size)
         missing = cached.missing_keys(keys)
         if not missing:
             log.info("encoded in %.1f s", time.perf_counter() - start)
+            return
+    raise InputError(
+        f"{len(missing)} of {len(keys)} features of {split} were written to {cached.cache.path}, but cannot be read "
+        "from there: the disk is damaged, or another program changes the file. Remove the file, or cache no features: "
+        "data.features=off"
+    )
 
 
 def _encode(

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SPLIT_WORDS = {
     "train": ("train", "training", "trn", "tr"),
     "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "held_?out"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "held_?out", "hold_?out"),
 }
 # what surrounds the split in a name such as videos_train, train-256p, TestSet or val_split
 _FILLER = r"(?:videos?|vids?|clips?|(?:raw)?frames?|images?|imgs?|rgb|data(?:set)?|set|splits?|files?|\d+p?|\d+x\d+)"
