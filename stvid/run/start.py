@@ -97,7 +97,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     has_manifest = folder.manifest_csv.is_file()
     if has_manifest:
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
-        if _has_data_root(overrides) and not is_restarted and not _is_main_process():
+        if _has_data_root(overrides) and not is_restarted and not is_main_process():
             stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
@@ -147,7 +147,7 @@ def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
     """Follows `data.root=NEW` beside `resume`: the videos of the run are there now. Only the main process writes."""
-    if _has_data_root(overrides) and _is_main_process():
+    if _has_data_root(overrides) and is_main_process():
         relocate_run(folder, config.data.root, splits=NEEDED_SPLITS, option="data.root")
 
 
