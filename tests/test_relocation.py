@@ -5,13 +5,15 @@ import os
 import shutil
 
 import pytest
-from conftest import in_process, train_py
+from conftest import in_process, make_folder, train_py
+from PIL import Image
 
 from stvid.cli import main
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.run.folder import RunFolder
 from stvid.run.relocation import relocate_run, video_sizes
+from stvid.video.probe import probe
 
 NAMES = [f"{split}/{label}/{i}.mp4" for split in ("train", "val", "test") for label in ("run", "sit") for i in range(3)]
 
@@ -33,9 +35,29 @@ def run(data, tmp_path):
     ]
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    sizes = video_sizes([item.path for item in items])
+    sizes = video_sizes([item.path for item in items], {})
     Manifest(items=tuple(items), class_names=("run", "sit")).write_csv(folder.manifest_csv, sizes=sizes)
     return folder
+
+
+def test_sizes_are_those_of_the_probe_and_only_other_files_are_looked_up(tmp_path, monkeypatch):
+    make_folder(tmp_path / "videos", videos=2, classes=("a",))
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    known, other = sorted(map(str, tmp_path.glob("videos/a/*.mp4")))
+    paths = [known, other, str(tmp_path / "images"), str(tmp_path / "missing.mp4")]
+    infos = {path: probe(path) for path in (known, str(tmp_path / "images"))}
+    expected = {path: os.path.getsize(path) for path in paths[:2]}
+    expected[paths[2]] = sum(path.stat().st_size for path in (tmp_path / "images").iterdir())
+    looked_up, look_up = [], os.stat
+    monkeypatch.setattr(
+        "os.stat", lambda path, *args, **kwargs: looked_up.append(path) or look_up(path, *args, **kwargs)
+    )
+    sizes = video_sizes(paths, infos)
+    monkeypatch.undo()
+    assert sizes == expected
+    assert looked_up == paths[1:]
 
 
 def relocate(run, root, splits=("train", "val", "test")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
@@ -13,20 +14,25 @@ from stvid.data.tables import UTF8, csv_line, read_table
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.run.folder import RunFolder, display_path
-from stvid.video.types import file_identity
+from stvid.video.types import VideoInfo, file_size
 
 log = logging.getLogger("stvid")
 _MAX_SAMPLE = 200  # videos that determine which part of the old paths is replaced
 
 
-def video_sizes(paths: Sequence[str]) -> dict[str, int]:
-    """Path -> bytes, for the files and folders of images that exist."""
+def video_sizes(paths: Sequence[str], infos: Mapping[str, object]) -> dict[str, int]:
+    """Path -> bytes, for the files and folders of images that exist.
+
+    Args:
+        paths: of the videos.
+        infos: path -> `VideoInfo`, of the videos that were probed; only the others are looked up.
+    """
     sizes = {}
     for path in dict.fromkeys(paths):
-        try:
-            sizes[path] = file_identity(path)[0]
-        except OSError:
-            continue
+        info = infos.get(path)
+        known = info.num_bytes if isinstance(info, VideoInfo) else None
+        with contextlib.suppress(OSError):
+            sizes[path] = file_size(path) if known is None else known
     return sizes
 
 
@@ -122,7 +128,7 @@ def _dropped_parts(paths: Sequence[str], root: Path) -> int:
 
 def _has_size(path: str, size: int | None) -> bool:
     try:
-        found = file_identity(path)[0]
+        found = file_size(path)
     except OSError:
         return False
     return size is None or found == size
