@@ -9,7 +9,7 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.errors import interrupt_normally, report_errors
+from stvid.exits import interrupt_normally, report_errors
 from stvid.run.overrides import prepare_arguments
 
 if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
@@ -17,8 +17,6 @@ if __name__ == "__main__":  # a mistake in the command line does not wait for th
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
-import shlex
-from collections.abc import Mapping
 from functools import partial
 
 import hydra
@@ -26,7 +24,6 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
@@ -44,7 +41,9 @@ from stvid.run.start import (
     finished_accuracy,
     is_multirun,
     locked_run,
+    log_next_commands,
     open_run,
+    run_summary,
     save_run,
     with_used_values,
 )
@@ -68,7 +67,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     """Trains and evaluates one run. Returns its video accuracy on val; with `find_lr` the learning rate, or NaN."""
     ignore_expected_warnings()
     settings = to_plain(config)
-    log.info("training %s; run folder %s", _summary(settings), display_path(folder.path))
+    log.info("training %s; run folder %s", run_summary(settings), display_path(folder.path))
 
     # seed
     check_accelerator(config.trainer.accelerator)
@@ -155,36 +154,18 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}
-        result = {**result, "seed": config.seed, **training, **_provenance(data, folder), "config": settings}
+        num_bad = len(read_bad_videos(folder.bad_videos_csv))
+        record = run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
+        result = {**result, "seed": config.seed, **training, **record, "config": settings}
         write_result(folder.path, result, predictions)
         log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)
         for line in diagnose(result, epoch_table.rows):
             log.info("%s", line)
-        _log_next_commands(data, folder)
+        log_next_commands(folder, has_test=bool(data.manifest.select("test")))
         if draws_report:
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))
             log.info("look at it   %s", display_path(folder.report_html))
     return result["video_accuracy"]
-
-
-def _summary(settings: Mapping) -> str:
-    """The model and its videos, as far as they are known before the data set is read."""
-    model = settings["model"]["_target_"].rpartition(".")[2]
-    data = settings["data"]
-    default = data["datamodule"]["manifest"]["_target_"]
-    return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
-
-
-def _provenance(data: VideoDataModule, folder: RunFolder) -> dict:
-    num_bad = len(read_bad_videos(folder.bad_videos_csv))
-    return run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
-
-
-def _log_next_commands(data: VideoDataModule, folder: RunFolder) -> None:
-    run = shlex.quote(str(display_path(folder.path)))
-    log.info("run folder   %s", run)
-    log.info("test it      stvid evaluate %s%s", run, "" if data.manifest.select("test") else " --split val")
-    log.info("use it       stvid predict %s VIDEO...", run)
 
 
 def train_unless_finished(config: DictConfig) -> float:

@@ -35,7 +35,7 @@ TINY = (
     *("data.batch_size=4", "data.num_workers=0", "clip.num_frames=4", "clip.size=32", "trainer.accelerator=cpu"),
     *("trainer.max_epochs=3", "augment=none", "logger=none"),
 )
-LONG = ("trainer.max_epochs=200", "report=false")
+LONG = ("trainer.max_epochs=100000", "report=false")
 CACHED = ("model=cnn_lstm", "model.encoder=resnet18", "model.weights=null", "model.freeze=all", "model.hidden_size=8")
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from stvid import __version__
 from stvid.commands.arguments import check_arguments
-from stvid.errors import ConsoleHandler, InputError, exit_on_interrupt, interrupt_normally, nearest, report_errors
+from stvid.errors import InputError, nearest
+from stvid.exits import ConsoleHandler, exit_on_interrupt, interrupt_normally, report_errors
 from stvid.run.folder import project_root
 from stvid.terminal import LogFormatter
 

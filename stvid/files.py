@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from stvid.errors import disk_text, full_disk_error
+from stvid.disks import WRITE_ERRNOS, disk_text, full_disk_error
 
 
 @contextlib.contextmanager
@@ -25,7 +25,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written. Its `filename` is `path`, which errors of a write do not know by
-            themselves; a full disk is always an OSError, whatever the library that writes makes of it.
+            themselves; a full disk is always an OSError, whatever the library that writes makes of it. Other errors,
+            such as those of a network, stay as they are.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial")
@@ -35,8 +36,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except Exception as error:
         if (full := full_disk_error(error)) is not None:
             raise OSError(full.errno, full.strerror, str(path)) from error
-        if isinstance(error, OSError) and error.filename in (None, str(partial)) and error.errno is not None:
-            error.filename = str(path)
+        if isinstance(error, OSError):
+            is_write = error.filename is None and error.errno in WRITE_ERRNOS
+            if is_write or error.filename == str(partial):
+                with contextlib.suppress(AttributeError):  # PyAV's errors have a fixed one
+                    error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

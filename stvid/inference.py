@@ -128,6 +128,7 @@ def make_views(
         infos=infos,
         class_names=trained.class_names,
         clip=trained.clip,
+        max_pixels=trained.max_pixels,
         num_clips=num_clips,
         num_crops=num_crops,
         playback=playback,

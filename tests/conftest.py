@@ -12,6 +12,7 @@ from pathlib import Path
 
 # files are tested by several processes at once, which would fight over the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "120"  # width of printed tables, wherever the tests run
 
 import numpy as np
 import pytest

@@ -67,6 +67,16 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
     assert new.type is type(loaded.value.__cause__) is mistake
 
 
+@pytest.mark.parametrize("mistake", [AttributeError, NameError, ImportError, AssertionError])
+def test_a_mistake_that_no_config_can_make_keeps_its_traceback(mistake, run_folder, monkeypatch):
+    def broken(*arguments):
+        raise mistake("inside")
+
+    monkeypatch.setattr("stvid.models.conv3d._layer", broken)
+    with pytest.raises(mistake, match="inside"):
+        load_checkpoint(run_folder)
+
+
 def test_a_library_that_a_model_lacks_is_not_a_model_that_does_not_exist(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "stvid.models.layers", None)
     monkeypatch.delitem(__import__("sys").modules, "stvid.models.conv3d")

@@ -7,7 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from numbered import write_video
+from numbered import numbered_picture, write_video
 
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.video.probe import probe
@@ -104,6 +104,57 @@ def test_no_cut_passes_for_a_shorter_video(wholes, name, tmp_path):
         if reason(cut, decode_all=False) is None:
             passed.append(percent)
     assert passed == []
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 9])
+@pytest.mark.parametrize("milliseconds", [40, 1000, 10_000])
+def test_an_flv_of_few_frames_is_whole_and_a_cut_of_it_is_told(tmp_path, num_frames, milliseconds):
+    times = [i * milliseconds for i in range(num_frames)]
+    whole = write_video(tmp_path / "whole.flv", num_frames=num_frames, times=times, bframes=3, options={"b-adapt": "0"})
+    assert [probe(whole, decode_all=decode_all).num_frames for decode_all in (True, False)] == [num_frames] * 2
+    cut = tmp_path / "cut.flv"
+    for percent in range(40, 100, 3):
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
+        assert reason(cut) is not None, percent
+
+
+@pytest.mark.parametrize("name", ["flv", "gif"])
+def test_zeros_in_place_of_the_rest_are_a_cut(wholes, name, tmp_path):
+    content, path = wholes[name].read_bytes(), tmp_path / wholes[name].name
+    for percent in range(20, 75, 6):
+        length = len(content) * percent // 100
+        path.write_bytes(content[:length] + bytes(len(content) - length))
+        assert reason(path, decode_all=False) == TRUNCATED, percent
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+def test_longer_sound_does_not_cut_a_matroska_video(tmp_path, num_frames):
+    sound = remux(write_video(tmp_path / "long.mp4"), tmp_path / "sound.mkv", sound="aac")
+    video = write_video(tmp_path / "short.mp4", num_frames=num_frames, bframes=2)
+    path = tmp_path / "video.mkv"
+    with av.open(str(video)) as pictures, av.open(str(sound)) as noise, av.open(str(path), "w") as writing:
+        copies = {s: writing.add_stream_from_template(s) for s in (pictures.streams.video[0], noise.streams.audio[0])}
+        for stream, copy in copies.items():
+            for packet in [packet for packet in stream.container.demux(stream) if packet.size]:
+                packet.stream = copy
+                writing.mux(packet)
+    assert [probe(path, decode_all=decode_all).num_frames for decode_all in (True, False)] == [num_frames] * 2
+
+
+def test_a_cut_mxf_file_is_told(tmp_path):
+    whole = tmp_path / "whole.mxf"
+    with av.open(str(whole), "w") as writing:
+        stream = writing.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for i in range(NUM_FRAMES):
+            picture = numbered_picture(i, height=96, width=128)
+            writing.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        writing.mux(stream.encode())
+    assert probe(whole).num_frames == NUM_FRAMES
+    cut = tmp_path / "cut.mxf"
+    for percent in range(4, 100, 3):
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
+        assert reason(cut) is not None, percent
 
 
 @pytest.mark.parametrize("name", ["mp4", "mkv", "avi", "flv"])

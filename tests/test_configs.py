@@ -119,6 +119,14 @@ def test_a_value_of_another_type_is_an_error(overrides, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("override", ["{}._target_=[a]", "{}._target_=null", "~{}._target_"])
+@pytest.mark.parametrize("section", ["model", "optimizer", "clip", "logger", "data.datamodule.manifest"])
+def test_a_section_that_names_no_class_is_told(section, override):
+    with pytest.raises(InputError) as error:
+        compose_config([override.format(section)], needs_data=True)
+    assert f"{section}._target_ " in str(error.value)
+
+
 def test_groups_can_be_given_on_the_command_line():
     config = composed("optimizer.groups={head: {lr: 1e-2}, encoder.layers: {weight_decay: 0}}")
     groups = instantiate(config.optimizer, _convert_="all").groups

@@ -8,7 +8,8 @@ import zipfile
 
 import pytest
 import torch
-from conftest import train_py
+from conftest import ROOT, train_py
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from stvid.errors import InputError
@@ -16,7 +17,7 @@ from stvid.evaluation.results import read_evaluation, read_predictions
 from stvid.report.report import report_of_run
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.results import read_result, read_run_result
-from stvid.run.stored import check_same_config, check_targets, read_config
+from stvid.run.stored import TRAINER, check_arguments, check_same_config, check_targets, read_config
 from stvid.sweep.space import Choice, Interval, Space
 from stvid.sweep.trials import read_metrics, read_trials
 from stvid.training.callbacks.bad_videos import read_bad_videos
@@ -174,11 +175,15 @@ CHECKPOINTS = {
             model={"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": "small", "num_layers": 10**9}
         )
     ),
+    "encoder": changed(
+        lambda c: c["stvid"]["config"].update(model={"_target_": "stvid.models.cnn_lstm.CNNLSTM", "encoder": 5})
+    ),
     "negative": model(widths=[-1, 2, 3, 4]),
     "wrong type": model(widths="wide"),
     "unknown key": model(wide=3),
     "num_clips": changed(lambda c: c["stvid"]["protocol"].update(num_clips=10**7)),
     "clip": changed(lambda c: c["stvid"]["clip"].update(size=[10**6, 10**6])),
+    "large clip": changed(lambda c: c["stvid"]["clip"].update(num_frames=2**7, size=[2**11, 2**11])),
     "clip type": changed(lambda c: c["stvid"]["clip"].update(num_frames="all")),
     "clip key": changed(lambda c: c["stvid"]["clip"].update(colour=1)),
     "no record": changed(lambda c: c.update(stvid=None)),
@@ -246,6 +251,102 @@ def test_a_config_from_someone_else_names_no_code(place, run):
     OmegaConf.update(config, place, HOSTILE[place], force_add=True)
     with pytest.raises(InputError, match="of the run is"):
         check_targets(OmegaConf.to_container(config), {}, [], name="run")
+
+
+MLFLOW = {
+    "_target_": "pytorch_lightning.loggers.MLFlowLogger",
+    "experiment_name": "stvid",
+    "run_name": None,
+    "tracking_uri": None,
+}
+WANDB = {"_target_": "pytorch_lightning.loggers.WandbLogger", "project": "stvid", "name": None, "offline": False}
+TENSORBOARD = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger", "name": "tensorboard", "version": ""}
+DDP = {"_target_": "pytorch_lightning.strategies.DDPStrategy", "process_group_backend": "gloo"}
+REACHING = {
+    "server": {"logger": {**MLFLOW, "tracking_uri": "http://example.org"}},
+    "experiment": {"logger": {**MLFLOW, "experiment_name": "other"}},
+    "artifacts": {"logger": {**MLFLOW, "artifact_location": "x"}},
+    "name above": {"logger": {**TENSORBOARD, "name": "../../.."}},
+    "name of the folder above": {"logger": {**TENSORBOARD, "name": ".."}},
+    "Windows": {"logger": {**TENSORBOARD, "name": "..\\x"}},
+    "drive": {"logger": {**TENSORBOARD, "name": "C:x"}},
+    "version": {"logger": {**TENSORBOARD, "version": "/tmp/x"}},
+    "folder": {"logger": {**TENSORBOARD, "save_dir": "x"}},
+    "nested": {"logger": {**TENSORBOARD, "settings": {"base_url": "x"}}},
+    "no target": {"logger": {"name": "x"}},
+    "entity": {"logger": {**WANDB, "entity": "other"}},
+    "project": {"logger": {**WANDB, "project": "other"}},
+    "upload": {"logger": {**WANDB, "log_model": True}},
+    "root": {"trainer": {"default_root_dir": "x"}},
+    "profiler": {"trainer": {"profiler": "advanced"}},
+    "plugins": {"trainer": {"plugins": ["x"]}},
+    "callbacks": {"trainer": {"callbacks": ["x"]}},
+    "strategy": {"trainer": {"strategy": {**DDP, "checkpoint_io": "x"}}},
+    "no strategy": {"trainer": {"strategy": {"x": 1}}},
+    "devices": {"trainer": {"devices": ["x"]}},
+}
+HARMLESS_ARGUMENTS = [
+    {"logger": None},
+    {"logger": {**MLFLOW, "run_name": "my run-1.2"}},
+    {"logger": {**WANDB, "offline": True, "name": "a"}},
+    {"logger": TENSORBOARD},
+    {"trainer": {"limit_train_batches": 0.5, "deterministic": True, "devices": [0, 1], "strategy": DDP}},
+    {"trainer": {"strategy": "ddp", "gradient_clip_val": None}},
+]
+
+
+def completed(config):
+    return {
+        section: {"_target_": TRAINER, **values} if section == "trainer" else values
+        for section, values in config.items()
+    }
+
+
+@pytest.mark.parametrize("kind", REACHING)
+def test_a_config_from_someone_else_reaches_no_server_and_no_other_folder(kind):
+    config = completed(REACHING[kind])
+    with pytest.raises(InputError, match=r"of the run .*repeat"):
+        check_arguments(config, {"logger": TENSORBOARD}, ["my_package"], name="run")
+    check_arguments(config, config, [], name="run")  # the command line says the same
+    check_arguments(config, {}, ["pytorch_lightning", "None"], name="run")
+
+
+@pytest.mark.parametrize("config", HARMLESS_ARGUMENTS)
+def test_a_run_keeps_its_own_logger_and_trainer(config):
+    check_arguments(completed(config), {}, [], name="run")
+
+
+def test_every_shipped_logger_and_trainer_is_harmless():
+    for group in ("logger", "trainer"):
+        for file in (ROOT / "configs" / group).glob("*.yaml"):
+            with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+                config = compose("train", overrides=[f"{group}={file.stem}"])
+            stored = {group: OmegaConf.to_container(config[group], resolve=True) if config[group] else None}
+            check_arguments(stored, {}, [], name="run")
+
+
+def test_a_resumed_run_takes_its_logger_from_the_command_line_and_its_values_are_checked(run):
+    config = OmegaConf.load(run / "config.yaml")
+    config.logger.name = "../../escaped"
+    OmegaConf.save(config, run / "config.yaml")
+    (run / "result.json").unlink()
+    (run / "checkpoints" / "last.ckpt").rename(run / "last.ckpt")  # so that nothing tells that the config was changed
+    done = train_py(f"resume={run}")
+    assert done.returncode == 2
+    assert "logger.name (=../../escaped) of the run" in done.stderr
+    config.seed = -1
+    OmegaConf.save(config, run / "config.yaml")
+    done = train_py(f"resume={run}", "logger=none")
+    assert done.returncode == 2
+    assert "config.yaml cannot be used: seed (=-1) must be" in done.stderr
+    assert not (run.parents[1] / "escaped").exists()
+
+
+def test_a_resumed_run_may_get_another_logger(run):
+    (run / "result.json").unlink()
+    done = train_py(f"resume={run}", "logger=none", "report=false")
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.load(run / "config.yaml").logger is None
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from stvid import errors
+from stvid import disks
 from stvid.commands import evaluate as evaluate_command
-from stvid.errors import report_errors, system_error_text
+from stvid.disks import full_disk_error, system_error_text
 from stvid.evaluation import evaluation_run
+from stvid.exits import report_errors
 from stvid.files import LogFile, replacing, why_not_writable, write_json
 from stvid.training.callbacks.checkpoints import AtomicCheckpoints
 
@@ -100,6 +101,56 @@ def test_other_errors_stay_what_they_are(tmp_path):
         raise RuntimeError("shape mismatch in DataLoader worker process 0")
 
 
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EISDIR, errno.ENOTDIR])
+def test_a_file_in_the_way_may_be_our_own_mistake(number):
+    with pytest.raises(OSError, match="/a"), report_errors():
+        raise OSError(number, os.strerror(number), "/a")
+
+
+def test_a_file_without_permission_is_not(capsys):
+    def write():
+        raise PermissionError(errno.EACCES, "Permission denied", "/a")
+
+    assert message_of(capsys, write) == "error: cannot use /a: Permission denied\n"
+
+
+def test_only_errors_of_a_disk_get_the_name_of_the_file(tmp_path):
+    with pytest.raises(ConnectionResetError) as reset, replacing(tmp_path / "a.json"):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    assert reset.value.filename is None
+    with pytest.raises(OSError, match="Input/output") as broken, replacing(tmp_path / "a.json"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert broken.value.filename == str(tmp_path / "a.json")
+
+
+def test_a_full_disk_in_a_worker_is_not_shared_memory(capsys):
+    def load():
+        raise OSError(
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+            "OSError: [Errno 28] No space left on device: '/videos/.probe.json'\n"
+        )
+
+    message = message_of(capsys, load)
+    assert "cannot write /videos/.probe.json: No space left" in message
+    assert "/dev/shm" not in message
+
+
+def test_an_error_that_hides_a_full_disk_on_purpose_is_another_error():
+    def save():
+        try:
+            raise FULL
+        except OSError:
+            raise RuntimeError("a bug") from None
+
+    with pytest.raises(RuntimeError, match="a bug"), report_errors():
+        save()
+
+
+def test_the_text_of_an_unknown_error_is_no_full_disk(monkeypatch):
+    monkeypatch.setattr(os, "strerror", lambda number: "Unknown error")  # as for a quota on Windows
+    assert full_disk_error(RuntimeError("CUDA: Unknown error")) is None
+
+
 def test_a_full_disk_of_another_library_lists_the_disks(capsys):
     def write():
         raise FULL
@@ -155,7 +206,7 @@ def test_a_disk_without_room_for_another_file_says_so(tmp_path, monkeypatch):
     real = os.statvfs(tmp_path)
     full = os.statvfs_result([*real[:7], 0, *real[8:10]])
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    assert "no room for another file" in errors.disk_text(tmp_path / "new" / "run")
+    assert "no room for another file" in disks.disk_text(tmp_path / "new" / "run")
 
 
 def test_a_log_file_on_a_full_disk_loses_lines_without_a_traceback(tmp_path, capsys, monkeypatch):

@@ -156,12 +156,31 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, monkeypatch)
     assert "96 x 64 = 6144 pixels, more than data.max_pixels=6143" in error.detail
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("limit", [PICTURE.size // 3 - 1, PICTURE.size // 9])
-def test_the_limit_of_pillow_is_a_video_error(tmp_path, monkeypatch, limit):
+def test_the_limit_of_pillow_is_a_video_error(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "v", Image.fromarray(PICTURE))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PICTURE.size // 9)
     assert "decompression bomb" in refusal(folder).detail
+
+
+def test_between_the_limits_of_pillow_data_max_pixels_decides(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "v", Image.fromarray(PICTURE))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PICTURE.size // 3 - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert probe(folder, max_pixels=PICTURE.size // 3).width == 96
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert "data.max_pixels" in refusal(folder, max_pixels=PICTURE.size // 3 - 1).detail
+
+
+@pytest.mark.parametrize("name", ["_check_digits", "_to_rgb", "_orientation"])
+def test_a_mistake_in_our_own_code_is_no_damaged_image(tmp_path, monkeypatch, name):
+    def broken(*arguments):
+        raise TypeError("a mistake")
+
+    folder = folder_of(tmp_path / "v", Image.fromarray(PICTURE))
+    info = probe(folder)
+    monkeypatch.setattr(f"stvid.video.images.{name}", broken)
+    with pytest.raises(TypeError, match="a mistake"):
+        read_frames(folder, [0], info=info)
 
 
 def test_an_image_that_is_replaced_is_told_and_the_others_are_read(tmp_path):

@@ -9,8 +9,8 @@ from conftest import ROOT
 
 # a module imports only from those above it; a folder's modules count as one where it is named
 ORDER = [
-    "terminal", "errors", "checks", "files", "progress", "device", "distributed", "clip", "preprocess", "video", "data",
-    "models",
+    "terminal", "errors", "disks", "exits", "checks", "files", "progress", "device", "distributed", "clip",
+    "preprocess", "video", "data", "models",
     "cost", "metrics", "training", "run", "inference", "recognizer", "evaluation", "report", "sweep", "commands", "cli",
     "__main__",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 import pytest
 
-from stvid.data.manifest import Item, Manifest, similar_classes, validate
+from stvid.data.manifest import Item, Manifest, read_manifest, similar_classes, validate
 from stvid.errors import InputError
 
 
@@ -52,6 +52,8 @@ def test_numeric_labels_take_their_names_in_order(tmp_path):
         ("path,label,split,start,end\na.mp4,run,train,3,2\n", None, ["line 2", "end (=2.0 s)", "start (=3.0 s)"]),
         ("path,label,split,start\na.mp4,run,train,soon\n", None, ["start is 'soon'", "seconds"]),
         ("path,label,split\n,run,train\n", None, ["line 2", "empty"]),
+        ("path,label,split\na.mp4,\u3164\u200b,train\n", None, ["line 2", r"'\u3164\u200b'", "blank"]),
+        (f"path,label,split\na.mp4,{'9' * 5000},train\n", ["sit", "run"], ["line 2", "label 999", "2 names"]),
         ("path,label,split,label\na.mp4,run,train,sit\n", None, ["two columns named label"]),
     ],
 )
@@ -156,6 +158,8 @@ def test_a_class_without_held_out_videos_is_a_warning(tmp_path, caplog):
         ("sit down", "sit  down"),
         ("sit down", "sit_down"),
         ("wa\u200blk", "walk"),
+        ("walk\ufe0f", "walk"),
+        ("wa\u034flk", "walk"),
         ("caf\u00e9", "cafe\u0301"),
         ("straße", "STRASSE"),
         ("１", "1"),
@@ -175,3 +179,12 @@ def test_classes_that_look_the_same_stop_unless_they_are_accepted(tmp_path, firs
 
 def test_classes_that_differ_in_signs_are_not_similar():
     assert similar_classes(["run", "ran", "+1", "-1", "a-b", "ab", "c", "c++", "c#", "...", "?", " ", "_"]) == []
+
+
+def test_a_split_in_another_column_is_not_replaced_by_a_new_one(tmp_path):
+    rows = [f"{i}.mp4,{'ab'[i % 2]},{'Train' if i < 20 else 'test'}" for i in range(40)]
+    path = csv_file(tmp_path, "\n".join(["path,label,subset", *rows]))
+    with pytest.raises(InputError, match="column 'subset' has names of splits, but a column split is missing"):
+        read_manifest(path=str(path))
+    path = csv_file(tmp_path, "\n".join(["path,label,subset", *(row.replace("Train", "one") for row in rows)]))
+    assert {item.split for item in read_manifest(path=str(path)).items} == {"train", "val", "test"}

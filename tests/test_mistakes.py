@@ -37,6 +37,36 @@ for words in json.load(sys.stdin):
 print(json.dumps(results))
 """
 MISTAKES = [  # words, and what the message says
+    *(
+        (["train", word], message)
+        for word, message in (
+            ("optimizer=5", "optimizer=5: there is no such choice"),
+            ("clip=true", "clip=true: there is no such choice"),
+            ("hydra/launcher=5", "the choices of hydra/launcher are names"),
+            ("data.datamodule=5", "data.datamodule (=5) must be a section"),
+            ("data.datamodule.manifest=null", "data.datamodule.manifest (=null) must be a section"),
+            ("data.datamodule.clip=5", "data.datamodule.clip (=5) must be a section"),
+            ("model._target_=5", "model._target_ (=5) must be the dotted name of a class"),
+            ("model._target_=null", "model._target_ (=null) must be the dotted name of a class"),
+            ("trainer._target_=null", "trainer._target_ (=null) must be the dotted name of a class"),
+            ("clip._target_=null", "clip._target_ (=null) must be the dotted name of a class"),
+            (
+                "optimizer.optimizer._target_=[a]",
+                "optimizer.optimizer._target_ (=['a']) must be the dotted name of a class",
+            ),
+            ("~loss._target_", "loss._target_ is missing"),
+            ("~data", "data is missing, and every run needs it"),
+            ("~logger", "logger is missing, and every run needs it"),
+            ("~trust", "trust is missing, and every run needs it"),
+            ("~data.datamodule.manifest", "data.datamodule.manifest is missing"),
+            ("trust=5", "trust (=5) must be a list"),
+            ("data.max_pixels=inf", "data.max_pixels (=inf) must be"),
+            ("trainer.max_epochs=nan", "trainer.max_epochs (=nan) must be a whole number"),
+            ("trainer.num_nodes=1.5", "trainer.num_nodes (=1.5) must be a whole number"),
+            ("optimizer.lr=inf", "optimizer.lr (=inf) must be a finite number"),
+            ("save_every=[1]", "save_every (=[1]) must be a whole number"),
+        )
+    ),
     (["evalute", "RUN"], "stvid has no command evalute; did you mean 'evaluate'?"),
     (["evaluate", "RUN", "--calls", "3"], "--calls; did you mean '--clips'?"),
     (["evaluate", "/nowhere"], "/nowhere does not exist"),
@@ -62,6 +92,9 @@ MISTAKES = [  # words, and what the message says
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["check", "data=folder", "data.root=VIDEO"], "is not a folder"),
+    (["check", "VIDEO"], "is a video; name a CSV table, or a folder"),
+    (["check", "CLASS"], "holds videos, but no class folders. If it is a class itself, name the folder above"),
+    (["evaluate", "RUNS"], "name one of the runs in it, such as RUN"),
     (["check", "data=manifest", "data.path=TMP"], "is a folder; name the CSV table"),
     (["check", "TMP", "--jsno", "x"], "did you mean '--json'?"),
     (["prepare", "TMP", "--out", "o", "--gop", "0"], "gop (=0) must be between 1 and 1000"),
@@ -72,6 +105,11 @@ MISTAKES = [  # words, and what the message says
 ]
 TRAIN_MISTAKES = [
     (["nowhere"], "'nowhere' is no override"),
+    (["trainer.max_epochs", "=", "3"], "'trainer.max_epochs', '3' are no overrides"),
+    (["trainer.max_epochs", "=", "3"], "without spaces around ="),
+    (["--epochs", "3"], "does not know --epochs: its settings are overrides"),
+    (["VIDEO"], "is a video; name a CSV table"),
+    (["data=folder", "data.root=CLASS"], "name the folder above"),
     (["data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
     (["data=folder", "data.root=TMP", "data.group_csv=/no.csv"], "data.group_csv /no.csv does not exist"),
     (["data=ucf101", "data.root=TMP", "data.splits=/no"], "data.splits /no does not exist"),
@@ -107,7 +145,10 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     for path in (run / "config.yaml", video):
         path.write_text("x")
     (tmp_path / "empty").mkdir()
-    names = {"RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    (tmp_path / "wave").mkdir()
+    (tmp_path / "wave" / "1.mp4").touch()
+    names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
+    names["CLASS"] = str(tmp_path / "wave")
 
     def filled(text):
         for name, path in names.items():
@@ -163,7 +204,7 @@ def test_a_reader_that_closes_the_output_leaves_no_traceback(words):
 
 LOGS = """
 import logging, sys
-from stvid.errors import ConsoleHandler, report_errors
+from stvid.exits import ConsoleHandler, report_errors
 logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler(sys.stdout)])
 with report_errors():
     while True:
@@ -180,14 +221,17 @@ def test_a_training_whose_output_is_closed_ends_without_a_traceback():
 
 
 BROKEN_ELSEWHERE = """
-from stvid.errors import report_errors
+import io, sys
+from stvid.exits import report_errors
+sys.stdout = eval(sys.argv[1])
 with report_errors():
     raise BrokenPipeError("a worker is gone")
 """
 
 
-def test_another_broken_pipe_is_a_bug():
-    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE], capture_output=True, text=True)
+@pytest.mark.parametrize("stdout", ["sys.stdout", "io.StringIO()"])  # the latter as in a notebook
+def test_another_broken_pipe_is_a_bug(stdout):
+    done = subprocess.run([sys.executable, "-c", BROKEN_ELSEWHERE, stdout], capture_output=True, text=True)
     assert done.returncode == 1
     assert "BrokenPipeError: a worker is gone" in done.stderr
 

@@ -119,7 +119,11 @@ def test_a_config_keeps_any_name(tmp_path, name):
 @pytest.mark.parametrize("names", [("1", "0"), ("${x}", "???", "2")])
 def test_a_run_keeps_the_order_of_its_classes(tmp_path, names):
     items = tuple(Item(path=f"/{name}", label=name, split="train") for name in names)
-    save_run(RunFolder(tmp_path), {"class_names": list(names)}, Manifest(items=items, class_names=names))
+    save_run(
+        RunFolder(tmp_path),
+        {"class_names": list(names), "data": {"max_bad": 1}},
+        Manifest(items=items, class_names=names),
+    )
     assert stored_manifest(run=str(tmp_path)) == Manifest(items=items, class_names=names)
 
 

@@ -92,3 +92,21 @@ def test_choices_are_those_of_the_code():
 def test_ranges_are_those_of_the_comments(key, good, wrong):
     assert all(ranges()[key].allows(value) for value in good)
     assert not any(ranges()[key].allows(value) for value in wrong)
+
+
+@pytest.mark.parametrize("key", sorted(ranges()))
+def test_no_range_has_infinite_numbers(key):
+    assert not any(ranges()[key].allows(value) for value in (float("inf"), -float("inf"), float("nan")))
+
+
+@pytest.mark.parametrize("key", [key for key, allowed in ranges().items() if allowed.words.startswith("at least")])
+def test_whole_numbers_are_those_of_the_code(key):
+    is_share = key in ("mixing.mixup", "mixing.cutmix", "optimizer.weight_decay", "loss.gamma")
+    assert ranges()[key].whole == (not is_share)
+    assert ranges()[key].allows(1.5) == is_share
+
+
+def test_a_list_is_no_number():
+    assert not ranges()["save_every"].allows([1])
+    assert not ranges()["clip.num_frames"].allows([16])
+    assert ranges()["clip.std"].allows([0.5, 0.5, 0.5])

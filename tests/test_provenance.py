@@ -17,6 +17,7 @@ from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.device import num_cores, peak_host_gib
 from stvid.run.provenance import data_record, git_state, hardware, manifest_fingerprint, run_record, versions
+from stvid.run.results import PROVENANCE
 
 ITEMS = (
     Item(path="/data/set/run/b.mp4", label="run", split="train"),
@@ -103,8 +104,20 @@ def test_versions_are_those_of_the_imported_packages():
     assert record["python"] == platform.python_version()
     assert record["stvid"] == stvid.__version__
     assert record["torch"] == torch.__version__.partition("+")[0]
-    assert ("cuda" in record) == torch.cuda.is_available()
+    assert bool({"cuda", "rocm"} & set(record)) == torch.cuda.is_available()
     assert {"torchvision", "lightning", "torchmetrics", "hydra", "av", "numpy"} <= set(record)
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm"])
+def test_versions_of_either_kind_of_gpu_are_texts(name, monkeypatch):
+    """With ROCm `torch.cuda` is available, but has no version; a result is only read with texts."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "12.8" if name == "cuda" else None)
+    monkeypatch.setattr(torch.version, "hip", "6.4" if name == "rocm" else None)
+    record = versions()
+    assert record[name] in ("12.8", "6.4")
+    PROVENANCE["versions"](record, "versions")
+    assert len({"cuda", "rocm"} & set(record)) == 1
 
 
 def test_the_record_describes_the_machine_without_its_name_or_its_users(tmp_path):

@@ -7,14 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from numbered import as_thwc, number_of, requests, turned, write_video
+from numbered import as_thwc, number_of, numbered_picture, requests, turned, write_video
+from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from stvid.clip import ClipSpec
+from stvid.data.dataset import Failure, Views
+from stvid.data.manifest import Item
 from stvid.errors import CHANGED, MISSING, TRUNCATED, UNREADABLE, VideoError
 from stvid.video import reader
 from stvid.video.decoding import decode
 from stvid.video.probe import probe, probe_all
 from stvid.video.reader import is_installed, read_frames
+from stvid.video.transcode import Part, transcode
 
 
 def test_order_and_repeats_are_the_callers(tmp_path):
@@ -184,6 +189,38 @@ def test_frames_that_grow_beyond_the_limit_are_not_decoded(tmp_path):
     (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
     with pytest.raises(VideoError):
         probe(tmp_path / "both.ts", max_pixels=48 * 64)
+
+
+@pytest.mark.parametrize("kind", ["video", "images"])
+def test_a_lowered_limit_holds_while_clips_are_read(tmp_path, kind):
+    path = tmp_path / "both.ts"
+    if kind == "video":
+        small, large = (write_video(tmp_path / f"{h}.ts", size=(h, 64), num_frames=9) for h in (48, 96))
+        path.write_bytes(small.read_bytes() + large.read_bytes())
+    else:
+        path.mkdir()
+        for number in range(18):
+            height = 48 if number < 9 else 96
+            Image.fromarray(numbered_picture(number, height=height, width=64)).save(path / f"{number}.png")
+    info = replace(probe(path), keyframes=())
+    items, clip = [Item(path=str(path), label="a", split="val")], ClipSpec(num_frames=16, frame_stride=1, size=16)
+    views = {
+        limit: Views(items=items, infos=[info], class_names=["a"], clip=clip, max_pixels=limit)
+        for limit in (96 * 64, 96 * 64 - 1)
+    }
+    assert not isinstance(views[96 * 64][0], Failure)
+    assert views[96 * 64 - 1][0].reason == (TRUNCATED if kind == "video" else UNREADABLE)
+    with pytest.raises(VideoError):
+        transcode(
+            path,
+            [Part(target=tmp_path / "x.mp4", first=0, num_frames=18)],
+            info=info,
+            short_side=32,
+            gop=4,
+            crf=20,
+            max_pixels=96 * 64 - 1,
+        )
+    assert not (tmp_path / "x.mp4").exists()
 
 
 def test_the_limit_holds_for_results_of_earlier_runs(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+from contextlib import contextmanager
 
 import av
 import numpy as np
@@ -13,7 +14,9 @@ from conftest import REAL_DATA
 from numbered import NUM_FRAMES, as_thwc, decoded, number_of, numbered_picture, requests, turned, write_video
 
 from stvid.errors import TRUNCATED, VideoError
+from stvid.video import probe as probe_module
 from stvid.video import reader
+from stvid.video.container import open_video
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 
@@ -271,3 +274,54 @@ def test_a_broken_file_gives_its_good_frames_and_no_others():
     with pytest.raises(VideoError) as caught:
         read_frames(path, [0, 49], info=info)
     assert caught.value.reason == TRUNCATED
+
+
+def test_empty_packets_repeat_a_frame_and_are_none(tmp_path):
+    source, path = write_video(tmp_path / "source.mkv", codec="mjpeg", num_frames=20), tmp_path / "video.nut"
+    with av.open(str(source)) as reading, av.open(str(path), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        for packet in [packet for packet in reading.demux(video=0) if packet.size]:
+            if packet.pts // packet.duration in (7, 8, 19):
+                times = packet.pts, packet.dts, packet.time_base, packet.duration
+                packet = av.Packet()
+                packet.pts, packet.dts, packet.time_base, packet.duration = times
+            packet.stream = stream
+            writing.mux(packet)
+    with av.open(str(path)) as container:
+        assert sum(packet.dts is not None and not packet.size for packet in container.demux()) == 3
+    numbers = [number_of(frame) for frame in read_frames(path, range(17)).permute(0, 2, 3, 1).numpy()]
+    assert numbers == [*range(7), *range(9, 19)]
+    assert probe(path).num_frames == probe(path, decode_all=False).num_frames == 17
+
+
+@pytest.mark.parametrize("num_frames", [1, 12])
+def test_jpegs_one_after_the_other_are_a_video(tmp_path, num_frames):
+    path = write_video(tmp_path / "video.mjpeg", codec="mjpeg", num_frames=num_frames)
+    numbers = [number_of(frame) for frame in read_frames(path, range(num_frames)).permute(0, 2, 3, 1).numpy()]
+    assert numbers == list(range(num_frames))
+
+
+def test_a_track_that_appears_on_the_way_does_no_harm(tmp_path, monkeypatch):
+    """PyAV then fails behind the last packet, or not, as its memory happens to be: here it always does."""
+    path = write_video(tmp_path / "video.flv", num_frames=12)
+
+    class Failing:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, *streams):
+            yield from self.container.demux(*streams)
+            raise IndexError("list index out of range")
+
+    @contextmanager
+    def open_failing(*args, **options):
+        with open_video(*args, **options) as (container, stream):
+            yield Failing(container), stream
+
+    for module in (probe_module, reader):
+        monkeypatch.setattr(module, "open_video", open_failing)
+    assert [probe(path, decode_all=decode_all).num_frames for decode_all in (True, False)] == [12, 12]
+    assert [number_of(frame) for frame in read_frames(path, [11, 3]).permute(0, 2, 3, 1).numpy()] == [11, 3]

@@ -1,18 +1,21 @@
 """Videos that were moved after a training: the run finds the same files elsewhere, and says what is missing."""
 
+import json
 import logging
 import os
 import shutil
 
 import pytest
 from conftest import in_process, make_folder, train_py
+from omegaconf import OmegaConf
 from PIL import Image
 
 from stvid.cli import main
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.run.folder import RunFolder
-from stvid.run.relocation import relocate_run, video_sizes
+from stvid.run.relocation import find_moved, relocate_run, video_sizes
+from stvid.run.start import _relocate, stored_manifest
 from stvid.video.probe import probe
 
 NAMES = [f"{split}/{label}/{i}.mp4" for split in ("train", "val", "test") for label in ("run", "sit") for i in range(3)]
@@ -102,6 +105,31 @@ def test_files_in_other_folders_are_found_by_name_and_size(run, data, tmp_path):
     assert all(map(os.path.exists, paths))
 
 
+def test_folders_of_images_in_other_folders_are_found_by_name_and_size(tmp_path):
+    paths = [tmp_path / "old" / label / f"v{i}" for label in ("run", "sit") for i in range(3)]
+    for size, path in enumerate(paths, start=1):
+        path.mkdir(parents=True)
+        (path / "0.jpg").write_bytes(b"x" * size)
+    sizes = video_sizes([str(path) for path in paths], {})
+    shutil.move(paths[0], tmp_path / "new" / "more" / "run" / "v0")
+    shutil.move(tmp_path / "old", tmp_path / "new" / "set")
+    moved = find_moved(sizes, tmp_path / "new")
+    assert moved[str(paths[0])] == str(tmp_path / "new" / "more" / "run" / "v0")
+    assert len(moved) == 6
+
+
+def test_another_process_of_a_run_reads_the_new_places_and_writes_nothing(run, data, tmp_path, monkeypatch):
+    """Of several processes, one may read the table before the main one changes it."""
+    shutil.move(data, tmp_path / "new")
+    run.config_yaml.write_text("class_names: [run, sit]\ndata: {max_bad: 0}\n")
+    before = run.manifest_csv.read_bytes()
+    monkeypatch.setenv("RANK", "1")
+    _relocate(run, OmegaConf.create({"data": {"root": str(tmp_path / "new")}}), [f"data.root={tmp_path / 'new'}"])
+    assert run.manifest_csv.read_bytes() == before
+    items = stored_manifest(run=str(run.path), data_root=str(tmp_path / "new")).items
+    assert [item.path for item in items] == [str(tmp_path / "new" / name) for name in NAMES]
+
+
 def test_what_is_missing_is_counted_and_named_and_nothing_is_changed(run, data, tmp_path):
     shutil.move(data / "train", tmp_path / "new" / "train")
     (data / "val" / "run" / "0.mp4").unlink()
@@ -145,14 +173,17 @@ def test_a_run_goes_on_and_is_evaluated_after_its_videos_were_moved(run_folder, 
     assert failed.returncode == 2, failed.stderr
     assert f"Moved? Go on with stvid evaluate {run} --split val --data-root NEW_FOLDER" in failed.stderr
 
-    untouched = shutil.copytree(run, tmp_path / "untouched")
+    before = table.read_bytes()
     done = evaluate(run, "--data-root", new, "--no-report")
     assert done.returncode == 0, done.stderr
+    assert table.read_bytes() == before, "only resume changes a run"
+    result = json.loads((run / "evaluate" / "val" / "result.json").read_text())
+    assert result["num_seen"] == result["num_videos"] == 2, "the videos of val are those of the training"
     assert (run / "evaluate" / "val" / "predictions.csv").read_text().count(str(new)) == 2
-    done = train_py(*resume[1:], f"resume={untouched}", f"data.root={new}")
+    done = train_py(*resume[1:], f"resume={run}", f"data.root={new}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert str(new) in (untouched / "manifest.csv").read_text()
-    assert len((untouched / "metrics.csv").read_text().splitlines()) == 5
+    assert str(new) in table.read_text()
+    assert len((run / "metrics.csv").read_text().splitlines()) == 5
 
 
 def evaluate(run, *options):

@@ -151,6 +151,7 @@ def test_code_that_only_the_run_names_is_not_imported_without_trust(finished_run
     assert done.returncode == 2
     assert "loss._target_ (=unknown_package.Loss) of the run is code outside of stvid" in done.stderr
     assert "add trust=[unknown_package]" in done.stderr
+    (run / "checkpoints" / "last.ckpt").unlink()  # it would tell that the config was changed
     done = train_py(f"resume={run}", "trust=[unknown_package]")
     assert "No module named 'unknown_package'" in done.stderr  # it was tried
 
@@ -192,7 +193,7 @@ def test_an_override_that_changes_the_result_needs_allow_changes():
         ("trainer=cpu", "cannot change"),
         ("~seed", "cannot change"),
         ("optimizer.lr=1", "model.weights=RUN"),
-        ("data.root=elsewhere", "cannot change"),
+        ("data.datamodule.manifest.root=elsewhere", "cannot change"),
         ("trainer.max_epoch=9", "trainer.max_epochs"),
     ],
 )
@@ -211,6 +212,16 @@ def test_refused_overrides_leave_the_run_unchanged(finished_run, tmp_path):
     assert train_py(f"resume={run}", f"hydra.run.dir={tmp_path / 'other'}").returncode == 2
     assert "last.ckpt" in train_py(f"resume={run / 'checkpoints' / 'best.ckpt'}").stderr
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_fewer_epochs_than_trained_are_refused_and_leave_the_run_unchanged(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    epochs = len(rows_of(run / "metrics.csv"))
+    done = train_py(f"resume={run}", f"trainer.max_epochs={epochs - 1}", "allow_changes=true")
+    assert done.returncode == 2, done.stderr
+    assert f"at the end of epoch {epochs} already" in done.stderr
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_the_batch_size_cannot_change_within_an_epoch(video_folder, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from stvid.errors import InputError
     [
         ("train", "train TRAIN training trn videos_train train_videos Train-Set trainset TrainVideos train_256"),
         ("val", "val valid validation validate dev videos_val val_frames Dev-Set rawframes_val devset development"),
-        ("test", "test testing tst eval evaluation held-out HeldOut test_data videos_test TestSet"),
+        ("test", "test testing tst eval evaluation held-out HeldOut hold_out Holdout test_data videos_test TestSet"),
         (None, "trains tests walk videos contest devil evaluate_me trainval train_val retrain training_dog 256 _"),
     ],
 )  # fmt: skip
@@ -121,3 +121,12 @@ def test_the_usual_files_beside_videos_are_no_warning(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         folder(root=str(tmp_path))
     assert [record.levelname for record in caplog.records if "are not used" in record.getMessage()] == ["INFO"]
+
+
+@pytest.mark.parametrize(("layout", "media"), [(folder, "{}.mp4"), (frames, "{}/1.jpg")], ids=["folder", "frames"])
+def test_folders_of_the_system_are_no_classes_and_hold_no_videos(tmp_path, layout, media):
+    system = ("__MACOSX/walk", "$RECYCLE.BIN", "@eaDir/1.mp4", "walk/@eaDir", "lost+found", "System Volume Information")
+    touch(tree(tmp_path, ".", media=media), *(f"{place}/{media.format(9)}" for place in system))
+    data = layout(root=str(tmp_path))
+    assert data.class_names == ("run", "walk")
+    assert len(data.items) == 12

@@ -1,4 +1,5 @@
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,15 @@ def test_the_split_depends_on_the_seed_alone():
 def test_too_few_videos_of_a_class_are_named():
     with pytest.raises(InputError, match="class 'run' has 2 videos, too few for 3 splits"):
         split_items(items_of(2, 0), fractions=FRACTIONS, seed=0)
+
+
+def test_all_small_classes_are_named_with_another_spelling_of_the_first():
+    items = [replace(item, label=label) for item in items_of(3, 0) for label in ("Run", item.label)]
+    items = [item for item in items if item.label != "Run"] + [item for item in items if item.label == "Run"][:1]
+    with pytest.raises(
+        InputError, match=r"class 'Run' \(is it 'run'\?\) has 1 video, too few for 3 splits: .*column split"
+    ):
+        split_items(items, fractions=FRACTIONS, seed=0)
 
 
 def test_fractions_must_be_proportions():

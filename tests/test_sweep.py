@@ -14,8 +14,6 @@ import pytest
 import yaml
 from conftest import ROOT, in_process
 
-from stvid.sweep.trials import read_trials
-
 optuna = pytest.importorskip("optuna", reason="the search extra is not installed")
 
 APP = """
@@ -23,7 +21,7 @@ import json, math, multiprocessing, os, signal
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from stvid.errors import report_errors
+from stvid.exits import report_errors
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.errors import InputError
 from stvid.sweep.proposals import pruning_reporter
@@ -125,6 +123,10 @@ def test_a_grid_is_every_combination_in_order(search, tmp_path):
     assert [row["status"] for row in summary(tmp_path / "sweep")] == ["done"] * 9
 
 
+def values_of(sweep):
+    return [trial["values"] for trial in json.loads((sweep / "trials.json").read_text())]
+
+
 def test_a_killed_sweep_resumes_with_the_trials_that_it_would_have_run(search, tmp_path):
     """Its proposals equal those of an uninterrupted sweep; the interrupted trial runs again in its own folder."""
     overrides = ("sweep=optuna", "sweep.trials=12", LR, "kind=a,b")
@@ -147,7 +149,7 @@ def test_a_killed_sweep_resumes_with_the_trials_that_it_would_have_run(search, t
     assert after[:5] == before[:5]
     assert [call["run"] for call in calls(sweep)] == [str(n) for n in (0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11)]
     assert sorted(row["run"] for row in summary(sweep)) == sorted(map(str, range(12)))
-    assert [trial.values for trial in read_trials(sweep)] == [trial.values for trial in read_trials(tmp_path / "whole")]
+    assert values_of(sweep) == values_of(tmp_path / "whole")
 
 
 def test_the_same_command_resumes_too_and_the_number_of_trials_may_grow(search, tmp_path):

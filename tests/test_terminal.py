@@ -17,10 +17,11 @@ from test_report import Page, make_evaluation, make_report, make_result, written
 
 from stvid.commands import predict
 from stvid.commands.check import check_text
-from stvid.errors import UNREADABLE, InputError, VideoError, listing, report_errors
+from stvid.errors import UNREADABLE, InputError, VideoError, listing
 from stvid.evaluation.compare import compare_runs, comparison_text
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
 from stvid.evaluation.text import result_text, summary_sentence
+from stvid.exits import report_errors
 from stvid.progress import Bar
 from stvid.sweep.trials import Trial, leaderboard_text
 from stvid.terminal import LogFormatter, aligned, show, visible, visible_lines

@@ -64,7 +64,7 @@ def test_another_seed_is_another_val(tmp_path):
         ([], 1, ["no UT-Interaction videos", "0 videos are there", "SAMPLE_SEQUENCE_LABEL.avi"]),
         (["seq1.avi", "0_1_6.avi"], 1, ["no UT-Interaction videos", "2 videos are there"]),
         (["0_1_4.avi", "1_2_4.avi"], 3, ["no videos of sequence 3 (data.fold)", "it has sequences 1, 2"]),
-        (["0_1_4.avi", "1_2_4.avi"], 1, ["class 'punching' has 1 groups"]),
+        (["0_1_4.avi", "1_2_4.avi"], 1, ["class 'punching' has 1 group,"]),
     ],
 )
 def test_an_invalid_tree_is_an_error(tmp_path, names, fold, expected):

@@ -62,8 +62,9 @@ def _picture_lines(pictures: Mapping, shorten: Callable[[str], str]) -> list[str
             f"    not sure: {pictures['largest']} of {compared} videos are linked, so they may only show the same place"
         )
     else:
+        groups = "1 group" if pictures["num_groups"] == 1 else f"{pictures['num_groups']} groups"
         lines.append(
             f"    quite sure: at most {MAX_DISTANCE} of {HASH_SIZE**2} bits differ, unrelated pictures have about "
-            f"{HASH_SIZE**2 // 2}; {pictures['num_linked']} videos in {pictures['num_groups']} groups, see --json"
+            f"{HASH_SIZE**2 // 2}; {pictures['num_linked']} videos in {groups}, see --json"
         )
     return lines

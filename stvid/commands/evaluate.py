@@ -15,7 +15,6 @@ from stvid.files import write_json
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
-from stvid.run.relocation import relocate_run
 from stvid.terminal import show
 
 
@@ -39,13 +38,9 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         calibrate=options.calibrate,
         num_workers=options.workers,
         trust=options.trust,
+        data_root=options.data_root,
     )
     runs, folder = resolve_runs(options.runs)
-    if options.data_root:
-        splits = {options.split, "val"} if options.calibrate else {options.split}
-        for run in runs:
-            needed = () if options.manifest else splits
-            relocate_run(RunFolder.of(run), options.data_root, splits=needed, option="--data-root")
     if folder is None:
         evaluation = evaluate_run(runs[0], evaluation_options, is_main_process=is_main_process)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
 from stvid.device import default_device, limit_cpu_threads
-from stvid.errors import InputError
+from stvid.errors import UNREADABLE, InputError
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -24,7 +24,8 @@ def run(options: argparse.Namespace) -> None:
     for prediction in predictions:
         show(visible(prediction["path"]))
         if "error" in prediction:
-            show(f"  could not be read: {visible(prediction['error'])}")
+            reason = "no video, or damaged" if prediction["error"] == UNREADABLE else prediction["error"]
+            show(f"  could not be read: {visible(reason)}")
         for entry in prediction["top"]:
             show(f"  {entry['probability']:6.1%}  {visible(entry['class'])}")
     if options.json:

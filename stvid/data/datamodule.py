@@ -199,6 +199,7 @@ class VideoDataModule(pl.LightningDataModule):
             "clip": self.clip,
             "seed": self.seed,
             "backend": self.backend,
+            "max_pixels": self.max_pixels,
         }
         self.train = TrainingClips(items=items[:num_train], infos=infos[:num_train], augment=self.augment, **shared)
         self.val = Views(

@@ -82,7 +82,7 @@ class VideoDataset(Dataset):
         class_names: in the order of the model's outputs.
         clip: the clip's geometry.
         seed: random choices depend only on seed, epoch and item.
-        backend: see `read_frames`.
+        backend, max_pixels: see `read_frames`.
     """
 
     items: Sequence[Item]
@@ -91,6 +91,7 @@ class VideoDataset(Dataset):
     clip: ClipSpec
     seed: int = 0
     backend: str = "pyav"
+    max_pixels: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -117,7 +118,12 @@ class VideoDataset(Dataset):
         native = (info.height, info.width)
         short_side = reading_size(*native, boxes[0], size)
         frames_TCHW = read_frames(
-            self.items[index].path, frames, info=info, short_side=short_side, backend=self.backend
+            self.items[index].path,
+            frames,
+            info=info,
+            short_side=short_side,
+            backend=self.backend,
+            max_pixels=self.max_pixels,
         )
         return [crop_and_resize(frames_TCHW, box, size, native=native) for box in boxes]
 

@@ -19,6 +19,7 @@ from stvid.files import replacing
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 NAME_GROUPS = "data.group_pattern or data.group_csv (data=folder, data=frames), or a column group (data=manifest)"
+_SPLIT_WORDS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing", "eval", "evaluation"))
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 
 
@@ -49,6 +50,11 @@ class Manifest:
 
     items: tuple[Item, ...]
     class_names: tuple[str, ...]
+
+    def with_paths(self, moved: Mapping[str, str]) -> Manifest:
+        """The same items with other paths: old path -> new path; a path that is not in it stays."""
+        items = tuple(replace(item, path=moved[item.path]) if item.path in moved else item for item in self.items)
+        return replace(self, items=items)
 
     def select(self, split: str) -> tuple[Item, ...]:
         """The items of one split, in the manifest's order; may be empty."""
@@ -105,9 +111,15 @@ class Manifest:
 
 
 def _check_text(table: Table, row: Row, class_names: frozenset[str]) -> None:
-    """Bytes that are not UTF-8 are wrong, except in the names of known classes and of files that exist."""
-    if row.cells["label"] not in class_names:
+    """Bytes that are not UTF-8 are wrong, except in the names of known classes and of files that exist.
+
+    So are labels that nobody can see.
+    """
+    label = row.cells["label"]
+    if label not in class_names:
         check_utf8(table, row, "label")
+        if label and not any(map(_is_visible, label)):
+            raise InputError(f"{table.where(row)}: label {label!a} (shown with escapes) is blank")
     is_new = not class_names and not is_utf8(row.cells["path"])
     if is_new and not os.path.lexists(table.path.parent / row.cells["path"]):
         check_utf8(table, row, "path")
@@ -132,17 +144,22 @@ def _class_labels(table: Table, class_names: Sequence[str] | None, *, allow_new_
     known = set(class_names)
     if numeric and not set(labels) <= known:
         for row in table.rows:
-            if int(row.cells["label"]) >= len(class_names):
+            if _index(row.cells["label"]) >= len(class_names):
                 raise InputError(
-                    f"{table.where(row)}: label {row.cells['label']}, but data.class_names has {len(class_names)} "
+                    f"{table.where(row)}: label {row.cells['label'][:20]}, but data.class_names has {len(class_names)} "
                     "names (from 0)"
                 )
-        return [class_names[int(label)] for label in labels]
+        return [class_names[_index(label)] for label in labels]
     for row in table.rows:
         label = row.cells["label"]
         if label and label not in known and not allow_new_classes:
             raise InputError(f"{table.where(row)}: unknown class {label!r}{nearest(label, class_names)}")
     return labels
+
+
+def _index(label: str) -> int:
+    """The value of a label that is a number; very long ones, which `int` refuses, are larger than any index."""
+    return int(label) if len(label) <= 20 else 10**20
 
 
 def _item(row: Row, label: str, table: Table) -> Item:
@@ -225,9 +242,16 @@ def similar_classes(class_names: Iterable[str]) -> list[list[str]]:
     for name in class_names:
         # lower case can undo a normal form, so it is made twice
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-        visible = (c for c in folded if not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc"))
-        similar["".join(visible).replace("_", "") or name].append(name)
+        similar["".join(filter(_is_visible, folded)).replace("_", "") or name].append(name)
     return [names for names in similar.values() if len(names) > 1]
+
+
+# letters and marks that show nothing: a joiner, fillers of Hangul, vowels of Khmer; selectors of a form
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
+
+
+def _is_visible(character: str) -> bool:
+    return not (character.isspace() or character in _INVISIBLE or unicodedata.category(character) in ("Cf", "Cc"))
 
 
 def _check_similar_classes(manifest: Manifest) -> None:
@@ -301,12 +325,19 @@ def read_manifest(
         seed: of the split.
 
     Raises:
-        InputError: see `Manifest.read_csv`; too few videos or groups for a split.
+        InputError: see `Manifest.read_csv`; too few videos or groups for a split; another column has names of splits.
     """
     table = read_table(Path(str(path)).expanduser(), required=COLUMNS[:2], optional=COLUMNS[2:])
     manifest = Manifest._from_table(table, class_names, allow_new_classes=False)
     if "split" in table.columns:
         return manifest
+    for name in table.columns:
+        values = {row.cells[name].strip().lower() for row in table.rows}
+        if name not in COLUMNS and len(values) > 1 and values <= _SPLIT_WORDS:
+            raise InputError(
+                f"{table.path}: column {name!r} has names of splits, but a column split is missing. Name it split "
+                f"(its values: {', '.join(SPLITS)}), or remove it to have a split made"
+            )
     fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
     items = split_items(manifest.items, fractions=fractions, seed=seed)
     sizes = ", ".join(f"{split} {sum(item.split == split for item in items)}" for split in SPLITS)

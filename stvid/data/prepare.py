@@ -188,7 +188,7 @@ def _transcode_source(
                 parts.append(Part(target=job.target, first=frames[0], num_frames=len(frames), comment=job.comment))
         try:
             if parts:
-                transcode(path, parts, info=info, **encoding)
+                transcode(path, parts, info=info, max_pixels=max_pixels, **encoding)
             return info, errors
         except VideoError:
             if info.decoded:

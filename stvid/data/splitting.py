@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stvid.errors import InputError
+from stvid.errors import InputError, listing
 
 if TYPE_CHECKING:
     from stvid.data.manifest import Item
@@ -71,13 +71,18 @@ def split_items(items: Sequence[Item], *, fractions: Mapping[str, float], seed: 
 
 def _check_enough_groups(groups: Mapping[tuple[str, str], list[Item]], num_splits: int) -> None:
     per_class = Counter(label for items in groups.values() for label in {item.label for item in items})
-    for label, count in sorted(per_class.items()):
-        if count < num_splits:
-            unit = "groups" if any(kind == "group" for kind, _ in groups) else "videos"
-            raise InputError(
-                f"class {label!r} has {count} {unit}, too few for {num_splits} splits: add videos, or make train/ val/ "
-                "test/ folders yourself"
-            )
+    small = {label: count for label, count in sorted(per_class.items()) if count < num_splits}
+    if small:
+        unit = "group" if any(kind == "group" for kind, _ in groups) else "video"
+        label, count = next(iter(small.items()))
+        others = f" (the same holds for {listing(list(small)[1:])})" if len(small) > 1 else ""
+        twins = [name for name in per_class if name != label and name.casefold() == label.casefold()]
+        spelling = f" (is it {twins[0]!r}?)" if twins else ""
+        raise InputError(
+            f"class {label!r}{spelling} has {count} {unit}{'s' if count != 1 else ''}, too few for {num_splits} "
+            f"splits{others}: add videos, or choose the splits yourself: folders train/ val/ test/, or a column split "
+            "in a table"
+        )
 
 
 def _assign_groups(

@@ -45,7 +45,7 @@ def _at_chance(result: Mapping) -> str:
     level = f"{percent(chance)}"
     if share > chance:
         level += f"; always predicting {visible(common)} gives {percent(share)}"
-    return f"At chance: the accuracy of {percent(result['video_accuracy'])} is not clearly above chance ({level})."
+    return f"At chance: the val accuracy of {percent(result['video_accuracy'])} is not clearly above chance ({level})."
 
 
 def _overfitting(result: Mapping, epochs: Sequence[Mapping[str, str]]) -> str:

@@ -147,6 +147,8 @@ def load_manifest(
     if not path.is_file():
         raise InputError(f"{path} does not exist: it lists the videos of each split. Name one with --manifest FILE.csv")
     data = Manifest.read_csv(path, class_names=trained.class_names, allow_new_classes=True)
+    if not manifest:
+        data = data.with_paths(trained.moved)
     unknown = data.class_names[len(trained.class_names) :]
     if unknown:
         hint = nearest(unknown[0], trained.class_names)
@@ -194,7 +196,7 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     own = RunFolder(trained.folder).manifest_csv
     if not own.is_file():
         return []
-    table = Manifest.read_csv(own, class_names=trained.class_names)
+    table = Manifest.read_csv(own, class_names=trained.class_names).with_paths(trained.moved)
     real = {path: os.path.realpath(path) for path in {item.path for item in (*table.items, *items)}}
     known = [item for item in table.items if item.split != "test"]
     files = {real[item.path] for item in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, 
 from stvid.files import why_not_writable
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.run.folder import RunFolder, finished_runs
+from stvid.run.relocation import find_run_videos
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class EvaluationOptions:
         calibrate: first fit a temperature on val, see `calibrate`.
         num_workers: processes that read videos.
         trust: modules outside of stvid that may be imported, see `load_checkpoint`.
+        data_root: where the run's videos are now, if they were moved, see `find_run_videos`; the run is not changed.
     """
 
     split: str = "test"
@@ -49,6 +51,7 @@ class EvaluationOptions:
     calibrate: bool = False
     num_workers: int | str = "auto"
     trust: Sequence[str] = ()
+    data_root: str | None = None
 
 
 class Fold(NamedTuple):
@@ -102,6 +105,11 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
             `calibrate` for a run folder that cannot be written.
     """
     trained = load_checkpoint(run, trust=options.trust)
+    if options.data_root:
+        splits = {options.split, *(["val"] if options.calibrate else [])}
+        needed = () if options.manifest else splits
+        moved = find_run_videos(RunFolder(trained.folder), options.data_root, splits=needed, option="--data-root")
+        trained = replace(trained, moved=moved)
     data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     absent = absent_classes(data, options.split)
     if is_main_process and absent:

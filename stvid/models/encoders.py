@@ -93,6 +93,8 @@ def build_encoder(
                 f"model.image_size (={image_size}): efficientnet_lite0 takes images of any size; leave it out"
             )
         return efficientnet_lite0(weights)
+    if not isinstance(name, str):
+        raise InputError(f"model.encoder (={name!r}) must be the name of an encoder")
     if name.startswith("timm/"):
         return timm_network(name.removeprefix("timm/"), weights, image_size)
     return torchvision_network(name, weights, image_size)

@@ -103,6 +103,7 @@ def make_previews(
         infos=infos,
         class_names=trained.class_names,
         clip=trained.clip,
+        max_pixels=trained.max_pixels,
     )
     check_short(dataset)
     if explained:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
-MAX_CLIP_PIXELS = 2**31  # of a clip in a checkpoint: T x H x W
+MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields({"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)})
 CLIP = fields(
@@ -115,6 +115,7 @@ class TrainedModel:
         position: where training continues: the epoch, from 0, and the number of its batches that are done.
         step: number of optimizer steps trained.
         temperature: logits are divided by it, see `stvid.evaluation.calibration`; 1: not calibrated.
+        moved: path in the run's `manifest.csv` -> where the video is now, see `stvid.run.relocation.find_run_videos`.
     """
 
     path: Path
@@ -128,6 +129,7 @@ class TrainedModel:
     position: tuple[int, int] = (0, 0)
     step: int = 0
     temperature: float = 1.0
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def max_pixels(self) -> int:
@@ -233,8 +235,8 @@ def _outline(config: Mapping, options: Mapping[str, Any], state: Mapping, path: 
             return build_model(config, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:
-        raise InputError(
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+        raise InputError(  # values that our constructors, or torch's, cannot take; other errors are mistakes of ours
             f"{path}: no model can be built from its config, which may be damaged: {type(error).__name__}: {error}"
         ) from error
 

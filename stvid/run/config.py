@@ -24,7 +24,7 @@ from stvid.errors import InputError, nearest, raise_mistakes, train_command
 from stvid.run.config_check import check_config
 from stvid.run.config_help import SHARED, choices_of, config_groups
 from stvid.run.folder import RunFolder, project_root
-from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, split_override, to_overrides
+from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, check_flags, split_override, to_overrides
 
 if TYPE_CHECKING:
     from stvid.clip import ClipSpec
@@ -36,6 +36,7 @@ def check_command_line(words: Sequence[str]) -> list[str]:
     Raises:
         InputError: all mistakes in the words and in the config that they compose; a run that cannot be resumed.
     """
+    check_flags(words)
     arguments = to_overrides(words)
     overrides = [word for word in arguments if word not in SWEEP_FLAGS]
     if any(word.startswith("-") for word in overrides):  # Hydra shows something, or reads other configs
@@ -99,7 +100,19 @@ def _wrong_values(overrides: Sequence[str]) -> dict[str, str]:
             mistakes[word] = f"{key}= has no value; leave it out, or give one: {key}=VALUE"
         elif key in config_groups() and (value == SHARED.get(key) or (value == "null" and key != "experiment")):
             mistakes[word] = _unknown_choice_message(key, value)
+        elif (group := key.partition("@")[0]) in config_groups() and _is_number(word):
+            mistakes[word] = _unknown_choice_message(group, value)
+        elif re.fullmatch(r"hydra(/\w+)*", group) and _is_number(word):
+            mistakes[word] = f"{key}={value}: the choices of {group} are names"
     return mistakes
+
+
+def _is_number(word: str) -> bool:
+    """Whether Hydra reads the value of an override as a number or a truth value."""
+    try:
+        return isinstance(OverridesParser.create().parse_override(word).value(), int | float)
+    except HydraException:
+        return False
 
 
 def _wrong_overrides(overrides: Sequence[str]) -> list[str]:

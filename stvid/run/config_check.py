@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
-from stvid.run.parameters import CHOICES, parameter_types, ranges, type_fits
+from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
+from stvid.run.folder import project_root
+from stvid.run.parameters import CHOICES, parameter_types, ranges, targets, type_fits
 
 log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
@@ -21,16 +27,19 @@ FILES = ("data.path", "data.group_csv")
 WEIGHTS = ("model.weights", "model.inflate")
 
 
-def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
+def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: bool = False) -> None:
     """Raises InputError for all mistakes in a config that its own text shows.
 
-    They are: a missing value, a key under `data` without effect, a value of another type or out of its range, or a
-    missing package.
+    They are: a missing section or value, a section without its class, a key under `data` without effect, a value of
+    another type or out of its range, or a missing package.
 
     Args:
         config: composed.
         needs_data: the files and folders that it names must exist too.
+        is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    raise_mistakes(list(_sections(plain)))  # the other checks read them
     missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
     if missing:
@@ -38,24 +47,81 @@ def check_config(config: DictConfig, *, needs_data: bool = False) -> None:
         for key in missing:
             OmegaConf.update(config, key, "missing")
     paths = _paths(config) if needs_data else ()
-    for key, message in (*_data_keys(config.data), *_types(config), *_values(config), *paths):
+    unknown = () if is_stored else _data_keys(config.data)
+    for key, message in (*unknown, *_types(config), *_values(config), *paths):
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
-    if config.model.get("freeze") and not (config.model.get("weights") or config.model.get("inflate")):
+    if (
+        not is_stored
+        and config.model.get("freeze")
+        and not (config.model.get("weights") or config.model.get("inflate"))
+    ):
         log.warning(
             "model.freeze=%s without model.weights: this freezes randomly initialised layers", config.model.freeze
         )
 
 
-def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
-    """Every section of a config with a `_target_`, after its dotted place."""
+@functools.cache
+def known_sections() -> dict[str, bool]:
+    """Dotted place of every section that all choices of its group have -> whether each names a `_target_` or is empty.
+
+    `${clip}` is a section too.
+    """
+    known: dict[str, bool] = {}
+    for group in config_groups():
+        contents = [dict(_content_sections(choice_content(group, choice), group)) for choice in choices_of(group)]
+        for place in contents[0]:
+            if all(place in content for content in contents):
+                known[place] = all(content[place] for content in contents)
+    return known
+
+
+def _content_sections(node: object, place: str) -> Iterator[tuple[str, bool]]:
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield place, node
+        yield place, not node or "_target_" in node
         for key, child in node.items():
-            yield from targets(child, f"{place}.{key}".strip("."))
+            yield from _content_sections(child, f"{place}.{key}")
+    elif isinstance(node, str) and node.startswith("${") and node[2:-1] in config_groups():
+        yield place, False
+
+
+def _sections(config: Mapping) -> Iterator[str]:
+    """Sections that are missing, or have another value in their place; keys of train.yaml that are missing."""
+    keys = own_entries(project_root() / "configs" / "train.yaml")
+    groups = [group for group in config_groups() if group not in ("experiment", "sweep")]  # a stored config has neither
+    for key in (*keys, *groups):
+        if key not in config:
+            yield f"{key} is missing, and every run needs it: leave out ~{key}"
+    for place, has_target in known_sections().items():
+        around, name = _section_around(config, place)
+        if not isinstance(around, Mapping) or (around is config and name not in config):
+            continue  # told already
+        value = around.get(name)
+        if name not in around:
+            yield f"{place} is missing, and every run needs it: leave out ~{place}"
+        elif not isinstance(value, Mapping):
+            if not (isinstance(value, str) and value.startswith(("${", "???"))):
+                yield f"{place} (={_shown(value)}) must be a section with keys of its own: {place}.KEY=VALUE"
+        elif has_target and value and "_target_" not in value:
+            yield f"{place}._target_ is missing, the class or function that {place} is for"
+    for place, node in targets(config):
+        if not isinstance(target := node["_target_"], str) or not target:
+            yield f"{place}._target_ (={_shown(target)}) must be the dotted name of a class or function"
+
+
+def _section_around(config: Mapping, place: str) -> tuple[object, str]:
+    """The section that a dotted place lies in (another value, if there is no such section), and its name there."""
+    *sections, name = place.split(".")
+    around: object = config
+    for section in sections:
+        around = around.get(section) if isinstance(around, Mapping) else None
+    return around, name
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
@@ -74,11 +140,11 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
     """
     unresolved = dict(targets(OmegaConf.to_container(config, resolve=False)))
     for place, node in targets(OmegaConf.to_container(config, resolve=True)):
-        if not isinstance(target := node["_target_"], str):
-            continue
+        target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
-            if types and key not in types and "**" not in types and not key.startswith(("_", "datamodule")):
+            is_argument = not str(key).startswith(("_", "datamodule"))
+            if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
@@ -105,13 +171,20 @@ def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
         node = OmegaConf.select(config, key)
         value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
         if not allowed.allows(value):
-            kind = "a whole number, " if allowed.whole and not isinstance(value, int | None) else ""
-            yield key, f"{key} (={'null' if value is None else value}) must be {kind}{allowed.words}"
+            is_usual = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
+            kind = "" if is_usual else "a finite number, "
+            if allowed.whole and not isinstance(value, int | None):
+                kind = "a whole number, "
+            yield key, f"{key} (={_shown(value)}) must be {kind}{allowed.words}"
+    trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
+    if not isinstance(trust, list | str):
+        yield "trust", f"trust (={_shown(trust)}) must be a list of packages or modules: trust=[my_package]"
 
 
 def _is_checked(config: DictConfig, key: str) -> bool:
     """Whether the config has the key, and its section is not for a class of the user's own."""
-    target = OmegaConf.select(config, f"{key.partition('.')[0]}._target_")
+    section, dot, _ = key.partition(".")
+    target = OmegaConf.select(config, f"{section}._target_") if dot else None
     return _has_key(config, key) and str(target or "stvid.").startswith(("stvid.", "pytorch_lightning."))
 
 
@@ -131,9 +204,8 @@ def _clip(clip: DictConfig) -> str | None:
 
 def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    is_read = str(config.data.datamodule.manifest["_target_"]).startswith(
-        ("stvid.data.layouts.", "stvid.data.manifest.")
-    )
+    target = config.data.datamodule.manifest.get("_target_")
+    is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
         if not _has_key(config, key):
             continue
@@ -150,3 +222,20 @@ def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{key} {path.absolute()} is not a folder"
         elif key in FILES and path.is_dir():
             yield key, f"{key} {path.absolute()} is a folder; name the CSV table"
+        elif key in FILES and VIDEO.fullmatch(path.name):
+            yield key, f"{key} {path.absolute()} is a video; name a CSV table, or a folder with a folder for each class"
+        elif key == "data.root" and _holds_only_videos(path) and str(target).endswith(".class_folders.folder"):
+            yield (
+                key,
+                f"data.root {path.absolute()} holds videos, but no class folders. If it is a class itself, name the "
+                f"folder above: data.root={path.absolute().parent}",
+            )
+
+
+def _holds_only_videos(folder: Path) -> bool:
+    """Whether a folder has videos in it, and no folders."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return any(VIDEO.fullmatch(entry.name) for entry in visible) and not any(entry.is_dir() for entry in visible)

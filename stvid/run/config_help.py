@@ -114,16 +114,38 @@ def read_choice(group: str, choice: str) -> dict[str, tuple[str, str]]:
 
 def own_entries(file: Path) -> dict[str, tuple[str, str]]:
     """The same for a file of configs/, without the keys of the files that it includes."""
+    package = package_of(file)
+    return {f"{package}.{name}".lstrip("."): entry for name, entry in _entries(file).items()}
+
+
+def package_of(file: Path) -> str:
+    """The section that the keys of a file of configs/ belong to; empty for the top level."""
     group = file.parent.relative_to(_configs()).as_posix()
-    is_global = group == "." or "# @package _global_" in file.read_text(encoding="utf-8")
-    prefix = "" if is_global else f"{group}."
-    return {prefix + name: entry for name, entry in _entries(file).items()}
+    return "" if group == "." or "# @package _global_" in file.read_text(encoding="utf-8") else group
 
 
 def describe_choice(group: str, choice: str) -> str:
     """The first comment line of a choice's file, after a line with the command of an experiment."""
     lines = (_configs() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
     return next(line.removeprefix("# ") for line in lines if not line.startswith(("# @package", f"# {SCRIPT}")))
+
+
+def choice_content(group: str, choice: str) -> object:
+    """What a choice and the files that it includes put into the section of its group; plain data, unresolved."""
+    file = _configs() / group / f"{choice}.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    included = [entry.partition("@")[0] for entry in content.pop("defaults", []) if isinstance(entry, str)]
+    own = content if package_of(file) else content.get(group)
+    merged: object = {}
+    for part in (*(choice_content(group, name) for name in included if name != "_self_"), own):
+        merged = _merged(merged, part)
+    return merged
+
+
+def _merged(old: object, new: object) -> object:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
 def config_files() -> list[Path]:

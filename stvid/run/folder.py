@@ -121,7 +121,13 @@ def find_checkpoint(run: str | Path) -> Path:
     for checkpoint in (folder.best_ckpt, folder.last_ckpt):
         if checkpoint.is_file():
             return checkpoint
-    hint = "it is the folder of a sweep: name one of its runs" if folder.is_sweep else "was it trained?"
+    runs = sorted(path.parents[1] for path in run.glob("*/checkpoints/*.ckpt"))
+    if folder.is_sweep:
+        hint = "it is the folder of a sweep: name one of its runs"
+    elif runs:
+        hint = f"name one of the runs in it, such as {runs[-1]}"
+    else:
+        hint = "was it trained?"
     raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
 
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stvid.data.layouts.recognition import recognize
-from stvid.errors import InputError, exit_on_interrupt
+from stvid.errors import InputError, train_command
+from stvid.exits import exit_on_interrupt
 from stvid.run.config_help import exit_if_help
 from stvid.terminal import show, visible
 
@@ -35,6 +36,7 @@ FLAGS_WITH_VALUE = (  # of Hydra
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--experimental-rerun", "--info", "-i"),
 )
+OTHER_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--shell-completion", "-sc")
 _OVERRIDE = re.compile(r"(\+{0,2})([\w./@-]+)=(.*)", re.DOTALL)
 _PLAIN = re.compile(r"(?=[^/]*/)(?!-)[A-Za-z0-9_./-]+", re.ASCII)  # has a slash: Hydra reads it as text, as it stands
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -55,6 +57,18 @@ def prepare_arguments(words: Sequence[str]) -> list[str]:
     arguments = check_command_line(words)
     exit_on_interrupt()
     return arguments
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Raises InputError for the first flag that train.py and Hydra do not have; Hydra also takes the start of one."""
+    known = (*SWEEP_FLAGS, *FLAGS_WITH_VALUE, *OTHER_FLAGS)
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("-") and not any(name == flag or ("--" in flag and name.startswith(flag)) for name in known):
+            raise InputError(
+                f"{train_command()} does not know {flag}: its settings are overrides, key=value, such as "
+                "data.root=DIR trainer.max_epochs=20; --help lists them"
+            )
 
 
 def to_overrides(words: Sequence[str]) -> list[str]:
@@ -102,9 +116,10 @@ def _is_source(word: str) -> bool:
 def _source_overrides(sources: Sequence[str], overrides: Sequence[str]) -> list[str]:
     missing = [source for source in sources if not os.path.exists(os.path.expanduser(source))]
     if missing:
+        hint = ", without spaces around =" if any(word.startswith("=") for word in overrides) else ""
         raise InputError(
-            f"{', '.join(map(repr, missing))} is no override: an override is key=value; and there is no such folder "
-            "of videos or CSV table"
+            f"{', '.join(map(repr, missing))} {'is no override' if len(missing) == 1 else 'are no overrides'}: an "
+            f"override is key=value{hint}; and there is no such folder of videos or CSV table"
         )
     given = dict(pair for pair in map(split_override, overrides) if pair)
     taken = [key for key in ("data.root", "data.path", "resume") if key in given]

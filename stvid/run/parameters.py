@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.run.config_help import config_files, own_entries
+import yaml
+
+from stvid.run.config_help import config_files, config_groups, own_entries, package_of
 
 CHOICES = {  # of keys with a fixed set of values; a test compares them with those in the code
     "data.features": ("auto", "off"),
@@ -49,6 +52,7 @@ class Range:
         comment: the comment of the key.
         whole: only whole numbers.
         nullable: null is a value too.
+        listed: a list of such numbers is a value too.
     """
 
     low: float
@@ -59,22 +63,23 @@ class Range:
     comment: str
     whole: bool
     nullable: bool
+    listed: bool
 
     def allows(self, value: object) -> bool:
         """Whether a value or every number of a list lies in the range; words of the comment such as `auto` do."""
         if isinstance(value, list | tuple):
-            return all(self.allows(child) for child in value)
+            return self.listed and all(self.allows(child) for child in value)
         if value is None:
             return self.nullable
         if isinstance(value, str):
             return bool(re.search(rf"\b{re.escape(value)}:", self.comment))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if self.whole and value != int(value):
+        if isinstance(value, float) and not (value.is_integer() if self.whole else math.isfinite(value)):
             return False
         is_low = value < self.low or (self.above and value == self.low)
         is_high = self.high is not None and (value > self.high or (self.below and value == self.high))
-        return not (is_low or is_high or value != value)
+        return not (is_low or is_high)
 
 
 @functools.cache
@@ -91,7 +96,11 @@ def ranges() -> dict[str, Range]:
         if stated_range is not None:
             values = [value for value, _ in values_and_comments]
             low, high, above, below, words = stated_range
-            is_whole = words.startswith("at least") and all(re.fullmatch(r"\d+|null|auto", value) for value in values)
+            annotation = key_annotations().get(key)
+            if annotation is None:  # of a class that is not ours; an interpolation says nothing about the value
+                is_whole = all(re.fullmatch(r"\d+|null|auto|\$\{.*", value) for value in values)
+            else:
+                is_whole = bool(re.search(r"\bint\b", annotation)) and not re.search(r"\bfloat\b", annotation)
             others = re.findall(r"(?:; |\| |, |: )(null|auto): ", comment)
             stated[key] = Range(
                 low=low,
@@ -100,8 +109,9 @@ def ranges() -> dict[str, Range]:
                 below=below,
                 words=", or ".join([words, *others]),
                 comment=comment,
-                whole=is_whole,
+                whole=is_whole and words.startswith("at least"),
                 nullable="null" in values or "null" in comment,
+                listed=any(value.startswith("[") for value in values) or "[" in (annotation or ""),
             )
     return stated
 
@@ -114,6 +124,29 @@ def _stated_range(comment: str) -> tuple[float, float | None, bool, bool, str] |
     if match := re.search(r"\babove (\d+)\b", comment):
         return float(match[1]), None, True, False, match[0]
     return None
+
+
+@functools.cache
+def key_annotations() -> dict[str, str]:
+    """Dotted key -> the annotation of the parameter of stvid that gets its value, for all choices of all groups."""
+    found: dict[str, str] = {}
+    for file in config_files():
+        for place, node in targets(yaml.safe_load(file.read_text(encoding="utf-8")), package_of(file)):
+            types = parameter_types(str(node["_target_"]))
+            for name, value in node.items():
+                source = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
+                if name in types and not (source and source[1] in config_groups()):
+                    found[source[1] if source else f"{place}.{name}".lstrip(".")] = types[name]
+    return found
+
+
+def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
+    """Every section of a config with a `_target_`, after its dotted place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield place, node
+        for key, child in node.items():
+            yield from targets(child, f"{place}.{key}".strip("."))
 
 
 @functools.cache

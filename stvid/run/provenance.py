@@ -78,10 +78,11 @@ def manifest_fingerprint(manifest: Manifest) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, stvid and `PACKAGES`; with a CUDA device also of CUDA."""
+    """Versions of Python, stvid and `PACKAGES`; with a device of CUDA or ROCm also of that."""
     record = {"python": platform.python_version(), "stvid": stvid.__version__}
     record |= {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
-    return record | ({"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {})
+    devices = {"cuda": torch.version.cuda, "rocm": torch.version.hip} if torch.cuda.is_available() else {}
+    return record | {name: version for name, version in devices.items() if version is not None}
 
 
 def git_state(code: Path) -> dict | None:

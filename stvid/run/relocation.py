@@ -1,4 +1,4 @@
-"""Videos of a run that were moved: finds them below another folder and changes the run's `manifest.csv`."""
+"""Videos of a run that were moved: finds them below another folder; `resume` also changes the run's `manifest.csv`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.discovery import find_files, resolve_folder
-from stvid.data.tables import UTF8, csv_line, read_table
+from stvid.data.layouts.discovery import find_files, find_frame_folders, resolve_folder
+from stvid.data.tables import UTF8, Table, csv_line, read_table
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.run.folder import RunFolder, display_path
@@ -39,8 +39,28 @@ def video_sizes(paths: Sequence[str], infos: Mapping[str, object]) -> dict[str, 
 def relocate_run(folder: RunFolder, root: str | os.PathLike, *, splits: Collection[str], option: str) -> None:
     """Changes the paths in the `manifest.csv` of a run to the same videos below another folder.
 
+    For the arguments and errors see `find_run_videos`.
+    """
+    changed = find_run_videos(folder, root, splits=splits, option=option)
+    if not changed:
+        return
+    table, base = _read_table(folder), folder.path.absolute()
+    with replacing(folder.manifest_csv) as partial, partial.open("w", newline="", **UTF8) as file:
+        file.write(csv_line(table.columns))
+        for path, row in zip(_paths(folder, table), table.rows, strict=True):
+            new = Path(changed.get(path, path))
+            name = new.relative_to(base).as_posix() if new.is_relative_to(base) else str(new)
+            file.write(csv_line([name if column == "path" else row.cells[column] for column in table.columns]))
+
+
+def find_run_videos(
+    folder: RunFolder, root: str | os.PathLike, *, splits: Collection[str], option: str
+) -> dict[str, str]:
+    """Old absolute path -> new path, of the videos of a run that are now below another folder. Writes nothing.
+
     A video is the same if it has the same path below the folder and the size that the run has recorded; else if it is
-    the only file with the same name, folder name and size. A video that is still at its old place stays there.
+    the only file, or folder of images, with the same name, parent's name and size. A video that is still at its old
+    place stays there.
 
     Args:
         folder: the run's folder.
@@ -52,9 +72,8 @@ def relocate_run(folder: RunFolder, root: str | os.PathLike, *, splits: Collecti
         InputError: no such folder; it has none of the videos; a needed video is missing or has another size.
     """
     root = resolve_folder(root, key=option)
-    table = read_table(folder.manifest_csv, required=("path", "split"), optional=("bytes",))
-    base = folder.path.absolute()
-    paths = [str((base / row.cells["path"]).absolute()) for row in table.rows]
+    table = _read_table(folder)
+    paths = _paths(folder, table)
     sizes = {
         path: int(row.cells["bytes"]) if row.cells.get("bytes", "").isdecimal() else None
         for path, row in zip(paths, table.rows, strict=True)
@@ -66,19 +85,23 @@ def relocate_run(folder: RunFolder, root: str | os.PathLike, *, splits: Collecti
     moved = find_moved(sizes, root)
     _check_found(folder, root, sizes, moved, needed)
     changed = {path: new for path, new in moved.items() if path != new}
-    if not changed:
-        return
-    with replacing(folder.manifest_csv) as partial, partial.open("w", newline="", **UTF8) as file:
-        file.write(csv_line(table.columns))
-        for path, row in zip(paths, table.rows, strict=True):
-            new = Path(moved.get(path, path))
-            name = new.relative_to(base).as_posix() if new.is_relative_to(base) else str(new)
-            file.write(csv_line([name if column == "path" else row.cells[column] for column in table.columns]))
-    log.info(
-        "%s: %d of %d videos are now read from %s (%s)",
-        *(display_path(folder.manifest_csv), len(changed), len(sizes), root),
-        "same names and sizes" if is_recorded else "same names; the run has not recorded their sizes",
-    )
+    if changed:
+        log.info(
+            "%s: %d of %d videos are now read from %s (%s)",
+            *(display_path(folder.manifest_csv), len(changed), len(sizes), root),
+            "same names and sizes" if is_recorded else "same names; the run has not recorded their sizes",
+        )
+    return changed
+
+
+def _read_table(folder: RunFolder) -> Table:
+    return read_table(folder.manifest_csv, required=("path", "split"), optional=("bytes",))
+
+
+def _paths(folder: RunFolder, table: Table) -> list[str]:
+    """The absolute path of each row."""
+    base = folder.path.absolute()
+    return [str((base / row.cells["path"]).absolute()) for row in table.rows]
 
 
 def find_moved(sizes: Mapping[str, int | None], root: Path) -> dict[str, str]:
@@ -99,8 +122,9 @@ def find_moved(sizes: Mapping[str, int | None], root: Path) -> dict[str, str]:
     others = defaultdict(list)
     if any(sizes[path] is not None for path in rest):
         names = {Path(path).name for path in rest}
-        for file in find_files(root, names.__contains__):
-            others[_key(file, os.path.getsize(file))].append(str(file))
+        image_folders = (found for found in find_frame_folders(root) if found.name in names)
+        for found in (*find_files(root, names.__contains__), *image_folders):
+            others[_key(found, file_size(found))].append(str(found))
     wanted = Counter(_key(path, sizes[path]) for path in rest)
     for path in rest:
         key = _key(path, sizes[path])

@@ -38,6 +38,7 @@ FIXED_KEYS = (
     "gradient_checkpointing",
     "find_lr",
 )  # resume cannot change them
+LOGGER_KEY = "logger"  # the logger of the command line, if it names one, replaces that of the run
 MANIFEST_KEY = "data.datamodule.manifest"
 UNSAVED_KEYS = ("sweep", "trust")  # in the config of a command line, but not of every run
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -47,6 +48,8 @@ def resume_config(
     stored: DictConfig, overrides: Sequence[str], new: DictConfig, *, log_changes: bool = True
 ) -> DictConfig:
     """A run's stored config with the overrides that are allowed with `resume=RUN`.
+
+    Of a logger in the overrides the whole section `logger` is that of the command line.
 
     Args:
         stored: the run's `config.yaml`, which has no interpolations.
@@ -59,7 +62,8 @@ def resume_config(
         InputError: an override that would change the result, without `allow_changes=true`; another choice of a config
             group; a key that the run does not have.
     """
-    parsed = [override for override in parse_overrides(overrides) if _is_run_key(override)]
+    given = [override for override in parse_overrides(overrides) if _is_run_key(override)]
+    parsed = [override for override in given if not _is_logger(override)]
     changes = [override for override in parsed if override.key_or_group not in ALLOWED_OVERRIDES]
     if changes and not new.allow_changes:
         raise InputError(
@@ -74,6 +78,10 @@ def resume_config(
         _apply(config, override, new)
         if log_changes:
             log.info("changed: %s from %s to %s", override.key_or_group, old_value, override.value())
+    if len(parsed) < len(given):
+        config.logger = OmegaConf.create({"logger": new.get(LOGGER_KEY)}).logger
+        if log_changes:
+            log.info("changed: logger from %s to %s", stored.get(LOGGER_KEY), config.logger)
     return config
 
 
@@ -86,13 +94,18 @@ def unchecked_places(overrides: Sequence[str], new: DictConfig) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     keys = [*ALLOWED_OVERRIDES, *(override.key_or_group for override in parsed if _is_run_key(override))]
-    return [*RESUME_KEYS, *(place for key in keys for place in _places(key, new))]
+    logger = [LOGGER_KEY] if any(map(_is_logger, parsed)) else []
+    return [*RESUME_KEYS, *logger, *(place for key in keys for place in _places(key, new))]
 
 
 def check_complete(stored: DictConfig, new: DictConfig) -> None:
     """Raises InputError if a run's config lacks a key that every run of this version has."""
     for key in map(str, new):
-        if OmegaConf.is_dict(new[key]) and key in stored and not (OmegaConf.is_dict(stored[key]) or key == "logger"):
+        if (
+            OmegaConf.is_dict(new[key])
+            and key in stored
+            and not (OmegaConf.is_dict(stored[key]) or (key == LOGGER_KEY and stored[key] is None))
+        ):
             raise InputError(f"the run's config is damaged or was changed: {key} has no keys")
     if "data" in stored and not OmegaConf.is_dict(stored.data.get("datamodule")):
         raise InputError("the run's config is damaged or was changed: data.datamodule has no keys")
@@ -112,6 +125,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 def is_data_root(override: Override) -> bool:
     """Whether an override names the folder of the videos; beside `resume` it says where they are now."""
     return override.key_or_group == "data.root"
+
+
+def _is_logger(override: Override) -> bool:
+    return override.key_or_group.split(".")[0] == LOGGER_KEY
 
 
 def _is_run_key(override: Override) -> bool:
@@ -185,7 +202,8 @@ def build_or_resume_model(
         num_classes: outputs of the model.
 
     Raises:
-        InputError: the model cannot be built, or does not take such clips; an unknown mode of `compile`.
+        InputError: the model cannot be built, or does not take such clips; an unknown mode of `compile`; fewer epochs
+            than the run has trained.
     """
     if checkpoint is None:
         model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels, trust=config["trust"])
@@ -193,6 +211,7 @@ def build_or_resume_model(
     else:
         trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])
         model, position = trained.model.train(), trained.position
+        _check_epochs_left(config["trainer"]["max_epochs"], position)
         _check_same_batches(trained.config, config, position)
     check_input(model, clip)
     if config["gradient_checkpointing"]:
@@ -202,6 +221,16 @@ def build_or_resume_model(
             raise InputError(f"compile (={config['compile']}) must be null or one of {', '.join(COMPILE_MODES)}")
         model.compile(mode=config["compile"])
     return model, position
+
+
+def _check_epochs_left(max_epochs: int, position: tuple[int, int]) -> None:
+    """Raises InputError if a run is to end before the position that it has reached."""
+    epoch, num_batches = position
+    if position > (max_epochs, 0):
+        raise InputError(
+            f"trainer.max_epochs (={max_epochs}): the run is {'in' if num_batches else 'at the end of'} epoch "
+            f"{epoch + (num_batches > 0)} already; it must be at least {epoch + (num_batches > 0)}"
+        )
 
 
 def _check_same_batches(old: Mapping, new: Mapping, position: tuple[int, int]) -> None:

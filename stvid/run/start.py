@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checks import fields, list_of, text
+from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
@@ -28,7 +29,7 @@ from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
 from stvid.run.overrides import quote
-from stvid.run.relocation import relocate_run, video_sizes
+from stvid.run.relocation import find_run_videos, relocate_run, video_sizes
 from stvid.run.results import read_run_result
 from stvid.run.resume import (
     MANIFEST_KEY,
@@ -39,9 +40,11 @@ from stvid.run.resume import (
     resume_config,
     unchecked_places,
 )
-from stvid.run.stored import check_same_config, check_targets, read_config, to_plain
+from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
 
 log = logging.getLogger("stvid")
+_STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
+NEEDED_SPLITS = ("train", "val")  # of a training
 STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
@@ -94,9 +97,16 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     has_manifest = folder.manifest_csv.is_file()
     if has_manifest:
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
+        if _has_data_root(overrides) and not is_restarted and not _is_main_process():
+            stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
     check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
+    check_arguments(plain, to_plain(config), trust, name=name)
+    try:
+        check_config(stored, is_stored=True)
+    except InputError as error:
+        raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
     if folder.last_ckpt.exists():
         ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
         record = update_targets(read_record(folder.last_ckpt)["config"])
@@ -104,11 +114,12 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     return stored, folder
 
 
-def stored_manifest(*, run: str) -> Manifest:
+def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
     """The videos, splits and classes of a run, as `save_run` wrote them.
 
     Args:
         run: the run folder.
+        data_root: where the videos are now, in a process that may read the table before the main process changes it.
 
     Raises:
         InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
@@ -117,10 +128,12 @@ def stored_manifest(*, run: str) -> Manifest:
     # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
     config = to_plain(read_config(folder.config_yaml))
     try:
-        fields({"class_names": list_of(text(), unique=True)})(config, folder.config_yaml.name)
+        _STORED(config, folder.config_yaml.name)
     except InputError as error:
         raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
     manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
+    if data_root is not None:
+        manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
     paths = {item.path for item in manifest.items if item.split != "test"}
     missing = sorted(path for path in paths if not os.path.exists(path))
     if len(missing) > config["data"].get("max_bad", 0) * len(paths):
@@ -133,9 +146,13 @@ def stored_manifest(*, run: str) -> Manifest:
 
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now."""
-    if any(is_data_root(override) for override in parse_overrides(overrides)):
-        relocate_run(folder, config.data.root, splits=("train", "val"), option="data.root")
+    """Follows `data.root=NEW` beside `resume`: the videos of the run are there now. Only the main process writes."""
+    if _has_data_root(overrides) and _is_main_process():
+        relocate_run(folder, config.data.root, splits=NEEDED_SPLITS, option="data.root")
+
+
+def _has_data_root(overrides: Sequence[str]) -> bool:
+    return any(is_data_root(override) for override in parse_overrides(overrides))
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
@@ -190,6 +207,22 @@ def save_run(
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
     if not folder.manifest_csv.exists():
         manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items], infos))
+
+
+def run_summary(settings: Mapping) -> str:
+    """The model and its videos, as far as they are known before the data set is read."""
+    model = settings["model"]["_target_"].rpartition(".")[2]
+    data = settings["data"]
+    default = data["datamodule"]["manifest"]["_target_"]
+    return f"{model} on {next((data[key] for key in ('root', 'path') if key in data), default)}"
+
+
+def log_next_commands(folder: RunFolder, *, has_test: bool) -> None:
+    """Logs how to evaluate and use a finished run; `has_test`: its data set has test videos."""
+    run = shlex.quote(str(display_path(folder.path)))
+    log.info("run folder   %s", run)
+    log.info("test it      stvid evaluate %s%s", run, "" if has_test else " --split val")
+    log.info("use it       stvid predict %s VIDEO...", run)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,15 @@ MAX_DEPTH = 50
 RESERVED = re.compile(r"_\w+_")  # keys that Hydra reads: `_target_`, `_partial_`, `_args_`, ...
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not escaped
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+LOGGERS = {  # target -> its choice of `logger`
+    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
+    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
+    "pytorch_lightning.loggers.WandbLogger": "wandb",
+}
+LOGGER_NAMES = ("name", "run_name")  # of a folder in the run folder, or what a run is called in the user's account
+PLAIN_NAME = re.compile(r"[^\W_](?:[\w .-]{0,99}[\w-])?")
+TRAINER = "pytorch_lightning.Trainer"
+MISSING = object()
 Reserved = tuple[str, str, str]  # place, key and value
 
 
@@ -112,6 +121,82 @@ def check_targets(stored: Mapping, new: Mapping, trust: Sequence[str], *, name: 
         raise InputError(f"{name}: {place}.{key} (={value}) of the run is not in the shipped configs; delete it")
 
 
+def check_arguments(stored: Mapping, new: Mapping, trust: Sequence[str], *, name: str) -> None:
+    """Refuses arguments of a run's logger and trainer that can name a server, a file, or a folder.
+
+    Args:
+        stored: the run's config, plain data, after `check_targets`.
+        new: the config that the command line composes, plain data; its values are allowed at the same place.
+        trust: modules whose arguments are not checked.
+        name: of the run, for the message.
+
+    Raises:
+        InputError: an argument that is neither harmless nor the same in the command line.
+    """
+    for section in ("logger", "trainer"):
+        for place, target, key, value in _arguments(stored.get(section), section):
+            if is_trusted(target, trust) or _select(new, place, key) == value:
+                continue
+            if section == "logger" and not _is_harmless_for_logger(target, key, value):
+                group = LOGGERS.get(target, "none")
+                raise InputError(
+                    f"{name}: {place}.{key} (={value}) of the run can lead to a server or out of its folder. If it is "
+                    f"yours, repeat it: logger={group} {place}.{key}=VALUE; else choose a logger, such as logger=none"
+                )
+            if section == "trainer" and not _is_harmless_for_trainer(target, key, value):
+                raise InputError(
+                    f"{name}: {place}.{key} (={value}) of the run is not in the shipped configs. If it is yours, "
+                    f"repeat it: +{place}.{key}=VALUE allow_changes=true; else delete it from config.yaml"
+                )
+
+
+def _arguments(node: object, place: str) -> Iterator[tuple[str, str, str, object]]:
+    """Place, target, name and value of each argument, at any depth."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if not RESERVED.fullmatch(str(key)):
+                yield place, str(node.get("_target_")), str(key), value
+                yield from _arguments(value, f"{place}.{key}")
+
+
+def _select(config: Mapping, place: str, key: str) -> object:
+    node: object = config
+    for part in (*place.split("."), key):
+        node = node.get(part, MISSING) if isinstance(node, Mapping) else MISSING
+    return node
+
+
+def _is_harmless_for_logger(target: str, key: str, value: object) -> bool:
+    shipped = shipped_arguments("logger").get((target, key), ())
+    if isinstance(value, bool | int | float | None) and shipped:
+        return True
+    is_name = key in LOGGER_NAMES and isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
+    return value in shipped or (is_name and bool(shipped))
+
+
+def _is_harmless_for_trainer(target: str, key: str, value: object) -> bool:
+    """Numbers and truth values name nothing; texts only where the shipped configs have the key."""
+    if isinstance(value, bool | int | float | None):
+        return True
+    if (target, key) not in shipped_arguments("trainer"):
+        return False
+    if isinstance(value, Mapping):
+        return "_target_" in value  # which `check_targets` knows; its arguments are checked on their own
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(entry, int) for entry in value))
+
+
+@functools.cache
+def shipped_arguments(group: str) -> Mapping[tuple[str, str], tuple[object, ...]]:
+    """(target, argument) -> its values in the files of a config group, for the targets in them."""
+    found: dict[tuple[str, str], tuple[object, ...]] = {}
+    for file in sorted((project_root() / "configs" / group).glob("*.yaml")):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for _, target, key, value in _arguments(content, group):
+            target = TRAINER if group == "trainer" and target == "None" else target  # a file that changes another
+            found[target, key] = (*found.get((target, key), ()), value)
+    return found
+
+
 def _reserved(node: object, place: str = "") -> Iterator[Reserved]:
     """Hydra's own keys in plain data, at any depth."""
     if isinstance(node, Mapping):
@@ -143,12 +228,6 @@ def known_targets() -> frozenset[Reserved]:
             (place + where.removeprefix(group), key, value) for where, key, value in known if _is_in(where, group)
         }
     return frozenset(known)
-
-
-@functools.cache
-def config_groups() -> frozenset[str]:
-    """The names of the config groups, the folders in configs/."""
-    return frozenset(folder.name for folder in (project_root() / "configs").iterdir() if folder.is_dir())
 
 
 def _references(node: object, place: str) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from stvid.errors import report_errors
+from stvid.exits import report_errors
 from stvid.run.config import hydra_errors_as_input_errors
 from stvid.sweep.trials import Trial, read_metrics
 

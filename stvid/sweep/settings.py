@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from stvid import checks
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
+from stvid.run.config_help import config_groups
 from stvid.run.folder import RunFolder
-from stvid.run.stored import RESERVED, check_yaml, config_groups
+from stvid.run.stored import RESERVED, check_yaml
 
 CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
 MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}

@@ -16,7 +16,8 @@ from stvid.data.cached_clips import CachedClips
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.feature_cache import FeatureCache
 from stvid.device import autocast
-from stvid.errors import InputError, full_disk_error, system_error_text
+from stvid.disks import full_disk_error, system_error_text
+from stvid.errors import InputError
 from stvid.files import file_lock
 from stvid.preprocess import encode_clips
 from stvid.progress import Bar

@@ -26,6 +26,7 @@ _ELEMENTS = {  # of Matroska, in a segment or a cluster
 _UNKNOWN = (0, 0xFFFFFFFF)  # RIFF lengths of a recording that is not finished
 _FLV_TAGS = (8, 9, 18)  # sound, video, script data
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_MXF_PARTITION = bytes.fromhex("060e2b34020501010d01020101")  # and 3 more bytes: kind, status, version
 _MAX_OGG_PAGE = 27 + 255 + 255 * 255
 
 
@@ -204,12 +205,21 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
         if tag[0] == 18 and not stated:
             stated = _script_numbers(_read(file, at + 11, content - at - 11))
         elif tag[0] != 18:
-            last = max(last, int.from_bytes(tag[7:8] + tag[4:7], "big") / 1000)
+            last = max(last, _flv_time(tag, _read(file, at + 11, 8)) / 1000)
         at = content + 4
     duration = stated.get("duration", 0.0)
+    if stated.get("filesize") == size <= at:  # not only as long as it should be, but full of tags
+        return None
     # stated sizes survive an edit of the file, and a last frame lasts some time: only both together are exact
     tolerance = 0.25 if stated.get("filesize", 0.0) > at else duration / 4
     return f"it ends after {last:.2f} s of {duration:.2f} s" if last + tolerance < duration else None
+
+
+def _flv_time(tag: bytes, content: bytes) -> int:
+    """When a tag is presented, in ms: its time stamp, and the offset that a packet of H.264 or HEVC adds to it."""
+    time = int.from_bytes(tag[7:8] + tag[4:7], "big")
+    has_offset = tag[0] == 9 and len(content) >= 5 and content[0] & 15 in (7, 12) and content[1] == 1
+    return time + int.from_bytes(content[2:5], "big", signed=True) if has_offset else time
 
 
 def _script_numbers(data: bytes) -> dict[str, float]:
@@ -230,6 +240,17 @@ def _check_asf(file: BinaryIO, size: int) -> str | None:
         return None
     stated, flags = struct.unpack_from("<Q", head, at + 40)[0], struct.unpack_from("<I", head, at + 88)[0]
     return None if flags & 1 else _short(size, stated, "its data")
+
+
+def _check_mxf(file: BinaryIO, size: int) -> str | None:
+    """The place of the footer, which the first partition states once a recording has ended; SMPTE ST 377-1."""
+    head = _read(file, 0, 1 << 16)
+    at = head.find(_MXF_PARTITION)
+    if at < 0 or len(head) < at + 64:
+        return None
+    fields = at + 17 + (head[at + 16] & 0x7F if head[at + 16] & 0x80 else 0)  # behind the key and the length
+    start, _, footer = struct.unpack_from(">QQQ", head, fields + 8)
+    return _short(size, at - start + footer + 16, "its footer") if footer else None
 
 
 def _check_ogg(file: BinaryIO, size: int) -> str | None:
@@ -259,6 +280,8 @@ def _check_gif(file: BinaryIO, size: int) -> str | None:
         elif kind == b"\x2c":  # image: a descriptor, a palette, the code size, then blocks
             flags = _read(file, at + 9, 1)
             at += 11 + _palette(flags[0] if flags else 0)
+        elif kind == b"\0" and not any(_read(file, at, 1 << 16)):
+            return f"{size} bytes: only zeros from byte {at} on, its trailer is missing"  # space for a download
         else:
             return None
         while length := _read(file, at, 1):
@@ -279,6 +302,7 @@ _CHECKS = {
     "matroska": _check_matroska,
     "flv": _check_flv,
     "asf": _check_asf,
+    "mxf": _check_mxf,
     "ogg": _check_ogg,
     "gif": _check_gif,
 }

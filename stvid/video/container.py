@@ -57,7 +57,9 @@ def open_video(
             # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
             source: Any = files.enter_context(open(file, "rb")) if "%" in file else file
             try:
-                container = files.enter_context(av.open(source, options=options | limit, **_TOLERANT))
+                container = files.enter_context(
+                    av.open(source, format=_format_of(file), options=options | limit, **_TOLERANT)
+                )
             except av.ArgumentError as error:
                 raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
             stream = _choose_stream(container.streams.video)
@@ -75,6 +77,14 @@ def open_video(
         raise VideoError(path, MISSING) from error
     except (av.FFmpegError, OSError, MemoryError) as error:
         raise VideoError(path, UNREADABLE, error_text(error)) from error
+
+
+def _format_of(file: str) -> str | None:
+    """The format of a file that FFmpeg would take for a single image; None: FFmpeg finds it out."""
+    if os.path.splitext(file)[1].lower() not in (".mjpeg", ".mjpg"):
+        return None
+    with open(file, "rb") as content:
+        return "mjpeg" if content.read(3) == b"\xff\xd8\xff" else None
 
 
 def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
@@ -97,8 +107,10 @@ def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:
 
 
 def stated_seconds(stream: av.VideoStream) -> float | None:
-    """The length of a track in its header, or in the tags that Matroska's writers add; None if it is not stated."""
-    if stream.duration is not None and stream.time_base is not None:
+    """The length of a track in its header; of Matroska, in the tags that writers add. None if it is not stated."""
+    if not stream.container.format.name.startswith("matroska"):  # there, FFmpeg invents it from that of the file
+        if stream.duration is None or stream.time_base is None:
+            return None
         return float(stream.duration * stream.time_base)
     for key, value in stream.metadata.items():
         if key.split("-")[0] == "DURATION" and (parts := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", value)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,6 +20,15 @@ from stvid.video.workers import report_progress
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
+def demux(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of these tracks, or of all; the last one of each is empty and flushes its decoder.
+
+    PyAV raises IndexError behind these if another track appeared on the way, as in MPEG-TS, MPEG-PS and FLV files.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
     """Decodes packets; yields frames in the decoder's order, which is the display order.
 
@@ -32,6 +42,8 @@ def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterat
     try:
         for packet in packets:
             report_progress()
+            if not packet.size and packet.dts is not None:  # repeats a frame; FFmpeg takes it for an error or the end
+                continue
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -106,7 +118,7 @@ class Scan:
         is_cut = {}
         # All tracks, not just this one: the file may end inside a packet of another. The packet that flushes a decoder
         # is empty and has no valid index, but it has its stream.
-        for packet in container.demux():
+        for packet in demux(container):
             if packet.size and packet.pts is not None:
                 end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                 self.end_of_all = max(self.end_of_all, end)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,13 @@ def image_size(
 
 
 def read_images(
-    folder: str | os.PathLike[str], distinct: Sequence[int], *, info: VideoInfo, size: tuple[int, int], shrunk: bool
+    folder: str | os.PathLike[str],
+    distinct: Sequence[int],
+    *,
+    info: VideoInfo,
+    size: tuple[int, int],
+    shrunk: bool,
+    max_pixels: int | None = None,
 ) -> torch.Tensor:
     """uint8 (T, H, W, C) of sorted, distinct indices; images of another size are resized to `size` (height, width).
 
@@ -100,6 +107,7 @@ def read_images(
         info: the result of `probe`.
         size: of the result.
         shrunk: `size` is smaller than the images; JPEGs are then decoded at a fraction of their size.
+        max_pixels: see `frame_limit`.
 
     Raises:
         VideoError: unreadable; truncated, where the folder has fewer images than when it was probed; changed, where it
@@ -113,9 +121,8 @@ def read_images(
     for place, index in enumerate(distinct):
         report_progress()
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
-        picture = _read_image(
-            folder, images[index], max_pixels=frame_limit(info), size=size, shrunk=shrunk, digits=digits
-        )
+        limit = frame_limit(info, max_pixels)
+        picture = _read_image(folder, images[index], max_pixels=limit, size=size, shrunk=shrunk, digits=digits)
         frames_THWC[place] = torch.from_numpy(picture)
     return frames_THWC
 
@@ -130,12 +137,22 @@ def _read_image(
     digits: str = "",
 ) -> np.ndarray:
     """uint8 H x W x 3, upright."""
+    with contextlib.ExitStack() as stack:
+        with _damage_is_unreadable(folder, image):
+            content = stack.enter_context(open(image, "rb"))
+            status = os.fstat(content.fileno())
+        if digits and digits != _check_digits(image, status):
+            raise VideoError(folder, CHANGED, f"{image.name} is not the image that was there when it was probed")
+        with _damage_is_unreadable(folder, image):
+            file = stack.enter_context(Image.open(content, formats=_FORMATS))
+        return _upright_pixels(folder, image, file, max_pixels=max_pixels, size=size, shrunk=shrunk)
+
+
+@contextlib.contextmanager
+def _damage_is_unreadable(folder: str | os.PathLike[str], image: Path) -> Iterator[None]:
+    """Around calls of Pillow: what it raises for a damaged image becomes a VideoError."""
     try:
-        with open(image, "rb") as content:
-            if digits and digits != _check_digits(image, os.fstat(content.fileno())):
-                raise VideoError(folder, CHANGED, f"{image.name} is not the image that was there when it was probed")
-            with Image.open(content, formats=_FORMATS) as file:
-                return _upright_pixels(folder, image, file, max_pixels=max_pixels, size=size, shrunk=shrunk)
+        yield
     except _PILLOW_ERRORS as error:
         raise VideoError(folder, UNREADABLE, f"{image.name}: {error}") from error
 
@@ -150,14 +167,17 @@ def _upright_pixels(
     shrunk: bool,
 ) -> np.ndarray:
     check_pixels(folder, file.height, file.width, max_pixels=max_pixels, name=image.name)
-    if (num_pictures := _num_pictures(file)) > 1:
+    with _damage_is_unreadable(folder, image):
+        num_pictures = _num_pictures(file)
+    if num_pictures > 1:
         raise VideoError(folder, UNREADABLE, f"{image.name} holds {num_pictures} pictures: save each as its own file")
     orientation = _orientation(file)
     # the size before turning; a TIFF has its size after turning
     target = size[::-1] if size and orientation not in _SWAPPED else size
     box = None
     if shrunk and target:  # a JPEG decodes faster at a half, a quarter, an eighth
-        drafted = file.draft("RGB", (2 * target[0], 2 * target[1]))
+        with _damage_is_unreadable(folder, image):
+            drafted = file.draft("RGB", (2 * target[0], 2 * target[1]))
         box = drafted and drafted[1]
     picture = _to_rgb(folder, image, file)
     if target and picture.size != target:
@@ -209,22 +229,28 @@ def _to_rgb(folder: str | os.PathLike[str], image: Path, file: Image.Image) -> I
     if file.mode == "F" or file.mode.startswith("I"):
         return Image.fromarray(_deep_grey(folder, image, file)).convert("RGB")
     if "A" in file.mode or "a" in file.mode or "transparency" in file.info:
-        picture = file.convert("RGBA")
+        with _damage_is_unreadable(folder, image):
+            picture = file.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
-    return file.convert("RGB")
+    with _damage_is_unreadable(folder, image):
+        return file.convert("RGB")
 
 
 def _deep_grey(folder: str | os.PathLike[str], image: Path, file: Image.Image) -> np.ndarray:
     """uint8 H x W of unsigned integers of up to 16 bits."""
     tags = getattr(file, "tag_v2", {})
-    bits, sample_format = (
-        int(np.ravel(tags.get(tag, default))[0]) for tag, default in ((_BITS, 16), (_SAMPLE_FORMAT, 1))
-    )
+    with _damage_is_unreadable(folder, image):  # a tag may hold anything, or nothing
+        bits, sample_format = (
+            int(np.ravel(tags.get(tag, default))[0]) for tag, default in ((_BITS, 16), (_SAMPLE_FORMAT, 1))
+        )
+        white_is_zero = tags.get(_PHOTOMETRIC) == 0
     if file.mode == "F" or not 8 < bits <= 16 or sample_format != 1:
         kind = "floating-point" if file.mode == "F" else f"signed or {bits}-bit"
         raise VideoError(
             folder, UNREADABLE, f"{image.name} has {kind} pixels, whose range is unknown: save it with 8 or 16 bits"
         )
     highest = 2**bits - 1
+    with _damage_is_unreadable(folder, image):
+        file.load()
     grey = (np.asarray(file).astype(np.uint32) * 255 + highest // 2) // highest
-    return (255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey).astype(np.uint8)
+    return (255 - grey if white_is_zero else grey).astype(np.uint8)

@@ -23,11 +23,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
 from stvid.video.container import open_video
-from stvid.video.decoding import decode
+from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
-from stvid.video.types import VideoInfo, check_unchanged, frame_limit
+from stvid.video.types import MAX_PIXELS, VideoInfo, check_pixels, check_unchanged, frame_limit
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 INSTALL = {
@@ -91,6 +91,7 @@ def read_frames(
     short_side: int | None = None,
     num_threads: int = 1,
     backend: str = "pyav",
+    max_pixels: int | None = None,
 ) -> torch.Tensor:
     """Decodes the frames at `indices`, in that order.
 
@@ -104,6 +105,8 @@ def read_frames(
             pixels that FFmpeg invents for damaged areas.
         backend: `pyav`, `decord` or `torchcodec`. The last two read only files with random access; PyAV reads the
             others. All return the same frames; shrunk frames may differ by rounding.
+        max_pixels: of a frame; PyAV and Pillow refuse larger ones before they allocate memory. None: 8192 x 8192, or
+            the size in `info` if that is larger.
 
     Returns:
         uint8 (T, C, H, W), RGB, upright (rotated and mirrored for display); a view of T x H x W x C memory.
@@ -117,13 +120,15 @@ def read_frames(
         raise ValueError(f"{path}: no frame indices were given")
     if backend not in BACKENDS:
         raise ValueError(f"backend (={backend!r}) must be one of {', '.join(BACKENDS)}")
-    info = info or probe(path)
+    info = info or probe(path, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
+    limit = frame_limit(info, max_pixels)
+    check_pixels(path, info.height, info.width, max_pixels=limit)
     _check_indices(path, wanted, info)
     distinct, size = sorted(set(wanted)), scaled_size(info, short_side)
     frames_THWC = None
     if info.codec == "images":
         shrunk = size != (info.height, info.width)
-        frames_THWC = read_images(path, distinct, info=info, size=size, shrunk=shrunk)
+        frames_THWC = read_images(path, distinct, info=info, size=size, shrunk=shrunk, max_pixels=limit)
     else:
         check_unchanged(path, info)
     if frames_THWC is None and backend != "pyav" and info.random_access:
@@ -131,9 +136,13 @@ def read_frames(
         if frames_THWC is not None and size != (info.height, info.width):
             frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     if frames_THWC is None and info.random_access:
-        frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=True)
+        frames_THWC = _read_pyav(
+            path, distinct, info=info, size=size, num_threads=num_threads, max_pixels=limit, seek=True
+        )
     if frames_THWC is None:
-        frames_THWC = _read_pyav(path, distinct, info=info, size=size, num_threads=num_threads, seek=False)
+        frames_THWC = _read_pyav(
+            path, distinct, info=info, size=size, num_threads=num_threads, max_pixels=limit, seek=False
+        )
     assert frames_THWC is not None  # without seeking, it raises
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
@@ -170,11 +179,12 @@ def _read_pyav(
     info: VideoInfo,
     size: tuple[int, int],
     num_threads: int,
+    max_pixels: int,
     seek: bool,
 ) -> torch.Tensor | None:
     """uint8 (T, H, W, C) of sorted, distinct indices; None if seeking leads to other frames than expected."""
     height, width = size[::-1] if info.rotation in (90, 270) else size
-    with open_video(path, num_threads=num_threads, max_pixels=frame_limit(info)) as (container, stream):
+    with open_video(path, num_threads=num_threads, max_pixels=max_pixels) as (container, stream):
         frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
         # create them once: that costs more than converting a small frame
@@ -213,7 +223,7 @@ def _decode_from_start(
 ) -> Iterator[av.VideoFrame]:
     """Yields the frames of sorted, distinct indices, decoding from the first frame of the video."""
     num_found, number = 0, -1
-    for number, frame in enumerate(decode(path, container.demux(stream))):
+    for number, frame in enumerate(decode(path, demux(container, stream))):
         if number == distinct[num_found]:
             yield frame
             num_found += 1
@@ -232,7 +242,7 @@ def _decode_with_seeks(
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
     tick, first_pts = float(stream.time_base or 1), info.first_pts or 0
-    number, frames = -1, decode(path, container.demux(stream))
+    number, frames = -1, decode(path, demux(container, stream))
     frame: av.VideoFrame | None = None
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
@@ -241,7 +251,7 @@ def _decode_with_seeks(
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
             container.seek(first_pts + round(seconds / tick), stream=stream)
-            frames = decode(path, container.demux(stream))
+            frames = decode(path, demux(container, stream))
         while number < index or did_seek:
             frame = next(frames, None)
             # the pixels that a decoder conceals depend on the frames decoded before

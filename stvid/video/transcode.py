@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
 from stvid.files import replacing
 from stvid.video.container import open_video
-from stvid.video.decoding import decode
+from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
@@ -54,7 +54,14 @@ class Part:
 
 
 def transcode(
-    source: str | os.PathLike[str], parts: Sequence[Part], *, info: VideoInfo, short_side: int, gop: int, crf: int
+    source: str | os.PathLike[str],
+    parts: Sequence[Part],
+    *,
+    info: VideoInfo,
+    short_side: int,
+    gop: int,
+    crf: int,
+    max_pixels: int | None = None,
 ) -> None:
     """Decodes the source once and writes each part, frame by frame: memory does not grow with the length.
 
@@ -68,6 +75,7 @@ def transcode(
         short_side: pixels of the shorter side; frames are never enlarged, and both sides become even.
         gop: maximum distance between two keyframes.
         crf: 0 (lossless) to 51.
+        max_pixels: of a frame of the source, see `read_frames`.
 
     Raises:
         VideoError: the source cannot be read, or has fewer frames than `info.num_frames`.
@@ -79,7 +87,8 @@ def transcode(
     pending = sorted(parts, key=lambda part: part.first, reverse=True)
     open_parts: list[tuple[Part, ExitStack, Callable]] = []
     with ExitStack() as files:  # an error closes the open files, which discards them
-        for number, frame in _source_frames(source, needed_T, info=info, size=even_size(info, short_side)):
+        size = even_size(info, short_side)
+        for number, frame in _source_frames(source, needed_T, info=info, size=size, max_pixels=max_pixels):
             while pending and pending[-1].first == number:
                 part, file = pending.pop(), files.enter_context(ExitStack())
                 encode = file.enter_context(_open_target(part, source, like=frame, info=info, gop=gop, crf=crf))
@@ -147,28 +156,33 @@ def _open_target(
 
 
 def _source_frames(
-    source: str | os.PathLike[str], needed_T: np.ndarray, *, info: VideoInfo, size: tuple[int, int]
+    source: str | os.PathLike[str],
+    needed_T: np.ndarray,
+    *,
+    info: VideoInfo,
+    size: tuple[int, int],
+    max_pixels: int | None,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yields (number, frame) of the needed frames: upright, of `size` (height, width), limited-range yuv420p.
 
     As a generator it does not catch errors of the targets, which are not errors of the source.
     """
     height, width = size[::-1] if info.rotation in (90, 270) else size
-    converter = VideoReformatter()
+    limit, converter = frame_limit(info, max_pixels), VideoReformatter()
     if info.codec == "images":
         numbers, shrunk = np.flatnonzero(needed_T).tolist(), size != (info.height, info.width)
         for i in range(0, len(numbers), _IMAGE_CHUNK):
             chunk = numbers[i : i + _IMAGE_CHUNK]
-            frames_THWC = read_images(source, chunk, info=info, size=size, shrunk=shrunk).numpy()
+            frames_THWC = read_images(source, chunk, info=info, size=size, shrunk=shrunk, max_pixels=limit).numpy()
             for number, pixels in zip(chunk, frames_THWC, strict=True):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 yield number, _to_yuv420p(frame, converter, height=height, width=width)
         return
     last = int(np.flatnonzero(needed_T)[-1])
     check_unchanged(source, info)
-    with open_video(source, max_pixels=frame_limit(info)) as (container, stream):
+    with open_video(source, max_pixels=limit) as (container, stream):
         number = -1
-        for number, frame in enumerate(decode(source, container.demux(stream))):
+        for number, frame in enumerate(decode(source, demux(container, stream))):
             if needed_T[number]:
                 yield number, _to_yuv420p(frame, converter, height=height, width=width, info=info)
             if number == last:

@@ -157,9 +157,9 @@ def check_unchanged(path: str | os.PathLike[str], info: VideoInfo) -> None:
         raise VideoError(path, CHANGED, "another size or modification time than when it was probed")
 
 
-def frame_limit(info: VideoInfo) -> int:
-    """Pixels of the largest frame that is read of a video: it may be as large as the first, which `probe` accepted."""
-    return max(MAX_PIXELS, info.height * info.width)
+def frame_limit(info: VideoInfo, max_pixels: int | None) -> int:
+    """Pixels of the largest frame that is read of a video; None: as large as the first, which `probe` accepted."""
+    return max(MAX_PIXELS, info.height * info.width) if max_pixels is None else max_pixels
 
 
 def check_pixels(path: str | os.PathLike[str], height: int, width: int, *, max_pixels: int, name: str = "") -> None:

@@ -22,6 +22,10 @@ VIDEO_EXTENSIONS = frozenset(
         *("mov", "mp4", "mpe", "mpeg", "mpg", "mts", "ogv", "qt", "ts", "vob", "webm", "wmv"),
     )
 )
+# of operating systems and storage servers: trash, previews, copies of attributes
+_SYSTEM_FOLDERS = frozenset(
+    ("__macosx", "$recycle.bin", "system volume information", "lost+found", "@eadir", "@recycle", "#recycle")
+)
 
 
 def resolve_folder(path: str | os.PathLike, *, key: str = "data.root") -> Path:
@@ -41,8 +45,12 @@ def resolve_folder(path: str | os.PathLike, *, key: str = "data.root") -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in a folder, sorted by name."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders directly in a folder, sorted by name, without hidden ones and those of the system."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and _is_wanted(entry.name))
+
+
+def _is_wanted(folder_name: str) -> bool:
+    return not folder_name.startswith(".") and folder_name.lower() not in _SYSTEM_FOLDERS
 
 
 def find_files(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
@@ -88,7 +96,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(filter(_is_wanted, folders))
         yield parent, names
 
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SPLIT_WORDS = {
     "train": ("train", "training", "trn", "tr"),
     "val": ("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"),
-    "test": ("test", "testing", "tst", "eval", "evaluation", "held_?out"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "held_?out", "hold_?out"),
 }
 # what surrounds the split in a name such as videos_train, train-256p, TestSet or val_split
 _FILLER = r"(?:videos?|vids?|clips?|(?:raw)?frames?|images?|imgs?|rgb|data(?:set)?|set|splits?|files?|\d+p?|\d+x\d+)"
@@ -38,7 +38,7 @@ Videos = Mapping[Path, Sequence[Path]]  # class folder -> its videos, at least o
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name says, such as `val` for `Validation`, `videos_val` or `dev-set`; else None."""
-    match = _SPLIT_NAME.fullmatch(re.sub(r"[\W_]+", "_", name.replace("held_out", "held_?out").lower()).strip("_"))
+    match = _SPLIT_NAME.fullmatch(re.sub(r"[\W_]+", "_", name.lower()).strip("_"))
     return match and match.lastgroup
 
 

@@ -16,7 +16,8 @@ from pytorch_lightning.callbacks import Callback
 
 from stvid.checks import read_csv
 from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
-from stvid.errors import InputError, full_disk_error, train_command
+from stvid.disks import full_disk_error
+from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice

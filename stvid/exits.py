@@ -1,0 +1,97 @@
+"""How the program ends: errors without a traceback that are no bugs, a closed output, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from stvid.disks import system_error_text
+from stvid.errors import InputError
+from stvid.terminal import visible_lines
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Ends the program without a traceback for what is no bug; other errors keep their traceback.
+
+    Exit codes: 2 after an error that the user can fix, whose message is printed on stderr; 130 after Ctrl-C; 1 if the
+    reader of the output closed it, as `head` does.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return
+    except InputError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        raise SystemExit(1) from None
+    except (OSError, RuntimeError) as error:
+        found = system_error_text(error)
+        if found is None:
+            raise
+        message = found
+    print(visible_lines(f"error: {message}").replace("\n", "\n  "), file=sys.stderr)  # a name cannot forge a line
+    raise SystemExit(2)
+
+
+def _is_output_closed() -> bool:
+    """Whether stdout is a pipe that nobody reads any more: other pipes and sockets may break too."""
+    try:
+        number = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # a captured output has no file
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Log lines on the screen. If the reader closed the output, logging fails like `print`, without a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
+def exit_on_interrupt() -> None:
+    """Ctrl-C ends the program at once, until `interrupt_normally`: for the time of imports.
+
+    There is nothing to save yet, and some libraries turn a KeyboardInterrupt while they are imported into an error of
+    their own. A program in the background may ignore Ctrl-C, and goes on doing so.
+    """
+    _replace_handler(signal.default_int_handler, _leave)
+
+
+def interrupt_normally() -> None:
+    """Ctrl-C raises KeyboardInterrupt again."""
+    _replace_handler(_leave, signal.default_int_handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def _replace_handler(old: object, new: Callable) -> None:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is old:
+        signal.signal(signal.SIGINT, new)
