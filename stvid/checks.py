@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,10 @@ def read_json(path: Path, check: Check, *, remedy: str) -> Any:
     return content
 
 
-def read_csv(path: Path, *, required: Collection[str], remedy: str) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns and rows of a CSV table with a header. File names that are not UTF-8 are the same after reading.
+def read_csv(path: Path, *, required: Collection[str], remedy: str) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV table with a header: the line where each starts, from 1, and column -> cell.
+
+    File names that are not UTF-8 are the same after reading.
 
     Args:
         path: the file.
@@ -143,7 +145,8 @@ def read_csv(path: Path, *, required: Collection[str], remedy: str) -> tuple[lis
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+            filled = [(line, cells) for line, cells in _numbered_rows(csv.reader(file)) if cells]
+        (_, header), *rows = filled or [(1, [])]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except csv.Error as error:
@@ -153,7 +156,15 @@ def read_csv(path: Path, *, required: Collection[str], remedy: str) -> tuple[lis
         raise InputError(f"{path} has no column {missing[0]}. {remedy}")
     if len(set(header)) < len(header):
         raise InputError(f"{path} has two columns of one name. {remedy}")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise InputError(f"{path} is damaged: row {number} has {len(row)} cells, not {len(header)}. {remedy}")
-    return header, [dict(zip(header, row, strict=True)) for row in rows]
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise InputError(f"{path}, line {line} is damaged: {len(cells)} cells, not {len(header)}. {remedy}")
+    return [(line, dict(zip(header, cells, strict=True))) for line, cells in rows]
+
+
+def _numbered_rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The line where each row of a `csv.reader` starts, from 1, and its cells; an empty line has none."""
+    first = 1
+    for cells in reader:
+        yield first, cells
+        first = reader.line_num + 1

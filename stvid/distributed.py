@@ -107,6 +107,11 @@ def get_world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_main_process() -> bool:
+    """False in the other processes of a run, which Lightning, torchrun or Slurm starts, from their start on."""
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 def get_rank() -> int:
     """Rank of this process, counted from 0."""
     return dist.get_rank() if get_world_size() > 1 else 0

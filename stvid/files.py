@@ -73,6 +73,12 @@ def _machine() -> str:
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
+def file_in_the_way(folder: str | os.PathLike) -> Path | None:
+    """The file because of which a folder cannot be made: it has the folder's name, or that of a folder above it."""
+    path = Path(folder).absolute()
+    return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
+
+
 def why_not_writable(folder: str | os.PathLike) -> str | None:
     """Why no file can be written into a folder, which need not exist yet; None if it can be written."""
     existing = Path(folder).absolute()

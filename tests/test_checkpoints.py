@@ -1,13 +1,22 @@
 """Checkpoints: the best score, early stopping, resuming, and atomic writing."""
 
 import math
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from stvid.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, EarlyStop, LastCheckpoint, ValScore
+from stvid.errors import InputError
+from stvid.training.callbacks.checkpoints import (
+    AtomicCheckpoints,
+    BestCheckpoint,
+    EarlyStop,
+    LastCheckpoint,
+    TrialPruning,
+    ValScore,
+)
 from stvid.training.callbacks.preemption import Preemption
 
 NAN = math.nan
@@ -102,3 +111,18 @@ def test_a_kill_during_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("callback", "state"),
+    [
+        (BestCheckpoint(Path("best.ckpt")), {"best": "high"}),
+        (BestCheckpoint(Path("best.ckpt")), {}),
+        (EarlyStop(patience=1), {"best": [0.5], "wait_count": 0}),
+        (EarlyStop(patience=1), {"best": None, "wait_count": -1}),
+        (TrialPruning(lambda epoch, accuracy: False), {"stopped": "no"}),
+    ],
+)
+def test_a_damaged_state_in_a_checkpoint_is_refused(callback, state):
+    with pytest.raises(InputError, match="the checkpoint's"):
+        callback.load_state_dict(state)

@@ -10,6 +10,8 @@ import pytest
 from numbered import numbered_picture, write_video
 
 from stvid.errors import TRUNCATED, UNREADABLE, VideoError
+from stvid.video import completeness
+from stvid.video.completeness import find_cut
 from stvid.video.probe import probe
 
 NUM_FRAMES = 40
@@ -217,3 +219,34 @@ def test_a_recording_without_a_length_is_whole_and_a_cut_inside_it_is_told(whole
         path.write_bytes(pipe.content[: len(pipe.content) * percent // 100])
         cuts += reason(path) in (TRUNCATED, UNREADABLE)
     assert cuts == 10
+
+
+def ogg_page(number, *, flags=0, body=bytes(100)):
+    return b"OggS\0" + bytes([flags]) + struct.pack("<QIII", number, 1, number, 0) + bytes([1, len(body)]) + body
+
+
+def test_a_recorded_broadcast_in_ogg_has_no_end_mark_and_a_broken_page_is_told(tmp_path):
+    path = tmp_path / "dump.ogg"
+    pages = [ogg_page(0, flags=2), ogg_page(1), ogg_page(2)]
+    path.write_bytes(b"".join(pages))
+    assert find_cut(path, "ogg") is None
+    path.write_bytes(b"".join(pages) + ogg_page(3, flags=4))
+    assert find_cut(path, "ogg") is None
+    path.write_bytes(b"".join(pages)[:-20])
+    assert "inside a page" in find_cut(path, "ogg")
+
+
+@pytest.mark.parametrize("name", ["fragments", "mkv-live", "flv", "gif", "avi"])
+def test_a_long_check_reports_that_it_goes_on(wholes, name, tmp_path, monkeypatch):
+    """Files of many gigabytes have millions of blocks; a worker without reports is ended."""
+    calls = []
+    monkeypatch.setattr(completeness, "report_progress", lambda: calls.append(1))
+    formats = {"fragments": "mov", "mkv-live": "matroska"}
+    path = wholes[name]
+    if name == "avi":  # a recording that nobody ended: its chunks are followed
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<I", content, 4, 0)
+        path = tmp_path / "live.avi"
+        path.write_bytes(content)
+    find_cut(path, formats.get(name, name))
+    assert len(calls) > 5

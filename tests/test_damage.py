@@ -407,3 +407,12 @@ def test_a_folder_in_use_or_with_files_of_another_run_is_refused(run, tmp_path):
     done = train_py("data=folder", f"data.root={tmp_path}", f"hydra.run.dir={run}")
     assert done.returncode == 2
     assert "of another run" in done.stderr
+
+
+def test_a_damaged_prediction_is_told_with_its_line(run, tmp_path):
+    header, *rows = (run / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "predictions.csv").write_text(
+        "\n".join([header, "", rows[0], "", "", "x" + rows[1].replace(",", ",x", 1)])
+    )
+    with pytest.raises(InputError, match="line 6 is damaged"):
+        read_predictions(tmp_path / "predictions.csv", ["to_left", "to_right"])

@@ -14,7 +14,7 @@ from conftest import break_half_way
 from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
-from stvid.data.datamodule import VideoDataModule
+from stvid.data.datamodule import VideoDataModule, _warn_without_groups
 from stvid.data.layouts.class_folders import folder
 from stvid.data.loading import resolve_workers, worker_options
 from stvid.data.manifest import Manifest
@@ -224,3 +224,13 @@ class Signalled(torch.utils.data.Dataset):
 
 def test_readers_leave_signals_to_the_process_that_trains():
     assert [int(batch) for batch in DataLoader(Signalled(), batch_size=None, **worker_options(1))] == [0, 1]
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_missing_groups_are_told_once_by_the_main_process(video_folder, caplog, monkeypatch, rank, times):
+    """The trials of a sweep build one module after another in one process."""
+    monkeypatch.setenv("RANK", rank)
+    _warn_without_groups.cache_clear()
+    for _ in range(2):
+        module(video_folder)
+    assert sum("no groups are named" in record.message for record in caplog.records) == times

@@ -59,6 +59,8 @@ MISTAKES = [  # words, and what the message says
             ("~logger", "logger is missing, and every run needs it"),
             ("~trust", "trust is missing, and every run needs it"),
             ("~data.datamodule.manifest", "data.datamodule.manifest is missing"),
+            ("hydra.run.dir=README.md", "README.md is a file, so there can be no such folder"),
+            ("hydra.run.dir=README.md/x", "README.md is a file, so there can be no such folder"),
             ("trust=5", "trust (=5) must be a list"),
             ("data.max_pixels=inf", "data.max_pixels (=inf) must be"),
             ("trainer.max_epochs=nan", "trainer.max_epochs (=nan) must be a whole number"),

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import logging
+import math
 import os
 import re
 import sys
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from stvid import progress
 from stvid.data.loading import TimedLoader
+from stvid.errors import InputError
 from stvid.training.callbacks import progress as progress_callback
-from stvid.training.callbacks.progress import COLUMNS, EpochTable, ProgressBar, format_row, header_lines
+from stvid.training.callbacks.progress import COLUMNS, EpochTable, ProgressBar, format_row, header_lines, read_epochs
 
 OPTIONS = {
     "accelerator": "cpu",
@@ -257,3 +259,19 @@ def test_the_training_time_counts_the_encoding_before_it_also_after_a_resume(tmp
         summary = table.summary()
         assert summary["encoding_seconds"] == encoding
         assert summary["training_seconds"] == 13.0 + encoding
+
+
+@pytest.mark.parametrize("seconds", [None, "x", -1e9, math.nan])
+def test_a_damaged_state_in_a_checkpoint_is_refused(tmp_path, seconds):
+    with pytest.raises(InputError, match="encoding_seconds"):
+        EpochTable(path=tmp_path / "metrics.csv").load_state_dict({"encoding_seconds": seconds})
+
+
+def test_a_damaged_cell_is_told_with_its_line(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,lr\n\n1,0.1\n\n\n2,many\n")
+    with pytest.raises(InputError, match="line 6 is damaged"):
+        read_epochs(path)
+    path.write_text("epoch,lr\n\n1,0.1\n\n\n2\n")
+    with pytest.raises(InputError, match="line 6 is damaged"):
+        read_epochs(path)

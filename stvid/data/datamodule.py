@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import Counter
@@ -32,6 +33,7 @@ from stvid.data.loading import (
 from stvid.data.manifest import NAME_GROUPS, Manifest, validate
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
+from stvid.distributed import is_main_process
 from stvid.errors import InputError, VideoError
 from stvid.video.reader import BACKENDS, INSTALL, is_installed
 from stvid.video.types import MAX_PIXELS, VideoInfo
@@ -130,12 +132,8 @@ class VideoDataModule(pl.LightningDataModule):
         self.decode_all, self.probe_timeout = probe == "decode", probe_timeout
         self.max_pixels = max_pixels
         self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
-        if all(item.group is None for item in manifest.items):
-            log.warning(
-                "no groups are named, so clips of one recording may be in several splits, and the accuracy too good; "
-                "stvid check proposes groups. To name them: %s",
-                NAME_GROUPS,
-            )
+        if manifest.items and all(item.group is None for item in manifest.items) and is_main_process():
+            _warn_without_groups(manifest.items[0].path)
         if not manifest.select("val"):
             raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)
@@ -292,6 +290,15 @@ class VideoDataModule(pl.LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+@functools.cache  # once, not for every trial of a sweep
+def _warn_without_groups(first_video: str) -> None:
+    log.warning(
+        "no groups are named, so clips of one recording may be in several splits, and the accuracy too good; "
+        "stvid check proposes groups. To name them: %s",
+        NAME_GROUPS,
+    )
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
+from stvid.files import file_in_the_way
 from stvid.video.transcode import source_identity
 
 _FORMAT = 1  # of the files; files with another number are made again
@@ -56,10 +57,10 @@ def check_folder(out: Path, settings: Mapping, *, common: str, sources: set[str]
         if not minimum <= settings[name] <= maximum:
             raise InputError(f"{name} (={settings[name]}) must be between {minimum} and {maximum}")
     _check_outside_of_sources(out, common=common, sources=sources)
+    if file := file_in_the_way(out):
+        raise InputError(f"{file} is a file. Name a folder" + ("" if file == out else " above the new one"))
     if not out.exists():
         return
-    if not out.is_dir():
-        raise InputError(f"{out} is a file. Name a folder")
     if (out / "prepare.json").exists():
         _check_same_settings(out, settings)
     elif others := [entry.name for entry in out.iterdir() if not entry.match(_PARTIAL_FILES)]:

@@ -92,14 +92,14 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; stvid evaluate RUN writes it")
-    _, rows = read_csv(path, required=[*COLUMNS, *(f"p_{name}" for name in class_names)], remedy=REMEDY)
+    rows = read_csv(path, required=[*COLUMNS, *(f"p_{name}" for name in class_names)], remedy=REMEDY)
     known = frozenset(class_names)
     predictions = []
-    for number, row in enumerate(rows, start=1):
+    for line, row in rows:
         try:
             predictions.append(_parse_row(row, class_names, known))
         except ValueError as error:
-            raise InputError(f"{path} is damaged or was changed: row {number}: {error}. {REMEDY}") from error
+            raise InputError(f"{path}, line {line} is damaged or was changed: {error}. {REMEDY}") from error
     if not predictions:
         raise InputError(f"{path} is damaged: it lists no videos. {REMEDY}")
     return predictions

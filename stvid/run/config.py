@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, nearest, raise_mistakes, train_command
+from stvid.files import file_in_the_way
 from stvid.run.config_check import check_config
 from stvid.run.config_help import SHARED, choices_of, config_groups
 from stvid.run.folder import RunFolder, project_root
@@ -42,6 +43,7 @@ def check_command_line(words: Sequence[str]) -> list[str]:
     if any(word.startswith("-") for word in overrides):  # Hydra shows something, or reads other configs
         return arguments
     is_sweep = len(overrides) < len(arguments)
+    _check_run_folder(overrides, key="hydra.sweep.dir" if is_sweep else "hydra.run.dir")
     settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
     with hydra_errors_as_input_errors():
         config = _compose(_first_values(overrides) if is_sweep else overrides)
@@ -54,6 +56,14 @@ def check_command_line(words: Sequence[str]) -> list[str]:
         elif not is_sweep:
             _run_dir(config.resume, config.requeue, "")
     return arguments
+
+
+def _check_run_folder(overrides: Sequence[str], *, key: str) -> None:
+    """Raises InputError if a file is in the way of the folder for a new run, which Hydra makes."""
+    given = dict(pair for pair in map(split_override, overrides) if pair)
+    folder = given.get(key, "" if "resume" in given else "outputs").strip("'\"")
+    if folder and (file := file_in_the_way(folder)):
+        raise InputError(f"{key}={folder}: {file} is a file, so there can be no such folder")
 
 
 def compose_config(overrides: Sequence[str], *, needs_data: bool = False) -> DictConfig:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
+from stvid.distributed import is_main_process
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.run.checkpoint import read_record
@@ -72,7 +73,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     is_restarted = is_run and (sweep or is_requeued)
     if not config.resume and not is_restarted:
-        if _is_main_process() and (found := folder.training_files):
+        if is_main_process() and (found := folder.training_files):
             raise InputError(
                 f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
                 "another hydra.run.dir"
@@ -235,7 +236,7 @@ def locked_run() -> Iterator[None]:
         InputError: another process trains in the folder.
     """
     folder = _hydra_folder()
-    if not _is_main_process():
+    if not is_main_process():
         yield
         return
     with locked_folder(folder):
@@ -256,11 +257,6 @@ def _without_resume_keys(config: Mapping) -> str:
     return json.dumps({key: value for key, value in config.items() if key not in RESUME_KEYS}, sort_keys=True)
 
 
-def _is_main_process() -> bool:
-    """False in the other processes of a run, which Lightning, torchrun or Slurm starts."""
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-
-
 def _prepare_relaunch(folder: RunFolder) -> None:
     """Sets `sys.argv` to the command of this run in this folder: Lightning starts the other processes with it.
 
@@ -269,7 +265,7 @@ def _prepare_relaunch(folder: RunFolder) -> None:
     """
     sys.argv = [sys.argv[0], *HydraConfig.get().overrides.task, f"hydra.run.dir={quote(str(folder.path))}"]
     HydraConfig.instance().cfg = None
-    if not _is_main_process():
+    if not is_main_process():
         log.setLevel(logging.ERROR)  # the main process logs everything
 
 

@@ -3,7 +3,7 @@
     cut = find_cut("clip.mp4", "mov,mp4,m4a,3gp,3g2,mj2")       # None, or what is missing, in words
 
 Only the structure of the file is read, no packet. A check answers None unless the file contradicts itself: MPEG-TS,
-MPEG-PS and raw streams state no end, and live recordings (Matroska, FLV, AVI) often leave it out.
+MPEG-PS and raw streams state no end, and live recordings (Matroska, FLV, AVI, Ogg) often leave it out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import struct
 from typing import BinaryIO
 
 from av.container import InputContainer
+
+from stvid.video.workers import report_progress
 
 _BOXES = {  # that stand at the top level of MP4 and QuickTime files; anything else there is junk behind the last box
     *(b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"emsg", b"prft", b"pdin"),
@@ -80,6 +82,7 @@ def _check_mp4(file: BinaryIO, size: int) -> str | None:
     """
     at, fragmented = 0, False
     while len(header := _read(file, at, 16)) >= 8:
+        report_progress()
         length, kind = struct.unpack(">I4s", header[:8])
         if length == 1 and len(header) == 16:
             length = struct.unpack(">Q", header[8:])[0]
@@ -112,6 +115,7 @@ def _check_avi(file: BinaryIO, size: int) -> str | None:
     """RIFF chunks. A chunk length of some writers is wrong; that does no harm if the index is there."""
     at = 0
     while (header := _read(file, at, 12)).startswith(b"RIFF") and len(header) == 12:
+        report_progress()
         length = struct.unpack_from("<I", header, 4)[0]
         if length in _UNKNOWN:  # a recording that nobody ended
             return _check_chunks(file, at + 12, size)
@@ -124,6 +128,7 @@ def _check_avi(file: BinaryIO, size: int) -> str | None:
 
 def _check_chunks(file: BinaryIO, at: int, size: int) -> str | None:
     while len(header := _read(file, at, 12)) >= 8:
+        report_progress()
         kind, length = struct.unpack("<4sI", header[:8])
         if kind == b"LIST" and (length in _UNKNOWN or header[8:] in (b"movi", b"rec ")):
             at += 12
@@ -138,6 +143,7 @@ def _check_chunks(file: BinaryIO, at: int, size: int) -> str | None:
 
 def _has_index(file: BinaryIO, at: int, size: int) -> bool:
     while len(header := _read(file, at, 8)) == 8:
+        report_progress()
         kind, length = struct.unpack("<4sI", header)
         at += 8 + length + length % 2
         if kind == b"idx1":
@@ -156,6 +162,7 @@ def _check_matroska(file: BinaryIO, size: int) -> str | None:
     if length is not None:
         return _short(size, at + length, "its segment")
     while at < size:
+        report_progress()
         kind, length, start = _element(file, at)
         if kind not in _ELEMENTS:
             return None
@@ -197,6 +204,7 @@ def _check_flv(file: BinaryIO, size: int) -> str | None:
     at, last = struct.unpack_from(">I", header, 5)[0] + 4, 0.0
     stated: dict[str, float] = {}
     while (tag := _read(file, at, 11)) and tag[0] in _FLV_TAGS:
+        report_progress()
         if len(tag) < 11:
             return _short(size, at + 11, "the head of a tag")
         content = at + 11 + int.from_bytes(tag[1:4], "big")
@@ -254,7 +262,7 @@ def _check_mxf(file: BinaryIO, size: int) -> str | None:
 
 
 def _check_ogg(file: BinaryIO, size: int) -> str | None:
-    """The last page: it is whole, and marked as the end of its stream; RFC 3533."""
+    """The last page, which is whole; RFC 3533. A recorded broadcast has no page that is marked as the end."""
     tail = _read(file, max(0, size - _MAX_OGG_PAGE - 27), _MAX_OGG_PAGE + 27)
     at = tail.rfind(b"OggS")
     if at < 0:
@@ -263,7 +271,7 @@ def _check_ogg(file: BinaryIO, size: int) -> str | None:
     lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
     if len(page) < 27 or len(lengths) < page[26] or len(page) < 27 + len(lengths) + sum(lengths):
         return f"{size} bytes: it ends inside a page"
-    return None if page[5] & 4 else f"{size} bytes: its last page is not marked as the end"
+    return None
 
 
 def _check_gif(file: BinaryIO, size: int) -> str | None:
@@ -273,6 +281,7 @@ def _check_gif(file: BinaryIO, size: int) -> str | None:
         return None
     at = 13 + _palette(head[10])
     while kind := _read(file, at, 1):
+        report_progress()
         if kind == b"\x3b":
             return None
         if kind == b"\x21":  # extension: a label, then blocks
@@ -285,6 +294,7 @@ def _check_gif(file: BinaryIO, size: int) -> str | None:
         else:
             return None
         while length := _read(file, at, 1):
+            report_progress()
             at += 1 + length[0]
             if length == b"\0":
                 break

@@ -28,8 +28,8 @@ def read_bad_videos(path: Path) -> dict[str, str]:
     """
     if not path.exists():
         return {}
-    _, rows = read_csv(path, required=("path", "reason"), remedy="Delete it; it is written again")
-    return {row["path"]: row["reason"] for row in rows}
+    rows = read_csv(path, required=("path", "reason"), remedy="Delete it; it is written again")
+    return {row["path"]: row["reason"] for _, row in rows}
 
 
 class BadVideos(Callback):

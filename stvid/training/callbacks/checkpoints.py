@@ -19,6 +19,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
+from stvid.checks import fields, flag, maybe, number
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.training.callbacks.preemption import Preemption
@@ -52,6 +53,12 @@ class ValScore(NamedTuple):
         return math.isnan(other.accuracy + other.loss) or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
+def _check_score(value: Any, place: str) -> None:
+    """A `ValScore` in a checkpoint; its numbers may be NaN."""
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, float) for part in value)):
+        raise InputError(f"{place} is {str(value)[:40]!r}, must be the accuracy and the loss")
+
+
 def val_score(trainer: pl.Trainer) -> ValScore:
     """Score of the validation that just ended; that of rank 0 in all processes, so that they decide alike."""
     metrics = trainer.callback_metrics
@@ -79,6 +86,7 @@ class BestCheckpoint(Checkpoint):
         return {"best": self.best and list(self.best)}  # plain data for `torch.load(weights_only=True)`
 
     def load_state_dict(self, state_dict: dict) -> None:
+        fields({"best": maybe(_check_score)})(state_dict, "the checkpoint's BestCheckpoint")
         self.best = state_dict["best"] and ValScore(*state_dict["best"])
 
 
@@ -165,6 +173,8 @@ class EarlyStop(Callback):
         return {"best": self.best and list(self.best), "wait_count": self.wait_count}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        check = fields({"best": maybe(_check_score), "wait_count": number(0, whole=True)})
+        check(state_dict, "the checkpoint's EarlyStop")
         self.best, self.wait_count = state_dict["best"] and ValScore(*state_dict["best"]), state_dict["wait_count"]
 
 
@@ -183,6 +193,7 @@ class TrialPruning(Callback):
         return {"stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        fields({"stopped": flag})(state_dict, "the checkpoint's TrialPruning")
         self.stopped = state_dict["stopped"]
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from stvid.checks import read_csv
+from stvid.checks import fields, number, read_csv
 from stvid.device import GIB, HostCopy, num_cores, peak_host_gib
 from stvid.disks import full_disk_error
 from stvid.errors import InputError, train_command
@@ -64,12 +64,12 @@ def read_epochs(path: Path, *, required: Sequence[str] = ("epoch",)) -> list[dic
     if not path.exists():
         return []
     remedy = "Move it away; the run goes on without the rows of the epochs so far"
-    _, rows = read_csv(path, required=required, remedy=remedy)
-    for number, row in enumerate(rows, start=1):
+    rows = read_csv(path, required=required, remedy=remedy)
+    for line, row in rows:
         for name in COLUMNS:
             if not _is_cell(row.get(name, ""), whole=name in ("epoch", "step"), can_be_empty=name not in required):
-                raise InputError(f"{path} is damaged or was changed: row {number}: {name} is {row[name]!r}. {remedy}")
-    return rows
+                raise InputError(f"{path}, line {line} is damaged or was changed: {name} is {row[name]!r}. {remedy}")
+    return [row for _, row in rows]
 
 
 def _is_cell(cell: str, *, whole: bool, can_be_empty: bool) -> bool:
@@ -140,6 +140,7 @@ class EpochTable(Callback):
         return {"encoding_seconds": self.encoding_seconds}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        fields({"encoding_seconds": number(0)})(state_dict, "the checkpoint's EpochTable")
         self.encoding_seconds += state_dict["encoding_seconds"]  # of the run before it was resumed
 
     def setup(self, trainer: pl.Trainer, task: pl.LightningModule, stage: str) -> None:
