@@ -143,7 +143,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         rate = find_lr(make_trainer, task, data, table=folder.lr_finder_csv, picture=folder.lr_finder_png)
         return rate or float("nan")
     if trainer.is_global_zero:
-        save_run(folder, settings, data.manifest)
+        save_run(folder, settings, data.manifest, data.infos)
     with keep_interrupts():
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     close_logger(logger)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from stvid.errors import system_error_text
+from stvid.disks import system_error_text
 from stvid.files import file_lock, replacing, write_json
 from stvid.run.folder import RunFolder
 from stvid.run.lock import locked_folder

@@ -6,8 +6,9 @@ import os
 import shutil
 
 import pytest
-from conftest import in_process, train_py
+from conftest import in_process, make_folder, train_py
 from omegaconf import OmegaConf
+from PIL import Image
 
 from stvid.cli import main
 from stvid.data.manifest import Item, Manifest
@@ -15,6 +16,7 @@ from stvid.errors import InputError
 from stvid.run.folder import RunFolder
 from stvid.run.relocation import find_moved, relocate_run, video_sizes
 from stvid.run.start import _relocate, stored_manifest
+from stvid.video.probe import probe
 
 NAMES = [f"{split}/{label}/{i}.mp4" for split in ("train", "val", "test") for label in ("run", "sit") for i in range(3)]
 
@@ -36,9 +38,29 @@ def run(data, tmp_path):
     ]
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    sizes = video_sizes([item.path for item in items])
+    sizes = video_sizes([item.path for item in items], {})
     Manifest(items=tuple(items), class_names=("run", "sit")).write_csv(folder.manifest_csv, sizes=sizes)
     return folder
+
+
+def test_sizes_are_those_of_the_probe_and_only_other_files_are_looked_up(tmp_path, monkeypatch):
+    make_folder(tmp_path / "videos", videos=2, classes=("a",))
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    known, other = sorted(map(str, tmp_path.glob("videos/a/*.mp4")))
+    paths = [known, other, str(tmp_path / "images"), str(tmp_path / "missing.mp4")]
+    infos = {path: probe(path) for path in (known, str(tmp_path / "images"))}
+    expected = {path: os.path.getsize(path) for path in paths[:2]}
+    expected[paths[2]] = sum(path.stat().st_size for path in (tmp_path / "images").iterdir())
+    looked_up, look_up = [], os.stat
+    monkeypatch.setattr(
+        "os.stat", lambda path, *args, **kwargs: looked_up.append(path) or look_up(path, *args, **kwargs)
+    )
+    sizes = video_sizes(paths, infos)
+    monkeypatch.undo()
+    assert sizes == expected
+    assert looked_up == paths[1:]
 
 
 def relocate(run, root, splits=("train", "val", "test")):
@@ -88,7 +110,7 @@ def test_folders_of_images_in_other_folders_are_found_by_name_and_size(tmp_path)
     for size, path in enumerate(paths, start=1):
         path.mkdir(parents=True)
         (path / "0.jpg").write_bytes(b"x" * size)
-    sizes = video_sizes([str(path) for path in paths])
+    sizes = video_sizes([str(path) for path in paths], {})
     shutil.move(paths[0], tmp_path / "new" / "more" / "run" / "v0")
     shutil.move(tmp_path / "old", tmp_path / "new" / "set")
     moved = find_moved(sizes, tmp_path / "new")

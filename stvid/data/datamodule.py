@@ -36,7 +36,7 @@ from stvid.data.transforms import Augment
 from stvid.distributed import is_main_process
 from stvid.errors import InputError, VideoError
 from stvid.video.reader import BACKENDS, INSTALL, is_installed
-from stvid.video.types import MAX_PIXELS
+from stvid.video.types import MAX_PIXELS, VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,15 @@ class VideoDataModule(pl.LightningDataModule):
         )
         for dataset in (self.train, self.val):
             check_lengths(dataset)
+
+    @property
+    def infos(self) -> dict[str, VideoInfo | VideoError]:
+        """Path -> what probing has found, of the videos for train and val; after `setup`."""
+        return {
+            item.path: info
+            for clips in (self.train, self.val)
+            for item, info in zip(clips.items, clips.infos, strict=True)
+        }
 
     def use_cached_features(self, encoder_settings: Mapping) -> dict[str, CachedClips]:
         """Makes batches hold cached features instead of clips; the caller fills the caches before training.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter, defaultdict
@@ -13,20 +14,25 @@ from stvid.data.tables import UTF8, Table, csv_line, read_table
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.run.folder import RunFolder, display_path
-from stvid.video.types import file_identity
+from stvid.video.types import VideoInfo, file_size
 
 log = logging.getLogger("stvid")
 _MAX_SAMPLE = 200  # videos that determine which part of the old paths is replaced
 
 
-def video_sizes(paths: Sequence[str]) -> dict[str, int]:
-    """Path -> bytes, for the files and folders of images that exist."""
+def video_sizes(paths: Sequence[str], infos: Mapping[str, object]) -> dict[str, int]:
+    """Path -> bytes, for the files and folders of images that exist.
+
+    Args:
+        paths: of the videos.
+        infos: path -> `VideoInfo`, of the videos that were probed; only the others are looked up.
+    """
     sizes = {}
     for path in dict.fromkeys(paths):
-        try:
-            sizes[path] = file_identity(path)[0]
-        except OSError:
-            continue
+        info = infos.get(path)
+        known = info.num_bytes if isinstance(info, VideoInfo) else None
+        with contextlib.suppress(OSError):
+            sizes[path] = file_size(path) if known is None else known
     return sizes
 
 
@@ -118,7 +124,7 @@ def find_moved(sizes: Mapping[str, int | None], root: Path) -> dict[str, str]:
         names = {Path(path).name for path in rest}
         image_folders = (found for found in find_frame_folders(root) if found.name in names)
         for found in (*find_files(root, names.__contains__), *image_folders):
-            others[_key(found, file_identity(found)[0])].append(str(found))
+            others[_key(found, file_size(found))].append(str(found))
     wanted = Counter(_key(path, sizes[path]) for path in rest)
     for path in rest:
         key = _key(path, sizes[path])
@@ -146,7 +152,7 @@ def _dropped_parts(paths: Sequence[str], root: Path) -> int:
 
 def _has_size(path: str, size: int | None) -> bool:
     try:
-        found = file_identity(path)[0]
+        found = file_size(path)
     except OSError:
         return False
     return size is None or found == size

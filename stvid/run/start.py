@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -191,13 +192,22 @@ def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dic
     return used
 
 
-def save_run(folder: RunFolder, config: Mapping, manifest: Manifest) -> None:
-    """Writes `config.yaml` and `manifest.csv`, from which the run is resumed and evaluated."""
+def save_run(
+    folder: RunFolder, config: Mapping, manifest: Manifest, infos: Mapping[str, object] = MappingProxyType({})
+) -> None:
+    """Writes `config.yaml` and `manifest.csv`, from which the run is resumed and evaluated.
+
+    Args:
+        folder: the run's.
+        config: the run's, resolved.
+        manifest: all its videos.
+        infos: path -> `VideoInfo` of the videos that were probed; their sizes need not be looked up.
+    """
     # first: a kill may come between the two, and without a config the folder could not be used again
     with replacing(folder.config_yaml) as partial:
         OmegaConf.save(OmegaConf.create(escape_interpolations(dict(config))), partial)
     if not folder.manifest_csv.exists():
-        manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items]))
+        manifest.write_csv(folder.manifest_csv, sizes=video_sizes([item.path for item in manifest.items], infos))
 
 
 def run_summary(settings: Mapping) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,6 +69,12 @@ class VideoInfo:
         """Whether seeking reliably reaches the requested frame."""
         return bool(self.keyframes)
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of the file when it was probed; None if unknown, and for a folder of images."""
+        size = self.identity.partition(" ")[0]
+        return int(size) if size.isdecimal() and self.codec != "images" else None
+
     def index_at(self, seconds: float) -> int:
         """Number of the frame nearest to a time, in seconds from the first frame."""
         timestamps = self.timestamps
@@ -119,6 +126,19 @@ def file_identity(path: str | os.PathLike[str]) -> list:
         return [status.st_size, status.st_mtime_ns]
     files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path))
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files in a folder, as in `file_identity`.
+
+    Raises:
+        OSError: the file cannot be accessed.
+    """
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    with os.scandir(path) as entries:
+        return sum(entry.stat().st_size for entry in entries)
 
 
 def identity_text(path: str | os.PathLike[str]) -> str:
