@@ -19,6 +19,7 @@ from stvid.video import reader
 from stvid.video.container import open_video
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
+from stvid.video.types import MAX_PIXELS
 
 UT_INTERACTION = REAL_DATA / "ut_interaction"
 ODD_VIDEOS = REAL_DATA / "odd_videos"
@@ -51,7 +52,8 @@ def assert_exact(path) -> None:
         assert set(info.keyframes) <= set(range(info.num_frames))
         for indices in ([i] for i in range(len(oracle))):  # every frame by a jump of its own
             size = (info.height, info.width)
-            frames_THWC = reader._read_pyav(path, indices, info=info, size=size, num_threads=1, seek=True)
+            options = {"size": size, "num_threads": 1, "max_pixels": MAX_PIXELS}
+            frames_THWC = reader._read_pyav(path, indices, info=info, seek=True, **options)
             assert frames_THWC is not None, f"seeking to frame {indices} fails"
             np.testing.assert_array_equal(frames_THWC.numpy(), oracle[indices])
 
