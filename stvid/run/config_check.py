@@ -106,6 +106,9 @@ def _sections(config: Mapping) -> Iterator[str]:
                 yield f"{place} (={_shown(value)}) must be a section with keys of its own: {place}.KEY=VALUE"
         elif has_target and value and "_target_" not in value:
             yield f"{place}._target_ is missing, the class or function that {place} is for"
+    logger = config.get("logger")  # logger=none is empty
+    if isinstance(logger, Mapping) and logger and "_target_" not in logger:
+        yield "logger._target_ is missing, the class or function that logger is for"
     for place, node in targets(config):
         if not isinstance(target := node["_target_"], str) or not target:
             yield f"{place}._target_ (={_shown(target)}) must be the dotted name of a class or function"
