@@ -142,14 +142,15 @@ def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = Fa
         stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         stream.codec_context.thread_count = 1  # what a decoder makes up for what is lost depends on it
         stream.codec_context.thread_type = "NONE"
-        for packet in container.demux(stream):
-            try:
-                for frame in packet.decode():
-                    frames.append(upright(frame, info))
-                    stored += [frame] if fresh else []
-            except av.FFmpegError:
-                if frames:
-                    break
+        with suppress(IndexError):  # of PyAV, behind the packets, where another track appears on the way
+            for packet in container.demux(stream):
+                try:
+                    for frame in packet.decode():
+                        frames.append(upright(frame, info))
+                        stored += [frame] if fresh else []
+                except av.FFmpegError:
+                    if frames:
+                        break
     return np.stack([frames[index] for index in indices]) if indices[-1] < len(frames) else None
 
 

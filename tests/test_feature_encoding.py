@@ -76,7 +76,8 @@ def test_a_run_from_stored_features_is_the_run_without_them(videos, tmp_path, ov
         load_checkpoint(tmp_path / "off").model.state_dict(),
     )
     for name, value in entry.items():
-        torch.testing.assert_close(value, other[name], atol=1e-6, rtol=1e-5)
+        # features are encoded video by video, so float32 rounds otherwise than in batches of clips
+        torch.testing.assert_close(value, other[name], atol=5e-6, rtol=1e-5)
 
 
 def test_a_second_run_reads_no_video_in_training(videos, tmp_path, monkeypatch):
