@@ -104,14 +104,20 @@ def read_variant(path: Path, rng: random.Random) -> str:
     if path.is_dir():
         return "frames" if all(map(same_image, frames, indices, [path] * len(indices))) else "wrong frames"
     truth = from_the_first(path, indices, info)
-    if np.array_equal(frames, truth):
+    if truth is None:  # if probe only counted, the reader may have jumped over the break
+        return "wrong frames" if info.decoded else "frames (beyond a break)"
+    if are_equal(frames, truth):
         return "frames"
-    if truth is None and not info.decoded:
-        return "frames (beyond a break)"  # probe only counted, and the reader jumped over it
     # where a JPEG breaks off, FFmpeg leaves what the memory held before, and so two runs may differ
-    if info.codec == "mjpeg" or not np.array_equal(truth, from_the_first(path, indices, info, fresh=True)):
+    again = from_the_first(path, indices, info, fresh=True)
+    if info.codec == "mjpeg" or again is None or not are_equal(again, truth):
         return "frames (undefined pixels)"
     return "wrong frames"
+
+
+def are_equal(frames: Sequence[np.ndarray | None], truth: Sequence[np.ndarray | None]) -> bool:
+    """Whether the pixels are equal, except where there is no truth."""
+    return all(true is None or np.array_equal(frame, true) for frame, true in zip(frames, truth, strict=True))
 
 
 def same_image(frame: np.ndarray, index: int, folder: Path) -> bool:
@@ -132,12 +138,13 @@ def peak_memory(*, reset: bool = False) -> int:
     return 0
 
 
-def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = False) -> np.ndarray | None:
+def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = False) -> list[np.ndarray | None] | None:
     """What PyAV shows at `indices`, passing over what it refuses before its first frame; None beyond a break.
 
+    A frame whose size damage has changed is None: how it is resized to the others' size is the reader's choice.
     `fresh` lets no memory of a frame be used again for a later one.
     """
-    frames, stored = [], []
+    frames, stored, size = [], [], None
     with av.open(str(path), **TOLERANT) as container:
         stream = next(s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic)
         stream.codec_context.thread_count = 1  # what a decoder makes up for what is lost depends on it
@@ -146,12 +153,13 @@ def from_the_first(path: Path, indices: Sequence[int], info, *, fresh: bool = Fa
             for packet in container.demux(stream):
                 try:
                     for frame in packet.decode():
-                        frames.append(upright(frame, info))
+                        size = size or (frame.width, frame.height)
+                        frames.append(upright(frame, info) if (frame.width, frame.height) == size else None)
                         stored += [frame] if fresh else []
                 except av.FFmpegError:
                     if frames:
                         break
-    return np.stack([frames[index] for index in indices]) if indices[-1] < len(frames) else None
+    return [frames[index] for index in indices] if indices[-1] < len(frames) else None
 
 
 def upright(frame: av.VideoFrame, info) -> np.ndarray:
