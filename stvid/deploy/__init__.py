@@ -1,0 +1,1 @@
+"""A trained model at work: long videos, streams, annotated video."""
