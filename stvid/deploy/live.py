@@ -76,13 +76,14 @@ class Meter:
     def fps(self) -> float:
         """Frames per second over the last seconds."""
         self._drop_old()
-        seconds = min(max(time.monotonic() - self.first, 1e-3), RECENT)
-        return len(self.recent) / seconds
+        if len(self.recent) < 2:
+            return 0.0
+        return (len(self.recent) - 1) / (self.recent[-1][0] - self.recent[0][0] or 1e-3)
 
     @property
     def mean_fps(self) -> float:
         """Frames per second since the first frame."""
-        return self.num_frames / max(self.latest - self.first, 1e-3)
+        return max(self.num_frames - 1, 0) / (self.latest - self.first or 1e-3)
 
     @property
     def latency_ms(self) -> float | None:

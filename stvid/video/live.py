@@ -103,7 +103,7 @@ class VideoFile:
         info = probe(self.path, decode_all=False, max_pixels=self.max_pixels)
         self.fps = info.fps
         for index, frame_CHW in iter_frames(self.path, info=info, max_pixels=self.max_pixels):
-            yield info.seconds_at(index), frame_CHW
+            yield info.start + info.seconds_at(index), frame_CHW
 
     def close(self) -> None:
         self.closed.set()
