@@ -262,12 +262,28 @@ def test_the_source_is_never_the_target(tmp_path):
     assert source.read_bytes() == content
 
 
-@pytest.mark.parametrize(("name", "message"), [("out.avi", "ends in .mp4"), ("folder.mp4", "is a folder")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.avi", "ends in .mp4"),
+        ("folder.mp4", "is a folder"),
+        ("video.mp4/out.mp4", "video.mp4 is a file; give another folder"),
+    ],
+)
 def test_targets_that_cannot_be_written_are_refused(tmp_path, name, message):
     source = write_video(tmp_path / "video.mp4", num_frames=5)
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match=message):
         redraw(source, tmp_path / name, mark, info=probe(source))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of Unix")
+@pytest.mark.parametrize("name", ["12:30.mp4", "walk%d.mp4", "-.mp4"])
+def test_any_name_will_do(tmp_path, monkeypatch, name):
+    source = write_video(tmp_path / "video.mp4", num_frames=5)
+    monkeypatch.chdir(tmp_path)
+    redraw(source, name, mark, info=probe(source))
+    assert probe(tmp_path / name).num_frames == 5
 
 
 def test_a_source_that_breaks_in_the_middle_leaves_the_old_target(tmp_path):
