@@ -26,7 +26,13 @@ Colour = tuple[int, int, int]
 
 # Colours that colour-blind people can tell apart: Okabe and Ito, Color Universal Design (2008)
 PALETTE: tuple[Colour, ...] = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)),
+    (230, 159, 0),  # orange
+    (86, 180, 233),  # sky blue
+    (0, 158, 115),  # green
+    (240, 228, 66),  # yellow
+    (0, 114, 178),  # blue
+    (213, 94, 0),  # vermilion
+    (204, 121, 167),  # purple
 )
 GREY: Colour = (150, 150, 150)  # unknown
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -64,7 +70,8 @@ class Overlay:
         self.margin = round(self.font.size / 2) if self.has_bar else 0
         self.padding = round(self.font.size / 3) if self.has_bar else 1
         self.line = sum(self.font.getmetrics())  # pixels from one line to the next
-        widest = max(self.font.getlength(self._text(label, 100)) for label in colours)
+        number = " 100%" if self.has_bar else ""
+        widest = max(self.font.getlength(visible(label[:_LONGEST_NAME]) + number) for label in colours)
         self.width = min(round(widest) + 2 * self.padding, max(width * 2 // 3, min(width, _MIN_WIDTH)))
         self.key: tuple[str, int] | None = None
 
@@ -94,7 +101,7 @@ class Overlay:
         number = f" {percent}%" if self.has_bar else ""
         space = inner - self.font.getlength(number)
         corner = (self.padding, self.padding)
-        draw.text(corner, _shortened(visible(label), self.font, space), font=self.font, fill=_WHITE)
+        draw.text(corner, _shortened(label, self.font, space), font=self.font, fill=_WHITE)
         if self.has_bar:
             end, top = self.width - self.padding, self.line + 2 * self.padding
             draw.text((end, self.padding), number, font=self.font, fill=_WHITE, anchor="ra")
@@ -104,9 +111,6 @@ class Overlay:
         rgba = np.asarray(panel).astype(np.uint16)
         alpha_HW1 = rgba[..., 3:]
         return rgba[..., :3] * alpha_HW1 + 255, 255 - alpha_HW1
-
-    def _text(self, label: str, percent: int) -> str:
-        return f"{visible(label[:_LONGEST_NAME])} {percent}%" if self.has_bar else visible(label[:_LONGEST_NAME])
 
 
 class Timeline:
@@ -127,13 +131,13 @@ class Timeline:
         strip = Image.new("RGB", (width, size), _BLACK)
         draw = ImageDraw.Draw(strip)
         font = _font(round(0.7 * size)) if 0.7 * size >= _MIN_FONT else None
-        for segment in segments:
+        for segment in sorted(segments, key=lambda segment: segment.start - segment.end):  # the short ones on top
             left, right = self._position(segment.start), self._position(segment.end)
             colour = colours[segment.label]
             draw.rectangle((left, 0, max(right - 1, left), size), fill=colour)
             space = right - left - size
             if font is not None and space > 2 * size:
-                name = _shortened(visible(segment.label), font, space)
+                name = _shortened(segment.label, font, space)
                 draw.text((left + size // 2, size / 2), name, font=font, fill=_readable_on(colour), anchor="lm")
         self.strip_HWC = np.asarray(strip)
 
@@ -220,8 +224,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, space: float) -> str:
-    """The text, or as much of its start as fits into `space` pixels and an ellipsis."""
-    text = text[:_LONGEST_NAME]
+    """The text, or as much of its start as fits into `space` pixels and an ellipsis; invisible characters escaped."""
+    text = visible(text[:_LONGEST_NAME])
     if font.getlength(text) <= space:
         return text
     lengths = range(1, len(text))
