@@ -21,36 +21,46 @@ from av.video.reformatter import ColorRange, VideoReformatter
 
 from stvid.device import num_cores
 from stvid.errors import TRUNCATED, UNREADABLE, InputError, VideoError
-from stvid.files import replacing
+from stvid.files import file_in_the_way, replacing, why_not_writable
 from stvid.video.container import open_video
 from stvid.video.decoding import decode, demux
-from stvid.video.images import read_images
+from stvid.video.images import iter_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
+from stvid.video.reader import FrameConverter
 from stvid.video.sound import add_sound
 from stvid.video.types import VideoInfo, check_unchanged, frame_limit
 from stvid.video.writer import add_h264, frame_rate, valid_tag
 
 Draw = Callable[[np.ndarray, float], np.ndarray]
 
+_SUFFIXES = (".mp4", ".m4v", ".mov")
 _CRF = 20
 _KEYFRAME_SECONDS = 2
 _MAX_TICKS = 1_000_000  # a second; mp4 counts up to 2 ** 32
 _MATRICES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020"}  # by FFmpeg's numbers
-_RGB, _BT601 = 0, 6
-_IMAGE_CHUNK = 16  # images read at once
+_RGB, _BT601, _UNKNOWN = 0, 6, 2
 _FREE_CLOCKS = ("mpegts", "mpeg")  # containers whose times start anywhere
 
 
 def check_target(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Raises InputError for a target that is no mp4 file, is a folder, or is the source, also through links."""
+    """Checks, before hours of work, that a file can be written as the redrawn copy of a source.
+
+    Raises:
+        InputError: it has no name of an mp4 file, is a folder or the source (also through links), or its folder cannot
+            be made or written.
+    """
     target = Path(target)
-    if target.suffix.lower() not in (".mp4", ".m4v", ".mov"):
-        raise InputError(f"{target}: the annotated video is an mp4 file; give it a name that ends in .mp4")
+    if target.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{target}: the video is written as an mp4 file; give it a name that ends in .mp4")
     if target.is_dir():
-        raise InputError(f"{target} is a folder; give the annotated video the name of a file")
+        raise InputError(f"{target} is a folder; give the video the name of a file")
     if target.exists() and os.path.samefile(source, target):
-        raise InputError(f"{target} is the source itself, which would be overwritten; give another name for the output")
+        raise InputError(f"{target} is the source itself, which would be overwritten; give the video another name")
+    if file := file_in_the_way(target.parent):
+        raise InputError(f"{target} cannot be written: {file} is a file; give another folder")
+    if reason := why_not_writable(target.parent):
+        raise InputError(f"{target} cannot be written: {reason}; give another folder")
 
 
 def redraw(
@@ -106,7 +116,7 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
     tick, converter = source.tick, VideoReformatter()
     # in ticks of the file, it states which tracks do not start at 0; FFmpeg's default are milliseconds
     options = {"movie_timescale": str(min(math.lcm(tick.denominator, 1000), _MAX_TICKS))}
-    with av.open(str(partial), mode="w", format="mp4", options=options) as container:
+    with av.open(os.path.abspath(partial), mode="w", format="mp4", options=options) as container:
         stream = add_h264(
             container,
             like=_to_yuv420p(first.pixels_HWC, first, converter),
@@ -166,16 +176,17 @@ class _Source:
 
     def _images(self) -> Iterator[_Frame]:
         info, size = self.info, (self.info.height, self.info.width)
-        for start in range(0, info.num_frames, _IMAGE_CHUNK):
-            numbers = range(start, min(start + _IMAGE_CHUNK, info.num_frames))
-            frames_THWC = read_images(self.path, numbers, info=info, size=size, shrunk=False, max_pixels=self.limit)
-            for number, pixels_HWC in zip(numbers, frames_THWC.numpy(), strict=True):
-                yield _Frame(pixels_HWC, number * self.tick, self.tick, None)
+        pictures = iter_images(
+            self.path, range(info.num_frames), info=info, size=size, shrunk=False, max_pixels=self.limit
+        )
+        for number, pixels_HWC in pictures:
+            yield _Frame(pixels_HWC, number * self.tick, self.tick, None)
 
     def _decoded(self) -> Iterator[_Frame | av.Packet]:
         path, info = self.path, self.info
         check_unchanged(path, info)
-        number, start, converter = -1, Fraction(0), VideoReformatter()
+        number, start = -1, Fraction(0)
+        converter = FrameConverter(info, (info.height, info.width))
         waiting: list[av.Packet] = []  # sound, until the next frame
         with open_video(path, max_pixels=self.limit) as (container, stream):
             self.sound = list(container.streams.audio)
@@ -189,9 +200,9 @@ class _Source:
                 if number == 0:
                     start = (frame.pts or 0) * time_base
                 if number < info.num_frames:
-                    pixels_HWC = _upright_pixels(frame, converter, info)
+                    upright_1HWC = turn_upright(torch.from_numpy(converter(frame))[None], info)
                     time = _time_of(frame, number, time_base=time_base, start=start, info=info)
-                    yield _Frame(pixels_HWC, time, frame.duration * time_base, frame)
+                    yield _Frame(upright_1HWC[0].numpy().copy(), time, frame.duration * time_base, frame)
                 yield from waiting
                 waiting.clear()
             yield from waiting
@@ -231,19 +242,12 @@ def _time_of(frame: av.VideoFrame, number: int, *, time_base: Fraction, start: F
     return start + Fraction(expected)
 
 
-def _upright_pixels(frame: av.VideoFrame, converter: VideoReformatter, info: VideoInfo) -> np.ndarray:
-    """uint8 H x W x 3, as `read_frames` returns it."""
-    height, width = (info.width, info.height) if info.rotation in (90, 270) else (info.height, info.width)
-    rgb = converter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-    return np.ascontiguousarray(turn_upright(torch.from_numpy(rgb)[None], info)[0].numpy())
-
-
 def _to_yuv420p(pixels_HWC: np.ndarray, like: _Frame, converter: VideoReformatter) -> av.VideoFrame:
     """The frame to encode, with the colour tags of the source; an odd side is enlarged by one row or column."""
     height, width = pixels_HWC.shape[:2]
     pixels_HWC = np.pad(pixels_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     tags = like.tags
-    matrix = tags.colorspace if tags is not None and not tags.format.is_rgb and tags.colorspace != _RGB else _BT601
+    matrix = _BT601 if tags is None or tags.format.is_rgb or tags.colorspace == _RGB else tags.colorspace
     result = converter.reformat(
         av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24"),
         format="yuv420p",
@@ -251,7 +255,7 @@ def _to_yuv420p(pixels_HWC: np.ndarray, like: _Frame, converter: VideoReformatte
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )
-    result.color_range, result.colorspace = ColorRange.MPEG, valid_tag(matrix)
+    result.color_range, result.colorspace = ColorRange.MPEG, matrix if matrix in _MATRICES else _UNKNOWN
     if tags is not None:
         result.color_primaries, result.color_trc = valid_tag(tags.color_primaries), valid_tag(tags.color_trc)
     return result

@@ -86,7 +86,8 @@ def open_encoder(
     The other arguments are those of `write_video`.
     """
     tick = tick or 1 / frame_rate(fps)
-    with av.open(str(path), mode="w", format="mp4") as container:
+    # an absolute path, since a relative one could be read as a protocol ("12:30.mp4")
+    with av.open(os.path.abspath(path), mode="w", format="mp4") as container:
         if comment:
             container.metadata["comment"] = comment
         stream = add_h264(
