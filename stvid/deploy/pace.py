@@ -46,7 +46,7 @@ class Pace:
             return None
         behind = (seconds - self.start) * self.fps / self.slowdown - self.number
         times = max(1 + int(behind + 1e-6), 0)
-        if times > (1 if self.load is None else max(REPEAT_SECONDS * self.fps / self.load, 1)):
+        if times > 1 and (self.load is None or times * self.load > REPEAT_SECONDS * self.fps):
             return self._restart()
         self.number += times
         return times

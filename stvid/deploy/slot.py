@@ -22,7 +22,7 @@ class Arrival:
         seconds: its time on the source's clock.
         frame_CHW: uint8 `3 x H x W`.
         arrived: when it was decoded, `time.monotonic()`.
-        connection: how often the source had been opened again before it.
+        connection: how often the source had come back before it.
     """
 
     seconds: float
@@ -34,17 +34,24 @@ class Arrival:
 class FrameSlot:
     """Keeps the newest frame of a source, which a thread reads; older ones are dropped, never queued.
 
+    A source that was lost (`LiveSource.reconnects`) is opened again after pauses of 1, 2, 4, ... 30 seconds.
+
     If the source waits (`LiveSource.waits`), its thread stops until its frame was taken, and none is dropped.
 
     Args:
         source: opened by the thread that `start` begins.
         capacity: frames that are kept, the newest ones; for models that look at several frames at once.
+
+    Attributes:
+        dropped: number of frames.
+        connections: how often the source came back.
+        lost: why the source is gone, as long as it is; else empty.
     """
 
     def __init__(self, source: LiveSource, *, capacity: int = 1):
         self.source, self.capacity = source, capacity
         self.dropped = self.connections = 0
-        self.lost = ""  # why the source is gone, while it is
+        self.lost = ""
         self._frames: list[Arrival] = []
         self._error: Exception | None = None
         self._ended = False
@@ -93,6 +100,7 @@ class FrameSlot:
         while True:
             try:
                 for seconds, frame_CHW in self.source.frames():
+                    self.connections += bool(self.lost)
                     pause, has_frames, self.lost = FIRST_PAUSE, True, ""
                     if not self._put(seconds, frame_CHW):
                         return
@@ -104,7 +112,6 @@ class FrameSlot:
             if self._closed.wait(pause):
                 return
             pause = min(2 * pause, LAST_PAUSE)
-            self.connections += 1
 
     def _put(self, seconds: float, frame_CHW: Tensor) -> bool:
         """Whether the frame was taken over: False after `close`."""
