@@ -28,7 +28,7 @@ class Source:
         self.parts, self.waits, self.reconnects, self.error = iter(parts), waits, reconnects, error
         self.last = len(parts)
         self.allowed, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
-        self.opened = self.number = 0
+        self.opened = self.number = self.pending = 0
         self.closed = threading.Event()
 
     def frames(self):
@@ -44,11 +44,13 @@ class Source:
         if self.opened < self.last:
             raise self.error
 
-    def give(self, count=1):
-        """The next frames are in the slot when this returns."""
+    def give(self, count=1, *, wait=True):
+        """The next frames are in the slot when this returns; `wait=False`: they will be."""
         self.allowed.release(count)
-        for _ in range(count):
+        self.pending += count
+        while wait and self.pending:
             assert self.arrived.acquire(timeout=LONG)
+            self.pending -= 1
 
     def close(self):
         self.closed.set()

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stvid.data.sampling import stride_of
@@ -24,6 +25,7 @@ from stvid.run.checkpoint import TrainedModel
 from stvid.video.live import LiveSource
 
 DEFAULT_FPS = 25.0  # of a source that states no rate
+WARM_UP = 256  # frames after which the model is warm, with or without an answer
 HEARTBEAT = 0.5  # seconds: without frames, an event comes this often
 RECENT = 5.0  # seconds over which `Meter.fps` and `Meter.latency_ms` are measured
 
@@ -116,7 +118,12 @@ class SteadyLabel:
         self, class_names: Sequence[str], *, threshold: float, min_duration: float, background: Collection[str] = ()
     ):
         self.class_names, self.background, self.min_duration = class_names, background, min_duration
-        self.hysteresis = Hysteresis(threshold)
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what was before."""
+        self.hysteresis = Hysteresis(self.threshold)
         self.label: str | None = None
         self.candidate, self.since = "", 0.0
 
@@ -160,9 +167,8 @@ class LiveRecognition:
         self.stream: Stream | None = None
         self.connection, self.fps = 0, DEFAULT_FPS
         self.pace = Pace(self.fps)
-        self.latest = LiveEvent(seconds=0.0)
-        self.latest_at = time.monotonic()
-        self.told: set[str] = set()
+        self.latest, self.latest_at = LiveEvent(seconds=0.0), time.monotonic()
+        self.is_lost = False
 
     def events(self) -> Iterator[LiveEvent]:
         """Reads the source until it ends, or until the caller stops.
@@ -170,6 +176,7 @@ class LiveRecognition:
         Raises:
             InputError: the source cannot be opened, or stops in the middle; the model cannot be used on a stream.
         """
+        self._warm_up()
         self.slot.start()
         try:
             while (arrivals := self.slot.take(timeout=HEARTBEAT)) is not None:
@@ -180,56 +187,64 @@ class LiveRecognition:
         finally:
             self.slot.close()
 
+    def _warm_up(self) -> None:
+        """The first answers take many times as long as those after them; no frame should wait for that."""
+        stream, frame_CHW = self._new_stream(), torch.zeros(3, *self.trained.clip.size, dtype=torch.uint8)
+        for _ in range(WARM_UP):
+            if stream.push(frame_CHW) is not None:
+                break
+
     def _without_frame(self) -> LiveEvent:
-        """The latest label at the present time; a lost connection is told once."""
-        lost, note = self.slot.lost, ""
-        if lost and lost not in self.told:
-            self.told.add(lost)
-            note = f"{lost}. Connecting again"
-        return dataclasses.replace(
-            self.latest,
-            seconds=self.latest.seconds + time.monotonic() - self.latest_at,
-            frame_CHW=None,
-            changed=False,
-            note=note,
-        )
+        """The latest label at the present time. When the source is lost, the label becomes unknown."""
+        waited = time.monotonic() - self.latest_at
+        event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited, frame_CHW=None, note="")
+        if not self.slot.lost or self.is_lost:
+            return event
+        self.is_lost = True
+        self.latest = self._forget(self.latest)
+        changed = event.label != self.latest.label
+        note = f"{self.slot.lost}; connecting again"
+        return dataclasses.replace(self.latest, seconds=event.seconds, changed=changed, note=note)
+
+    def _forget(self, event: LiveEvent) -> LiveEvent:
+        """The label is unknown until the next answer, if there was one."""
+        self.label.reset()
+        return event if event.label is None else dataclasses.replace(event, label=UNKNOWN, probability=0.0)
 
     def _with_frame(self, arrival: Arrival) -> Iterator[LiveEvent]:
         began = time.monotonic()
         if self.stream is None or arrival.connection != self.connection:
             yield self._start(arrival)
         assert self.stream is not None
+        event = dataclasses.replace(self.latest, seconds=arrival.seconds)
         times = 1 if self.source.waits else self.pace.count(arrival.seconds)
         if times is None:  # after a gap
-            self.stream, times = self._new_stream(), 1
+            self.stream, times, event = self._new_stream(), 1, self._forget(event)
             self.restarts += 1
-        event = dataclasses.replace(self.latest, seconds=arrival.seconds, changed=False)
         for _ in range(times):
             if (probabilities_K := self.stream.push(arrival.frame_CHW)) is not None:
                 label, probability = self.label.update(probabilities_K, arrival.seconds)
                 event = dataclasses.replace(event, label=label, probability=probability)
-        self.latest_at = time.monotonic()
-        self.meter.add(arrival.arrived)
-        yield dataclasses.replace(event, frame_CHW=arrival.frame_CHW, changed=event.label != self.latest.label)
-        self.latest = event
+        changed = event.label != self.latest.label
+        self.latest, self.latest_at = event, time.monotonic()
+        if times:
+            self.meter.add(arrival.arrived)
+        yield dataclasses.replace(event, frame_CHW=arrival.frame_CHW, changed=changed)
         if not self.source.waits and self.pace.measure(time.monotonic() - began, times):
-            yield dataclasses.replace(self.latest, note=self._speed_note())
+            yield dataclasses.replace(event, note=self._speed_note())
 
     def _start(self, arrival: Arrival) -> LiveEvent:
         """Starts the model, at the first frame and after a lost connection."""
-        is_first = self.stream is None
-        self.connection = arrival.connection
+        note = f"{self.source.name}: connected again; the model starts anew"
         self.fps = self.source.fps or DEFAULT_FPS
-        self.stream, self.pace = self._new_stream(), Pace(self.fps)
-        self.told.clear()
-        rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (assumed: the source states no rate)")
+        is_first, self.stream = self.stream is None, self._new_stream()
         if is_first:
             height, width = arrival.frame_CHW.shape[1:]
+            rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
             note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}"
-        else:
-            self.restarts += 1
-            note = f"{self.source.name}: connected again; the model starts anew"
-        return dataclasses.replace(self.latest, seconds=arrival.seconds, changed=False, note=note)
+        self.restarts += not is_first
+        self.connection, self.is_lost, self.pace = arrival.connection, False, Pace(self.fps)
+        return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
     def _new_stream(self) -> Stream:
         return Stream(self.trained, fps=self.fps, runner=self.runner)
