@@ -1,5 +1,7 @@
 """The frames that a model gets of a live source are evenly spaced in time, also where frames are lost."""
 
+from itertools import pairwise
+
 import pytest
 
 from stvid.deploy.pace import MAX_GAP, Pace
@@ -76,7 +78,7 @@ def test_a_slow_model_gets_evenly_spaced_frames_that_it_can_manage(factor):
         now = max(now + cost, (frame + 1) / 25)
     assert changes == 1
     assert pace.slowdown == pytest.approx(1.1 * factor, rel=0.01)
-    gaps = [b - a for a, b in zip(taken[100:], taken[101:], strict=False)]
+    gaps = [b - a for a, b in pairwise(taken[100:])]
     assert max(gaps) - min(gaps) <= 1
     assert sum(gaps) / len(gaps) == pytest.approx(1.1 * factor, rel=0.05)
 

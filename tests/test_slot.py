@@ -24,8 +24,9 @@ class Source:
 
     name, fps = "source", 25.0
 
-    def __init__(self, *parts, waits=False, reconnects=True, error=InputError("source: lost")):
-        self.parts, self.waits, self.reconnects, self.error = iter(parts), waits, reconnects, error
+    def __init__(self, *parts, waits=False, reconnects=True, error=None):
+        self.parts, self.waits, self.reconnects = iter(parts), waits, reconnects
+        self.error = error or InputError("source: lost")
         self.last = len(parts)
         self.allowed, self.arrived = threading.Semaphore(0), threading.Semaphore(0)
         self.opened = self.number = self.pending = 0
@@ -159,8 +160,9 @@ def test_a_source_that_never_opened_or_cannot_reconnect_is_an_error_after_its_fr
     frames.start()
     taken = []
     with pytest.raises(InputError, match="source: lost"):
-        while True:
-            taken += numbers(frames.take(timeout=LONG))
+        taken.extend(
+            number for arrivals in iter(lambda: frames.take(timeout=LONG), None) for number in numbers(arrivals)
+        )
     assert taken == list(range(source.number))
     assert source.opened == 1
 
