@@ -82,7 +82,7 @@ def classify(
             clip with `clip.short=error`; outputs of the model that are not finite.
     """
     num_workers = resolve_workers(num_workers)
-    batch_size = batch_size or trained.config["data"]["datamodule"]["batch_size"]
+    batch_size = batch_size or batch_size_of(trained)
     infos = probe_items(
         items, num_workers=num_workers, cache=cache, decode_all=decode_all, max_pixels=trained.max_pixels
     )
@@ -95,12 +95,22 @@ def classify(
     with Bar("reading and classifying", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _run_batches(loader, runner, len(trained.class_names), bar)
     logits_VK, videos_V, failed = _merge(all_gather_object(part))
-    if not logits_VK.isfinite().all():
-        raise InputError(f"{trained.path}: the model's outputs are not finite; its weights are damaged")
+    check_finite(logits_VK, trained)
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
     return ViewPredictions(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
+
+
+def batch_size_of(trained: TrainedModel) -> int:
+    """Views per forward pass, as in training."""
+    return trained.config["data"]["datamodule"]["batch_size"]
+
+
+def check_finite(logits_VK: Tensor, trained: TrainedModel) -> None:
+    """Raises InputError for a model whose outputs are not finite."""
+    if not logits_VK.isfinite().all():
+        raise InputError(f"{trained.path}: the model's outputs are not finite; its weights are damaged")
 
 
 def make_views(
