@@ -174,7 +174,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
     description = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
     parser.add_argument("--audit", action="store_true", help=description)
-    parser.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
+    parser.add_argument("--calibrate", action="store_true", help="fit temperature and threshold on val, for this run")
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
