@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from stvid.commands.predict_arguments import find_predict_mistakes
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.deploy.display import check_display
@@ -112,14 +113,8 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_predict(options: argparse.Namespace) -> Iterable[str]:
-    if options.top < 1:
-        yield f"--top (={options.top}) must be at least 1"
+    yield from find_predict_mistakes(options)
     yield from _workers(options)
-    yield from (
-        f"{source} does not exist; give video files or folders of them"
-        for source in options.sources
-        if not Path(source).exists()
-    )
     _check_run_first("predict", options.run, options.sources)
 
 
