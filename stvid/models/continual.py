@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from stvid.models.base import VideoModel, check_clips
-from stvid.models.layers import with_parameters_of
 
 LAYERS = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)  # may span time
 Memory = dict[fx.Node, tuple]  # what each operator keeps; tensors in it are never changed
@@ -137,8 +137,7 @@ class ContinualNetwork:
         self.timings = _timings(before, kernels, phase=phase)
         self.period, self.first = self.timings[last].stride, self.timings[last].first + 1
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
-        self.kernels = {node: kernel for node, kernel in kernels.items() if kernel.reach}
-        self.layers = {node: without_time_padding(modules[node]) for node in self.kernels}
+        self.kernels, self.layers = kernels, {node: _one_step(modules[node]) for node in kernels}
 
     def step(self, frame_BCTHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
         """The next frame, T = 1: features `B x F` or None, and the new state."""
@@ -149,8 +148,7 @@ class ContinualNetwork:
             if node in self.layers:
                 window = (*old.get(node, ()), *(values[source] for source in sources if source in values))
                 if timing.comes_at(frame):
-                    frames_BCTHW = torch.cat(window[:: self.kernels[node].dilation], dim=2)
-                    values[node] = self.layers[node](frames_BCTHW)
+                    values[node] = self.layers[node](window[:: self.kernels[node].dilation])
                 new[node] = window[max(len(window) - self.kernels[node].reach, 0) :]
             elif len({self.timings[source] for source in sources}) > 1:
                 queues = self._join(node, values, frame, old.get(node, ((),) * len(sources)))
@@ -203,16 +201,44 @@ class _Tracer(fx.Tracer):
         return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
 
 
-def without_time_padding(layer: nn.Module) -> nn.Module:
-    """The same layer, with the same parameters, for exactly the frames of one output: no padding or dilation in time."""
-    if isinstance(layer, nn.Conv3d):
-        padding, dilation = (0, *layer.padding[1:]), (1, *layer.dilation[1:])
-        return with_parameters_of(layer, padding=padding, dilation=dilation)
-    pool = copy.copy(layer)
-    pool.padding = (0, *_triple(layer.padding)[1:])
-    if isinstance(layer, nn.MaxPool3d):
-        pool.dilation = (1, *_triple(layer.dilation)[1:])
-    return pool
+class ConvolutionStep:
+    """One step in time of a 3D convolution: a 2D convolution over the channels of all frames that the kernel spans.
+
+    That is the same sum, and on a CPU several times faster than a 3D convolution of a few frames.
+    """
+
+    def __init__(self, layer: nn.Conv3d):
+        self.layer, weight = layer, layer.weight.detach()  # C' x C x T x H x W
+        weight = (weight.transpose(1, 2) if layer.groups == 1 else weight).flatten(1, 2)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, frames: Sequence[Tensor]) -> Tensor:
+        """Volumes `B x C x 1 x H x W`, one for each frame of the kernel -> `B x C' x 1 x H' x W'`."""
+        if self.layer.groups == 1:  # the channels of the first frame, of the second, ...
+            x_BCHW = torch.cat([frame[:, :, 0] for frame in frames], dim=1)
+        else:  # the first channel of all frames, the second, ...: a group's channels stay together
+            x_BCHW = torch.cat(list(frames), dim=2).flatten(1, 2)
+        layer = self.layer
+        space = (layer.stride[1:], layer.padding[1:], layer.dilation[1:])
+        return F.conv2d(x_BCHW, self.weight, layer.bias, *space, layer.groups)[:, :, None]
+
+
+class PoolingStep:
+    """One step in time of a pooling layer, without padding in time."""
+
+    def __init__(self, layer: nn.MaxPool3d | nn.AvgPool3d):
+        self.layer = copy.copy(layer)
+        self.layer.padding = (0, *_triple(layer.padding)[1:])
+        if isinstance(self.layer, nn.MaxPool3d):
+            self.layer.dilation = (1, *_triple(self.layer.dilation)[1:])
+
+    def __call__(self, frames: Sequence[Tensor]) -> Tensor:
+        """As of `ConvolutionStep`."""
+        return self.layer(torch.cat(list(frames), dim=2))
+
+
+def _one_step(layer: nn.Module) -> ConvolutionStep | PoolingStep:
+    return ConvolutionStep(layer) if isinstance(layer, nn.Conv3d) else PoolingStep(layer)
 
 
 def _time_kernel(layer: nn.Module) -> TimeKernel:

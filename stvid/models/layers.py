@@ -41,17 +41,12 @@ def with_safe_convolutions(network: nn.Module) -> nn.Module:
         if not isinstance(child, nn.Conv3d):
             with_safe_convolutions(child)
             continue
-        setattr(network, name, with_parameters_of(child, padding=child.padding, dilation=child.dilation))
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        options: dict[str, Any] = {option: getattr(child, option) for option in names}
+        safe = Conv3d(**options, bias=child.bias is not None)
+        safe.weight, safe.bias = child.weight, child.bias
+        setattr(network, name, safe)
     return network
-
-
-def with_parameters_of(layer: nn.Conv3d, *, padding: Any, dilation: Any) -> Conv3d:
-    """A `Conv3d` that shares the parameters of another convolution, with its own padding and dilation."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "groups")
-    options: dict[str, Any] = {option: getattr(layer, option) for option in names}
-    same = Conv3d(**options, padding=padding, dilation=dilation, bias=layer.bias is not None, device="meta")
-    same.weight, same.bias = layer.weight, layer.bias
-    return same.train(layer.training)
 
 
 def with_in_channels(network: nn.Module, in_channels: int) -> nn.Module:
