@@ -21,7 +21,7 @@ from stvid.data.dataset import Failure
 from stvid.data.manifest import Item
 from stvid.data.sampling import diff_frames, stride_of
 from stvid.errors import InputError, VideoError
-from stvid.inference import ModelRunner, make_views
+from stvid.inference import ModelRunner, batch_size_of, make_views
 from stvid.metrics import average_views
 from stvid.preprocess import as_input, crop_and_resize, crop_box
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -140,7 +140,7 @@ class Recognizer:
         sample = views[0]
         if isinstance(sample, Failure):
             raise VideoError(item.path, sample.reason, sample.detail)
-        size = self.trained.config["data"]["datamodule"]["batch_size"]
+        size = batch_size_of(self.trained)
         logits_VK = torch.cat([self.runner(clips).cpu() for clips in sample["clips"].split(size)])
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return Prediction(path=path, class_names=self.class_names, probabilities=probabilities_NK[0].numpy())

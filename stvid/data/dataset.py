@@ -205,22 +205,16 @@ class Views(VideoDataset):
         index = resolve_key(key, len(self)).index
         try:
             frames, fps = self.timeline(index)
-            clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
-            starts = sampling.uniform_starts(len(frames), sampling.clip_span(clip, fps), self.num_clips)
             rng = np.random.default_rng((self.seed, self.item_seed(index)))
             info = self.info(index)
-            clips = [[frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)] for start in starts]
-            clips = [sampling.reorder_frames(selected, self.playback, rng) for selected in clips]
-            clips = [
-                sampling.earlier_frames(selected, frames, clip, info, self.playback) + selected for selected in clips
-            ]
+            clips = sampling.view_frames(frames, fps, self.clip, info, self.num_clips, playback=self.playback, rng=rng)
             needed = sorted({frame for selected in clips for frame in selected})
             crops = self.read(index, needed, self._boxes(info))  # every frame is decoded once
         except VideoError as error:
             return self.make_failure(index, error)
         place = {frame: i for i, frame in enumerate(needed)}
         positions = [torch.tensor([place[frame] for frame in selected]) for selected in clips]
-        views_VTCHW = torch.stack([as_input(crop[position], clip) for position in positions for crop in crops])
+        views_VTCHW = torch.stack([as_input(crop[position], self.clip) for position in positions for crop in crops])
         item = self.items[index]
         return Sample(clips=views_VTCHW, label=self.class_index(item.label), video=index, path=item.path)
 

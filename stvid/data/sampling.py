@@ -108,6 +108,39 @@ def clip_indices(num_frames: int, start: int, clip: ClipSpec, video_fps: float) 
     raise IndexError(f"the clip ends at frame {indices[-1]}, the video has {num_frames}, and clip.short is 'error'")
 
 
+def view_frames(
+    frames: Sequence[int],
+    fps: float,
+    clip: ClipSpec,
+    info: VideoInfo,
+    num_clips: int,
+    *,
+    playback: str = "normal",
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """The frames of each of `num_clips` uniformly spaced clips: everything that a held-out video's views show.
+
+    Args:
+        frames: of the video, or of a part of it, see `timeline`.
+        fps: their rate.
+        clip: the clip's geometry.
+        info: of the file.
+        num_clips: at least 1.
+        playback: one of `PLAYBACKS`.
+        rng: for `playback=shuffled`.
+
+    Returns:
+        For each clip its frame numbers within the file; for difference images, `earlier_frames` stand before them.
+    """
+    clip = resolve_num_frames(clip, len(frames), fps)
+    clips = []
+    for start in uniform_starts(len(frames), clip_span(clip, fps), num_clips):
+        selected = [frames[i] for i in clip_indices(len(frames), start, clip, fps)]
+        selected = reorder_frames(selected, playback, rng)
+        clips.append(earlier_frames(selected, frames, clip, info, playback) + selected)
+    return clips
+
+
 def diff_frames(clip: ClipSpec, video_fps: float) -> int:
     """Video frames between the two frames of a difference image; 0 for `input=rgb`."""
     return 0 if clip.input == "rgb" else max(round(clip.diff_seconds * video_fps), 1)
@@ -161,11 +194,12 @@ def change_speed(frames: Sequence[int], playback: str) -> Sequence[int]:
     return frames[::2] if playback == "double_speed" else frames
 
 
-def reorder_frames(indices: list[int], playback: str, rng: np.random.Generator) -> list[int]:
+def reorder_frames(indices: list[int], playback: str, rng: np.random.Generator | None) -> list[int]:
     """A clip's frames reversed, shuffled, or replaced by the middle frame (`frozen`)."""
     if playback == "reversed":
         return indices[::-1]
     if playback == "shuffled":
+        assert rng is not None
         return [indices[i] for i in rng.permutation(len(indices))]
     if playback == "frozen":
         return [indices[len(indices) // 2]] * len(indices)

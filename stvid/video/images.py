@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,18 +113,33 @@ def read_images(
         VideoError: unreadable; truncated, where the folder has fewer images than when it was probed; changed, where it
             has more, or where an image is another one.
     """
+    frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
+    pictures = iter_images(folder, distinct, info=info, size=size, shrunk=shrunk, max_pixels=max_pixels)
+    for place, (_, picture) in enumerate(pictures):
+        frames_THWC[place] = torch.from_numpy(picture)
+    return frames_THWC
+
+
+def iter_images(
+    folder: str | os.PathLike[str],
+    distinct: Iterable[int],
+    *,
+    info: VideoInfo,
+    size: tuple[int, int],
+    shrunk: bool,
+    max_pixels: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (number, uint8 H x W x 3) of the images, one after the other; see `read_images`."""
     images = list_images(folder)
     if len(images) != info.num_frames:
         reason = TRUNCATED if len(images) < info.num_frames else CHANGED
         raise VideoError(folder, reason, f"{len(images)} images, {info.num_frames} were there when it was probed")
-    frames_THWC = torch.empty((len(distinct), *size, 3), dtype=torch.uint8)
-    for place, index in enumerate(distinct):
+    limit = frame_limit(info, max_pixels)
+    for index in distinct:
         report_progress()
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
-        limit = frame_limit(info, max_pixels)
         picture = _read_image(folder, images[index], max_pixels=limit, size=size, shrunk=shrunk, digits=digits)
-        frames_THWC[place] = torch.from_numpy(picture)
-    return frames_THWC
+        yield index, picture
 
 
 def _read_image(

@@ -100,6 +100,7 @@ def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> V
         keyframes=scan.keyframes if trusted else (),
         first_pts=stamps[0] if trusted else None,
         timestamps=timestamps,
+        start=0.0 if stamps[0] is None else round(stamps[0] * scan.tick, 6),
         num_damaged=scan.num_damaged,
         decoded=decoded,
         identity=identity,

@@ -183,25 +183,44 @@ def _read_pyav(
     seek: bool,
 ) -> torch.Tensor | None:
     """uint8 (T, H, W, C) of sorted, distinct indices; None if seeking leads to other frames than expected."""
-    height, width = size[::-1] if info.rotation in (90, 270) else size
+    converter = FrameConverter(info, size, num_threads=num_threads)
     with open_video(path, num_threads=num_threads, max_pixels=max_pixels) as (container, stream):
-        frames_THWC = torch.empty((len(distinct), height, width, 3), dtype=torch.uint8)
+        frames_THWC = torch.empty((len(distinct), converter.height, converter.width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
-        # create them once: that costs more than converting a small frame
-        converter, shrinker = VideoReformatter(), VideoReformatter()
         decode_frames = _decode_with_seeks if seek else _decode_from_start
         frames = decode_frames(path, container, stream, distinct, info)
         for place, frame in enumerate(frames):
             if frame is None:
                 return None
-            if frame.format.name in _SHRINK_AS_YUV and (frame.height, frame.width) != (height, width):
-                frame = _shrink_yuv(frame, shrinker, height=height, width=width, num_threads=num_threads)
-            # The size is given because some files change it on the way.
-            rgb = converter.reformat(frame, width, height, "rgb24", threads=num_threads).planes[0]
-            plane = np.frombuffer(rgb, np.uint8)  # type: ignore[call-overload] # a plane is a buffer
-            rows = plane.reshape(height, rgb.line_size)
-            pixels[place] = rows[:, : width * 3].reshape(height, width, 3)
+            pixels[place] = converter(frame)
     return turn_upright(frames_THWC, info)
+
+
+class FrameConverter:
+    """Decoded frames of one video to RGB pixels, not yet turned upright. Not for two threads at a time.
+
+    Args:
+        info: the result of `probe`.
+        size: height and width of the pixels when they are upright, see `scaled_size`.
+        num_threads: for the conversion.
+    """
+
+    def __init__(self, info: VideoInfo, size: tuple[int, int], *, num_threads: int = 1):
+        self.height, self.width = size[::-1] if info.rotation in (90, 270) else size
+        self.num_threads = num_threads
+        # create them once: that costs more than converting a small frame
+        self._converter, self._shrinker = VideoReformatter(), VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 H x W x 3; the memory belongs to a frame of FFmpeg, so copy it."""
+        height, width = self.height, self.width
+        if frame.format.name in _SHRINK_AS_YUV and (frame.height, frame.width) != (height, width):
+            frame = _shrink_yuv(frame, self._shrinker, height=height, width=width, num_threads=self.num_threads)
+        # The size is given because some files change it on the way.
+        rgb = self._converter.reformat(frame, width, height, "rgb24", threads=self.num_threads).planes[0]
+        plane = np.frombuffer(rgb, np.uint8)  # type: ignore[call-overload] # a plane is a buffer
+        rows = plane.reshape(height, rgb.line_size)
+        return rows[:, : width * 3].reshape(height, width, 3)
 
 
 def _shrink_yuv(

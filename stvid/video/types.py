@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
-_HEAD = {"stvid_probe": 5, "av": AV_VERSION}
+_HEAD = {"stvid_probe": 6, "av": AV_VERSION}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class VideoInfo:
         keyframes: frame numbers at which decoding can start; empty if random access cannot be trusted.
         first_pts: time stamp of the first frame, in ticks of the stream.
         timestamps: seconds from the first frame to each; None if the frames are evenly spaced.
+        start: time stamp of the first frame in seconds, on the file's own clock; 0 where it has none.
         num_damaged: frames in which the decoder concealed damage; known only if all were decoded.
         decoded: whether every frame was decoded; otherwise packets were counted.
         identity: of the file that was probed, see `identity_text`; of a folder of images, a checksum for each image.
@@ -60,6 +61,7 @@ class VideoInfo:
     keyframes: tuple[int, ...] = ()
     first_pts: int | None = None
     timestamps: tuple[float, ...] | None = None
+    start: float = 0.0
     num_damaged: int = 0
     decoded: bool = True
     identity: str = field(default="", compare=False)
@@ -89,6 +91,13 @@ class VideoInfo:
         """Time of a frame, in seconds from the first frame."""
         return index / self.fps if self.timestamps is None else self.timestamps[index]
 
+    @property
+    def end(self) -> float:
+        """Time at which the last frame ends, in seconds on the file's own clock."""
+        if self.timestamps is None:
+            return self.start + self.num_frames / self.fps
+        return self.start + self.timestamps[-1] + 1 / self.fps
+
 
 _SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
 _INFO = fields(
@@ -105,6 +114,7 @@ _INFO = fields(
         "keyframes": list_of(_WHOLE),
         "first_pts": maybe(number(whole=True)),
         "timestamps": maybe(list_of(number())),
+        "start": number(),
         "num_damaged": _WHOLE,
         "decoded": flag,
         "identity": text(),
