@@ -1,4 +1,4 @@
-"""Continual 3D networks: a trained 3D CNN that takes one frame at a time (Hedegaard & Iosifidis 2021, arXiv:2106.00050).
+"""Continual 3D networks: a trained 3D CNN takes one frame at a time (Hedegaard & Iosifidis 2021, arXiv:2106.00050).
 
 Each layer keeps the last frames that its kernel spans, so that a new frame costs one step of each layer and not a whole
 clip. Weights do not change. There is no padding in time: a layer with kernel k and stride s gives output j as soon as
@@ -6,8 +6,8 @@ its inputs j * s to j * s + k - 1 are there. So the values are those of the same
 paddings in time set to 0.
 
 Where branches meet (the shortcut of a ResNet, the branches of an Inception block), a branch with fewer kernels in time
-is ahead of the others. Its steps wait there, and its first ones are left out, so that steps that meet are centred at the
-same frame, as they are in training.
+is ahead of the others. Its steps wait there, and its first ones are left out, so that the steps that meet are centred
+at the same frame, as they are in training.
 
 B batch   C channels   T frames   H, W height and width   K classes   F features (`num_features`)
 """
