@@ -201,8 +201,9 @@ class LiveRecognition:
 
     def _without_frame(self) -> LiveEvent:
         """The latest label at the present time. When the source is lost, the label becomes unknown."""
-        waited = time.monotonic() - self.latest_at
-        event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited, frame_CHW=None, note="")
+        has_clock = self.stream is not None and not self.source.waits  # that goes on without frames
+        waited = time.monotonic() - self.latest_at if has_clock else 0.0
+        event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited)
         if not self.slot.lost or self.is_lost:
             return event
         self.is_lost = True
@@ -263,6 +264,7 @@ class LiveRecognition:
         assert self.stream is not None
         if self.stream.hop is not None:
             self.hop = math.ceil(self.stream.hop * self.pace.slowdown)
+            self.slot.capacity = min(self.hop, MAX_WAITING)
             self.stream = self._new_stream()
             self.pace = self._new_pace()
             return f"the model is slow: from now on, one window every {self.hop / self.fps:.2f} s"
