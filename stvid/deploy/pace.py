@@ -7,7 +7,8 @@ from collections import deque
 MAX_GAP = 2.0  # seconds without a frame after which the model starts anew
 REPEAT_SECONDS = 0.1  # of the model's time, which the repetitions of one frame may take
 RESERVE = 1.1  # a slow model gets so many times fewer frames than it can manage
-_FIRST, _MEASURED = 8, 32  # frames that are not measured (the first ones are slow); frames that are, at least
+_FIRST = 8  # frames that are not measured: the first ones are slow
+_MEASURED = 4.0  # seconds of the stream over which the speed is measured, so that one slow moment does not count
 
 
 class Pace:
@@ -35,7 +36,7 @@ class Pace:
         self.number = 0  # of the next frame of the stream
         self.latest = 0.0
         self.num_measured = 0
-        self.spent: deque[tuple[float, int]] = deque(maxlen=max(_MEASURED, 4 * period))
+        self.spent: deque[tuple[float, int]] = deque(maxlen=max(round(_MEASURED * fps), 32, 4 * period))
 
     def count(self, seconds: float) -> int | None:
         """How often to give the model the frame of this time; None: once, to a model that is started anew."""
