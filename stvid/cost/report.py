@@ -71,8 +71,8 @@ class CostReport:
         flops_train_step: forward and backward for one clip, counted as they run. A layer's backward pass has twice the
             FLOPs of its forward pass (gradients of input and weights); the first layer needs no gradient of its input,
             a frozen part no gradient at all, and recomputed layers count again.
-        stream_macs: multiply-adds for a frame of a stream, on average over the strides in time, of a model that takes one
-            frame after the other; None for other models, which read a stream in clips.
+        stream_macs: multiply-adds for a frame of a stream, on average over the strides in time, of a model that takes
+            single frames; None for other models, which read a stream in clips.
         layers: in the order they compute.
     """
 
