@@ -47,6 +47,7 @@ class Stream:
         mode: `carried state`, `continual convolution` or `windows`.
         span: frames of the stream that one window shows; None without windows.
         hop: frames of the stream from one window to the next; None without windows.
+        num_frames: frames so far.
 
     Raises:
         InputError: a number out of range; windows of a model that reads whole videos (`clip.num_frames=null`).
@@ -67,6 +68,7 @@ class Stream:
         else:
             self._way = _Windows(trained, fps, runner, hop)
             self.span, self.hop = self._way.span, self._way.hop
+        self.num_frames = 0
         self.probabilities_K: Tensor | None = None
 
     @torch.inference_mode()
@@ -87,6 +89,7 @@ class Stream:
             InputError: a frame of another type or shape; a model whose outputs are not finite.
         """
         frame_CHW = _frame_of(frame)
+        self.num_frames += 1
         box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
         probabilities_K = self._way.push(crop_and_resize(frame_CHW[None], box, self.clip.size))
         if probabilities_K is not None:

@@ -51,11 +51,16 @@ class ContinualModel(VideoModel):
         Args:
             num_frames: T of the clips of training. Features are averaged over as many steps of the last volume as such
                 a clip has, at least one; None: over all steps so far.
+
+        Raises:
+            ValueError: the model is in training mode.
         """
+        if self.training:
+            raise ValueError("a stream needs a model in evaluation mode")
         return ContinualState(ContinualNetwork(self.pooled_network(), num_frames), 0, {})
 
     def stream_step(self, frame_BCHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
-        """One frame of a stream, see `VideoModel`. In evaluation mode only.
+        """One frame of a stream, see `VideoModel`.
 
         The first logits come when the frames fill the kernels of all layers (`ContinualNetwork.first`), later ones
         every `ContinualNetwork.period` frames.
@@ -120,6 +125,7 @@ class ContinualNetwork:
 
     Attributes:
         period: frames from one output to the next, the product of the strides in time.
+        strides: layer before the global pooling -> frames from one of its steps to the next.
         first: frames until the first output.
         num_steps: steps of the last volume that an output is the mean of; None: all so far.
     """
@@ -136,6 +142,7 @@ class ContinualNetwork:
         phase = _timings(before, kernels, phase=None)[last].centre  # so no step of the longest path is left out
         self.timings = _timings(before, kernels, phase=phase)
         self.period, self.first = self.timings[last].stride, self.timings[last].first + 1
+        self.strides = {modules[node]: self.timings[node].stride for node in before if node in modules}
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
         self.kernels, self.layers = kernels, {node: _one_step(modules[node]) for node in kernels}
 
