@@ -17,6 +17,7 @@ import av
 import numpy as np
 import torch
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from stvid.device import num_cores
@@ -131,7 +132,7 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
         for item in chain([first], items):
             if isinstance(item, av.Packet):
                 if item.stream.index in sound:
-                    container.mux(sound[item.stream.index].convert(item))
+                    _mux_sound(container, sound[item.stream.index].convert(item))
                 continue
             shape = item.pixels_HWC.shape
             pixels_HWC = draw(item.pixels_HWC, float(item.time))
@@ -143,7 +144,17 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
             advance()
         container.mux(stream.encode(None))
         for track in sound.values():
-            container.mux(track.convert(None))
+            _mux_sound(container, track.convert(None))
+
+
+def _mux_sound(container: OutputContainer, packets: Iterable[av.Packet]) -> None:
+    """Writes packets of sound. Those that the file cannot take are damaged, and are left out."""
+    for packet in packets:
+        try:
+            container.mux(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # a problem of the disk
+                raise
 
 
 class _Frame(NamedTuple):
