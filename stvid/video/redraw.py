@@ -136,7 +136,8 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
                 continue
             shape = item.pixels_HWC.shape
             pixels_HWC = draw(item.pixels_HWC, float(item.time))
-            assert (pixels_HWC.shape, pixels_HWC.dtype) == (shape, np.uint8), "draw changed the shape or the type"
+            assert pixels_HWC.shape == shape, "draw changed the shape"
+            assert pixels_HWC.dtype == np.uint8, "draw changed the type"
             frame = _to_yuv420p(pixels_HWC, first, converter)
             frame.pts, frame.time_base = round((item.time - origin) / tick), tick
             frame.duration = round(item.duration / tick)
@@ -204,7 +205,8 @@ class _Source:
             time_base = stream.time_base or Fraction(1)
             self.tick = _common_tick(time_base, self.tick)
             if container.format.name in _FREE_CLOCKS:
-                starts = [s.start_time * s.time_base for s in (stream, *self.sound) if s.start_time is not None]
+                tracks = (stream, *self.sound)
+                starts = [t.start_time * t.time_base for t in tracks if t.start_time is not None and t.time_base]
                 self.clock_start = min(starts, default=None)
             packets = demux(container, stream, *self.sound)
             for number, frame in enumerate(decode(path, _video_only(packets, stream, waiting))):
@@ -262,7 +264,7 @@ def _to_yuv420p(pixels_HWC: np.ndarray, like: _Frame, converter: VideoReformatte
     result = converter.reformat(
         av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24"),
         format="yuv420p",
-        dst_colorspace=_MATRICES.get(matrix, "ITU601"),
+        dst_colorspace=_MATRICES.get(matrix, "ITU601"),  # type: ignore[arg-type] # names work too
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )

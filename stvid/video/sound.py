@@ -118,7 +118,9 @@ class EncodedSound:
         assert self.graph is not None
         with suppress(av.BlockingIOError, av.EOFError):
             while True:
-                yield from self.stream.encode(self.graph.pull())
+                frame = self.graph.pull()
+                assert isinstance(frame, AudioFrame)
+                yield from self.stream.encode(frame)
 
 
 def add_sound(
