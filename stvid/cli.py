@@ -219,9 +219,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     _add_workers(parser)
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
-    parser.add_argument(
-        "--resume", action="store_true", help="leave out what is finished in the file of --json"
-    )
+    parser.add_argument("--resume", action="store_true", help="leave out what is finished in the file of --json")
 
 
 def _add_segment_options(parser: argparse.ArgumentParser) -> None:
