@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stvid.cost.estimate import estimate
+    from stvid.deploy.segments import Segment
+    from stvid.deploy.windows import Window
     from stvid.errors import InputError, VideoError
     from stvid.models.base import VideoModel
     from stvid.recognizer import Prediction, Recognizer, Stream, load
@@ -29,6 +31,8 @@ _MODULES = {
     "Recognizer": "stvid.recognizer",
     "Prediction": "stvid.recognizer",
     "Stream": "stvid.recognizer",
+    "Segment": "stvid.deploy.segments",
+    "Window": "stvid.deploy.windows",
     "read_frames": "stvid.video.reader",
     "probe": "stvid.video.probe",
     "VideoInfo": "stvid.video.types",
@@ -38,8 +42,8 @@ _MODULES = {
     "VideoError": "stvid.errors",
 }
 __all__ = [
-    "InputError", "Prediction", "Recognizer", "Stream", "VideoError", "VideoInfo", "VideoModel", "estimate", "load",
-    "probe", "read_frames",
+    "InputError", "Prediction", "Recognizer", "Segment", "Stream", "VideoError", "VideoInfo", "VideoModel", "Window",
+    "estimate", "load", "probe", "read_frames",
 ]  # fmt: skip
 
 
