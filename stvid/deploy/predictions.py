@@ -18,6 +18,7 @@ from stvid.files import replacing, write_json
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo, file_identity
 
+FileName = str | os.PathLike[str] | None
 WRITE_EVERY = 5.0  # seconds; a killed batch loses the results of this time
 PROBABILITY = number(0, 1 + 1e-6)
 ENTRIES = list_of(
