@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -309,7 +309,7 @@ def _boxes(trained: TrainedModel, info: VideoInfo) -> list[tuple[int, ...]]:
     ]
 
 
-def read_ahead(start: Callable[[], Iterator[T]], *, size: int) -> Iterator[T]:
+def read_ahead(start: Callable[[], Iterator[T]], *, size: int) -> Generator[T]:
     """Yields what an iterator yields, which runs in a thread and is at most `size` items ahead.
 
     Args:
