@@ -31,7 +31,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid prepare  [DATA] [overrides] --out DIR      transcode a data set to small files that are read faster
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
-  stvid predict  RUN SOURCE... [--top N] [--json F]
+  stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
 Before a run you override a config (model=cnn_lstm optimizer.lr=1e-3); after a run you name the run.
@@ -174,7 +174,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--crops", type=int, help="crops of each clip: 1, 3 or 5 (default: as in training)")
     description = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
     parser.add_argument("--audit", action="store_true", help=description)
-    parser.add_argument("--calibrate", action="store_true", help="fit a temperature on val and keep it with the run")
+    parser.add_argument("--calibrate", action="store_true", help="fit temperature and threshold on val, for this run")
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
@@ -203,13 +203,44 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:
-    parser = _add_command(commands, "predict", "the most probable classes of video files")
+    parser = _add_command(
+        commands,
+        "predict",
+        "the most probable classes of videos, and for long ones what happens when",
+        output_files=("json", "csv"),
+    )
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="video files, or folders of them")
+    description = "video files, folders of them, patterns in quotes, or a table .csv with a column path"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=description)
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    description = "divide videos into segments (default: those longer than 4 clips)"
+    parser.add_argument("--segments", action=argparse.BooleanOptionalAction, help=description)
+    _add_segment_options(parser)
     _add_workers(parser)
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out what is finished in the file of --json"
+    )
+
+
+def _add_segment_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("segments", "each of these options switches --segments on")
+    description = "least probability at which a class begins (default: that of evaluate --calibrate, else 0.5)"
+    group.add_argument("--threshold", type=float, metavar="P", help=description)
+    group.add_argument("--window", type=float, metavar="S", help="seconds of a window (default: one clip)")
+    description = "seconds from one window to the next (default: a quarter of a window)"
+    group.add_argument("--hop", type=float, metavar="S", help=description)
+    description = "seconds of the shortest segment (default: half a window)"
+    group.add_argument("--min-duration", type=float, metavar="S", help=description)
+    description = "a class that means that nothing happens: it gets no subtitles; may be repeated"
+    group.add_argument("--background", metavar="CLASS", action="append", default=[], help=description)
+    group.add_argument("--csv", metavar="F", help="also write a table with a row for each segment")
+    for name in ("srt", "vtt"):
+        description = f"also write subtitles (.{name}); a folder for several videos"
+        group.add_argument(f"--{name}", metavar="F", help=description)
+    description = "also write the video with label and timeline drawn on it; a folder for several videos"
+    group.add_argument("--out", metavar="F.mp4", help=description)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stvid.data.dataset import Views
+from stvid.data.dataset import Failure, Views
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
 from stvid.device import autocast, default_device, inference_precision
@@ -100,6 +100,39 @@ def classify(
     return ViewPredictions(
         probabilities_NK=probabilities_NK, videos_N=videos_N, logits_VK=logits_VK, videos_V=videos_V, failed=failed
     )
+
+
+def classify_each(
+    trained: TrainedModel,
+    items: Sequence[Item],
+    infos: Sequence[VideoInfo | VideoError],
+    *,
+    runner: ModelRunner,
+    num_workers: int | str = "auto",
+) -> Iterator[tuple[int, Tensor | Failure]]:
+    """Yields position and probabilities `K` of each item as soon as its batch is done; what `classify` computes.
+
+    Args:
+        trained: the model.
+        items: at least one.
+        infos: for each item what `probe` found, or the error it met.
+        runner: the model on its device.
+        num_workers: processes that read videos.
+
+    Raises:
+        InputError: see `classify`.
+    """
+    dataset = make_views(trained, items, infos)
+    num_workers = min(resolve_workers(num_workers), len(items))
+    loader = views_loader(dataset, batch_size=batch_size_of(trained), num_workers=num_workers)
+    for batch in loader:
+        for failure in batch["failed"]:
+            yield failure.video, failure
+        if len(batch["videos"]):
+            logits_VK = runner(batch["clips"], batch["lengths"]).cpu()
+            check_finite(logits_VK, trained)
+            probabilities_NK, videos_N = average_views(logits_VK, batch["videos"])
+            yield from zip(videos_N.tolist(), probabilities_NK, strict=True)
 
 
 def batch_size_of(trained: TrainedModel) -> int:

@@ -102,6 +102,15 @@ def test_a_temperature_out_of_its_range_is_refused(value, run):
         load_checkpoint(run)
 
 
+@pytest.mark.parametrize("value", ["-1", "0", "1.5", "NaN", "true", '"1"', "[1]"])
+def test_a_threshold_out_of_its_range_is_refused(value, run):
+    record = {"temperature": 1.0, "checkpoint": "best.ckpt", "step": load_checkpoint(run).step}
+    text = json.dumps(record)[:-1] + f', "threshold": {value}}}'
+    (run / "calibration.json").write_text(text)
+    with pytest.raises(InputError, match=r"calibration\.json.*threshold"):
+        load_checkpoint(run)
+
+
 RESULTS = {
     "num_clips": lambda r: r["protocol"].update(num_clips=10**7),
     "accuracy": lambda r: r.update(video_accuracy=2),

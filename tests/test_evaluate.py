@@ -236,7 +236,7 @@ def test_the_result_counts_seen_videos(run, tmp_path):
         assert json.loads((tmp_path / "r.json").read_text())["num_seen"] == seen
 
 
-def test_a_temperature_is_saved_with_the_run_and_used_by_predictions(run, video_folder, tmp_path):
+def test_a_temperature_is_saved_with_the_run_and_used_by_predictions(run, video_folder, tmp_path, caplog):
     done = command("evaluate", run, "--calibrate", "--json", tmp_path / "r.json", "--workers", 0)
     assert done.returncode == 0, done.stderr
     stored = json.loads((run / "calibration.json").read_text())
@@ -244,6 +244,9 @@ def test_a_temperature_is_saved_with_the_run_and_used_by_predictions(run, video_
     assert after <= before + 1e-6
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["temperature"] == stored["temperature"]
     assert load_checkpoint(run).temperature == stored["temperature"]
+    assert load_checkpoint(run).threshold == stored["threshold"]
+    assert 0 <= stored["share_frozen_at_threshold"] <= stored["share_at_threshold"] <= 1
+    assert (stored["threshold"] is None) == ("no threshold was fitted" in caplog.text)
     video = video_folder / "to_left" / "00.mp4"
     with_it, without = [], []
     for actual in (with_it, without):

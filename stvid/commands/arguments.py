@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from stvid.commands.predict_arguments import find_predict_mistakes
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.errors import InputError, raise_mistakes
@@ -107,14 +108,8 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_predict(options: argparse.Namespace) -> Iterable[str]:
-    if options.top < 1:
-        yield f"--top (={options.top}) must be at least 1"
+    yield from find_predict_mistakes(options)
     yield from _workers(options)
-    yield from (
-        f"{source} does not exist; give video files or folders of them"
-        for source in options.sources
-        if not Path(source).exists()
-    )
     if Path(options.run).is_file() and VIDEO.fullmatch(Path(options.run).name):
         runs = [source for source in options.sources if Path(source).is_dir()]
         command = shlex.join(["stvid", "predict", *(runs[:1] or ["RUN"]), options.run])

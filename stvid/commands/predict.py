@@ -1,91 +1,246 @@
-"""`stvid predict`: the most probable classes of video files."""
+"""`stvid predict`: the most probable classes of videos, and for long ones what happens when."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
+from stvid.data.dataset import Failure
+from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item
+from stvid.deploy.inputs import EACH, Source, output_files
+from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry
+from stvid.deploy.segmentation import (
+    SegmentOptions,
+    VideoSegments,
+    check_classes,
+    num_clips_in,
+    resolve_threshold,
+    segment_video,
+)
+from stvid.deploy.subtitles import subtitles, write_subtitles
+from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
-from stvid.errors import UNREADABLE, InputError
-from stvid.files import write_json
-from stvid.inference import classify
+from stvid.errors import UNREADABLE, VideoError
+from stvid.inference import ModelRunner, classify_each
+from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.terminal import show, visible
+from stvid.terminal import aligned, show, visible
+from stvid.video.playback import clock_start
+from stvid.video.types import VideoInfo
+
+log = logging.getLogger(__name__)
+LONG = 4  # clips; longer videos are divided into segments
 
 
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads(default_device().type)
-    paths = expand_sources(options.sources)
     trained = load_checkpoint(options.run, trust=options.trust)
-    predictions = predict_files(trained, paths, top=options.top, num_workers=options.workers)
-    for prediction in predictions:
-        show(visible(prediction["path"]))
-        if "error" in prediction:
-            reason = "no video, or damaged" if prediction["error"] == UNREADABLE else prediction["error"]
-            show(f"  could not be read: {visible(reason)}")
-        for entry in prediction["top"]:
-            show(f"  {entry['probability']:6.1%}  {visible(entry['class'])}")
-    if options.json:
-        write_json(options.json, predictions)
-    if any("error" in prediction for prediction in predictions):
+    check_classes(options.background, trained.class_names, option="--background")
+    batch = Batch(trained, options)
+    try:
+        for entry in batch.predict():
+            show(entry_text(entry))
+    finally:  # also after Ctrl-C
+        batch.files.write()
+    if any("error" in entry for entry in batch.files.entries.values()):
         raise SystemExit(1)
 
 
-def expand_sources(sources: Sequence[str]) -> list[Path]:
-    """The videos that files and folders name: a folder of images is one video, another folder stands for all below it.
-
-    Raises:
-        InputError: a source that does not exist, or a folder without videos.
-    """
-    paths = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            videos = [source] if is_frame_folder(source) else find_videos(source) + find_frame_folders(source)
-            if not videos:
-                raise InputError(f"{source} holds no video files and no folders of images")
-            paths += videos
-        elif source.exists():
-            paths.append(source)
-        else:
-            raise InputError(f"{source} does not exist; give video files or folders of them")
-    return paths
-
-
-def predict_files(
-    trained: TrainedModel, paths: Sequence[Path], *, top: int = 5, num_workers: int | str = "auto"
-) -> list[dict]:
-    """The classes of each video, most probable first.
+class Batch:
+    """All videos of one call: short ones in batches, long ones each in one pass.
 
     Args:
         trained: the model.
-        paths: video files.
-        top: number of classes to name, at least 1; all classes if there are fewer.
-        num_workers: processes that read videos.
-
-    Returns:
-        One `{"path", "top": [{"class", "probability"}, ...]}` for each path, in the same order; for a file that cannot
-        be read `{"path", "top": [], "error": reason}`.
-
-    Raises:
-        InputError: `top` below 1.
+        options: of the command; `options.found` are the videos.
     """
-    if top < 1:
-        raise InputError(f"--top (={top}) must be at least 1")
-    items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
-    results = classify(trained, items, num_workers=num_workers, progress=len(paths) > 20)
-    probabilities_K = dict(zip(results.videos_N.tolist(), results.probabilities_NK, strict=True))
-    predictions: list[dict] = []
-    for video, path in enumerate(paths):
-        if video not in probabilities_K:
-            predictions.append({"path": str(path), "top": [], "error": results.failed[video]})
-            continue
-        best = probabilities_K[video].topk(min(top, len(trained.class_names)))
-        classes = [
-            {"class": trained.class_names[index], "probability": probability}
-            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        predictions.append({"path": str(path), "top": classes})
-    return predictions
+
+    def __init__(self, trained: TrainedModel, options: argparse.Namespace):
+        self.trained, self.options = trained, options
+        self.sources: Sequence[Source] = options.found
+        self.segment_options = SegmentOptions(
+            threshold=options.threshold, window=options.window, hop=options.hop, min_duration=options.min_duration
+        )
+        self.files = PredictionFiles([source.path for source in self.sources], json=options.json, csv=options.csv)
+        self.outputs: dict[Path, dict[str, Path]] = {source.path: {} for source in self.sources}  # option -> file
+        for option, ending in EACH.items():
+            if (target := getattr(options, option)) is not None:
+                for source, file in zip(self.sources, output_files(target, self.sources, ending=ending), strict=True):
+                    self.outputs[source.path][option] = file
+
+    def predict(self) -> Iterator[dict]:
+        """Yields the entry of each video, as soon as it is done; see `make_entry`."""
+        self.fingerprints = {source.path: self._fingerprint(source.path) for source in self.sources}
+        paths = [source.path for source in self.sources if not self._is_finished(source.path)]
+        if len(paths) < len(self.sources):
+            show(f"{len(self.sources) - len(paths)} of {len(self.sources)} videos were finished before (--resume)")
+        items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
+        workers = resolve_workers(self.options.workers)
+        infos = probe_items(
+            items, num_workers=workers, cache=None, decode_all=False, max_pixels=self.trained.max_pixels
+        )
+        readable = [(path, info) for path, info in zip(paths, infos, strict=True) if isinstance(info, VideoInfo)]
+        for path, info in zip(paths, infos, strict=True):
+            if isinstance(info, VideoError):
+                yield self._failed(path, info.reason)
+        long = [path for path, info in readable if self._is_long(info)]
+        self._announce(dict(readable), long)
+        self.runner = ModelRunner(self.trained)
+        yield from self._predict_short([(path, info) for path, info in readable if path not in set(long)], workers)
+        for path, info in readable:
+            if path in set(long):
+                yield self._segment(path, info)
+
+    def _fingerprint(self, path: Path) -> str:
+        options, segments = self.options, self.segment_options
+        threshold, _ = resolve_threshold(self.trained, options.threshold)
+        limits = (segments.window, segments.hop, segments.min_duration)
+        return fingerprint_of(path, self.trained, [options.top, options.segments, threshold, *limits])
+
+    def _is_finished(self, path: Path) -> bool:
+        """With --resume, whether the JSON file has this video; then its entry is kept."""
+        if not self.options.resume:
+            return False
+        if not hasattr(self, "finished"):
+            self.finished = self.files.read_finished()
+        entry = self.finished.get(str(path.absolute()))
+        is_same = entry is not None and self.fingerprints[path] and entry.get("fingerprint") == self.fingerprints[path]
+        if not is_same or not all(file.exists() for file in self.outputs[path].values()):
+            return False
+        self.files.add({**entry, "path": str(path)})
+        return True
+
+    def _is_long(self, info: VideoInfo) -> bool:
+        if self.options.segments is not None:
+            return self.options.segments
+        return num_clips_in(self.trained, info) > LONG
+
+    def _announce(self, infos: Mapping[Path, VideoInfo], long: Sequence[Path]) -> None:
+        """Says which videos are divided into segments, and which are shorter than a clip."""
+        if long:
+            reason = "" if self.options.segments else f", because they are longer than {LONG} clips (--no-segments)"
+            threshold, origin = resolve_threshold(self.trained, self.options.threshold)
+            show(f"segments for {len(long)} of {len(infos)} videos{reason}; threshold {threshold:g} ({origin})")
+        if short := [path for path, info in infos.items() if num_clips_in(self.trained, info) < 1]:
+            show(
+                f"{len(short)} of {len(infos)} videos are shorter than a clip (clip.short={self.trained.clip.short}), "
+                f"the first: {visible(short[0])}"
+            )
+
+    def _done(self, path: Path, entry: dict) -> dict:
+        if "error" not in entry:
+            entry["fingerprint"] = self.fingerprints[path]
+        self.files.add(entry)
+        return entry
+
+    def _failed(self, path: Path, reason: str) -> dict:
+        return self._done(path, {"path": str(path), "top": [], "error": reason})
+
+    def _predict_short(self, videos: Sequence[tuple[Path, VideoInfo]], workers: int) -> Iterator[dict]:
+        if not videos:
+            return
+        items = [Item(path=str(path.absolute()), label="", split="test") for path, _ in videos]
+        infos = [info for _, info in videos]
+        results = classify_each(self.trained, items, infos, runner=self.runner, num_workers=workers)
+        with Bar("reading and classifying", total=len(items), unit="videos", shown=len(items) > 20) as bar:
+            for number, result in results:
+                path, info = videos[number]
+                bar.advance()
+                if isinstance(result, Failure):
+                    yield self._failed(path, result.reason)
+                else:
+                    names, top = self.trained.class_names, self.options.top
+                    yield self._done(path, make_entry(path, info, result.numpy(), names, top=top))
+
+    def _segment(self, path: Path, info: VideoInfo) -> dict:
+        try:
+            with RealTimeBar(path, info) as bar:
+                result = segment_video(
+                    self.trained, path, info=info, runner=self.runner, options=self.segment_options, on_window=bar.move
+                )
+        except VideoError as error:
+            return self._failed(path, error.reason)
+        self._write_outputs(path, info, result)
+        entry = make_entry(
+            path,
+            info,
+            result.probabilities_K,
+            self.trained.class_names,
+            top=self.options.top,
+            segments=result.segments,
+            error=result.error,
+        )
+        return self._done(path, entry)
+
+    def _write_outputs(self, path: Path, info: VideoInfo, result: VideoSegments) -> None:
+        for option, file in self.outputs[path].items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if option in ("srt", "vtt"):
+                offset = clock_start(path, max_pixels=self.trained.max_pixels)
+                background = self.options.background
+                write_subtitles(file, subtitles(result.segments, kind=option, offset=offset, background=background))
+
+
+class RealTimeBar:
+    """Shows how much of a video is done, and how many times faster than it plays.
+
+    Args:
+        path: the video.
+        info: the result of `probe`.
+    """
+
+    def __init__(self, path: Path, info: VideoInfo):
+        self.info, self.shown, self.began = info, 0, time.monotonic()
+        self.bar = Bar(path.name, total=max(int(info.end - info.start), 1), unit="s")
+
+    def __enter__(self) -> RealTimeBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def move(self, window: Window) -> None:
+        """Moves the bar to the end of a window."""
+        seconds = window.end - self.info.start
+        note = f"{seconds / (time.monotonic() - self.began):.0f}x real time" if self.bar.due else None
+        self.bar.advance(int(seconds) - self.shown, note=note)
+        self.shown = int(seconds)
+
+
+def entry_text(entry: Mapping) -> str:
+    """What the command prints about one video."""
+    lines = [visible(entry["path"])]
+    if "error" in entry:
+        reason = "no video, or damaged" if entry["error"] == UNREADABLE else entry["error"]
+        until = f" after {_clock(entry['segments'][-1]['end'])}" if entry.get("segments") else ""
+        lines.append(f"  could not be read{until}: {visible(reason)}")
+    lines += [f"  {result['probability']:6.1%}  {visible(result['class'])}" for result in entry["top"]]
+    if entry.get("segments"):
+        lines.append(_indented(segment_table(entry["segments"])))
+    return "\n".join(lines)
+
+
+def segment_table(segments: Iterable[Mapping]) -> str:
+    """Segments as a table with the columns start, end, probability and class."""
+    rows = [["start", "end", "probability", "class"]]
+    for segment in segments:
+        times = (_clock(segment["start"]), _clock(segment["end"]))
+        rows.append([*times, f"{segment['probability']:.1%}", segment["class"]])
+    return aligned(rows, left=0, text=True)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _clock(seconds: float) -> str:
+    """`1:02:03.45`, hours only if there are any."""
+    hundredths = round(abs(seconds) * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    hours = f"{minutes // 60}:" if minutes >= 60 else ""
+    text = f"{hours}{minutes % 60:0{2 if hours else 1}d}:{rest // 100:02d}.{rest % 100:02d}"
+    return f"-{text}" if seconds < 0 else text

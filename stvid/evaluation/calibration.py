@@ -1,4 +1,4 @@
-"""Calibration of the probabilities: one temperature for all logits, fitted on val and saved with the run.
+"""Calibration on val, saved with the run: one temperature for all logits, and a threshold for "something happens".
 
 V views   N videos   K classes
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
+from stvid.deploy.segments import DEFAULT_THRESHOLD
 from stvid.errors import InputError
 from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
@@ -25,6 +29,7 @@ from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+MIN_YOUDEN = 0.1  # a threshold that separates less than this is not kept
 GRID_SIZE = 61  # temperatures tried first, equally spaced in the logarithm
 
 
@@ -56,6 +61,29 @@ def fit_temperature(logits_VK: Tensor, videos_V: Tensor, labels_N: Tensor) -> fl
     return round(torch.tensor((low + high) / 2).exp().item(), 4)
 
 
+def fit_threshold(positives: Sequence[float], negatives: Sequence[float]) -> tuple[float, float, float]:
+    """The threshold that separates two sets of probabilities best.
+
+    It maximises Youden's J (Youden 1950): the share of positives at or above the threshold, minus that of the
+    negatives. Of equally good thresholds, it is in the middle.
+
+    Args:
+        positives: in [0, 1], at least one.
+        negatives: in [0, 1], at least one.
+
+    Returns:
+        The threshold, above 0 and at most 1, and the two shares.
+    """
+    high, low = np.asarray(positives), np.asarray(negatives)
+    values = np.unique(np.concatenate([high, low]))  # between two neighbours, every threshold is equally good
+    youden = np.array([(high >= value).mean() - (low >= value).mean() for value in values])
+    best = np.flatnonzero(youden >= youden.max() - 1e-12)
+    middle = best[len(best) // 2]
+    below = values[middle - 1] if middle else 0.0
+    threshold = max(float(below + values[middle]) / 2, 1e-6)
+    return threshold, float((high >= threshold).mean()), float((low >= threshold).mean())
+
+
 def calibrate(
     trained: TrainedModel,
     data: Manifest,
@@ -65,9 +93,11 @@ def calibrate(
     num_workers: int | str = "auto",
     is_main_process: bool = True,
 ) -> TrainedModel:
-    """Fits a temperature on the run's val split and saves it as `calibration.json` in the run folder.
+    """Fits a temperature and a threshold on the run's val split and saves them as `calibration.json` in the run folder.
 
-    From then on, every evaluation and prediction with this checkpoint uses the temperature.
+    From then on, every evaluation and prediction with this checkpoint uses the temperature; segments and streams use
+    the threshold. It separates the videos that are predicted correctly from the same videos frozen, in which nothing
+    happens, by the probability of the most probable class (`fit_threshold`).
 
     Args:
         trained: the model.
@@ -76,25 +106,26 @@ def calibrate(
         is_main_process: log and save the temperature.
 
     Returns:
-        The model with the temperature.
+        The model with the temperature and the threshold.
 
     Raises:
         InputError: none of the val videos could be read; see also `inference.classify`.
     """
     uncalibrated, items = replace(trained, temperature=1.0), data.select("val")
-    predictions = classify(
-        uncalibrated,
-        items,
+    read = partial(
+        classify,
         num_clips=num_clips,
         num_crops=num_crops,
         num_workers=num_workers,
         cache=probe_cache(data),
         decode_all=True,
     )
+    predictions = read(uncalibrated, items)
     if not len(predictions.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
     labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in predictions.videos_N.tolist()])
     temperature = fit_temperature(predictions.logits_VK, predictions.videos_V, labels_N)
+    calibrated = replace(trained, temperature=temperature)
     before_NK = predictions.probabilities_NK
     after_NK, _ = average_views(predictions.logits_VK / temperature, predictions.videos_V)
     calibration = {
@@ -104,13 +135,25 @@ def calibrate(
         "num_videos": len(labels_N),
         "loss": [log_loss(p_NK, labels_N) for p_NK in (before_NK, after_NK)],
         "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (before_NK, after_NK)],
+        **_threshold_of_frozen_videos(after_NK, labels_N, read(calibrated, items, playback="frozen").probabilities_NK),
         "checkpoint": trained.path.name,
         "step": trained.step,
     }
     if is_main_process:
         write_json(file := RunFolder(trained.folder).calibration_json, calibration)
         _log_calibration(calibration, file)
-    return replace(trained, temperature=temperature)
+    return replace(calibrated, threshold=calibration["threshold"])
+
+
+def _threshold_of_frozen_videos(probabilities_NK: Tensor, labels_N: Tensor, frozen_NK: Tensor) -> dict:
+    """The entries of `calibration.json` about the threshold, which is None if it would separate (almost) nothing."""
+    best_N, predicted_N = probabilities_NK.max(dim=1)
+    positives = best_N[predicted_N == labels_N].tolist()
+    threshold, share, share_frozen = None, None, None
+    if positives and len(frozen_NK):
+        threshold, share, share_frozen = fit_threshold(positives, frozen_NK.max(dim=1).values.tolist())
+        threshold = round(threshold, 6) if share - share_frozen >= MIN_YOUDEN else None
+    return {"threshold": threshold, "share_at_threshold": share, "share_frozen_at_threshold": share_frozen}
 
 
 def _log_calibration(calibration: dict, file: Path) -> None:
@@ -119,6 +162,21 @@ def _log_calibration(calibration: dict, file: Path) -> None:
         "%.3f after; saved in %s",
         *(calibration["temperature"], calibration["num_videos"], *calibration["loss"], *calibration["ece"], file),
     )
+    share, share_frozen = calibration["share_at_threshold"], calibration["share_frozen_at_threshold"]
+    if calibration["threshold"] is not None:
+        log.info(
+            "threshold %.3f for segments and streams: %.0f %% of the correct val videos reach it, %.0f %% of the same "
+            "videos frozen",
+            *(calibration["threshold"], 100 * share, 100 * share_frozen),
+        )
+    elif share is None:
+        log.warning("no threshold was fitted: no val video was predicted correctly")
+    else:
+        log.warning(
+            "no threshold was fitted: the model is as sure of frozen videos as of moving ones (%.0f and %.0f %% above "
+            "the best threshold); segments and streams use %s",
+            *(100 * share_frozen, 100 * share, DEFAULT_THRESHOLD),
+        )
     if not 1.01 * MIN_TEMPERATURE < calibration["temperature"] < 0.99 * MAX_TEMPERATURE:
         log.warning(
             "the temperature %.3f is at the end of its range: val is too easy, too hard or too small to fit it",

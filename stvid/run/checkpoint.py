@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
 MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
 COUNT = number(0, 2**53, whole=True)
-CALIBRATION = fields({"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)})
+CALIBRATION = fields(
+    {"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)},
+    optional={"threshold": maybe(number(1e-6, 1))},  # older ones have none
+)
 CLIP = fields(
     {},
     optional={
@@ -115,6 +118,7 @@ class TrainedModel:
         position: where training continues: the epoch, from 0, and the number of its batches that are done.
         step: number of optimizer steps trained.
         temperature: logits are divided by it, see `stvid.evaluation.calibration`; 1: not calibrated.
+        threshold: probability from which segments and streams take a class for present, see the same; None: not fitted.
         moved: path in the run's `manifest.csv` -> where the video is now, see `stvid.run.relocation.find_run_videos`.
     """
 
@@ -129,6 +133,7 @@ class TrainedModel:
     position: tuple[int, int] = (0, 0)
     step: int = 0
     temperature: float = 1.0
+    threshold: float | None = None
     moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -142,7 +147,7 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
 
     Args:
         run: a run folder or a checkpoint file.
-        calibrated: use the temperature that was fitted for the checkpoint, if any; False: temperature 1.
+        calibrated: use temperature and threshold that were fitted for the checkpoint, if any; False: 1 and none.
         trust: packages or modules, outside of stvid, that may be imported if the checkpoint names a class in them.
 
     Raises:
@@ -183,7 +188,7 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
         position=_position(content["loops"]["fit_loop"]),
         step=content["global_step"],
     )
-    return replace(trained, temperature=_read_temperature(trained)) if calibrated else trained
+    return _with_calibration(trained) if calibrated else trained
 
 
 def read_record(path: Path) -> dict:
@@ -264,18 +269,19 @@ def _shape(value: object) -> tuple[int, ...] | None:
     return tuple(value.shape)
 
 
-def _read_temperature(trained: TrainedModel) -> float:
-    """The temperature that was fitted for this checkpoint; 1 if there is none."""
+def _with_calibration(trained: TrainedModel) -> TrainedModel:
+    """The model with the temperature and the threshold that were fitted for this checkpoint, if there are any."""
     file = RunFolder(trained.folder).calibration_json
     if not file.exists():
-        return 1.0
+        return trained
     calibration = read_json(file, CALIBRATION, remedy="Delete it; stvid evaluate RUN --calibrate writes a new one")
     if (calibration["checkpoint"], calibration["step"]) == (trained.path.name, trained.step):
-        return float(calibration["temperature"])
+        temperature, threshold = float(calibration["temperature"]), calibration.get("threshold")
+        return replace(trained, temperature=temperature, threshold=threshold)
     log.warning(
         "%s belongs to another checkpoint than %s and is not used; --calibrate fits a new one", file, trained.path
     )
-    return 1.0
+    return trained
 
 
 def _position(loop: Mapping) -> tuple[int, int]:

@@ -25,10 +25,10 @@ from stvid.video.images import read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
 from stvid.video.types import VideoInfo, check_unchanged, file_identity, frame_limit
-from stvid.video.writer import open_encoder
+from stvid.video.writer import open_encoder, valid_tag
 
 _TICK = Fraction(1, 90_000)  # seconds; time unit of files with unevenly spaced frames
-_RGB, _BT601, _UNKNOWN = 0, 6, 2  # FFmpeg's numbers of colour spaces
+_RGB, _BT601 = 0, 6  # FFmpeg's numbers of colour spaces
 _IMAGE_CHUNK = 16  # images read at once
 
 
@@ -208,14 +208,9 @@ def _to_yuv420p(
     if info is not None and (info.rotation or info.mirrored):
         pixels = _turn_yuv(pixels, info)
     result = av.VideoFrame.from_ndarray(pixels, format="yuv420p")
-    result.color_range, result.colorspace = ColorRange.MPEG, _valid_tag(matrix)
-    result.color_primaries, result.color_trc = _valid_tag(frame.color_primaries), _valid_tag(frame.color_trc)
+    result.color_range, result.colorspace = ColorRange.MPEG, valid_tag(matrix)
+    result.color_primaries, result.color_trc = valid_tag(frame.color_primaries), valid_tag(frame.color_trc)
     return result
-
-
-def _valid_tag(tag: int) -> int:
-    """The tag if the standard defines it (H.273; 0 and 3 are reserved), else unknown: damaged files have others."""
-    return tag if tag == 1 or 4 <= tag <= 18 else _UNKNOWN
 
 
 def _turn_yuv(pixels: np.ndarray, info: VideoInfo) -> np.ndarray:

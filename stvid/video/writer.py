@@ -10,8 +10,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 
 from stvid.files import replacing
+
+_UNKNOWN = 2  # FFmpeg's number of a colour space, of primaries and of a transfer curve that are not stated
 
 
 def write_video(
@@ -82,20 +85,23 @@ def open_encoder(
 
     The other arguments are those of `write_video`.
     """
-    # x264's macroblock tree reads uninitialised memory: with it about 1 % of the files differ in a few bytes
-    options = {"crf": str(crf), "preset": preset, "mbtree": "0"} | ({"tune": tune} if tune else {})
-    rate = Fraction(fps).limit_denominator(90_000)
-    tick = tick or 1 / rate
-    with av.open(str(path), mode="w", format="mp4") as container:
+    tick = tick or 1 / frame_rate(fps)
+    # an absolute path, since a relative one could be read as a protocol ("12:30.mp4")
+    with av.open(os.path.abspath(path), mode="w", format="mp4") as container:
         if comment:
             container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width, stream.pix_fmt = like.height, like.width, "yuv420p"
-        context = stream.codec_context
-        context.gop_size, context.max_b_frames, context.thread_count = gop, b_frames, threads
-        context.color_range, context.colorspace = like.color_range, like.colorspace
-        context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
-        context.time_base = tick
+        stream = add_h264(
+            container,
+            like=like,
+            fps=fps,
+            crf=crf,
+            gop=gop,
+            b_frames=b_frames,
+            preset=preset,
+            tune=tune,
+            threads=threads,
+            tick=tick,
+        )
 
         def encode(frame: av.VideoFrame) -> None:
             frame.time_base = tick
@@ -103,6 +109,42 @@ def open_encoder(
 
         yield encode
         container.mux(stream.encode(None))
+
+
+def add_h264(
+    container: OutputContainer,
+    *,
+    like: av.VideoFrame,
+    fps: float | Fraction,
+    crf: int,
+    gop: int,
+    b_frames: int = 0,
+    preset: str = "veryfast",
+    tune: str | None = None,
+    threads: int = 1,
+    tick: Fraction,
+) -> av.VideoStream:
+    """Adds a yuv420p track for frames with times in units of `tick`; the arguments are those of `open_encoder`."""
+    # x264's macroblock tree reads uninitialised memory: with it about 1 % of the files differ in a few bytes
+    options = {"crf": str(crf), "preset": preset, "mbtree": "0"} | ({"tune": tune} if tune else {})
+    stream = container.add_stream("libx264", rate=frame_rate(fps), options=options)
+    stream.height, stream.width, stream.pix_fmt = like.height, like.width, "yuv420p"
+    context = stream.codec_context
+    context.gop_size, context.max_b_frames, context.thread_count = gop, b_frames, threads
+    context.color_range, context.colorspace = like.color_range, like.colorspace
+    context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
+    context.time_base = tick
+    return stream
+
+
+def valid_tag(tag: int) -> int:
+    """A colour tag if H.273 defines it (0 and 3 are reserved), else unknown: damaged files have others."""
+    return tag if tag == 1 or 4 <= tag <= 18 else _UNKNOWN
+
+
+def frame_rate(fps: float | Fraction) -> Fraction:
+    """Frames per second as files state it: 29.97 is nearly always 30000 / 1001."""
+    return Fraction(fps).limit_denominator(90_000)
 
 
 def _check_frames(frames_THWC: np.ndarray, fps: float | Fraction) -> None:

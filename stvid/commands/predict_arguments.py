@@ -1,0 +1,56 @@
+"""Checks of the options of `stvid predict`, before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
+from stvid.errors import InputError
+from stvid.files import why_not_writable
+
+SINGLE = ("json", "csv")  # options that name one file for all videos
+OF_SEGMENTS = ("threshold", "window", "hop", "min_duration", "background", "csv", "srt", "vtt", "out")
+
+
+def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
+    """Yields the mistakes; sets `options.found` to the videos, and `options.segments` if another option needs them."""
+    if options.top < 1:
+        yield f"--top (={options.top}) must be at least 1"
+    yield from _find_wrong_numbers(options)
+    given = [name for name in OF_SEGMENTS if getattr(options, name) not in (None, [])]
+    if options.segments is False and given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        yield f"--no-segments: {names} {'are' if len(given) > 1 else 'is'} about segments; leave one of them out"
+    elif given:
+        options.segments = True
+    if options.resume and options.json is None:
+        yield "--resume continues the list in --json; name it: --json F"
+    try:
+        options.found = find_sources(options.sources)
+    except InputError as error:
+        yield str(error)
+        return
+    single = {name: value for name in SINGLE if (value := getattr(options, name))}
+    each = {name: value for name in EACH if (value := getattr(options, name)) is not None}
+    for name in [name for name, value in each.items() if not value]:
+        yield f"--{name} has no value; name a file"
+        del each[name]
+    for name, value in single.items():
+        folder = Path(value).absolute().parent
+        if folder.is_dir() and (reason := why_not_writable(folder)) is not None:
+            yield f"--{name} {value}: no file can be written there: {reason}"
+    yield from find_output_mistakes(options.found, options.sources, single=single, each=each)
+
+
+def _find_wrong_numbers(options: argparse.Namespace) -> Iterator[str]:
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        yield f"--threshold (={options.threshold:g}) must be above 0 and at most 1"
+    for name in ("window", "hop"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            yield f"--{name} (={value:g}) must be above 0 seconds"
+    if options.min_duration is not None and not 0 <= options.min_duration < math.inf:
+        yield f"--min-duration (={options.min_duration:g}) must be 0 or more seconds"

@@ -1,0 +1,148 @@
+"""Which videos a user names, and the files that are made of each. Imports nothing heavy: it is checked first."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder, is_video
+from stvid.data.tables import read_table
+from stvid.errors import InputError, raise_mistakes
+from stvid.files import file_in_the_way, why_not_writable
+
+HINT = "give video files, folders of them, patterns in quotes, or a table .csv with a column path"
+EACH = {"srt": ".srt", "vtt": ".vtt", "out": ".mp4"}  # option -> ending of the file that is made of each video
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video.
+
+    Attributes:
+        path: a video file or a folder of images, as the user named it.
+        name: what files made of it are called, without their ending: its name, or below a folder that the user named,
+            its path from there on.
+    """
+
+    path: Path
+    name: Path
+
+
+def find_sources(words: Sequence[str]) -> list[Source]:
+    """The videos that a user names, each once, in this order.
+
+    A folder of images is one video; another folder stands for all videos below it, a table `.csv` for its column
+    `path` (relative paths are relative to the table), a pattern such as `data/*.mp4` or `data/**/*.mp4` for what it
+    matches. Files in a table need not exist: a batch goes on without them.
+
+    Raises:
+        InputError: for all words that name nothing.
+    """
+    found: dict[str, Source] = {}
+    mistakes = []
+    for word in words:
+        try:
+            for source in _sources_of(word):
+                found.setdefault(os.path.abspath(source.path), source)
+        except InputError as error:
+            mistakes.append(str(error))
+    raise_mistakes(mistakes)
+    return list(found.values())
+
+
+def _sources_of(word: str) -> list[Source]:
+    path = Path(word).expanduser()
+    if path.is_dir():
+        if is_frame_folder(path):
+            return [Source(path, Path(path.absolute().name))]
+        videos = find_videos(path) + find_frame_folders(path)
+        if not videos:
+            raise InputError(f"{word} holds no video files and no folders of images")
+        return [_named(video, video.relative_to(path)) for video in videos]
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _sources_of_table(path)
+    if path.exists():
+        return [_named(path, Path(path.name))]
+    if not glob.has_magic(word):
+        raise InputError(f"{word} does not exist; {HINT}")
+    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    videos = [match for match in matches if is_video(match) or is_frame_folder(match)]
+    if not videos:
+        what = f"matches {len(matches)} files, but no video" if matches else "matches nothing"
+        raise InputError(f"{word} {what}; {HINT}")
+    return [_named(video, Path(video.name)) for video in videos]
+
+
+def _sources_of_table(path: Path) -> list[Source]:
+    table = read_table(path, required=["path"])
+    videos = [path.parent / row.cells["path"] for row in table.rows if row.cells["path"]]
+    if not videos:
+        raise InputError(f"{path} names no videos in its column path")
+    if not any(video.exists() for video in videos):
+        raise InputError(f"none of the {len(videos)} videos of {path} exists, the first: {videos[0]}")
+    return [_named(video, Path(video.name)) for video in videos]
+
+
+def _named(path: Path, name: Path) -> Source:
+    return Source(path, name if path.is_dir() else name.with_suffix(""))
+
+
+def output_files(target: str, sources: Sequence[Source], *, ending: str) -> list[Path]:
+    """The file that is made of each source: `target` for one, else a file in the folder `target`.
+
+    Args:
+        target: as the user named it; for one source it may also be an existing folder, or end in a slash.
+        sources: the videos.
+        ending: such as `.srt`.
+    """
+    if len(sources) == 1 and not (os.path.isdir(target) or target.endswith(("/", os.sep))):
+        return [Path(target)]
+    return [Path(target) / source.name.with_name(source.name.name + ending) for source in sources]
+
+
+def find_output_mistakes(
+    sources: Sequence[Source], words: Sequence[str], *, single: Mapping[str, str], each: Mapping[str, str]
+) -> Iterator[str]:
+    """Yields what is wrong with the files that a command is to write, before it computes anything.
+
+    Args:
+        sources: the videos.
+        words: what the user named, tables among them.
+        single: option -> the file to write.
+        each: option, one of `EACH` -> the file, or the folder for several sources.
+    """
+    inputs = {os.path.realpath(path): str(path) for path in (*words, *(source.path for source in sources))}
+    taken: dict[str, str] = {}
+    for option, target in single.items():
+        yield from _mistakes_of(Path(target), f"--{option} {target}", f"--{option}", inputs, taken)
+    for option, target in each.items():
+        ending = EACH[option]
+        is_file_name = Path(target).suffix.lower() == ending and not os.path.isdir(target)
+        if len(sources) > 1 and (is_file_name or os.path.isfile(target)):
+            yield f"--{option} {target}: there are {len(sources)} videos, so it must be a folder"
+            continue
+        if len(sources) == 1 and option == "out" and output_files(target, sources, ending=ending)[0].suffix != ending:
+            yield f"--{option} {target}: the video must end in {ending}"
+        files = output_files(target, sources, ending=ending)
+        for source, file in zip(sources, files, strict=True):
+            yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken)
+        yield from _folder_mistakes(f"--{option} {target}", files[0].parent if len(files) == 1 else Path(target))
+
+
+def _mistakes_of(file: Path, said: str, origin: str, inputs: Mapping[str, str], taken: dict[str, str]) -> Iterator[str]:
+    real = os.path.realpath(file)
+    if real in inputs:
+        yield f"{said} would overwrite {inputs[real]}, which is to be read; name another file"
+    other = taken.setdefault(real.casefold(), origin)  # many file systems do not distinguish case
+    if other != origin:
+        yield f"{said}: {other} and {origin} would both be written to {file}; predict them one after the other"
+
+
+def _folder_mistakes(said: str, folder: Path) -> Iterator[str]:
+    if (file := file_in_the_way(folder)) is not None:
+        yield f"{said}: {file} is a file, so there can be no such folder"
+    elif (reason := why_not_writable(folder)) is not None:
+        yield f"{said}: no file can be written into {folder}: {reason}"

@@ -1,0 +1,134 @@
+"""The results of `stvid predict` as JSON and CSV, written while it works, so that a long batch can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stvid.checks import fields, list_of, number, read_json, text
+from stvid.data.tables import UTF8, csv_line
+from stvid.deploy.segments import Segment
+from stvid.errors import VideoError
+from stvid.files import replacing, write_json
+from stvid.run.checkpoint import TrainedModel
+from stvid.video.types import VideoInfo, file_identity
+
+WRITE_EVERY = 5.0  # seconds; a killed batch loses the results of this time
+PROBABILITY = number(0, 1 + 1e-6)
+ENTRIES = list_of(
+    fields(
+        {"path": text(), "top": list_of(fields({"class": text(), "probability": PROBABILITY}))},
+        optional={
+            "segments": list_of(
+                fields({"start": number(), "end": number(), "class": text(), "probability": PROBABILITY})
+            ),
+            "fingerprint": text(),
+            "error": text(),
+        },
+    )
+)
+
+
+def make_entry(
+    path: Path,
+    info: VideoInfo,
+    probabilities_K: np.ndarray | None,
+    class_names: Sequence[str],
+    *,
+    top: int,
+    segments: Sequence[Segment] | None = None,
+    error: VideoError | None = None,
+) -> dict:
+    """The JSON of one video; times in seconds of its own clock.
+
+    Args:
+        path: the video, as the user named it.
+        info: the result of `probe`.
+        probabilities_K: of the whole video; None: unknown.
+        class_names: names of the K classes.
+        top: number of classes to name; all if there are fewer.
+        segments: None: the video was not divided.
+        error: why it could not be read to its end.
+    """
+    entry: dict = {"path": str(path), "duration": round(info.end - info.start, 3), "fps": round(info.fps, 6), "top": []}
+    if probabilities_K is not None:
+        best = np.argsort(-probabilities_K, kind="stable")[:top]
+        entry["top"] = [{"class": class_names[i], "probability": float(probabilities_K[i])} for i in best]
+    if segments is not None:
+        entry["segments"] = [
+            {
+                "start": round(segment.start, 3),
+                "end": round(segment.end, 3),
+                "class": segment.label,
+                "probability": round(segment.probability, 6),
+            }
+            for segment in segments
+        ]
+    if error is not None:
+        entry["error"] = error.reason
+    return entry
+
+
+def fingerprint_of(path: Path, trained: TrainedModel, settings: Sequence) -> str:
+    """A hash of the file (size and time of change), the model and the settings: equal ones have equal results.
+
+    Empty for a file that cannot be accessed.
+    """
+    try:
+        identity = file_identity(path)
+    except OSError:
+        return ""
+    model = [os.path.realpath(trained.path), trained.epoch, trained.step, trained.temperature]
+    return hashlib.sha256(repr([identity, model, list(settings)]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+class PredictionFiles:
+    """Keeps the entries of all videos, and writes them: every few seconds, and when it is told to.
+
+    Args:
+        paths: of all videos; the order of the entries.
+        json: file for all entries, or None.
+        csv: table with a row for each segment (`path,start,end,class,probability`), or None.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, json: str | None, csv: str | None):
+        self.paths, self.json, self.csv = list(map(str, paths)), json, csv
+        self.entries: dict[str, dict] = {}
+        self.written = time.monotonic()
+
+    def read_finished(self) -> dict[str, dict]:
+        """Entries of an earlier call by absolute path, without those of videos that could not be read.
+
+        Raises:
+            InputError: the JSON file is none of `stvid predict`.
+        """
+        if self.json is None or not os.path.exists(self.json):
+            return {}
+        entries = read_json(Path(self.json), ENTRIES, remedy="Leave --resume out to start anew, or name another file")
+        return {os.path.abspath(entry["path"]): entry for entry in entries if "error" not in entry}
+
+    def add(self, entry: dict) -> None:
+        """Adds the entry of a video."""
+        self.entries[entry["path"]] = entry
+        if time.monotonic() - self.written > WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the files, atomically."""
+        entries = [self.entries[path] for path in self.paths if path in self.entries]
+        if self.json is not None:
+            write_json(self.json, entries)
+        if self.csv is not None:
+            with replacing(self.csv) as partial, partial.open("w", newline="", **UTF8) as file:
+                file.write(csv_line(["path", "start", "end", "class", "probability"]))
+                for entry in entries:
+                    for segment in entry.get("segments", []):
+                        numbers = [f"{segment['start']:.3f}", f"{segment['end']:.3f}"]
+                        row = [entry["path"], *numbers, segment["class"], f"{segment['probability']:.6f}"]
+                        file.write(csv_line(row))
+        self.written = time.monotonic()
