@@ -108,6 +108,14 @@ def test_another_class_takes_over_when_it_is_sure():
     assert [hysteresis.update(np.array(vector)) for vector in vectors] == [0, 0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9, 0.9995, 1.0])
+def test_a_class_ends_below_two_thirds_of_the_odds_of_the_threshold(threshold):
+    lower = Hysteresis(threshold).lower
+    odds = [np.divide(p, 1 - p) for p in (lower, threshold)] if threshold < 1 else [2, 3]
+    assert odds[0] == pytest.approx(2 / 3 * odds[1])
+    assert 0 < lower <= threshold
+
+
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1])
 def test_an_impossible_threshold_is_refused(threshold):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
