@@ -67,7 +67,8 @@ class Hysteresis:
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold (={threshold}) must be above 0 and at most 1")
         share = LOWER_ODDS * threshold
-        self.threshold, self.lower = threshold, share / (share + 1 - threshold) if lower is None else lower
+        by_odds = min(share / (share + 1 - threshold), threshold)  # rounding must not make it larger
+        self.threshold, self.lower = threshold, by_odds if lower is None else lower
         self.current: int | None = None
 
     def update(self, probabilities_K: np.ndarray) -> int | None:

@@ -173,8 +173,8 @@ def _log_calibration(calibration: dict, file: Path) -> None:
         log.warning("no threshold was fitted: no val video was predicted correctly")
     else:
         log.warning(
-            "no threshold was fitted: the model is as sure of frozen videos as of moving ones, which is right only if one "
-            "of its classes means that nothing happens (predict --background CLASS); segments and streams use %s",
+            "no threshold was fitted: the model is as sure of frozen videos as of moving ones, which is right only if "
+            "one of its classes means that nothing happens (predict --background CLASS); segments and streams use %s",
             DEFAULT_THRESHOLD,
         )
     if not 1.01 * MIN_TEMPERATURE < calibration["temperature"] < 0.99 * MAX_TEMPERATURE:
