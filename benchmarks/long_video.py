@@ -1,13 +1,13 @@
 """Finds the actions in an hour of video: how fast, in how much memory, and how right.
 
-    python benchmarks/long_video.py RUN --background background         a run on the clips of benchmarks/stitched.py
-    python benchmarks/long_video.py RUN                                 a run on the built-in data set: pauses are unknown
-    python benchmarks/long_video.py RUN --split val --seed 1 --minutes 10 --options threshold=0.6
+    python benchmarks/long_video.py RUN --background background     a run on the clips of benchmarks/stitched.py
+    python benchmarks/long_video.py RUN                             a run on the built-in data set: pauses are unknown
+    python benchmarks/long_video.py RUN --split val --minutes 10 --threshold 0.6    other options: of stvid predict
 
 Renders the video with the figures of a split, none of which was trained on (or takes `--video`, whose actions are in
-the .json beside it), and calls `Recognizer.segments` in a fresh process. Prints
+the .json beside it), and runs `stvid predict --segments` in a fresh process. Prints
 
-- seconds, times real time, and the share of decoding in the CPU time;
+- seconds from the start of the command to its end, times real time, CPU seconds and the share of decoding in them;
 - the growth of the memory (RSS) from the first minute of the video to the end;
 - actions: share for which segments of the right class overlap at least half of the action;
 - boundaries: share of the starts and ends of actions with a start or end of a segment of their class within 0.5 s;
@@ -21,46 +21,47 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import shlex
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 from stitched import write_stitched
 
-from stvid.deploy.segments import UNKNOWN, Segment
+import stvid
+from stvid.deploy.segments import UNKNOWN
+from stvid.video.playback import iter_frames
 
 BOUNDARY_SECONDS = 0.5
 
 
-def overlap(a_start: float, a_end: float, b_start: float, b_end: float) -> float:
-    return max(0.0, min(a_end, b_end) - max(a_start, b_start))
+def length(part: dict) -> float:
+    return part["end"] - part["start"]
 
 
-def score(actions: list[dict], segments: list[Segment], idle_classes: set[str]) -> dict[str, float]:
-    """The shares of the docstring above; times in seconds."""
-    found = [segment for segment in segments if segment.label not in idle_classes]
-    right = near = 0
+def overlap(a: dict, b: dict) -> float:
+    return max(0.0, min(a["end"], b["end"]) - max(a["start"], b["start"]))
+
+
+def score(actions: list[dict], segments: list[dict], idle_classes: set[str]) -> dict[str, float]:
+    """The shares of the docstring above, of dictionaries `{"start", "end", "class"}` with times in seconds."""
+    found = [segment for segment in segments if segment["class"] not in idle_classes]
+    right = near = extra = 0
     for action in actions:
-        same = [segment for segment in found if segment.label == action["class"]]
-        seconds = sum(overlap(action["start"], action["end"], segment.start, segment.end) for segment in same)
-        right += seconds >= (action["end"] - action["start"]) / 2
-        for name in ("start", "end"):
-            near += any(abs(getattr(segment, name) - action[name]) <= BOUNDARY_SECONDS for segment in same)
-    busy = sum(action["end"] - action["start"] for action in actions)
-    wrong = sum(s.end - s.start for s in found) - sum(
-        overlap(action["start"], action["end"], s.start, s.end) for s in found for action in actions
-    )
-    extra = sum(
-        not any(
-            a["class"] == segment.label and overlap(a["start"], a["end"], segment.start, segment.end) > 0
-            for a in actions
-        )
-        for segment in found
-    )
-    idle = segments[-1].end - segments[0].start - busy
+        same = [segment for segment in found if segment["class"] == action["class"]]
+        right += sum(overlap(action, segment) for segment in same) >= length(action) / 2
+        for edge in ("start", "end"):
+            near += any(abs(segment[edge] - action[edge]) <= BOUNDARY_SECONDS for segment in same)
+    for segment in found:
+        same = [action for action in actions if action["class"] == segment["class"]]
+        extra += not any(overlap(action, segment) > 0 for action in same)
+    busy = sum(map(length, actions))
+    idle = segments[-1]["end"] - segments[0]["start"] - busy
+    wrong = sum(map(length, found)) - sum(overlap(action, segment) for action in actions for segment in found)
     return {
         "actions": right / len(actions),
         "boundaries": near / (2 * len(actions)),
@@ -69,49 +70,51 @@ def score(actions: list[dict], segments: list[Segment], idle_classes: set[str]) 
     }
 
 
-def resident_mib() -> float:
-    """Memory of this process (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+def resident_mib(pid: int) -> float:
+    """Memory of a process (Linux); 0 when it has ended."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0.0
+    return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if len(pages) > 1 else 0.0
 
 
-def find_segments(run: str, video: str, options: dict) -> dict:
-    """Calls `Recognizer.segments` and measures it; the memory is read ten times a second."""
-    import stvid
-    from stvid.video.playback import iter_frames
+def cpu_of_children() -> float:
+    """CPU seconds of the ended child processes of this process."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
-    info, recognizer = stvid.probe(video), stvid.load(run)
-    memory, done = [], threading.Event()
 
-    def watch() -> None:
-        while not done.wait(0.1):
-            memory.append((time.perf_counter(), resident_mib()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start, cpu = time.perf_counter(), time.process_time()
-    segments = recognizer.segments(video, **options)
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    done.set()
-    watcher.join()
-    after_first_minute = start + seconds * 60 / info.duration
-    baseline = next(mib for moment, mib in memory if moment >= after_first_minute)
-    decoding = time.process_time()
-    for _ in iter_frames(video, info=info, max_pixels=recognizer.trained.max_pixels):
-        pass
-    decoding = time.process_time() - decoding
+def predict(run: str, video: Path, more: list[str]) -> dict:
+    """Runs `stvid predict --segments` in a new process; its memory is read ten times a second."""
+    duration = stvid.probe(video).duration
+    output = video.with_suffix(".segments.json")
+    command = [sys.executable, "-m", "stvid", "predict", run, str(video), "--segments", "--json", str(output), *more]
+    start, before, memory = time.perf_counter(), cpu_of_children(), []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        memory.append((time.perf_counter() - start, resident_mib(process.pid)))
+        time.sleep(0.1)
+    seconds, cpu = time.perf_counter() - start, cpu_of_children() - before
+    if process.returncode:
+        raise SystemExit(f"{shlex.join(command)} exited with {process.returncode}")
+    after_first_minute = [mib for moment, mib in memory if moment >= seconds * min(60 / duration, 0.5)]
     return {
-        "segments": [[segment.start, segment.end, segment.label, segment.probability] for segment in segments],
+        "segments": json.loads(output.read_text())[0]["segments"],
         "seconds": seconds,
+        "times_real_time": duration / seconds,
         "cpu_seconds": cpu,
-        "times_real_time": info.duration / seconds,
-        "decoding": decoding / cpu,
-        "growth_mib": max(mib for moment, mib in memory if moment >= after_first_minute) - baseline,
+        "decoding": decode(video) / cpu,
+        "growth_mib": max(after_first_minute) - after_first_minute[0],
     }
 
 
-def parse_option(text: str) -> tuple[str, object]:
-    name, _, value = text.partition("=")
-    return name, json.loads(value)
+def decode(video: Path) -> float:
+    """CPU seconds of decoding all frames."""
+    start = time.process_time()
+    for _ in iter_frames(video, info=stvid.probe(video)):
+        pass
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -122,24 +125,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--video", type=Path, help="keep the video here, or take it from here")
     parser.add_argument("--background", nargs="*", default=[], help="classes in which nothing happens")
-    parser.add_argument("--options", nargs="*", default=[], type=parse_option, help="of Recognizer.segments: hop=0.5")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        given = dict(options.options) | ({"background": options.background} if options.background else {})
-        print(json.dumps(find_segments(options.run, str(options.video), given)))
-        return
+    options, more = parser.parse_known_args()  # more: for stvid predict
+    for name in options.background:
+        more += ["--background", name]
     with tempfile.TemporaryDirectory() as folder:
         video = options.video or Path(folder, "long.mp4")
         if not video.exists():
             write_stitched(video, minutes=options.minutes, split=options.split, seed=options.seed)
-        arguments = [*sys.argv[1:], "--child", "--video", str(video)]
-        child = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-        measured, actions = json.loads(child.stdout), json.loads(video.with_suffix(".json").read_text())
-    segments = [
-        Segment(start=start, end=end, label=label, probability=probability)
-        for start, end, label, probability in measured.pop("segments")
-    ]
+        measured, actions = predict(options.run, video, more), json.loads(video.with_suffix(".json").read_text())
+    segments = measured.pop("segments")
     report(measured | score(actions, segments, {UNKNOWN, *options.background}), len(actions), len(segments))
 
 

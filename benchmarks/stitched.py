@@ -105,21 +105,23 @@ def in_order(motion: Motion, order_T: np.ndarray) -> Motion:
     )
 
 
-def render(job: tuple[int, str, int, int]) -> tuple[np.ndarray, tuple[Action, ...]]:
-    """One scene of (seed, split, number, number of frames): uint8 `T x SIZE x SIZE x 3`, and its actions."""
-    seed, split, number, num_frames = job
+def render(job: tuple[int, str, int, int, int]) -> tuple[np.ndarray, tuple[Action, ...]]:
+    """One scene of (seed, split, number, number of frames, size): uint8 `T x size x size x 3`, and its actions."""
+    seed, split, number, num_frames, size = job
     rng = _generator(seed, "stitched", split, str(number))
     figure = sample_figure(_generator(seed, "figure", f"{split}-{number:04d}"))
     name = list(MOTIONS)[number % len(MOTIONS)]
     motion = MOTIONS[name](figure, rng, MOTION_FRAMES)
     scene = plan_scene(motion, name, rng, num_frames)
-    frames_THWC = render_scene(figure, in_order(motion, scene.order_T), rng, SIZE, sway_period=MOTION_FRAMES)
+    frames_THWC = render_scene(figure, in_order(motion, scene.order_T), rng, size, sway_period=MOTION_FRAMES)
     return frames_THWC, scene.actions
 
 
-def scenes(split: str, lengths: list[int], seed: int) -> Iterator[tuple[np.ndarray, tuple[Action, ...]]]:
+def scenes(
+    split: str, lengths: list[int], *, seed: int, size: int = SIZE
+) -> Iterator[tuple[np.ndarray, tuple[Action, ...]]]:
     """Scenes with these numbers of frames, one after the other, rendered in several processes."""
-    jobs = [(seed, split, number, length) for number, length in enumerate(lengths)]
+    jobs = [(seed, split, number, length, size) for number, length in enumerate(lengths)]
     with ProcessPoolExecutor(num_cores()) as pool, Bar("rendering", total=len(jobs), unit="scenes") as bar:
         for start in range(0, len(jobs), num_cores()):  # few scenes in memory
             for scene in pool.map(render, jobs[start : start + num_cores()]):
@@ -127,14 +129,14 @@ def scenes(split: str, lengths: list[int], seed: int) -> Iterator[tuple[np.ndarr
                 bar.advance()
 
 
-def write_stitched(path: Path, *, minutes: float, split: str, seed: int) -> list[dict]:
+def write_stitched(path: Path, *, minutes: float, split: str, seed: int = 0, size: int = SIZE) -> list[dict]:
     """Writes a video and, beside it, FILE.json: its actions `{"start", "end", "class"}` in seconds."""
     num_frames, longest, position, actions = round(minutes * 60 * FPS), SCENE_SECONDS * FPS, 0, []
     lengths = [min(longest, num_frames - start) for start in range(0, num_frames, longest)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    like = av.VideoFrame(SIZE, SIZE, "rgb24")
+    like = av.VideoFrame(size, size, "rgb24")
     with replacing(path) as partial, open_encoder(partial, like=like, fps=FPS, crf=18, gop=48) as encode:
-        for frames_THWC, in_scene in scenes(split, lengths, seed):
+        for frames_THWC, in_scene in scenes(split, lengths, seed=seed, size=size):
             for frame_HWC in frames_THWC:
                 encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24"))
             for action in in_scene:
@@ -151,7 +153,9 @@ def write_clips(folder: Path, *, counts: dict[str, int], seed: int) -> None:
         wanted = Counter(dict.fromkeys(RENDITIONS, count) | {BACKGROUND: 2 * count})
         written: Counter = Counter()
         num_scenes = 4 * ceil(0.75 * count)  # a scene of one of four motions holds about 2 actions of each class
-        for number, (frames_THWC, actions) in enumerate(scenes(split, [CLIP_SCENE_SECONDS * FPS] * num_scenes, seed)):
+        for number, (frames_THWC, actions) in enumerate(
+            scenes(split, [CLIP_SCENE_SECONDS * FPS] * num_scenes, seed=seed)
+        ):
             rng = _generator(seed, "clips", split, str(number))
             allowed = wanted | {BACKGROUND: ceil(wanted[BACKGROUND] * (number + 1) / num_scenes)}  # of many scenes
             for label, start in choose_clips(actions, len(frames_THWC), rng):
@@ -180,10 +184,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--split", choices=["train", "val", "test"], default="test")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=SIZE, help=f"pixels of a video, even (default: {SIZE})")
     parser.add_argument("--train-clips", type=int, default=100, help="clips per class for training (default: 100)")
     options = parser.parse_args()
     if options.what == "video":
-        actions = write_stitched(options.path, minutes=options.minutes, split=options.split, seed=options.seed)
+        actions = write_stitched(
+            options.path, minutes=options.minutes, split=options.split, seed=options.seed, size=options.size
+        )
         print(f"{len(actions)} actions in {options.minutes} minutes")
     else:
         write_clips(options.path, counts={"train": options.train_clips, "val": 16, "test": 25}, seed=options.seed)
