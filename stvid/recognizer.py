@@ -191,7 +191,8 @@ class Recognizer:
         Args:
             path: a video file, or a folder of images.
             threshold: least probability at which a class begins, in (0, 1]; None: that of `stvid evaluate --calibrate`,
-                or 0.5. It ends where its probability falls below 0.8 times the threshold, or another class begins.
+                or 0.5. It ends where its probability falls clearly below (see `stvid.deploy.segments.Hysteresis`), or
+                another class begins.
             window, hop: see `windows`.
             min_duration: seconds; shorter segments are merged with their neighbours. None: half a window.
 

@@ -104,7 +104,9 @@ class Batch:
         options, segments = self.options, self.segment_options
         threshold, _ = resolve_threshold(self.trained, options.threshold)
         limits = (segments.window, segments.hop, segments.min_duration)
-        return fingerprint_of(path, self.trained, [options.top, options.segments, threshold, *limits])
+        return fingerprint_of(
+            path, self.trained, [options.top, options.segments, threshold, *limits, *sorted(options.background)]
+        )
 
     def _is_finished(self, path: Path) -> bool:
         """With --resume, whether this video, its file and these settings have been done before."""
