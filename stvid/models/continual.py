@@ -145,6 +145,7 @@ class ContinualNetwork:
         self.strides = {modules[node]: self.timings[node].stride for node in before if node in modules}
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
         self.kernels, self.layers = kernels, {node: _one_step(modules[node]) for node in kernels}
+        self.junctions = {n for n in before if len({self.timings[source] for source in n.all_input_nodes}) > 1}
 
     def step(self, frame_BCTHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
         """The next frame, T = 1: features `B x F` or None, and the new state."""
@@ -157,7 +158,7 @@ class ContinualNetwork:
                 if timing.comes_at(frame):
                     values[node] = self.layers[node](window[:: self.kernels[node].dilation])
                 new[node] = window[max(len(window) - self.kernels[node].reach, 0) :]
-            elif len({self.timings[source] for source in sources}) > 1:
+            elif node in self.junctions:
                 queues = self._join(node, values, frame, old.get(node, ((),) * len(sources)))
                 if timing.comes_at(frame):
                     values[node] = self._run(node, {s: queue[0] for s, queue in zip(sources, queues, strict=True)})
@@ -261,7 +262,8 @@ def _averages_time(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether this is the global pooling: the first operator that averages over all steps."""
     if isinstance(module, nn.AdaptiveAvgPool3d):
         return _triple(module.output_size)[0] == 1
-    return node.target is torch.mean and 2 in node.kwargs["dim"]
+    dims = node.kwargs.get("dim")
+    return node.target is torch.mean and isinstance(dims, tuple) and 2 in dims
 
 
 def _timings(nodes: Sequence[fx.Node], kernels: Mapping[fx.Node, TimeKernel], *, phase: int | None) -> dict:
