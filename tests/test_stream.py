@@ -117,7 +117,7 @@ def test_the_answers_of_a_3d_network_are_those_of_the_video_without_padding_in_t
     video = video_of(23, 32, 32)
     stream = Stream(run, fps=20, runner=ModelRunner(run, device=CPU))
     answers = [stream.push(frame) for frame in video]
-    assert stream.mode == "continual convolution"
+    assert (stream.mode, stream.first, stream.hop) == ("continual convolution", 9, None)
     x = Preprocess(clip=clip)(video[None, ::2])
     with torch.no_grad():
         for conv, norm, relu in run.model.layers:
@@ -139,7 +139,7 @@ def test_other_models_read_windows_that_are_predicted_as_videos_of_their_own(tmp
     options = {} if model else {"bidirectional": True}
     recognizer = Recognizer(trained(tmp_path, clip, model, **options), device="cpu")
     stream = recognizer.stream(20, hop=3 if source == "hop" else None)
-    assert (stream.mode, stream.span, stream.hop) == ("windows", 10, 3 if source == "hop" else 2)
+    assert (stream.mode, stream.first, stream.hop) == ("windows", 10, 3 if source == "hop" else 2)
     video = video_of(20)
     answers = [stream.push(frame) for frame in video]
     assert answers[:9] == [None] * 9
@@ -162,7 +162,7 @@ def test_windows_take_the_frames_of_the_evaluation(tmp_path, changes, fps, span)
     clip = dataclasses.replace(CLIP, **{"num_frames": 4, "frame_stride": 3, **changes})
     recognizer = Recognizer(trained(tmp_path, clip, bidirectional=True), device="cpu")
     stream = recognizer.stream(fps, hop=1)
-    assert stream.span == span
+    assert stream.first == span
     video = video_of(span + 3)
     for t in range(span + 3):
         answer = stream.push(video[t])
@@ -186,7 +186,7 @@ def test_what_cannot_be_a_stream_is_refused(tmp_path):
 
 def test_damaged_weights_are_told(tmp_path):
     run = trained(tmp_path)
-    assert Stream(run, fps=20).mode == "carried state"
+    assert (Stream(run, fps=20).mode, Stream(run, fps=20).first) == ("carried state", 1)
     nn.init.constant_(run.model.head.bias, float("nan"))
     with pytest.raises(InputError, match="outputs are not finite"):
         Stream(run, fps=20).push(video_of(1)[0])

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.data.sampling import stride_of
+from stvid.data.sampling import clip_span, stride_of
 from stvid.deploy.pace import Pace
 from stvid.deploy.segments import UNKNOWN, Hysteresis
 from stvid.deploy.slot import Arrival, FrameSlot
-from stvid.deploy.stream import Stream
+from stvid.deploy.stream import HOPS_PER_SPAN, Stream
 from stvid.inference import ModelRunner
+from stvid.models.cnn_lstm import CNNLSTM
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.live import LiveSource
 
@@ -141,6 +142,15 @@ class SteadyLabel:
         return self.label, float(probabilities_K.max() if known is None else probabilities_K[known])
 
 
+def _never_forgets(trained: TrainedModel) -> bool:
+    """Whether a carried state pools all frames since the start, so that answers hardly change after some minutes.
+
+    Such a model reads windows instead, if its clips have a length.
+    """
+    model = trained.model
+    return isinstance(model, CNNLSTM) and model.pooling.kind != "last" and trained.clip.num_frames is not None
+
+
 class LiveRecognition:
     """Runs a model on a live source: `for event in live.events(): ...`.
 
@@ -253,7 +263,10 @@ class LiveRecognition:
         return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
     def _new_stream(self) -> Stream:
-        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=self.hop)
+        hop = self.hop
+        if hop is None and _never_forgets(self.trained):
+            hop = max(clip_span(self.trained.clip, self.fps) // HOPS_PER_SPAN, 1)
+        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
 
     def _new_pace(self) -> Pace:
         assert self.stream is not None
