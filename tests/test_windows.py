@@ -13,7 +13,8 @@ from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.manifest import Item
 from stvid.deploy import windows
-from stvid.deploy.windows import VideoViews, classify_windows, plan_windows, read_ahead
+from stvid.deploy.window_plan import plan_windows
+from stvid.deploy.windows import VideoViews, classify_windows, read_ahead
 from stvid.errors import InputError, VideoError
 from stvid.inference import ModelRunner, classify
 from stvid.models.cnn_lstm import CNNLSTM

@@ -23,7 +23,8 @@ from stvid.deploy.segmentation import (
     segment_video,
 )
 from stvid.deploy.subtitles import subtitles, write_subtitles
-from stvid.deploy.windows import Window, plan_windows
+from stvid.deploy.window_plan import plan_windows
+from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import UNREADABLE, VideoError
 from stvid.inference import ModelRunner, classify_each
