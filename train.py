@@ -34,9 +34,9 @@ from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
 from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
+from stvid.run.first_model import build_or_resume_model
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
-from stvid.run.resume import build_or_resume_model
 from stvid.run.start import (
     finished_accuracy,
     is_multirun,

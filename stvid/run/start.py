@@ -28,7 +28,6 @@ from stvid.run.config import drop_keys_of_replaced_model, escape_interpolations
 from stvid.run.config_check import check_config
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
-from stvid.run.model import trusted_modules, update_targets
 from stvid.run.overrides import quote
 from stvid.run.relocation import find_run_videos, relocate_run, video_sizes
 from stvid.run.results import read_run_result
@@ -42,6 +41,7 @@ from stvid.run.resume import (
     unchecked_places,
 )
 from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
+from stvid.run.trust import trusted_modules, update_targets
 
 log = logging.getLogger("stvid")
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})

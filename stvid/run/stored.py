@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stvid.errors import InputError, listing
 from stvid.run.folder import project_root
-from stvid.run.model import is_trusted, update_targets
+from stvid.run.trust import is_trusted, update_targets
 
 MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
 MAX_DEPTH = 50

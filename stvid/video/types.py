@@ -21,6 +21,7 @@ from stvid.files import replacing
 logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
 _HEAD = {"stvid_probe": 5, "av": AV_VERSION}
 

@@ -33,7 +33,7 @@ from stvid.data.manifest import Item, Manifest
 from stvid.data.splitting import split_items, take_val_from_train
 from stvid.data.tables import read_table
 from stvid.errors import InputError, listing
-from stvid.video.images import IMAGE_EXTENSIONS
+from stvid.video.types import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> group
@@ -273,7 +273,7 @@ FRAME_FOLDERS = MediaKind(
     name="folders of images",
     find=find_frame_folders,
     matches=is_frame_folder,
-    extensions=frozenset(IMAGE_EXTENSIONS),
+    extensions=IMAGE_EXTENSIONS,
 )
 
 
