@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.run.config import check_command_line, compose_config
+from stvid.run.command_line import check_command_line
+from stvid.run.config import compose_config
 from stvid.run.config_help import config_files, own_entries
 from stvid.run.overrides import NULLABLE, PATH_KEYS, TEXT_KEYS, quote, to_overrides
 

@@ -46,11 +46,14 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 def _check_data_set(options: argparse.Namespace) -> None:
     from stvid.run.config import compose_config, hydra_errors_as_input_errors  # other commands do without Hydra
+    from stvid.run.data_set import read_manifest_early
     from stvid.run.overrides import to_overrides
 
     options.overrides = to_overrides(options.overrides)
     with hydra_errors_as_input_errors():
-        compose_config(options.overrides, needs_data=options.command != "cost")
+        config = compose_config(options.overrides, needs_data=options.command != "cost")
+        if options.command != "cost":
+            options.data_set = read_manifest_early(config)
 
 
 def _check_prepare(options: argparse.Namespace) -> Iterable[str]:

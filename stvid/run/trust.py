@@ -21,7 +21,8 @@ MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
     "stvid.data.layouts.frames.frames": "stvid.data.layouts.class_folders.frames",
     "stvid.data.layouts.table.manifest": "stvid.data.manifest.read_manifest",
     "stvid.data.layouts.table.read_manifest": "stvid.data.manifest.read_manifest",
-    "stvid.run.start.kept_manifest": "stvid.run.start.stored_manifest",
+    "stvid.run.start.kept_manifest": "stvid.run.stored_run.stored_manifest",
+    "stvid.run.start.stored_manifest": "stvid.run.stored_run.stored_manifest",
 }
 
 
