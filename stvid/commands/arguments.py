@@ -8,9 +8,11 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.errors import InputError, raise_mistakes
+from stvid.evaluation.split_check import check_table
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -90,13 +92,15 @@ def _check_evaluate(options: argparse.Namespace) -> Iterable[str]:
     yield from _workers(options)
     if options.processes < 1:
         yield f"--processes (={options.processes}) must be at least 1"
-    if options.manifest is not None:
-        path = Path(options.manifest).expanduser()
-        if path.is_dir():
-            yield f"--manifest {path} is a folder; name a CSV table path,label,split"
-        elif not path.is_file():
-            yield f"--manifest {path} does not exist; name a CSV table path,label,split"
+    has_table = options.manifest is None or (path := Path(options.manifest).expanduser()).is_file()
+    if not has_table:
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        yield f"--manifest {path} {problem}; name a CSV table path,label,split"
     _check_runs(options.runs)
+    folder = RunFolder.of(options.runs[0])
+    is_one_run = len(options.runs) == 1 and not folder.is_sweep  # the runs of a sweep are looked at later
+    if is_one_run and has_table and options.split in SPLITS:
+        check_table(folder, options.split, manifest=options.manifest, data_root=options.data_root)
 
 
 def _check_report(options: argparse.Namespace) -> Iterable[str]:
@@ -105,6 +109,8 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
     if options.json and len(options.runs) == 1:
         yield f"--json {options.json}: only a comparison of several runs is written there; this is one run"
     check_runs_exist(options.runs)
+    if options.data_root:
+        resolve_folder(options.data_root, key="--data-root")
     if len(options.runs) == 1:
         options.evaluation = evaluation_of(options.runs[0], options.split)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from logging.handlers import BufferingHandler
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -15,12 +11,11 @@ from omegaconf import DictConfig
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest, validate
 from stvid.data.synthetic.root import check_root
+from stvid.exits import logs_printed_with_error
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
-from stvid.terminal import show
 
 READ_BY = ("stvid.data.layouts.", "stvid.data.manifest.")
 ACTIONS = "stvid.data.synthetic.actions.actions"
-MAX_LINES = 1000  # of the log, that are printed with an error
 
 
 def check_training_data(config: DictConfig) -> None:
@@ -28,7 +23,7 @@ def check_training_data(config: DictConfig) -> None:
 
     Lines for the log are printed only with an error: training logs them when it reads the data set.
     """
-    with _logs_printed_with_error():
+    with logs_printed_with_error():
         manifest = read_manifest_early(config)
         if manifest is not None:
             allowed = {key: config.data[key] for key in ("allow_leaks", "allow_similar_classes")}
@@ -46,22 +41,6 @@ def read_manifest_early(config: DictConfig) -> Manifest | None:
     if target == ACTIONS:
         check_root(Path(node.root).expanduser().absolute())
     return instantiate(node, _convert_="all") if target.startswith(READ_BY) else None
-
-
-@contextmanager
-def _logs_printed_with_error() -> Iterator[None]:
-    logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
-    logger.addHandler(buffer)
-    propagate, logger.propagate = logger.propagate, False
-    try:
-        yield
-    except Exception:
-        for record in buffer.buffer:
-            show(record.getMessage(), file=sys.stderr)
-        raise
-    finally:
-        logger.propagate = propagate
-        logger.removeHandler(buffer)
 
 
 def compose_data_set(
