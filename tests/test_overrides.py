@@ -182,4 +182,7 @@ def test_train_py_takes_a_folder_with_a_strange_name(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_a_sweep_is_checked_with_one_value_of_each_key(words, tmp_path):
+    for sequence in range(1, 11):
+        for label in range(6):
+            (tmp_path / f"1_{sequence}_{label}.avi").touch()
     check_command_line(["-m", *(word.format(tmp=tmp_path) for word in words)])
