@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from stvid.terminal import visible
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 MAX_NAMES = 30  # in a message
 MISSING = "missing"  # the file does not exist
 UNREADABLE = "unreadable"  # the file cannot be opened or decoded

@@ -148,12 +148,13 @@ TRAIN_MISTAKES = [
 ]
 
 
-TABLES = {  # name -> text; the videos a.mp4 and b.mp4 exist
+TABLES = {  # name -> text; the videos a.mp4 to d.mp4 exist
     "COLUMN.csv": "path,lable,split\na.mp4,run,train\n",
     "TWICE.csv": "path,label,split,label\na.mp4,run,train,x\n",
     "SPLIT.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,dev\nb.mp4,sit,tst\n",
     "CASE.csv": "path,label,split\na.mp4,run,train\nb.mp4,Run,val\n",
     "ABSENT.csv": "path,label,split\nx.mp4,run,train\ny.mp4,sit,train\ny.mp4,sit,val\n",
+    "FINE.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,train\nc.mp4,run,val\nd.mp4,sit,val\n",
     "ONE.csv": "path,label\na.mp4,run\nb.mp4,sit\n",
 }
 WRONG_DATA = [  # for the commands that read a data set
@@ -172,12 +173,16 @@ WRONG_TRAINING_DATA = [
     (["CASE.csv"], "1 class name(s) are written in several ways"),
     (["ABSENT.csv"], "none of the 3 videos exist, the first: TABLES/x.mp4"),
     (["data=folder", "data.root=HIGH/set"], "too few for 3 splits"),
+    (["FINE.csv", "augment.flip_pairs=[[run,hop]]"], "names the class 'hop'; there is: run, sit"),
+    (["FINE.csv", "augment.flip_pairs=[5]"], "augment.flip_pairs (=[5]) must be pairs"),
     (["trainer.accelerator=mps"], "trainer.accelerator (=mps): PyTorch finds no such device"),
     (["resume=MOVED"], "2 of the 2 videos that MOVED trains on do not exist, the first: GONE/a.mp4. Moved? Go on with"),
     (["resume=MOVED", "model=cnn_lstm"], "leave out model=cnn_lstm"),
     (["resume=MOVED", "data.root=HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
 ]
-MOVED = [
+OTHERS = [
+    (["prepare", "FINE.csv", "--out", "TABLES/copies"], "is in TABLES, the folder of the videos"),
+    (["prepare", "FINE.csv", "--out", "HIGH"], "HIGH contains other files, such as set. Name a new or an empty folder"),
     (["evaluate", "MOVED"], "none of the 1 videos of MOVED/manifest.csv exists, the first: GONE/c.mp4. Moved? Go on"),
     (["evaluate", "MOVED", "--data-root", "HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
     (["evaluate", "MOVED", "--manifest", "COLUMN.csv"], "missing: label"),
@@ -200,7 +205,10 @@ MOVED_ITEMS = [("a", "run", "train"), ("b", "sit", "val"), ("c", "sit", "test")]
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="may have an accelerator mps")
 def test_mistakes_in_data_are_told_before_torch_is_imported(tmp_path):
-    for name in ("tables/a.mp4", "tables/b.mp4", *(f"high/set/{c}/{i}.mp4" for c in ("run", "sit") for i in range(2))):
+    for name in (
+        *(f"tables/{n}.mp4" for n in "abcd"),
+        *(f"high/set/{c}/{i}.mp4" for c in ("run", "sit") for i in range(2)),
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     names = {name: str(tmp_path / name.lower()) for name in ("HIGH", "MOVED", "GONE", "TABLES")}
@@ -214,7 +222,7 @@ def test_mistakes_in_data_are_told_before_torch_is_imported(tmp_path):
     cases += [(["train", *words], text) for words, text in WRONG_TRAINING_DATA]
     if not any(map(glob.glob, GPU_FILES)) and not shutil.which("nvidia-modprobe"):
         cases.append((["train", "trainer=gpu"], "trainer.accelerator (=gpu): PyTorch finds no such device"))
-    assert_mistakes(cases + MOVED, names)
+    assert_mistakes(cases + OTHERS, names)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
+from stvid.data.prepare_plan import check_output
 from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
@@ -59,13 +60,18 @@ def _check_data_set(options: argparse.Namespace) -> None:
 
 
 def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
-    for name, (low, high) in PREPARE_LIMITS.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            yield f"--{name.replace('_', '-')}: {name} (={value}) must be between {low} and {high}"
+    encoding = {name: getattr(options, name) for name in PREPARE_LIMITS}
+    mistakes = [
+        f"--{name.replace('_', '-')}: {name} (={encoding[name]}) must be between {low} and {high}"
+        for name, (low, high) in PREPARE_LIMITS.items()
+        if not low <= encoding[name] <= high
+    ]
     if not options.out:
-        yield "--out has no value; name a folder"
+        mistakes.append("--out has no value; name a folder")
+    yield from mistakes
     _check_data_set(options)
+    if options.data_set is not None and not mistakes:
+        check_output(options.data_set, Path(options.out), encoding)
 
 
 def _check_cost(options: argparse.Namespace) -> Iterable[str]:

@@ -235,6 +235,19 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_cla
     return manifest
 
 
+def check_flip_pairs(flip_pairs: object, class_names: Sequence[str] | None = None) -> None:
+    """Raises InputError unless `augment.flip_pairs` are pairs of texts, and of class names if these are known."""
+    if not isinstance(flip_pairs, list | tuple) or not all(map(_is_pair, flip_pairs)):
+        raise InputError(f"augment.flip_pairs (={flip_pairs}) must be pairs of class names: [[first,second],...]")
+    if class_names is not None:
+        unknown = [name for pair in flip_pairs for name in pair if name not in class_names]
+        raise_mistakes([f"augment.flip_pairs names the class {name!r}{nearest(name, class_names)}" for name in unknown])
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+
+
 def similar_classes(class_names: Iterable[str]) -> list[list[str]]:
     """Lists of names that differ only in case, blanks, underscores, invisible characters or Unicode form.
 

@@ -153,12 +153,12 @@ def load_manifest(
         hint = nearest(unknown[0], trained.class_names)
         raise InputError(f"{path} has classes that the model does not know: {listing(unknown)}{hint}")
     items = data.select(split)
-    hint = None if manifest else moved_hint(folder, split)
-    missing = check_split([(item.split, item.path) for item in data.items], split, table=path, moved_hint=hint)
-    if missing and hint:
+    moved = None if manifest else moved_hint(folder, split)
+    missing = check_split([(item.split, item.path) for item in data.items], split, table=path, moved_hint=moved)
+    if missing and moved:
         log.warning(
             "%d of the %d videos of %s do not exist and count as wrong, the first: %s. %s",
-            *(len(missing), len(items), split, missing[0], hint),
+            *(len(missing), len(items), split, missing[0], moved),
         )
     if manifest and not allow_leaks and (seen := seen_in_training(trained, items)):
         raise InputError(

@@ -9,10 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from stvid.clip import ClipSpec
-from stvid.data.manifest import Manifest, validate
+from stvid.data.manifest import Manifest, check_flip_pairs, validate
 from stvid.data.synthetic.root import check_root
 from stvid.exits import logs_printed_with_error
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
+from stvid.run.stored import to_plain
 
 READ_BY = ("stvid.data.layouts.", "stvid.data.manifest.")
 ACTIONS = "stvid.data.synthetic.actions.actions"
@@ -28,6 +29,8 @@ def check_training_data(config: DictConfig) -> None:
         if manifest is not None:
             allowed = {key: config.data[key] for key in ("allow_leaks", "allow_similar_classes")}
             validate(manifest, **allowed)
+            if config.augment["_target_"].startswith("stvid."):
+                check_flip_pairs(to_plain(config.augment)["flip_pairs"], manifest.class_names)
 
 
 def read_manifest_early(config: DictConfig) -> Manifest | None:

@@ -129,6 +129,14 @@ def file_identity(path: str | os.PathLike[str]) -> list:
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
 
 
+def source_identity(path: str | os.PathLike[str]) -> list | None:
+    """See `file_identity`; None if the source cannot be accessed."""
+    try:
+        return file_identity(path)
+    except OSError:
+        return None
+
+
 def file_size(path: str | os.PathLike[str]) -> int:
     """Bytes of a file, or of all files in a folder, as in `file_identity`.
 
