@@ -97,6 +97,7 @@ MISTAKES = [  # words, and what the message says
     (["report", "RUN", "--out", "page.pdf"], "the page must end in .html"),
     (["report", "RUN", "--json", "x.json"], "only a comparison"),
     (["predict", "RUN", "/nowhere.mp4"], "/nowhere.mp4 does not exist"),
+    (["predict", "RUN", "TMP"], "TMP holds no video files and no folders of images"),
     (["predict", "RUN", "VIDEO", "--top", "0"], "--top (=0)"),
     (["predict", "VIDEO", "RUN"], "the run comes first: stvid predict RUN VIDEO"),
     (["check", "/nowhere"], "there is no such folder"),

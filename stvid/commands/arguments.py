@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.discovery import resolve_folder
+from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.data.prepare_plan import check_output
@@ -125,17 +125,35 @@ def _check_predict(options: argparse.Namespace) -> Iterable[str]:
     if options.top < 1:
         yield f"--top (={options.top}) must be at least 1"
     yield from _workers(options)
-    yield from (
-        f"{source} does not exist; give video files or folders of them"
-        for source in options.sources
-        if not Path(source).exists()
-    )
+    options.paths = []
     if Path(options.run).is_file() and VIDEO.fullmatch(Path(options.run).name):
         runs = [source for source in options.sources if Path(source).is_dir()]
         command = shlex.join(["stvid", "predict", *(runs[:1] or ["RUN"]), options.run])
         yield f"{options.run} is a video; the run comes first: {command}"
-    else:
-        _check_runs([options.run])
+        return
+    for source in options.sources:
+        try:
+            options.paths += expand_source(source)
+        except InputError as error:
+            yield str(error)
+    _check_runs([options.run])
+
+
+def expand_source(source: str) -> list[Path]:
+    """The videos that a file or a folder names: a folder of images is one video, another stands for all below it.
+
+    Raises:
+        InputError: it does not exist, or is a folder without videos.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{source} does not exist; give video files or folders of them")
+    if not path.is_dir():
+        return [path]
+    videos = [path] if is_frame_folder(path) else find_videos(path) + find_frame_folders(path)
+    if not videos:
+        raise InputError(f"{source} holds no video files and no folders of images")
+    return videos
 
 
 def _workers(options: argparse.Namespace) -> Iterable[str]:
