@@ -166,7 +166,7 @@ class Recognizer:
 
         Raises:
             VideoError: the file cannot be read. If it breaks on the way, the windows before come first.
-            InputError: see `stvid.deploy.windows.plan_windows`.
+            InputError: see `stvid.deploy.window_plan.plan_windows`.
         """
         return classify_windows(self.trained, path, runner=self.runner, window=window, hop=hop)
 

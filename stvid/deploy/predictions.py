@@ -16,7 +16,7 @@ from stvid.deploy.segments import Segment
 from stvid.errors import VideoError
 from stvid.files import replacing, write_json
 from stvid.run.checkpoint import TrainedModel
-from stvid.video.types import VideoInfo, file_identity
+from stvid.video.types import VideoInfo, source_identity
 
 FileName = str | os.PathLike[str] | None
 WRITE_EVERY = 5.0  # seconds; a killed batch loses the results of this time
@@ -80,9 +80,8 @@ def fingerprint_of(path: Path, trained: TrainedModel, settings: Sequence) -> str
 
     Empty for a file that cannot be accessed.
     """
-    try:
-        identity = file_identity(path)
-    except OSError:
+    identity = source_identity(path)
+    if identity is None:
         return ""
     model = [os.path.realpath(trained.path), trained.epoch, trained.step, trained.temperature]
     return hashlib.sha256(repr([identity, model, list(settings)]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
