@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stvid.cost.estimate import estimate
     from stvid.deploy.segments import Segment
+    from stvid.deploy.stream import Stream
     from stvid.deploy.windows import Window
     from stvid.errors import InputError, VideoError
     from stvid.models.base import VideoModel
-    from stvid.recognizer import Prediction, Recognizer, Stream, load
+    from stvid.recognizer import Prediction, Recognizer, load
     from stvid.video.probe import probe
     from stvid.video.reader import read_frames
     from stvid.video.types import VideoInfo
@@ -30,7 +31,7 @@ _MODULES = {
     "load": "stvid.recognizer",
     "Recognizer": "stvid.recognizer",
     "Prediction": "stvid.recognizer",
-    "Stream": "stvid.recognizer",
+    "Stream": "stvid.deploy.stream",
     "Segment": "stvid.deploy.segments",
     "Window": "stvid.deploy.windows",
     "read_frames": "stvid.video.reader",

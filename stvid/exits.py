@@ -95,3 +95,28 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _replace_handler(old: object, new: Callable) -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is old:
         signal.signal(signal.SIGINT, new)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C or SIGTERM sets, for work that only they end. A second Ctrl-C interrupts as usual.
+
+    In another thread than the main one, and for a signal that the program ignores, nothing changes.
+    """
+    event = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    previous[number] = signal.signal(number, stop)
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

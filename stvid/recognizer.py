@@ -8,7 +8,6 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,14 +18,13 @@ from torch import Tensor
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure
 from stvid.data.manifest import Item
-from stvid.data.sampling import diff_frames, stride_of
 from stvid.deploy.segmentation import SegmentOptions, segment_video
 from stvid.deploy.segments import Segment
+from stvid.deploy.stream import Stream
 from stvid.deploy.windows import Window, classify_windows
 from stvid.errors import InputError, VideoError
 from stvid.inference import ModelRunner, batch_size_of, make_views
 from stvid.metrics import average_views
-from stvid.preprocess import as_input, crop_and_resize, crop_box
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.video.probe import probe
 from stvid.video.types import VideoInfo
@@ -168,7 +166,7 @@ class Recognizer:
 
         Raises:
             VideoError: the file cannot be read. If it breaks on the way, the windows before come first.
-            InputError: see `stvid.deploy.windows.plan_windows`.
+            InputError: see `stvid.deploy.window_plan.plan_windows`.
         """
         return classify_windows(self.trained, path, runner=self.runner, window=window, hop=hop)
 
@@ -193,7 +191,8 @@ class Recognizer:
         Args:
             path: a video file, or a folder of images.
             threshold: least probability at which a class begins, in (0, 1]; None: that of `stvid evaluate --calibrate`,
-                or 0.5. It ends where its probability falls below 0.8 times the threshold, or another class begins.
+                or 0.5. It ends where its probability falls clearly below (see `stvid.deploy.segments.Hysteresis`), or
+                another class begins.
             window, hop: see `windows`.
             min_duration: seconds; shorter segments are merged with their neighbours. None: half a window.
 
@@ -212,16 +211,17 @@ class Recognizer:
             raise result.error
         return result.segments
 
-    def stream(self, fps: float) -> Stream:
+    def stream(self, fps: float, *, hop: int | None = None) -> Stream:
         """Starts a stream, which takes one frame at a time and returns the class probabilities after each.
 
         Args:
             fps: frames per second of the stream, above 0.
+            hop: see `Stream`: read windows, one every `hop` frames.
 
         Raises:
-            InputError: the model does not support streaming; see `Stream`.
+            InputError: see `Stream`.
         """
-        return Stream(self.trained, fps=fps, runner=self.runner)
+        return Stream(self.trained, fps=fps, runner=self.runner, hop=hop)
 
 
 def _frames_of(source: np.ndarray | Tensor) -> Tensor:
@@ -249,85 +249,3 @@ def _info_of(frames_TCHW: Tensor, clip: ClipSpec, fps: float | None) -> VideoInf
     return VideoInfo(
         height=height, width=width, num_frames=num_frames, fps=fps, duration=num_frames / fps, codec="frames"
     )
-
-
-class Stream:
-    """Takes frames one by one and returns the class probabilities given all frames so far.
-
-    Memory and time per frame are constant.
-
-    Args:
-        trained: a model with `supports_streaming`, such as cnn_lstm with a recurrent layer that reads in one direction.
-        fps: frames per second of the stream, above 0.
-        runner: the model on its device; None: a new one.
-
-    Raises:
-        InputError: the model does not support streaming, or its clips were normalised as a whole (clip.normalize=clip).
-    """
-
-    def __init__(self, trained: TrainedModel, *, fps: float, runner: ModelRunner | None = None):
-        if fps <= 0:
-            raise InputError(f"fps (={fps}) must be above 0")
-        if not trained.model.supports_streaming:
-            raise InputError(
-                f"this {type(trained.model).__name__} cannot predict frame by frame; a cnn_lstm with "
-                "model.bidirectional=false can"
-            )
-        if trained.clip.normalize == "clip":
-            raise InputError(
-                "the model was trained with clip.normalize=clip, which needs the whole clip at once; train it with "
-                "clip.normalize=frame or fixed to use it on a stream"
-            )
-        self.clip, self.fps = trained.clip, fps
-        self.runner = runner or ModelRunner(trained)
-        self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        self.num_frames, self.num_steps = 0, 0
-        self.state: object | None = None
-        self.probabilities_K: Tensor | None = None
-
-    def push(self, frame: Tensor | np.ndarray) -> Tensor:
-        """Takes the next frame of the stream.
-
-        Only the frames that the clip's stride (or `fps`) selects go through the model; after the others the last
-        probabilities are returned again.
-
-        Args:
-            frame: RGB, uint8, of any size: a tensor `3 x H x W` or an array `H x W x 3`. The centre is cropped, as in
-                the evaluation.
-
-        Returns:
-            float32 `K` on the CPU: the probabilities given all frames so far.
-
-        Raises:
-            InputError: a frame of another type or shape.
-        """
-        frame_CHW = _frame_of(frame)
-        box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
-        self.recent.append(crop_and_resize(frame_CHW[None], box, self.clip.size))
-        self.num_frames += 1
-        stride = stride_of(self.clip, self.fps)
-        while int(self.num_steps * stride + 1e-9) < self.num_frames:  # a slow stream's frames are used twice
-            self.num_steps += 1
-            self._step()
-        assert self.probabilities_K is not None  # the first frame always goes through the model
-        return self.probabilities_K
-
-    @torch.inference_mode()
-    def _step(self) -> None:
-        pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
-        frame_1CHW = as_input(torch.cat(pictures), self.clip)
-        runner = self.runner
-        clips_BCTHW = runner.preprocess(frame_1CHW[None].to(runner.device))
-        with runner.autocast:
-            logits_BK, self.state = runner.model.stream_step(clips_BCTHW[:, :, 0], self.state)
-        self.probabilities_K = (logits_BK[0].float() / runner.temperature).softmax(0).cpu()
-
-
-def _frame_of(frame: Tensor | np.ndarray) -> Tensor:
-    """A frame as a uint8 tensor `3 x H x W`."""
-    is_array = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3
-    frame_CHW = torch.from_numpy(frame).permute(2, 0, 1) if is_array else frame
-    if not isinstance(frame_CHW, Tensor) or frame_CHW.dtype != torch.uint8 or frame_CHW.shape[:-2] != (3,):
-        got = f"{type(frame).__name__} {getattr(frame, 'dtype', '')} {tuple(getattr(frame, 'shape', ()))}"
-        raise InputError(f"a frame must be a uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got {got}")
-    return frame_CHW

@@ -157,6 +157,19 @@ def test_resume_repeats_nothing_that_is_finished_and_unchanged(run_folder, video
     assert seen == [4, 1, 2, 4]
 
 
+def test_resume_of_a_finished_batch_does_nothing(run_folder, videos, tmp_path):
+    _, before = predicted(run_folder, tmp_path, videos / "b", "--csv", tmp_path / "s.csv", "--srt", tmp_path / "subs")
+    table = (tmp_path / "s.csv").read_text()
+    words = ["--csv", tmp_path / "s.csv", "--srt", tmp_path / "subs", "--resume"]
+    out, after = predicted(run_folder, tmp_path, videos / "b", *words)
+    assert out == "2 of 2 videos were finished before (--resume)\n"
+    assert (after, (tmp_path / "s.csv").read_text()) == (before, table)
+    (tmp_path / "subs" / "long.srt").unlink()  # what is missing is made again
+    out, _ = predicted(run_folder, tmp_path, videos / "b", *words)
+    assert "1 of 2 videos were finished before" in out
+    assert (tmp_path / "subs" / "long.srt").exists()
+
+
 def test_resume_keeps_what_an_interrupted_batch_has_done_and_other_videos(run_folder, videos, tmp_path, monkeypatch):
     predicted(run_folder, tmp_path, videos / "b" / "short.mp4")
 
@@ -194,7 +207,17 @@ def predict_in_pieces(run_folder, videos, tmp_path):
 )
 def test_mistakes_that_only_the_model_shows_are_told_before_the_work(run_folder, videos, tmp_path, words, message):
     (tmp_path / "p.json").write_text('[{"path": 5}]')
-    done = command("predict", run_folder, videos / "a", *words, "--workers", 0, "--json", tmp_path / "p.json")
+    done = command(
+        "predict",
+        run_folder,
+        videos / "broken.mp4",
+        videos / "a",
+        *words,
+        "--workers",
+        0,
+        "--json",
+        tmp_path / "p.json",
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert (tmp_path / "p.json").read_text() == '[{"path": 5}]'

@@ -12,6 +12,10 @@ import zipfile
 import pytest
 from conftest import ROOT
 
+from stvid.deploy.display import check_display
+from stvid.errors import InputError
+from stvid.exits import stop_on_signals
+
 # torch cannot be imported here: a mistake that is found afterwards ends in another error
 WITHOUT_TORCH = """
 import contextlib, io, json, runpy, sys, traceback
@@ -104,6 +108,18 @@ MISTAKES = [  # words, and what the message says
     (["predict", "RUN", "VIDEO", "--out", "x.gif"], "the video must end in .mp4"),
     (["predict", "RUN", "CLASS", "VIDEO", "--out", "x.mp4"], "there are 2 videos, so it must be a folder"),
     (["predict", "VIDEO", "RUN"], "the run comes first: stvid predict RUN VIDEO"),
+    (["stream", "RUN", "/nowhere.mp4"], "/nowhere.mp4 does not exist"),
+    (["stream", "RUN", "gopher://host/x"], "gopher is no stream"),
+    (["stream", "RUN", "-"], "add --size WxH --fps F"),
+    (["stream", "RUN", "0", "--threshold", "1.5"], "--threshold (=1.5) must be above 0"),
+    (["stream", "RUN", "0", "--min-duration", "-1"], "--min-duration (=-1) must be 0 or more"),
+    (["stream", "RUN", "0", "--duration", "0"], "--duration (=0) must be above 0"),
+    (["stream", "RUN", "0", "--out", "x.avi"], "the recording must end in .mp4"),
+    (["stream", "RUN", "0", "--out", "VIDEO"], "exists already; name another file"),
+    (["stream", "RUN", "0", "--out", "/nowhere/x.mp4"], "there is no folder /nowhere"),
+    (["stream", "VIDEO", "RUN"], "the run comes first: stvid stream RUN VIDEO"),
+    (["stream", "/nowhere", "0"], "/nowhere does not exist"),
+    (["stream", "RUN", "0", "--jsonl"], "did you mean '--json'?"),
     (["check", "/nowhere"], "there is no such folder"),
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
@@ -278,3 +294,36 @@ def test_ctrl_c_during_the_imports_ends_with_one_line(words):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_that_only_signals_end_is_told_to_stop(number):
+    before = signal.getsignal(number)
+    with stop_on_signals() as stopped:
+        assert not stopped.is_set()
+        signal.raise_signal(number)
+        assert stopped.is_set()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_second_ctrl_c_interrupts_and_an_ignored_one_stays_ignored():
+    with stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stopped:
+            signal.raise_signal(signal.SIGINT)
+            assert not stopped.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_without_a_display_a_window_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(InputError, match="--show: (there is no display|this Python has no Tk)"):
+        check_display()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,8 +13,11 @@ from pathlib import Path
 from stvid.commands.predict_arguments import find_predict_mistakes
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
+from stvid.deploy.display import check_display
 from stvid.errors import InputError, raise_mistakes
+from stvid.files import why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
+from stvid.video.sources import check_source
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 CROPS = (1, 3, 5)
@@ -110,12 +115,42 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
 def _check_predict(options: argparse.Namespace) -> Iterable[str]:
     yield from find_predict_mistakes(options)
     yield from _workers(options)
-    if Path(options.run).is_file() and VIDEO.fullmatch(Path(options.run).name):
-        runs = [source for source in options.sources if Path(source).is_dir()]
-        command = shlex.join(["stvid", "predict", *(runs[:1] or ["RUN"]), options.run])
-        yield f"{options.run} is a video; the run comes first: {command}"
-    else:
-        _check_runs([options.run])
+    _check_run_first("predict", options.run, options.sources)
+
+
+def _check_run_first(verb: str, run: str, sources: Sequence[str]) -> None:
+    """The run exists, and is not a video that was named in its place."""
+    if Path(run).is_file() and VIDEO.fullmatch(Path(run).name):
+        runs = [source for source in sources if Path(source).is_dir()]
+        command = shlex.join(["stvid", verb, *(runs[:1] or ["RUN"]), run])
+        raise InputError(f"{run} is a video; the run comes first: {command}")
+    _check_runs([run])
+
+
+def _check_stream(options: argparse.Namespace) -> Iterable[str]:
+    yield from check_source(options.source, size=options.size, fps=options.fps, realtime=options.realtime)
+    if options.source == "-" and sys.stdin.isatty():
+        yield "-: stdin is the terminal; let another program write raw frames to it"
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        yield f"--threshold (={options.threshold:g}) must be above 0 and at most 1"
+    if not 0 <= options.min_duration < math.inf:
+        yield f"--min-duration (={options.min_duration:g}) must be 0 or more seconds"
+    if options.duration is not None and not options.duration > 0:
+        yield f"--duration (={options.duration:g}) must be above 0 seconds"
+    if options.out is not None:
+        yield from _recording(Path(options.out))
+    if options.show:
+        check_display()
+    _check_run_first("stream", options.run, [options.source])
+
+
+def _recording(path: Path) -> Iterable[str]:
+    if path.suffix.lower() != ".mp4":
+        yield f"--out {path}: the recording must end in .mp4"
+    elif path.is_file():
+        yield f"--out {path} exists already; name another file"
+    elif path.absolute().parent.is_dir() and (reason := why_not_writable(path.absolute().parent)) is not None:
+        yield f"--out {path}: no file can be written there: {reason}"
 
 
 def _workers(options: argparse.Namespace) -> Iterable[str]:
@@ -162,4 +197,5 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "evaluate": _check_evaluate,
     "report": _check_report,
     "predict": _check_predict,
+    "stream": _check_stream,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ from stvid.deploy.segmentation import (
     segment_video,
 )
 from stvid.deploy.subtitles import subtitles, write_subtitles
-from stvid.deploy.windows import Window, plan_windows
+from stvid.deploy.window_plan import plan_windows
+from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import UNREADABLE, VideoError
 from stvid.inference import ModelRunner, classify_each
@@ -33,7 +33,6 @@ from stvid.terminal import aligned, show, visible
 from stvid.video.playback import clock_start
 from stvid.video.types import VideoInfo
 
-log = logging.getLogger(__name__)
 LONG = 4  # clips; longer videos are divided into segments
 
 
@@ -74,37 +73,41 @@ class Batch:
             if (target := getattr(options, option)) is not None:
                 for source, file in zip(self.sources, output_files(target, self.sources, ending=ending), strict=True):
                     self.outputs[source.path][option] = file
+        self.fingerprints = {path: self._fingerprint(path) for path in paths}
 
     def predict(self) -> Iterator[dict]:
         """Yields the entry of each video, as soon as it is done; see `make_entry`."""
-        self.fingerprints = {source.path: self._fingerprint(source.path) for source in self.sources}
         paths = [source.path for source in self.sources if not self._is_finished(source.path)]
         if len(paths) < len(self.sources):
             show(f"{len(self.sources) - len(paths)} of {len(self.sources)} videos were finished before (--resume)")
         items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
         workers = resolve_workers(self.options.workers)
-        infos = probe_items(
+        results = probe_items(
             items, num_workers=workers, cache=None, decode_all=False, max_pixels=self.trained.max_pixels
         )
-        readable = [(path, info) for path, info in zip(paths, infos, strict=True) if isinstance(info, VideoInfo)]
-        for path, info in zip(paths, infos, strict=True):
-            if isinstance(info, VideoError):
-                yield self._failed(path, info.reason)
-        long = {path: info for path, info in readable if self._is_long(info)}
-        limits = {"window": self.options.window, "hop": self.options.hop}
+        probed = dict(zip(paths, results, strict=True))
+        infos = {path: result for path, result in probed.items() if isinstance(result, VideoInfo)}
+        long = {path: info for path, info in infos.items() if self._is_long(info)}
         for path, info in long.items():  # a mistake is told before hours of work
-            plan_windows(self.trained, info, path=path, **limits)
-        self._announce(dict(readable), long)
-        self.runner = ModelRunner(self.trained)
-        yield from self._predict_short([(path, info) for path, info in readable if path not in long], workers)
+            plan_windows(self.trained, info, path=path, window=self.options.window, hop=self.options.hop)
+        self._announce(infos, long)
+        for path, result in probed.items():
+            if isinstance(result, VideoError):
+                yield self._failed(path, result.reason)
+        runner = ModelRunner(self.trained)
+        short = [(path, info) for path, info in infos.items() if path not in long]
+        if short:
+            yield from self._predict_short(short, runner, workers)
         for path, info in long.items():
-            yield self._segment(path, info)
+            yield self._segment(path, info, runner)
 
     def _fingerprint(self, path: Path) -> str:
         options, segments = self.options, self.segment_options
         threshold, _ = resolve_threshold(self.trained, options.threshold)
         limits = (segments.window, segments.hop, segments.min_duration)
-        return fingerprint_of(path, self.trained, [options.top, options.segments, threshold, *limits])
+        return fingerprint_of(
+            path, self.trained, [options.top, options.segments, threshold, *limits, *sorted(options.background)]
+        )
 
     def _is_finished(self, path: Path) -> bool:
         """With --resume, whether this video, its file and these settings have been done before."""
@@ -138,12 +141,12 @@ class Batch:
     def _failed(self, path: Path, reason: str) -> dict:
         return self._done(path, {"path": str(path), "top": [], "error": reason})
 
-    def _predict_short(self, videos: Sequence[tuple[Path, VideoInfo]], workers: int) -> Iterator[dict]:
-        if not videos:
-            return
+    def _predict_short(
+        self, videos: Sequence[tuple[Path, VideoInfo]], runner: ModelRunner, workers: int
+    ) -> Iterator[dict]:
         items = [Item(path=str(path.absolute()), label="", split="test") for path, _ in videos]
         infos = [info for _, info in videos]
-        results = classify_each(self.trained, items, infos, runner=self.runner, num_workers=workers)
+        results = classify_each(self.trained, items, infos, runner=runner, num_workers=workers)
         with Bar("reading and classifying", total=len(items), unit="videos", shown=len(items) > 20) as bar:
             for number, result in results:
                 path, info = videos[number]
@@ -154,11 +157,11 @@ class Batch:
                     names, top = self.trained.class_names, self.options.top
                     yield self._done(path, make_entry(path, info, result.numpy(), names, top=top))
 
-    def _segment(self, path: Path, info: VideoInfo) -> dict:
+    def _segment(self, path: Path, info: VideoInfo, runner: ModelRunner) -> dict:
         try:
             with RealTimeBar(path, info) as bar:
                 result = segment_video(
-                    self.trained, path, info=info, runner=self.runner, options=self.segment_options, on_window=bar.move
+                    self.trained, path, info=info, runner=runner, options=self.segment_options, on_window=bar.move
                 )
             self._write_outputs(path, info, result)
         except VideoError as error:

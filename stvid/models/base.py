@@ -44,7 +44,7 @@ class VideoModel(nn.Module):
             batch norms are by synchronised ones.
         max_chunk: frames that `encode` processes at once; None: all. If it is set, `encode` and `forward` also take
             `preprocess`, see `encode`.
-        supports_streaming: whether `stream_step` is defined.
+        supports_streaming: whether `stream_step` is defined, and `start_stream` if it needs a first state.
         supports_feature_cache: whether `encode` and `aggregate` are defined.
     """
 
@@ -163,15 +163,26 @@ class VideoModel(nn.Module):
         like = next(self.head.parameters())
         self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
 
-    def stream_step(self, frame_BCHW: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """One frame of a stream (if `supports_streaming`): logits given all frames so far, and the new state.
+    def start_stream(self, num_frames: int | None) -> Any:
+        """The state of a stream before its first frame (if `supports_streaming`); None by default.
+
+        States are never changed, so several streams can start from one.
+
+        Args:
+            num_frames: T of the clips of training, for a model whose answers cover so many frames; None: whole videos.
+        """
+        return None
+
+    def stream_step(self, frame_BCHW: Tensor, state: Any) -> tuple[Tensor | None, Any]:
+        """One frame of a stream (if `supports_streaming`): new logits, and the new state.
 
         Args:
             frame_BCHW: the next frame, as in `forward`'s clips.
-            state: what the call for the previous frame returned; None: this is the first frame.
+            state: what the call for the previous frame returned, for the first frame what `start_stream` returned.
 
         Returns:
-            Logits `B x K`, and the state, whose size does not depend on the number of frames.
+            Logits `B x K`, or None if this frame brings no new ones; and the state, whose size does not depend on the
+            number of frames.
         """
         raise NotImplementedError(f"{type(self).__name__} does not support streaming")
 

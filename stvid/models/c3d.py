@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability, forward_by_length
+from stvid.models.base import StagedLayers, check_clips, check_probability, forward_by_length
+from stvid.models.continual import ContinualModel
 from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
 
@@ -22,7 +23,7 @@ STAGES = (
 GRID = (1, 4, 4)  # T x H x W of the last volume for the published clips of 16 x 112 x 112
 
 
-class C3D(VideoModel):
+class C3D(ContinualModel):
     """The network of the paper; 78 million parameters, most of them in the two wide layers.
 
     A clip of 16 x 112 x 112 gives a volume of 512 x 1 x 4 x 4. Clips of other sizes are pooled to that grid, and the
@@ -91,7 +92,8 @@ class C3D(VideoModel):
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: the paper's fc7, of the valid frames of each clip."""
         check_clips(clips_BCTHW, self.in_channels)
-        return forward_by_length(self._features, clips_BCTHW, lengths_B)
+        return forward_by_length(self.pooled_network(), clips_BCTHW, lengths_B)
 
-    def _features(self, clips_BCTHW: Tensor) -> Tensor:
-        return self.wide(self.pool(self.layers(clips_BCTHW)))
+    def pooled_network(self) -> nn.Module:
+        """See `ContinualModel`."""
+        return nn.Sequential(self.layers, self.pool, self.wide)

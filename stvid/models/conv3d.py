@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from stvid.clip import conv_output_size
 from stvid.errors import InputError
-from stvid.models.base import StagedLayers, VideoModel, check_clips, check_probability
+from stvid.models.base import StagedLayers, check_clips, check_probability
+from stvid.models.continual import ContinualModel
 from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, read_weights
 
 KERNEL, PADDING = 3, 1
 
 
-class Conv3D(VideoModel):
+class Conv3D(ContinualModel):
     """Stages of [3x3x3 convolution, batch norm, ReLU]; the mean over time and space; a linear head.
 
     The first convolution of a stage has the stage's stride; along each axis `out = floor((in + 2 - 3) / stride) + 1`.
@@ -100,6 +101,10 @@ class Conv3D(VideoModel):
         if lengths_B is None:
             return x.mean(dim=(2, 3, 4))
         return _mask(x, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]
+
+    def pooled_network(self) -> nn.Module:
+        """See `ContinualModel`."""
+        return nn.Sequential(self.layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
 
 
 def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.errors import InputError
-from stvid.models.base import VideoModel, check_clips, check_probability, find_stages, forward_by_length
+from stvid.models.base import check_clips, check_probability, find_stages, forward_by_length
+from stvid.models.continual import ContinualModel
 from stvid.models.image_networks import torchvision_family, torchvision_size
 from stvid.models.layers import Conv3d, with_in_channels
 from stvid.models.weights import load_weights, nearest_name, normalization_of, read_weights
@@ -28,7 +29,7 @@ FAMILIES = (
 CLASSIFIERS = ("fc", "classifier", "aux1", "aux2")  # names in torchvision's networks
 
 
-class I3D(VideoModel):
+class I3D(ContinualModel):
     """An image network up to its global pooling, inflated to 3D; the mean over time and space; a linear head.
 
     A k x k convolution becomes `kernel_depth` x k x k, a 1 x 1 convolution 1 x 1 x 1; all other layers work on single
@@ -102,6 +103,10 @@ class I3D(VideoModel):
         check_clips(clips_BCTHW, self.in_channels)
         self.size.check(*clips_BCTHW.shape[-2:])
         return forward_by_length(self.network, clips_BCTHW, lengths_B)
+
+    def pooled_network(self) -> nn.Module:
+        """See `ContinualModel`."""
+        return self.network
 
 
 class RepeatingConv3d(Conv3d):

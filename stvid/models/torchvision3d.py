@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torchvision.models.video import S3D, VideoResNet
 
 from stvid.errors import InputError
-from stvid.models.base import VideoModel, check_clips, check_probability, find_stages, forward_by_length
+from stvid.models.base import check_clips, check_probability, find_stages, forward_by_length
+from stvid.models.continual import ContinualModel
 from stvid.models.layers import with_in_channels, with_safe_convolutions
 from stvid.models.weights import load_weights, normalization_of, read_weights
 
@@ -30,7 +31,7 @@ RESNET_NAMES = (
 )
 
 
-class TorchvisionVideoModel(VideoModel):
+class TorchvisionVideoModel(ContinualModel):
     """r3d_18, mc3_18, r2plus1d_18 (Tran et al. 2018, arXiv:1711.11248) or s3d (Xie et al. 2018, arXiv:1712.04851).
 
     `network` is torchvision's without its classifier, with the same parameter names; the features are the mean of its
@@ -100,6 +101,10 @@ class TorchvisionVideoModel(VideoModel):
         """`B x C x T x H x W` -> `B x F`: the mean of the last volume, of the valid frames of each clip."""
         check_clips(clips_BCTHW, self.in_channels)
         return forward_by_length(self.network, clips_BCTHW, lengths_B)
+
+    def pooled_network(self) -> nn.Module:
+        """See `ContinualModel`."""
+        return self.network
 
 
 class ShortMaxPool3d(nn.MaxPool3d):
