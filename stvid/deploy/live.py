@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,7 +174,7 @@ class LiveRecognition:
         self.latest, self.latest_at = LiveEvent(seconds=0.0), time.monotonic()
         self.is_lost = False
 
-    def events(self) -> Iterator[LiveEvent]:
+    def events(self) -> Generator[LiveEvent, None, None]:
         """Reads the source until it ends, or until the caller stops.
 
         Raises:
