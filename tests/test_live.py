@@ -27,7 +27,7 @@ class Model:
         meanwhile: called while the model computes.
     """
 
-    mode, hop = "stand-in", None
+    mode, hop, first = "stand-in", None, 5
     pushed, meanwhile, silent = [], staticmethod(lambda: None), 0
 
     def __init__(self, trained, *, fps, runner, hop):
@@ -70,7 +70,7 @@ def test_a_source_that_waits_gives_every_frame_and_its_label(model):
     assert model.pushed[-1] == list(range(255))
     assert running.meter.num_frames == 255
     assert running.slot.dropped == 0
-    assert "4 x 4 pixels, 25 frames/s; model: stand-in" in events[0].note
+    assert "4 x 4 pixels, 25 frames/s; model: stand-in, first answer after 0.2 s" in events[0].note
 
 
 class Clock:

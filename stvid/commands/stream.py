@@ -70,7 +70,7 @@ def _recognition(options: argparse.Namespace, trained: TrainedModel, threshold: 
         realtime=options.realtime,
         max_pixels=trained.max_pixels,
     )
-    return LiveRecognition(trained, source, label=label)
+    return LiveRecognition(trained, source, label=label, windows=options.windows)
 
 
 def summary(live: LiveRecognition) -> str:

@@ -162,8 +162,9 @@ class LiveRecognition:
     Args:
         trained: the model.
         source: where the frames come from.
-        runner: the model on its device; None: a new one.
         label: turns probabilities into a label.
+        windows: the model reads windows as long as its clips, also if it could take one frame at a time.
+        runner: the model on its device; None: a new one.
 
     Attributes:
         meter: frames per second and latency.
@@ -172,9 +173,15 @@ class LiveRecognition:
     """
 
     def __init__(
-        self, trained: TrainedModel, source: LiveSource, *, label: SteadyLabel, runner: ModelRunner | None = None
+        self,
+        trained: TrainedModel,
+        source: LiveSource,
+        *,
+        label: SteadyLabel,
+        windows: bool = False,
+        runner: ModelRunner | None = None,
     ):
-        self.trained, self.source, self.label = trained, source, label
+        self.trained, self.source, self.label, self.windows = trained, source, label, windows
         self.runner = runner or ModelRunner(trained)
         self.slot, self.meter, self.restarts = FrameSlot(source), Meter(), 0
         self.stream: Stream | None = None
@@ -257,14 +264,15 @@ class LiveRecognition:
         if is_first:
             height, width = arrival.frame_CHW.shape[1:]
             rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
-            note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}"
+            first = f"first answer after {self.stream.first / self.fps:.1f} s"
+            note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}, {first}"
         self.restarts += not is_first
         self.connection, self.is_lost, self.pace = arrival.connection, False, self._new_pace()
         return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
     def _new_stream(self) -> Stream:
         hop = self.hop
-        if hop is None and _never_forgets(self.trained):
+        if hop is None and (self.windows or _never_forgets(self.trained)):
             hop = max(clip_span(self.trained.clip, self.fps) // HOPS_PER_SPAN, 1)
         return Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
 
