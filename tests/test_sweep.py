@@ -22,7 +22,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from stvid.exits import report_errors
-from stvid.run.config import hydra_errors_as_input_errors
+from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.errors import InputError
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
+from stvid.run.config_tree import places, references, targets, to_plain
 from stvid.run.folder import project_root
-from stvid.run.parameters import CHOICES, parameter_types, ranges, targets, type_fits
+from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
 
 log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
@@ -38,8 +37,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
         needs_data: the files and folders that it names must exist too.
         is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    raise_mistakes(list(_sections(plain)))  # the other checks read them
+    raise_mistakes(list(_sections(to_plain(config, resolve=False))))  # the other checks read them
     missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
     if missing:
@@ -71,20 +69,17 @@ def known_sections() -> dict[str, bool]:
     """
     known: dict[str, bool] = {}
     for group in config_groups():
-        contents = [dict(_content_sections(choice_content(group, choice), group)) for choice in choices_of(group)]
+        contents = [_sections_of_choice(group, choice) for choice in choices_of(group)]
         for place in contents[0]:
             if all(place in content for content in contents):
                 known[place] = all(content[place] for content in contents)
     return known
 
 
-def _content_sections(node: object, place: str) -> Iterator[tuple[str, bool]]:
-    if isinstance(node, dict):
-        yield place, not node or "_target_" in node
-        for key, child in node.items():
-            yield from _content_sections(child, f"{place}.{key}")
-    elif isinstance(node, str) and node.startswith("${") and node[2:-1] in config_groups():
-        yield place, False
+def _sections_of_choice(group: str, choice: str) -> dict[str, bool]:
+    content = choice_content(group, choice)
+    sections = {at: not node or "_target_" in node for at, node in places(content, group) if isinstance(node, dict)}
+    return sections | {at: False for at, key in references(content, group).items() if key in config_groups()}
 
 
 def _sections(config: Mapping) -> Iterator[str]:
@@ -94,12 +89,13 @@ def _sections(config: Mapping) -> Iterator[str]:
     for key in (*keys, *groups):
         if key not in config:
             yield f"{key} is missing, and every run needs it: leave out ~{key}"
+    values = dict(places(config))
     for place, has_target in known_sections().items():
-        around, name = _section_around(config, place)
-        if not isinstance(around, Mapping) or (around is config and name not in config):
+        around, _, name = place.rpartition(".")
+        if not isinstance(values.get(around), Mapping) if around else name not in config:
             continue  # told already
-        value = around.get(name)
-        if name not in around:
+        value = values.get(place)
+        if place not in values:
             yield f"{place} is missing, and every run needs it: leave out ~{place}"
         elif not isinstance(value, Mapping):
             if not (isinstance(value, str) and value.startswith(("${", "???"))):
@@ -112,15 +108,6 @@ def _sections(config: Mapping) -> Iterator[str]:
     for place, node in targets(config):
         if not isinstance(target := node["_target_"], str) or not target:
             yield f"{place}._target_ (={_shown(target)}) must be the dotted name of a class or function"
-
-
-def _section_around(config: Mapping, place: str) -> tuple[object, str]:
-    """The section that a dotted place lies in (another value, if there is no such section), and its name there."""
-    *sections, name = place.split(".")
-    around: object = config
-    for section in sections:
-        around = around.get(section) if isinstance(around, Mapping) else None
-    return around, name
 
 
 def _shown(value: object) -> str:
@@ -141,8 +128,8 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
 
     A message names the key that a value comes from.
     """
-    unresolved = dict(targets(OmegaConf.to_container(config, resolve=False)))
-    for place, node in targets(OmegaConf.to_container(config, resolve=True)):
+    sources = references(to_plain(config, resolve=False))
+    for place, node in targets(to_plain(config)):
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
@@ -150,8 +137,7 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
-                source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
-                name = source[1] if source else f"{place}.{key}"
+                name = sources.get(f"{place}.{key}", f"{place}.{key}")
                 yield name, f"{name} (={value!r}) must be {types[key]}"
         if target.startswith("timm.") and importlib.util.find_spec("timm") is None:
             yield place, f"{place} (={target}) needs timm: pip install 'stvid[timm]'"
@@ -159,26 +145,11 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
     """Values that are out of the range, or not among the choices, that `--help` shows."""
-    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**32:
-        yield "seed", f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295"
-    for key, choices in CHOICES.items():
-        if not _is_checked(config, key):
-            continue
-        value = OmegaConf.select(config, key)
-        if value not in choices:
-            names = ", ".join(dict.fromkeys("null" if choice is None else str(choice) for choice in choices))
-            yield key, f"{key} (={value}) must be one of {names}"
-    for key, allowed in ranges().items():
-        if not _is_checked(config, key):
-            continue
-        node = OmegaConf.select(config, key)
-        value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-        if not allowed.allows(value):
-            is_usual = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
-            kind = "" if is_usual else "a finite number, "
-            if allowed.whole and not isinstance(value, int | None):
-                kind = "a whole number, "
-            yield key, f"{key} (={_shown(value)}) must be {kind}{allowed.words}"
+    for key in (*CHOICES, *RANGES):
+        if _is_checked(config, key):
+            node = OmegaConf.select(config, key)
+            if message := mistake(key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node):
+                yield key, message
     trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
     if not isinstance(trust, list | str):
         yield "trust", f"trust (={_shown(trust)}) must be a list of packages or modules: trust=[my_package]"
@@ -200,7 +171,7 @@ def _has_key(config: DictConfig, key: str) -> bool:
 def _clip(clip: DictConfig) -> str | None:
     try:
         instantiate(clip, _convert_="all")
-    except Exception as error:
+    except InstantiationException as error:  # Hydra's, around any error of the class
         return str(error.__cause__) if isinstance(error.__cause__, InputError) else None  # others: when it is built
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +15,7 @@ from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
 from stvid.run.checkpoint import load_checkpoint
+from stvid.run.config_tree import is_in, places, references, to_plain
 from stvid.run.model import build_model
 
 log = logging.getLogger("stvid")
@@ -147,47 +148,26 @@ def _apply(config: DictConfig, override: Override, new: DictConfig) -> None:
         InputError: it would replace a config group, the videos or a value that the checkpoint fixes; an unknown key.
     """
     key, value = override.key_or_group, override.value()
-    old_value, places = OmegaConf.select(config, key, default=None), _places(key, new)
+    old_value, changed = OmegaConf.select(config, key, default=None), _places(key, new)
     replaces_group = OmegaConf.is_dict(old_value) and value is not None
     is_choice = override.is_delete() or override.is_sweep_override() or "/" in key or replaces_group
-    changes_videos = any(place.startswith(MANIFEST_KEY) for place in places)
+    changes_videos = any(place.startswith(MANIFEST_KEY) for place in changed)
     if is_choice or changes_videos or key.split(".")[0] in FIXED_KEYS:
         raise InputError(
             f"{override.input_line}: a resumed run cannot change {key}. Start a new run instead; model.weights=RUN "
             "starts it from these weights"
         )
-    keys = list(_keys(config))
+    keys = [place for place, _ in places(to_plain(config, resolve=False)) if not place.endswith("]")]
     if old_value is None and not override.is_add() and key not in keys:
         raise InputError(f"{override.input_line}: the run has no key {key}{nearest(key, keys)}")
-    for place in places:
+    for place in changed:
         OmegaConf.update(config, place, value)
 
 
 def _places(key: str, new: DictConfig) -> list[str]:
     """The places of a value: its key, and every place that refers to the key or to a section around it."""
-    unresolved, parts, places = OmegaConf.to_container(new, resolve=False), key.split("."), [key]
-    for depth in range(1, len(parts) + 1):
-        rest = "".join(f".{part}" for part in parts[depth:])
-        places += [place + rest for place in _references(".".join(parts[:depth]), unresolved)]
-    return places
-
-
-def _references(key: str, node: object, place: str = "") -> Iterator[str]:
-    """Places of a config whose value is `${key}`."""
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _references(key, child, f"{place}.{name}".strip("."))
-    elif node == f"${{{key}}}":
-        yield place
-
-
-def _keys(node: DictConfig, place: str = "") -> Iterator[str]:
-    """Dotted names of all keys."""
-    for key, child in node.items():
-        name = f"{place}.{key!s}".strip(".")
-        yield name
-        if OmegaConf.is_dict(child):
-            yield from _keys(child, name)
+    found = references(to_plain(new, resolve=False)).items()
+    return [key, *(place + key.removeprefix(source) for place, source in found if is_in(key, source))]
 
 
 def build_or_resume_model(

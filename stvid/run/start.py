@@ -24,8 +24,9 @@ from stvid.distributed import is_main_process
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.run.checkpoint import read_record
-from stvid.run.config import drop_keys_of_replaced_model, escape_interpolations
+from stvid.run.config import drop_keys_of_replaced_model
 from stvid.run.config_check import check_config
+from stvid.run.config_tree import escape_interpolations, to_plain
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.model import trusted_modules, update_targets
@@ -41,7 +42,7 @@ from stvid.run.resume import (
     resume_config,
     unchecked_places,
 )
-from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
+from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config
 
 log = logging.getLogger("stvid")
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
