@@ -36,7 +36,6 @@ from stvid.run.results import read_run_result
 from stvid.run.resume import (
     MANIFEST_KEY,
     RESUME_KEYS,
-    check_complete,
     is_data_root,
     parse_overrides,
     resume_config,
@@ -66,54 +65,68 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         InputError: an override that is not allowed with `resume`, a new run in a folder that holds a run, or an
             invalid config (see `check_config`).
     """
-    folder = _hydra_folder()
-    sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
+    folder, is_trial = _hydra_folder(), is_multirun()
+    overrides = list(HydraConfig.get().overrides.task)
     _prepare_relaunch(folder)
-    trust = trusted_modules(config.trust, config.model.get("_target_"))
+    config.trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
     is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    is_restarted = is_run and (sweep or is_requeued)
-    if not config.resume and not is_restarted:
-        if is_main_process() and (found := folder.training_files):
-            raise InputError(
-                f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
-                "another hydra.run.dir"
-                if is_run
-                else f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir"
-            )
-        config = drop_keys_of_replaced_model(config, overrides)
-        config.trust = trust
-        check_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
-        return _on_one_device(config) if sweep else config, folder
-    if is_run and config.resume:
-        _relocate(folder, config, overrides)
+    is_restarted = is_run and (is_trial or is_requeued)
+    if not (config.resume or is_restarted):
+        _check_holds_no_run(folder)
+        config = _new_config(config, overrides)
+        return _on_one_device(config) if is_trial else config, folder
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
-    stored = read_config(folder.config_yaml)
-    check_complete(stored, config)
-    if not is_restarted:
-        stored = resume_config(stored, overrides, config)
+    if config.resume:
+        _relocate(folder, config, overrides)
+    return _resumed_config(folder, config, [] if is_restarted else overrides), folder
+
+
+def _check_holds_no_run(folder: RunFolder) -> None:
+    """Raises InputError, in the main process, if a new run would mix with another one in its folder."""
+    if not is_main_process() or not (found := folder.training_files):
+        return
+    if folder.config_yaml.is_file():
+        command = train_command(f"resume={folder.path}")
+        raise InputError(f"{folder.path} holds a run already. Resume it ({command}), or choose another hydra.run.dir")
+    raise InputError(f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir")
+
+
+def _new_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The composed config of a new run, checked."""
+    config = drop_keys_of_replaced_model(config, overrides)
+    check_config(config)
+    return OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
+
+
+def _resumed_config(folder: RunFolder, new: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The stored config of a run, checked, with allowed overrides; `new`: what the command line composes."""
+    stored = resume_config(read_config(folder.config_yaml), overrides, new)
     path = escape_interpolations(str(folder.path))
-    stored.resume, stored.trust = path, trust
-    has_manifest = folder.manifest_csv.is_file()
-    if has_manifest:
+    stored.resume, stored.trust = path, new.trust
+    if folder.manifest_csv.is_file():
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
-        if _has_data_root(overrides) and not is_restarted and not is_main_process():
-            stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
-    plain = to_plain(stored)
-    name = f"resume={display_path(folder.path)}"
-    check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
-    check_arguments(plain, to_plain(config), trust, name=name)
+        if _has_data_root(overrides) and not is_main_process():
+            stored.data.datamodule.manifest.data_root = escape_interpolations(str(new.data.root))
+    _check_stored(stored, folder, new, overrides)
+    return stored
+
+
+def _check_stored(stored: DictConfig, folder: RunFolder, new: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises InputError for a stored config that names code to distrust, is invalid, or was changed since."""
+    plain, trust, name = to_plain(stored), list(new.trust), f"resume={display_path(folder.path)}"
+    check_targets(plain, to_plain(new), [*trust, STORED_MANIFEST], name=name)
+    check_arguments(plain, to_plain(new), trust, name=name)
     try:
         check_config(stored, is_stored=True)
     except InputError as error:
         raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
     if folder.last_ckpt.exists():
-        ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
+        has_manifest = folder.manifest_csv.is_file()
+        ignored = [*unchecked_places(overrides, new), *([MANIFEST_KEY] if has_manifest else [])]
         record = update_targets(read_record(folder.last_ckpt)["config"])
         check_same_config(plain, record, ignored=ignored, file=folder.config_yaml)
-    return stored, folder
 
 
 def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
