@@ -241,7 +241,7 @@ def test_the_joblib_launcher_runs_trials_in_other_processes(search, tmp_path):
         (["sweep=bayes", LR], ["sweep=bayes", "grid, optuna, random"]),
         (["sweep=optuna", "sweep.pruner=hyperband", LR], ["sweep.pruner (=hyperband)", "none, median, halving"]),
         (["sweep=optuna", "sweep.trials=0", LR], ["sweep.trials (=0)", "at least 1"]),
-        (["sweep=random", "sweep.trials=null", LR], ["sweep.trials (=None)"]),
+        (["sweep=random", "sweep.trials=null", LR], ["sweep.trials (=null)"]),
         (["sweep=random", "sweep.seed=x", LR], ["sweep.seed (=x)", "whole number"]),
         (["sweep=random", "+sweep.trails=3", LR], ["unknown config key sweep.trails", "trials"]),
         (["sweep=random", "sweep.seed=1,2", LR], ["sweep.seed=1,2", "cannot have several values"]),

@@ -28,6 +28,7 @@ from stvid.run.config_errors import (
     unknown_key_message,
 )
 from stvid.run.config_help import SHARED, choices_of, config_groups
+from stvid.run.config_tree import places, to_plain
 from stvid.run.folder import RunFolder, project_root, run_dir
 from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, check_flags, split_override, to_overrides
 
@@ -147,16 +148,14 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
             chosen.append(word)
         else:
             messages.append(unknown_choice_message(key, choice))
-    config = _read_configs(tuple(chosen))
+    known = dict(places(to_plain(_read_configs(tuple(chosen)), resolve=False)))
     for override in keys:
         key = override.key_or_group
+        is_free = override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")
         if override.is_sweep_override():
             messages.append(several_values_message(key, str(override.input_line).partition("=")[2]))
-        elif not (override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")):
-            place, _, name = key.rpartition(".")
-            section = OmegaConf.select(config, place, throw_on_missing=False) if place else config
-            if not (OmegaConf.is_dict(section) and name in set(section)):
-                messages.append(unknown_key_message(key))
+        elif key not in known and not is_free:
+            messages.append(unknown_key_message(key))
     return messages
 
 

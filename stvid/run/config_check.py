@@ -37,16 +37,19 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
         needs_data: the files and folders that it names must exist too.
         is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
-    raise_mistakes(list(_sections(to_plain(config, resolve=False))))  # the other checks read them
+    unresolved = to_plain(config, resolve=False)
+    raise_mistakes(list(_sections(unresolved)))  # the other checks read them
     missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
     if missing:
         config = config.copy()
         for key in missing:
             OmegaConf.update(config, key, "missing")
-    paths = _paths(config) if needs_data else ()
-    unknown = () if is_stored else _data_keys(config.data)
-    for key, message in (*unknown, *_types(config), *_values(config), *paths):
+    plain = to_plain(config)
+    values = dict(places(plain))
+    paths = _paths(values) if needs_data else ()
+    unknown = () if is_stored else _data_keys(unresolved["data"])
+    for key, message in (*unknown, *_types(plain, references(unresolved)), *_values(values), *paths):
         mistakes.setdefault(key, message)
     if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
@@ -114,22 +117,20 @@ def _shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
+def _data_keys(data: Mapping) -> Iterator[tuple[str, str]]:
     """Keys under `data` (added with `+`) that the data module does not get."""
-    references = str(OmegaConf.to_container(data.datamodule, resolve=False))
-    known = [key for key in map(str, data) if f"${{data.{key}}}" in references]
+    known = [key for key in map(str, data) if f"${{data.{key}}}" in str(data["datamodule"])]
     for key in map(str, data):
         if key != "datamodule" and key not in known:
             yield f"data.{key}", f"unknown config key data.{key}{nearest(key, known)}"
 
 
-def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _types(config: Mapping, sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Values that do not fit the annotation of their parameter, lists and dicts excepted; packages that are missing.
 
-    A message names the key that a value comes from.
+    `sources`: place -> the key that its value comes from, which a message names.
     """
-    sources = references(to_plain(config, resolve=False))
-    for place, node in targets(to_plain(config)):
+    for place, node in targets(config):
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
@@ -143,29 +144,15 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield place, f"{place} (={target}) needs timm: pip install 'stvid[timm]'"
 
 
-def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _values(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Values that are out of the range, or not among the choices, that `--help` shows."""
     for key in (*CHOICES, *RANGES):
-        if _is_checked(config, key):
-            node = OmegaConf.select(config, key)
-            if message := mistake(key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node):
-                yield key, message
-    trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
-    if not isinstance(trust, list | str):
-        yield "trust", f"trust (={_shown(trust)}) must be a list of packages or modules: trust=[my_package]"
-
-
-def _is_checked(config: DictConfig, key: str) -> bool:
-    """Whether the config has the key, and its section is not for a class of the user's own."""
-    section, dot, _ = key.partition(".")
-    target = OmegaConf.select(config, f"{section}._target_") if dot else None
-    return _has_key(config, key) and str(target or "stvid.").startswith(("stvid.", "pytorch_lightning."))
-
-
-def _has_key(config: DictConfig, key: str) -> bool:
-    place, _, name = key.rpartition(".")
-    section = OmegaConf.select(config, place) if place else config
-    return OmegaConf.is_dict(section) and name in set(section)  # `in` leaves out missing values
+        target = values.get(f"{key.partition('.')[0]}._target_", "stvid.")  # of another class, the keys are its own
+        is_checked = str(target).startswith(("stvid.", "pytorch_lightning."))
+        if key in values and is_checked and (message := mistake(key, values[key])):
+            yield key, message
+    if not isinstance(values["trust"], list | str):
+        yield "trust", f"trust (={_shown(values['trust'])}) must be a list of packages or modules: trust=[my_package]"
 
 
 def _clip(clip: DictConfig) -> str | None:
@@ -176,14 +163,12 @@ def _clip(clip: DictConfig) -> str | None:
     return None
 
 
-def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _paths(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    target = config.data.datamodule.manifest.get("_target_")
-    is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
+    target = str(values.get("data.datamodule.manifest._target_"))
+    is_read = target.startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
-        if not _has_key(config, key):
-            continue
-        value = OmegaConf.select(config, key)
+        value = values.get(key)
         if not isinstance(value, str) or value == "missing":
             continue
         path = Path(value).expanduser()
@@ -198,7 +183,7 @@ def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{key} {path.absolute()} is a folder; name the CSV table"
         elif key in FILES and VIDEO.fullmatch(path.name):
             yield key, f"{key} {path.absolute()} is a video; name a CSV table, or a folder with a folder for each class"
-        elif key == "data.root" and _holds_only_videos(path) and str(target).endswith(".class_folders.folder"):
+        elif key == "data.root" and _holds_only_videos(path) and target.endswith(".class_folders.folder"):
             yield (
                 key,
                 f"data.root {path.absolute()} holds videos, but no class folders. If it is a class itself, name the "
