@@ -151,10 +151,10 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
     known = dict(places(to_plain(_read_configs(tuple(chosen)), resolve=False)))
     for override in keys:
         key = override.key_or_group
-        is_free = override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")
+        may_be_new = override.is_add() or override.is_force_add() or "/" in key or key.startswith("hydra.")
         if override.is_sweep_override():
             messages.append(several_values_message(key, str(override.input_line).partition("=")[2]))
-        elif key not in known and not is_free:
+        elif key not in known and not may_be_new:
             messages.append(unknown_key_message(key))
     return messages
 
