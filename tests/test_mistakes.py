@@ -134,6 +134,10 @@ TRAIN_MISTAKES = [
     (["sweep=optuna"], "is for several runs"),
     (["-m", "model=conv3d,cnn_lstn"], "did you mean 'cnn_lstm'?"),
     (["-m", "clip.num_frames=0,4"], "clip.num_frames (=0) must be at least 1"),
+    (["clip.size=???"], "clip.size must be given: clip.size=VALUE"),
+    (["model=cnn_lstm", "model.hidden_size=???"], "model.hidden_size must be given"),
+    (["experimnt=x"], "did you mean 'experiment'?"),
+    (["augment.rand_magnitude=31"], "augment.rand_magnitude (=31) must be from 0 to 30"),
     (["data=loading"], "data=loading: there is no such choice"),
     (["optimizer.lr='"], "optimizer.lr"),
 ]

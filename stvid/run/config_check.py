@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
-from stvid.run.config_tree import places, references, targets, to_plain
+from stvid.run.config_tree import is_in, places, references, targets, to_plain
 from stvid.run.folder import project_root
 from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
 
@@ -39,7 +39,8 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
     """
     unresolved = to_plain(config, resolve=False)
     raise_mistakes(list(_sections(unresolved)))  # the other checks read them
-    missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
+    # not those in a list: a class may have this name
+    missing = [place for place, value in places(unresolved) if value == "???" and not place.endswith("]")]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
     if missing:
         config = config.copy()
@@ -51,7 +52,7 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
     unknown = () if is_stored else _data_keys(unresolved["data"])
     for key, message in (*unknown, *_types(plain, references(unresolved)), *_values(values), *paths):
         mistakes.setdefault(key, message)
-    if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
+    if not any(is_in(key, "clip") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
     if (
