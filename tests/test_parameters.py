@@ -16,8 +16,8 @@ from stvid.models.recurrent import POOLING, RECURRENT
 from stvid.preprocess import CROPS
 from stvid.run.config_help import config_files, config_groups, own_entries, package_of
 from stvid.run.config_tree import references, targets
+from stvid.run.first_model import COMPILE_MODES
 from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
-from stvid.run.resume import COMPILE_MODES
 from stvid.training.optim import SCHEDULES
 from stvid.video.reader import BACKENDS
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -18,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.distributed import is_main_process
 from stvid.errors import InputError, train_command
@@ -29,24 +27,15 @@ from stvid.run.config_check import check_config
 from stvid.run.config_tree import escape_interpolations, to_plain
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
-from stvid.run.model import trusted_modules, update_targets
 from stvid.run.overrides import quote
-from stvid.run.relocation import find_run_videos, relocate_run, video_sizes
+from stvid.run.relocation import relocate_run, video_sizes
 from stvid.run.results import read_run_result
-from stvid.run.resume import (
-    MANIFEST_KEY,
-    RESUME_KEYS,
-    is_data_root,
-    parse_overrides,
-    resume_config,
-    unchecked_places,
-)
-from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config
+from stvid.run.resume import MANIFEST_KEY, RESUME_KEYS, resume_config, unchecked_places
+from stvid.run.stored import check_same_config, read_config
+from stvid.run.stored_run import NEEDED_SPLITS, has_data_root, is_requeued, read_run_config
+from stvid.run.trust import trusted_modules, update_targets
 
 log = logging.getLogger("stvid")
-_STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
-NEEDED_SPLITS = ("train", "val")  # of a training
-STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
 def is_multirun() -> bool:
@@ -68,10 +57,8 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     folder, is_trial = _hydra_folder(), is_multirun()
     overrides = list(HydraConfig.get().overrides.task)
     _prepare_relaunch(folder)
-    config.trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
-    is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    is_restarted = is_run and (is_trial or is_requeued)
+    is_restarted = is_run and (is_trial or is_requeued(config))
     if not (config.resume or is_restarted):
         _check_holds_no_run(folder)
         config = _new_config(config, overrides)
@@ -80,7 +67,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
     if config.resume:
         _relocate(folder, config, overrides)
-    return _resumed_config(folder, config, [] if is_restarted else overrides), folder
+    return _resumed_config(folder, [] if is_restarted else overrides, config), folder
 
 
 def _check_holds_no_run(folder: RunFolder) -> None:
@@ -96,78 +83,27 @@ def _check_holds_no_run(folder: RunFolder) -> None:
 def _new_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The composed config of a new run, checked."""
     config = drop_keys_of_replaced_model(config, overrides)
+    config.trust = trusted_modules(config.trust, config.model.get("_target_"))
     check_config(config)
     return OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
 
 
-def _resumed_config(folder: RunFolder, new: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The stored config of a run, checked, with allowed overrides; `new`: what the command line composes."""
-    stored = resume_config(read_config(folder.config_yaml), overrides, new)
-    path = escape_interpolations(str(folder.path))
-    stored.resume, stored.trust = path, new.trust
-    if folder.manifest_csv.is_file():
-        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
-        if _has_data_root(overrides) and not is_main_process():
-            stored.data.datamodule.manifest.data_root = escape_interpolations(str(new.data.root))
-    _check_stored(stored, folder, new, overrides)
-    return stored
-
-
-def _check_stored(stored: DictConfig, folder: RunFolder, new: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises InputError for a stored config that names code to distrust, is invalid, or was changed since."""
-    plain, trust, name = to_plain(stored), list(new.trust), f"resume={display_path(folder.path)}"
-    check_targets(plain, to_plain(new), [*trust, STORED_MANIFEST], name=name)
-    check_arguments(plain, to_plain(new), trust, name=name)
-    try:
-        check_config(stored, is_stored=True)
-    except InputError as error:
-        raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
+def _resumed_config(folder: RunFolder, overrides: Sequence[str], new: DictConfig) -> DictConfig:
+    """The stored config of a run (see `read_run_config`), if it is still that of its checkpoint."""
+    stored, has_manifest = read_run_config(folder, overrides, new), folder.manifest_csv.is_file()
+    if has_manifest and has_data_root(overrides) and not is_main_process():
+        stored.data.datamodule.manifest.data_root = escape_interpolations(str(new.data.root))
     if folder.last_ckpt.exists():
-        has_manifest = folder.manifest_csv.is_file()
         ignored = [*unchecked_places(overrides, new), *([MANIFEST_KEY] if has_manifest else [])]
         record = update_targets(read_record(folder.last_ckpt)["config"])
-        check_same_config(plain, record, ignored=ignored, file=folder.config_yaml)
-
-
-def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
-    """The videos, splits and classes of a run, as `save_run` wrote them.
-
-    Args:
-        run: the run folder.
-        data_root: where the videos are now, in a process that may read the table before the main process changes it.
-
-    Raises:
-        InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
-    """
-    folder = RunFolder(Path(run))
-    # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
-    config = to_plain(read_config(folder.config_yaml))
-    try:
-        _STORED(config, folder.config_yaml.name)
-    except InputError as error:
-        raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
-    manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
-    if data_root is not None:
-        manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
-    paths = {item.path for item in manifest.items if item.split != "test"}
-    missing = sorted(path for path in paths if not os.path.exists(path))
-    if len(missing) > config["data"].get("max_bad", 0) * len(paths):
-        command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
-        raise InputError(
-            f"{len(missing)} of the {len(paths)} videos that {display_path(folder.path)} trains on do not exist, the "
-            f"first: {missing[0]}. Moved? Go on with {command}"
-        )
-    return manifest
+        check_same_config(to_plain(stored), record, ignored=ignored, file=folder.config_yaml)
+    return stored
 
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
     """Follows `data.root=NEW` beside `resume`: the videos of the run are there now. Only the main process writes."""
-    if _has_data_root(overrides) and is_main_process():
+    if has_data_root(overrides) and is_main_process():
         relocate_run(folder, config.data.root, splits=NEEDED_SPLITS, option="data.root")
-
-
-def _has_data_root(overrides: Sequence[str]) -> bool:
-    return any(is_data_root(override) for override in parse_overrides(overrides))
 
 
 def finished_accuracy(config: DictConfig) -> float | None:
