@@ -32,6 +32,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
+  stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
 Before a run you override a config (model=cnn_lstm optimizer.lr=1e-3); after a run you name the run.
@@ -104,6 +105,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_evaluate(commands)
     _add_report(commands)
     _add_predict(commands)
+    _add_stream(commands)
     return parser, commands.choices
 
 
@@ -219,9 +221,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     _add_workers(parser)
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
-    parser.add_argument(
-        "--resume", action="store_true", help="leave out what is finished in the file of --json"
-    )
+    parser.add_argument("--resume", action="store_true", help="leave out what is finished in the file of --json")
 
 
 def _add_segment_options(parser: argparse.ArgumentParser) -> None:
@@ -241,6 +241,30 @@ def _add_segment_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", metavar="F", help=description)
     description = "also write the video with label and timeline drawn on it; a folder for several videos"
     group.add_argument("--out", metavar="F.mp4", help=description)
+
+
+def _add_stream(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "stream", "recognise on a camera, a stream or a file", output_files=("out",))
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    description = "a camera's number (0), a URL (rtsp, http, rtmp, udp), a file, or - for raw RGB frames on stdin"
+    parser.add_argument("source", metavar="SOURCE", help=description)
+    description = "print JSON lines: one per change of the label and one per second"
+    parser.add_argument("--json", action="store_true", help=description)
+    description = "play a file at its own pace; take frames from stdin as they come, and drop those that are too many"
+    parser.add_argument("--realtime", action="store_true", help=description)
+    description = "least probability at which a class begins (default: that of evaluate --calibrate, else 0.5)"
+    parser.add_argument("--threshold", type=float, metavar="P", help=description)
+    description = "seconds that a new label must last before it is told (default: 0.3)"
+    parser.add_argument("--min-duration", type=float, metavar="S", default=0.3, help=description)
+    description = "a class that means that nothing happens, told as unknown; may be repeated"
+    parser.add_argument("--background", metavar="CLASS", action="append", default=[], help=description)
+    parser.add_argument("--size", metavar="WxH", help="of the frames on stdin, or of a camera")
+    description = "frames per second: on stdin, of a camera, or of a URL that states none"
+    parser.add_argument("--fps", type=float, metavar="F", help=description)
+    parser.add_argument("--show", action="store_true", help="open a window with the frames and the label")
+    parser.add_argument("--out", metavar="F.mp4", help="record the frames with the label")
+    parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds of the source")
+    _add_trust(parser)
 
 
 if __name__ == "__main__":

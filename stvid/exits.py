@@ -10,11 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 from types import FrameType
 
 from stvid.disks import system_error_text
 from stvid.errors import InputError
-from stvid.terminal import visible_lines
+from stvid.terminal import LogFormatter, visible_lines
+
+MAX_LINES = 1000  # of the log, that are printed with an error
 
 
 @contextlib.contextmanager
@@ -64,6 +67,24 @@ def _is_output_closed() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+@contextlib.contextmanager
+def logs_printed_with_error() -> Iterator[None]:
+    """Around a check before the work, which logs the same lines again: they are printed if the block raises."""
+    logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
+    buffer.setFormatter(LogFormatter("%(message)s"))
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(buffer)
+    try:
+        yield
+    except Exception:
+        for record in buffer.buffer:
+            print(buffer.format(record), file=sys.stderr)
+        raise
+    finally:
+        logger.removeHandler(buffer)
+        logger.propagate = propagate
+
+
 class ConsoleHandler(logging.StreamHandler):
     """Log lines on the screen. If the reader closed the output, logging fails like `print`, without a traceback."""
 
@@ -95,3 +116,28 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _replace_handler(old: object, new: Callable) -> None:
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is old:
         signal.signal(signal.SIGINT, new)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yields an event that Ctrl-C or SIGTERM sets, for work that only they end. A second Ctrl-C interrupts as usual.
+
+    In another thread than the main one, and for a signal that the program ignores, nothing changes.
+    """
+    event = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    previous[number] = signal.signal(number, stop)
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

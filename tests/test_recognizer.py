@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, moving_square
 from test_stream import CLIP, trained
 
 import stvid
 from stvid.errors import InputError, VideoError
 from stvid.preprocess import Preprocess
 from stvid.recognizer import Recognizer
+from stvid.video.writer import write_video
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,40 @@ def test_frames_need_a_rate_where_clips_depend_on_time(tmp_path):
     np.testing.assert_allclose(every_third.probabilities, expected, atol=1e-5)
 
 
+def long_video(path):
+    frames = [moving_square(to_right=i % 2 == 0, seed=5, num_frames=24) for i in range(3)]
+    write_video(path, np.concatenate(frames), fps=12)
+    return path
+
+
+def test_windows_are_predictions_of_parts_of_a_video(recognizer, tmp_path):
+    path = long_video(tmp_path / "long.mp4")
+    found = list(recognizer.windows(path, window=1.0, hop=0.5))
+    assert [window.start for window in found] == [0.5 * i for i in range(11)]
+    for window in found:
+        first, last = round(window.start * 12), round(window.end * 12)
+        expected = recognizer.predict(stvid.read_frames(path, range(first, last))).probabilities
+        np.testing.assert_allclose(window.probabilities_K, expected, atol=1e-5)
+
+
+def test_segments_cover_a_video_and_name_classes_of_the_model(recognizer, tmp_path):
+    segments = recognizer.segments(long_video(tmp_path / "long.mp4"))
+    assert (segments[0].start, segments[-1].end) == (0.0, 6.0)
+    assert {segment.label for segment in segments} <= {*recognizer.class_names, "unknown"}
+    (whole,) = recognizer.segments(tmp_path / "long.mp4", min_duration=99)
+    assert (whole.start, whole.end) == (0.0, 6.0)
+
+
+def test_the_threshold_of_the_calibration_is_used_unless_another_is_given(recognizer, tmp_path):
+    path = long_video(tmp_path / "long.mp4")
+    calibrated = Recognizer(dataclasses.replace(recognizer.trained, threshold=1.0), device="cpu")
+    assert [segment.label for segment in calibrated.segments(path)] == ["unknown"]
+    assert calibrated.segments(path, threshold=0.5) == recognizer.segments(path)
+    for options in ({"threshold": 0.0}, {"threshold": 1.5}, {"min_duration": -1.0}, {"hop": -1.0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            recognizer.segments(path, **options)
+
+
 SIDE_EFFECTS = """
 import sys, warnings
 import torch, av, numpy
@@ -92,6 +127,7 @@ threads, filters = torch.get_num_threads(), list(warnings.filters)
 import stvid
 recognizer = stvid.load(sys.argv[1], device="cpu")
 recognizer.predict(sys.argv[2])
+recognizer.segments(sys.argv[2])
 assert torch.get_num_threads() == threads, "the number of threads"
 assert list(warnings.filters) == filters, "the filters of warnings"
 heavy = ("pytorch_lightning", "hydra", "omegaconf", "matplotlib", "tensorboard", "torchvision", "torchmetrics", "h5py")

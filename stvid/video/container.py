@@ -20,7 +20,7 @@ from stvid.video.types import MAX_PIXELS, check_pixels
 _TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 # Containers that hold everything in one file. Other demuxers open the files that a text names (concat, hls, dash, sdp),
 # that have similar names (image2, mlv), or read any text (tty). Sound alone is opened to say that it has no pictures.
-_FORMATS = (
+FORMATS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "asf", "ogg", "gif", "apng", "mxf"),
     *("nut", "ivf", "obu", "av1", "vvc", "hevc", "h264", "h263", "h261", "m4v", "vc1", "dv", "rm", "wtv", "nsv"),
     *("mjpeg", "mjpeg_2000", "yuv4mpegpipe", "dirac", "dnxhd", "swf", "wav", "w64", "mp3", "aac", "flac", "ac3"),
@@ -45,7 +45,7 @@ def open_video(
     """
     # A relative path could be read as a protocol ("12:30.avi"); a file must not lead to another one or to the network.
     file = os.path.abspath(path)
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
     limit = {"max_pixels": str(max_pixels)}
     try:
         status = os.stat(file)

@@ -162,8 +162,8 @@ def shoulders(figure: Figure, pelvis_T3: np.ndarray, lean_T: np.ndarray) -> np.n
     return (pelvis_T3 + figure.torso * upwards(lean_T))[:, None] + sides_23
 
 
-def sway(rng: np.random.Generator, num_frames: int, amplitude: float) -> np.ndarray:
-    """A slow, smooth, random oscillation about 0, `T`."""
-    time_T = np.arange(num_frames) / num_frames
+def sway(rng: np.random.Generator, num_frames: int, amplitude: float, period: int | None = None) -> np.ndarray:
+    """A slow, smooth, random oscillation about 0, `T`; about one cycle in `period` frames (None: in all frames)."""
+    time_T = np.arange(num_frames) / (period or num_frames)
     waves = [np.sin(2 * np.pi * (rng.uniform(0.4, 1.6) * time_T + rng.random())) for _ in range(2)]
     return amplitude * (waves[0] + waves[1]) / 2

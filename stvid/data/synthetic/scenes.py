@@ -34,8 +34,13 @@ class Camera:
         return pixels, depth
 
 
-def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Renders a figure's motion in a random room: uint8 `T x size x size x 3`."""
+def render_scene(
+    figure: Figure, motion: Motion, rng: np.random.Generator, size: int, *, sway_period: int | None = None
+) -> np.ndarray:
+    """Renders a figure's motion in a random room: uint8 `T x size x size x 3`.
+
+    Camera and light sway about once in `sway_period` frames; None: once in the video.
+    """
     num_frames, full = len(motion.lean_T), SUPERSAMPLE * size
     body = joints(figure, motion)
     camera = _place_camera(body, motion, rng, full)
@@ -50,7 +55,8 @@ def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size:
         box = _faces(camera, motion.carried, motion.carried.centre)
         box_depth_T = camera.project(motion.carried.centre)[1]
     shadow_T2 = camera.project(motion.pelvis_T3 * np.array([1.0, 0.0, 1.0]))[0]
-    shake_T2 = np.stack([sway(rng, num_frames, 1.5 * SUPERSAMPLE) for _ in range(2)], axis=-1).round().astype(int)
+    shake = [sway(rng, num_frames, 1.5 * SUPERSAMPLE, sway_period) for _ in range(2)]
+    shake_T2 = np.stack(shake, axis=-1).round().astype(int)
 
     frames_THWC = np.empty((num_frames, size, size, 3), np.uint8)
     for t in range(num_frames):
@@ -65,7 +71,7 @@ def render_scene(figure: Figure, motion: Motion, rng: np.random.Generator, size:
         strokes.paint(pencil, t, after)
         left, top = MARGIN + shake_T2[t]
         frames_THWC[t] = np.asarray(canvas.crop((left, top, left + full, top + full)).reduce(SUPERSAMPLE))
-    return _light(frames_THWC, rng)
+    return _light(frames_THWC, rng, sway_period)
 
 
 def _place_camera(body: dict[str, np.ndarray], motion: Motion, rng: np.random.Generator, full: int) -> Camera:
@@ -202,13 +208,13 @@ def _paint_shadow(pencil: ImageDraw.ImageDraw, ground_2: np.ndarray, scale: floa
         pencil.ellipse((x - wide, y - high, x + wide, y + high), fill=(0, 0, 0, 60))
 
 
-def _light(frames_THWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _light(frames_THWC: np.ndarray, rng: np.random.Generator, sway_period: int | None) -> np.ndarray:
     """Adds uneven, slowly varying light and sensor noise."""
     num_frames, height, width, _ = frames_THWC.shape
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.15, 0.15), rng.uniform(-0.12, 0.05)
     gain_HW = rng.uniform(0.85, 1.1) * (1 + slope_x * x + slope_y * y) * (1 - 0.08 * (x**2 + y**2))
-    gain_T = (1 + sway(rng, num_frames, 0.05)).astype(np.float32)
+    gain_T = (1 + sway(rng, num_frames, 0.05, sway_period)).astype(np.float32)
     noise_THW = rng.standard_normal((num_frames, height, width), dtype=np.float32) * np.float32(rng.uniform(1.5, 4.5))
     lit_THWC = frames_THWC * (gain_T[:, None, None] * gain_HW.astype(np.float32))[..., None] + noise_THW[..., None]
     return np.clip(lit_THWC, 0, 255, out=lit_THWC).astype(np.uint8)

@@ -1,0 +1,85 @@
+"""A web server on this machine that sends endless video, and can be cut."""
+
+import contextlib
+import http.server
+import io
+import threading
+
+import av
+import numpy as np
+
+
+def mpegts(*, num_frames=50, fps=25, size=(48, 64)):
+    """Bytes of an MPEG-TS video: frame i is a grey picture of level `5 i mod 250`."""
+    out = io.BytesIO()
+    with av.open(out, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=fps)
+        stream.height, stream.width = size
+        stream.pix_fmt, stream.codec_context.gop_size, stream.codec_context.max_b_frames = "yuv420p", 10, 0
+        for i in range(num_frames):
+            picture = np.full((*size, 3), 5 * i % 250, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers paths with the functions in `answers`, which get the handler.
+
+    Attributes:
+        url: without the path.
+        requests: paths that were asked for.
+        stop: set it to end endless answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, answers):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers, self.requests, self.stop = answers, [], threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        with contextlib.suppress(ConnectionError):  # the other side has enough
+            self.server.answers[self.path](self)
+
+
+@contextlib.contextmanager
+def serving(**answers):
+    """Yields a `Server` whose path `/NAME` is answered by `NAME(handler)`."""
+    server = Server({f"/{name.replace('__', '.')}": answer for name, answer in answers.items()})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop.set()
+        server.shutdown()
+        server.server_close()
+
+
+def send(handler, content, *, kind="video/mp2t", with_length=True):
+    """A whole answer; without its length, the other side takes the end for a lost connection."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", kind)
+    if with_length:
+        handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def endless(content):
+    """An answer that repeats the content until the server stops."""
+
+    def answer(handler):
+        send(handler, content, with_length=False)
+        while not handler.server.stop.is_set():
+            handler.wfile.write(content)
+
+    return answer
