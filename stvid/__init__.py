@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stvid.cost.estimate import estimate
+    from stvid.deploy.segments import Segment
     from stvid.deploy.stream import Stream
+    from stvid.deploy.windows import Window
     from stvid.errors import InputError, VideoError
     from stvid.models.base import VideoModel
     from stvid.recognizer import Prediction, Recognizer, load
@@ -30,6 +32,8 @@ _MODULES = {
     "Recognizer": "stvid.recognizer",
     "Prediction": "stvid.recognizer",
     "Stream": "stvid.deploy.stream",
+    "Segment": "stvid.deploy.segments",
+    "Window": "stvid.deploy.windows",
     "read_frames": "stvid.video.reader",
     "probe": "stvid.video.probe",
     "VideoInfo": "stvid.video.types",
@@ -39,8 +43,8 @@ _MODULES = {
     "VideoError": "stvid.errors",
 }
 __all__ = [
-    "InputError", "Prediction", "Recognizer", "Stream", "VideoError", "VideoInfo", "VideoModel", "estimate", "load",
-    "probe", "read_frames",
+    "InputError", "Prediction", "Recognizer", "Segment", "Stream", "VideoError", "VideoInfo", "VideoModel", "Window",
+    "estimate", "load", "probe", "read_frames",
 ]  # fmt: skip
 
 

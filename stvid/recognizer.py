@@ -8,7 +8,7 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,10 @@ from torch import Tensor
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure
 from stvid.data.manifest import Item
+from stvid.deploy.segmentation import SegmentOptions, segment_video
+from stvid.deploy.segments import Segment
 from stvid.deploy.stream import Stream
+from stvid.deploy.windows import Window, classify_windows
 from stvid.errors import InputError, VideoError
 from stvid.inference import ModelRunner, batch_size_of, make_views
 from stvid.metrics import average_views
@@ -142,6 +145,71 @@ class Recognizer:
         logits_VK = torch.cat([self.runner(clips).cpu() for clips in sample["clips"].split(size)])
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return Prediction(path=path, class_names=self.class_names, probabilities=probabilities_NK[0].numpy())
+
+    def windows(
+        self, path: str | os.PathLike[str], *, window: float | None = None, hop: float | None = None
+    ) -> Iterator[Window]:
+        """Classifies overlapping parts of a video of any length, which is read once in constant memory.
+
+            for window in recognizer.windows("match.mp4", hop=0.5):
+                best = window.probabilities_K.argmax()
+                print(window.start, window.end, recognizer.class_names[best])
+
+        Args:
+            path: a video file, or a folder of images.
+            window: seconds of a window; None: one clip.
+            hop: seconds from one window to the next; None: a quarter of a window.
+
+        Yields:
+            Windows in order, as soon as they are classified. Each has the probabilities that `predict` gives for its
+            frames alone.
+
+        Raises:
+            VideoError: the file cannot be read. If it breaks on the way, the windows before come first.
+            InputError: see `stvid.deploy.window_plan.plan_windows`.
+        """
+        return classify_windows(self.trained, path, runner=self.runner, window=window, hop=hop)
+
+    def segments(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threshold: float | None = None,
+        window: float | None = None,
+        hop: float | None = None,
+        min_duration: float | None = None,
+    ) -> list[Segment]:
+        """Finds out what happens when in a video of any length.
+
+            import stvid
+
+            recognizer = stvid.load("RUN")
+            for segment in recognizer.segments("match.mp4", min_duration=1.0):
+                if segment.label != "unknown":
+                    print(f"{segment.start:.1f} to {segment.end:.1f} s: {segment.label} {segment.probability:.0%}")
+
+        Args:
+            path: a video file, or a folder of images.
+            threshold: least probability at which a class begins, in (0, 1]; None: that of `stvid evaluate --calibrate`,
+                or 0.5. It ends where its probability falls clearly below (see `stvid.deploy.segments.Hysteresis`), or
+                another class begins.
+            window, hop: see `windows`.
+            min_duration: seconds; shorter segments are merged with their neighbours. None: half a window.
+
+        Returns:
+            Segments from the first frame to the end of the last, without gaps. Times are seconds on the file's own
+            clock; the label is a class, or `unknown` where no class is sure enough.
+
+        Raises:
+            VideoError: the file cannot be read to its end.
+            InputError: see `windows`; a threshold or duration out of its range.
+        """
+        options = SegmentOptions(threshold=threshold, window=window, hop=hop, min_duration=min_duration)
+        info = probe(path, decode_all=False, max_pixels=self.trained.max_pixels)
+        result = segment_video(self.trained, path, info=info, runner=self.runner, options=options)
+        if result.error is not None:
+            raise result.error
+        return result.segments
 
     def stream(self, fps: float, *, hop: int | None = None) -> Stream:
         """Starts a stream, which takes one frame at a time and returns the class probabilities after each.

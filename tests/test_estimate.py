@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from stvid.clip import ClipSpec
 from stvid.cost.estimate import estimate
 from stvid.cost.report import bytes_text, count_text, layer_table, totals_text
 from stvid.errors import InputError
+from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.models.layers import checkpoint_stages
 from stvid.models.torchvision3d import TorchvisionVideoModel
 from stvid.preprocess import Preprocess
 
@@ -60,6 +63,35 @@ def test_resnet18_and_lstm_have_the_multiply_adds_of_the_formula():
     assert resnet18_macs(224) == 1_813_561_344  # 1.8 G, Table 1 of the paper, less the head
     by_hand = frames * resnet18_macs(224) + frames * 4 * hidden * (512 + hidden) + hidden * classes
     assert report.flops_forward == 2 * by_hand
+
+
+def test_a_frame_of_a_stream_costs_what_the_formula_says():
+    report = estimate(Conv3D(num_classes=8), (3, 16, 64, 64), batch_size=2)
+    steps = [16 * 3 * 27 * 32 * 32, 32 * 16 * 27 * 16 * 16, 64 * 32 * 27 * 8 * 8, 128 * 64 * 27 * 4 * 4]
+    by_hand = steps[0] + steps[1] / 2 + steps[2] / 4 + (steps[3] + 128 * 8) / 8  # strides of 1, 2, 2 and 2 in time
+    assert report.stream_macs == round(by_hand)
+    assert report.macs / report.stream_macs > 15.9  # against a clip of 16 frames for each
+    lstm = estimate(CNNLSTM(num_classes=400, encoder="resnet18", hidden_size=96), (3, 5, 64, 64), batch_size=2)
+    assert lstm.stream_macs == resnet18_macs(64) + 4 * 96 * (512 + 96) + 96 * 400
+    assert estimate(CNNLSTM(num_classes=4, bidirectional=True), (3, 5, 32, 32)).stream_macs is None
+    assert estimate(nn.Conv3d(3, 16, 3), (3, 10, 8, 8)).stream_macs is None
+
+
+@pytest.mark.parametrize("name", ["conv3d", "c3d", "mc3_18"])
+def test_a_frame_of_a_stream_costs_what_is_counted(name):
+    models = {"conv3d": Conv3D, "c3d": C3D}
+    model = models[name](num_classes=4) if name in models else TorchvisionVideoModel(num_classes=4, name=name)
+    state, frame = model.eval().start_stream(16), torch.zeros(1, 3, 16, 16)
+    with torch.no_grad():
+        for _ in range(state.network.first):
+            _, state = model.stream_step(frame, state)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for _ in range(state.network.period):
+            _, state = model.stream_step(frame, state)
+    checkpoint_stages(model)  # changes how the layers are called in training
+    report = estimate(model, (3, 16, 16, 16))
+    assert 2 * report.stream_macs == pytest.approx(counter.get_total_flops() / state.network.period, rel=1e-6)
+    assert f"; a frame of a stream: {count_text(2 * report.stream_macs)} FLOPs" in " ".join(repr(report).split())
 
 
 @pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,16 @@ import zipfile
 
 import pytest
 from conftest import ROOT
+
+from stvid.data.manifest import Item, Manifest
+from stvid.deploy.display import check_display
+from stvid.errors import InputError
+from stvid.exits import stop_on_signals
+from stvid.run.accelerator import GPU_FILES
+from stvid.run.config import compose_config
+from stvid.run.folder import RunFolder
+from stvid.run.start import save_run
+from stvid.run.stored import to_plain
 
 # torch cannot be imported here: a mistake that is found afterwards ends in another error
 WITHOUT_TORCH = """
@@ -88,8 +100,34 @@ MISTAKES = [  # words, and what the message says
     (["report", "RUN", "--out", "page.pdf"], "the page must end in .html"),
     (["report", "RUN", "--json", "x.json"], "only a comparison"),
     (["predict", "RUN", "/nowhere.mp4"], "/nowhere.mp4 does not exist"),
+    (["predict", "RUN", "TMP"], "TMP holds no video files and no folders of images"),
     (["predict", "RUN", "VIDEO", "--top", "0"], "--top (=0)"),
+    (["predict", "RUN", "TMP/*.mp4"], "matches nothing"),
+    (["predict", "RUN", "VIDEO", "--threshold", "1.5"], "--threshold (=1.5) must be above 0 and at most 1"),
+    (["predict", "RUN", "VIDEO", "--threshold", "nan"], "--threshold (=nan)"),
+    (["predict", "RUN", "VIDEO", "--window", "0"], "--window (=0) must be above 0 seconds"),
+    (["predict", "RUN", "VIDEO", "--hop", "inf"], "--hop (=inf) must be above 0 seconds"),
+    (["predict", "RUN", "VIDEO", "--min-duration", "-1"], "--min-duration (=-1) must be 0 or more seconds"),
+    (["predict", "RUN", "VIDEO", "--no-segments", "--srt", "x"], "--no-segments: --srt is about segments"),
+    (["predict", "RUN", "VIDEO", "--resume"], "--resume continues the list in --json; name it: --json F"),
+    (["predict", "RUN", "VIDEO", "--out", "VIDEO"], "would overwrite VIDEO, which is to be read"),
+    (["predict", "RUN", "VIDEO", "--csv", "VIDEO"], "would overwrite VIDEO, which is to be read"),
+    (["predict", "RUN", "VIDEO", "--srt", ""], "--srt has no value"),
+    (["predict", "RUN", "VIDEO", "--out", "x.gif"], "the video must end in .mp4"),
+    (["predict", "RUN", "CLASS", "VIDEO", "--out", "x.mp4"], "there are 2 videos, so it must be a folder"),
     (["predict", "VIDEO", "RUN"], "the run comes first: stvid predict RUN VIDEO"),
+    (["stream", "RUN", "/nowhere.mp4"], "/nowhere.mp4 does not exist"),
+    (["stream", "RUN", "gopher://host/x"], "gopher is no stream"),
+    (["stream", "RUN", "-"], "add --size WxH --fps F"),
+    (["stream", "RUN", "0", "--threshold", "1.5"], "--threshold (=1.5) must be above 0"),
+    (["stream", "RUN", "0", "--min-duration", "-1"], "--min-duration (=-1) must be 0 or more"),
+    (["stream", "RUN", "0", "--duration", "0"], "--duration (=0) must be above 0"),
+    (["stream", "RUN", "0", "--out", "x.avi"], "the recording must end in .mp4"),
+    (["stream", "RUN", "0", "--out", "VIDEO"], "exists already; name another file"),
+    (["stream", "RUN", "0", "--out", "/nowhere/x.mp4"], "there is no folder /nowhere"),
+    (["stream", "VIDEO", "RUN"], "the run comes first: stvid stream RUN VIDEO"),
+    (["stream", "/nowhere", "0"], "/nowhere does not exist"),
+    (["stream", "RUN", "0", "--jsonl"], "did you mean '--json'?"),
     (["check", "/nowhere"], "there is no such folder"),
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
@@ -139,6 +177,84 @@ TRAIN_MISTAKES = [
 ]
 
 
+TABLES = {  # name -> text; the videos a.mp4 to d.mp4 exist
+    "COLUMN.csv": "path,lable,split\na.mp4,run,train\n",
+    "TWICE.csv": "path,label,split,label\na.mp4,run,train,x\n",
+    "SPLIT.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,dev\nb.mp4,sit,tst\n",
+    "CASE.csv": "path,label,split\na.mp4,run,train\nb.mp4,Run,val\n",
+    "ABSENT.csv": "path,label,split\nx.mp4,run,train\ny.mp4,sit,train\ny.mp4,sit,val\n",
+    "FINE.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,train\nc.mp4,run,val\nd.mp4,sit,val\n",
+    "ONE.csv": "path,label\na.mp4,run\nb.mp4,sit\n",
+}
+WRONG_DATA = [  # for the commands that read a data set
+    (["HIGH"], "HIGH holds only one folder with videos, set, so there would be one class"),
+    (["data=folder", "data.root=HIGH"], "HIGH holds only one folder with videos, set"),
+    (["data.root=HIGH"], "(data=actions, the default) is rendered only into a folder of its own"),
+    (["data=ucf101", "data.root=HIGH"], "the official lists"),
+    (["data=kth", "data.root=HIGH"], "HIGH"),
+    (["COLUMN.csv"], "COLUMN.csv has the columns path, lable, split; missing: label"),
+    (["TWICE.csv"], "two columns named label"),
+    (["SPLIT.csv"], "SPLIT.csv, line 3: split is 'dev'"),
+    (["SPLIT.csv"], "SPLIT.csv, line 4: split is 'tst'"),
+    (["ONE.csv"], "too few for 3 splits"),
+]
+WRONG_TRAINING_DATA = [
+    (["CASE.csv"], "1 class name(s) are written in several ways"),
+    (["ABSENT.csv"], "none of the 3 videos exist, the first: TABLES/x.mp4"),
+    (["data=folder", "data.root=HIGH/set"], "too few for 3 splits"),
+    (["FINE.csv", "augment.flip_pairs=[[run,hop]]"], "names the class 'hop'; there is: run, sit"),
+    (["FINE.csv", "augment.flip_pairs=[5]"], "augment.flip_pairs (=[5]) must be pairs"),
+    (["trainer.accelerator=mps"], "trainer.accelerator (=mps): PyTorch finds no such device"),
+    (["resume=MOVED"], "2 of the 2 videos that MOVED trains on do not exist, the first: GONE/a.mp4. Moved? Go on with"),
+    (["resume=MOVED", "model=cnn_lstm"], "leave out model=cnn_lstm"),
+    (["resume=MOVED", "data.root=HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
+]
+OTHERS = [
+    (["prepare", "FINE.csv", "--out", "TABLES/copies"], "is in TABLES, the folder of the videos"),
+    (["prepare", "FINE.csv", "--out", "HIGH"], "HIGH contains other files, such as set. Name a new or an empty folder"),
+    (["evaluate", "MOVED"], "none of the 1 videos of MOVED/manifest.csv exists, the first: GONE/c.mp4. Moved? Go on"),
+    (["evaluate", "MOVED", "--data-root", "HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
+    (["evaluate", "MOVED", "--manifest", "COLUMN.csv"], "missing: label"),
+    (["report", "MOVED", "--data-root", "/nowhere"], "--data-root /nowhere does not exist"),
+]
+
+
+def make_moved_run(folder, gone):
+    """A run whose videos are in a folder that does not exist."""
+    items = [Item(path=f"{gone}/{name}.mp4", label=label, split=split) for name, label, split in MOVED_ITEMS]
+    config = to_plain(compose_config(["data=folder", f"data.root={gone}"])) | {"class_names": ["run", "sit"]}
+    (folder / "checkpoints").mkdir(parents=True)
+    save_run(RunFolder(folder), config, Manifest(items=tuple(items), class_names=("run", "sit")))
+    with zipfile.ZipFile(folder / "checkpoints" / "best.ckpt", "w") as file:
+        file.writestr("archive/data.pkl", b"")
+
+
+MOVED_ITEMS = [("a", "run", "train"), ("b", "sit", "val"), ("c", "sit", "test")]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="may have an accelerator mps")
+def test_mistakes_in_data_are_told_before_torch_is_imported(tmp_path):
+    for name in (
+        *(f"tables/{n}.mp4" for n in "abcd"),
+        *(f"high/set/{c}/{i}.mp4" for c in ("run", "sit") for i in range(2)),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    names = {name: str(tmp_path / name.lower()) for name in ("HIGH", "MOVED", "GONE", "TABLES")}
+    for name, text in TABLES.items():
+        names[name] = str(tmp_path / "tables" / name)
+        (tmp_path / "tables" / name).write_text(text)
+    make_moved_run(tmp_path / "moved", tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    programs = {("check",): 99, ("train",): 99, ("train.py",): 2, ("prepare", "--out", str(tmp_path / "out")): 2}
+    cases = [([*program, *words], text) for program, most in programs.items() for words, text in WRONG_DATA[:most]]
+    cases += [(["train", *words], text) for words, text in WRONG_TRAINING_DATA]
+    if not any(map(glob.glob, GPU_FILES)) and not shutil.which("nvidia-modprobe"):
+        cases.append((["train", "trainer=gpu"], "trainer.accelerator (=gpu): PyTorch finds no such device"))
+    assert_mistakes(cases + OTHERS, names)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     run, video = tmp_path / "run", tmp_path / "clip.mp4"
     (run / "checkpoints" / "x").mkdir(parents=True)
@@ -152,14 +268,20 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
     names["CLASS"] = str(tmp_path / "wave")
 
+    cases = MISTAKES + [
+        ([program, *words], text) for program in ("train.py", "train") for words, text in TRAIN_MISTAKES
+    ]
+    assert_mistakes(cases, names)
+
+
+def assert_mistakes(cases, names):
+    """Each command ends with exit code 2 and its message, without torch; names are replaced by their paths."""
+
     def filled(text):
         for name, path in names.items():
             text = text.replace(name, path)
         return text
 
-    cases = MISTAKES + [
-        ([program, *words], text) for program in ("train.py", "train") for words, text in TRAIN_MISTAKES
-    ]
     cases = [([filled(word) for word in words], filled(text)) for words, text in cases]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH],
@@ -264,3 +386,36 @@ def test_ctrl_c_during_the_imports_ends_with_one_line(words):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_that_only_signals_end_is_told_to_stop(number):
+    before = signal.getsignal(number)
+    with stop_on_signals() as stopped:
+        assert not stopped.is_set()
+        signal.raise_signal(number)
+        assert stopped.is_set()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_a_second_ctrl_c_interrupts_and_an_ignored_one_stays_ignored():
+    with stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stopped:
+            signal.raise_signal(signal.SIGINT)
+            assert not stopped.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_without_a_display_a_window_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(InputError, match="--show: (there is no display|this Python has no Tk)"):
+        check_display()

@@ -54,7 +54,7 @@ def test_a_source_that_is_faster_than_it_states_is_thinned():
 
 def test_a_source_that_is_slower_than_it_states_is_repeated():
     counts = given(Pace(30), [i / 10 for i in range(300)], cost=0.001)
-    assert counts[40:] == [3] * 260
+    assert counts[120:] == [3] * 180
 
 
 def test_the_model_starts_anew_after_a_long_gap():

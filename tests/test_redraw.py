@@ -240,6 +240,30 @@ def test_encoded_sound_is_in_sync(tmp_path, name, gap, delay):
     assert loud.max() == pytest.approx(1.51 + delay, abs=0.003)
 
 
+@pytest.mark.parametrize("sound", ["aac", "mp2"])
+def test_joined_recordings_whose_clock_starts_again_go_on(tmp_path, sound):
+    part = remux(write_video(tmp_path / "video.mp4", num_frames=25), tmp_path / "part.ts", sound=sound)
+    source = tmp_path / "joined.ts"
+    source.write_bytes(2 * part.read_bytes())
+    target = redrawn(source)
+    assert [number_of(picture) for picture in decoded(target)] == 2 * list(range(25))
+    times_of_sound = [float(time) for time, _ in packets(target)]
+    assert len(times_of_sound) == len(packets(source)) == 2 * len(packets(part))
+    assert times_of_sound == sorted(times_of_sound)
+    assert times_of_sound[-1] == pytest.approx(float(times(target)[-1]), abs=0.1)
+
+
+def test_damaged_sound_is_left_out(tmp_path):
+    source = remux(write_video(tmp_path / "video.mp4", num_frames=25), tmp_path / "video.ts", sound="aac")
+    content, heads = source.read_bytes(), []
+    while (place := content.find(b"\xff\xf1", heads[-1] + 1 if heads else 0)) >= 0:  # of AAC packets in MPEG-TS
+        heads.append(place)
+    source.write_bytes(bytes(0 if place in heads[10:20:3] else byte for place, byte in enumerate(content)))
+    target = redrawn(source)
+    assert [number_of(picture) for picture in decoded(target)] == list(range(25))
+    assert 20 < len(packets(target)) < len(packets(source))
+
+
 def test_sound_without_a_decoder_is_left_out_with_a_word(tmp_path, caplog):
     source = remux(write_video(tmp_path / "source.mp4", num_frames=20), tmp_path / "video.mp4", sound="aac")
     source.write_bytes(source.read_bytes().replace(b"mp4a", b"zzzz").replace(b"esds", b"xxxx"))

@@ -108,6 +108,13 @@ def test_another_class_takes_over_when_it_is_sure():
     assert [hysteresis.update(np.array(vector)) for vector in vectors] == [0, 0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9, 0.9995])
+def test_a_class_ends_below_two_thirds_of_the_odds_of_the_threshold(threshold):
+    lower = Hysteresis(threshold).lower
+    assert lower / (1 - lower) == pytest.approx(2 / 3 * threshold / (1 - threshold))
+    assert Hysteresis(1.0).lower == 1.0
+
+
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1])
 def test_an_impossible_threshold_is_refused(threshold):
     with pytest.raises(ValueError, match="above 0 and at most 1"):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,8 +102,9 @@ def test_the_screen_has_a_line_for_each_change_and_a_summary(run_folder, video):
     changes = [entry for entry in lines(stream(run_folder, video, "--json")) if entry["event"] == "label"]
     assert done.returncode == 0, done.stderr
     shown = done.stdout.splitlines()
-    assert "48 x 48 pixels, 12 frames/s" in shown[0]
-    assert [line.split()[1] for line in shown[1:-1]] == [entry["class"] for entry in changes]
+    assert shown[0].startswith("threshold 0.5 (the default")
+    assert "48 x 48 pixels, 12 frames/s" in shown[1]
+    assert [line.split()[1] for line in shown[2:-1]] == [entry["class"] for entry in changes]
     assert "latency" in shown[-1]
 
 
@@ -215,3 +217,17 @@ def test_a_closed_output_ends_the_stream_quietly(run_folder, video):
         assert running.wait(120) == 1
     assert "Traceback" not in errors
     assert "latency" in errors
+
+
+def test_the_documented_consumer_reads_the_lines():
+    text = (ROOT / "docs" / "using.md").read_text(encoding="utf-8").split("## Another program")[1]
+    program = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1]
+    entries = [("label", "unknown", 1.0, 25), ("label", "walk", 2.5, 25), ("second", "walk", 3.0, 25)]
+    entries += [("second", "walk", 4.0, 0), ("label", "sit", 5.25, 25), ("label", "unknown", 9.0, 25)]
+    given = "".join(
+        json.dumps({"event": event, "class": name, "time": seconds, "fps": fps}) + "\n"
+        for event, name, seconds, fps in entries
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["no frames at 4 s", "walk: 2.8 s, from 2.5 s on", "sit: 3.8 s, from 5.2 s on"]

@@ -13,13 +13,15 @@ from stvid.clip import ClipSpec
 from stvid.data import sampling
 from stvid.data.manifest import Item
 from stvid.deploy import windows
-from stvid.deploy.windows import VideoViews, classify_windows, plan_windows, read_ahead
+from stvid.deploy.window_plan import plan_windows
+from stvid.deploy.windows import VideoViews, classify_windows, read_ahead
 from stvid.errors import InputError, VideoError
 from stvid.inference import ModelRunner, classify
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.recognizer import Recognizer
 from stvid.run.checkpoint import TrainedModel
+from stvid.video import playback
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 
@@ -158,12 +160,15 @@ def test_impossible_windows_are_refused(tmp_path, changes, options, message):
 
 
 @pytest.mark.parametrize("num_crops", [1, 3])
-def test_the_views_of_the_evaluation_come_from_the_same_pass(tmp_path, num_crops):
+def test_the_views_of_the_evaluation_come_from_the_same_pass(tmp_path, num_crops, monkeypatch):
     run = trained(tmp_path, num_clips=2, num_crops=num_crops)
     path = write_video(tmp_path / "video.mp4", bframes=2)
     info = probe(path)
     views = VideoViews(run, info)
+    frames, decode = [], playback.decode
+    monkeypatch.setattr(playback, "decode", lambda *args: (frames.append(1) or frame for frame in decode(*args)))
     list(classify_windows(run, path, info=info, views=views))
+    assert len(frames) == info.num_frames
     expected = classify(run, [Item(path=str(path), label="", split="test")], num_workers=0, device=CPU, progress=False)
     actual = views.classify(ModelRunner(run, device=CPU))
     np.testing.assert_allclose(actual, expected.probabilities_NK[0], atol=1e-5)

@@ -1,5 +1,6 @@
 """The writer: what goes in comes out, whole or not at all."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -90,3 +91,10 @@ def test_frames_that_cannot_be_encoded_are_refused_with_what_was_found(tmp_path,
 def test_fps_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match=r"fps \(=0\)"):
         write_video(tmp_path / "video.mp4", smooth_frames(2), fps=0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of Unix")
+def test_a_name_that_looks_like_a_protocol_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("12:30.mp4", smooth_frames(3), fps=25)
+    assert len(decode(tmp_path / "12:30.mp4")) == 3

@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from stvid.commands.predict_arguments import find_predict_mistakes
+from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
+from stvid.data.prepare_plan import check_output
 from stvid.deploy.display import check_display
 from stvid.errors import InputError, raise_mistakes
+from stvid.evaluation.split_check import check_table
 from stvid.files import why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
 from stvid.video.sources import check_source
@@ -52,21 +55,29 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 def _check_data_set(options: argparse.Namespace) -> None:
     from stvid.run.config import compose_config, hydra_errors_as_input_errors  # other commands do without Hydra
+    from stvid.run.data_set import read_manifest_early
     from stvid.run.overrides import to_overrides
 
     options.overrides = to_overrides(options.overrides)
     with hydra_errors_as_input_errors():
-        compose_config(options.overrides, needs_data=options.command != "cost")
+        config = compose_config(options.overrides, needs_data=options.command != "cost")
+        if options.command != "cost":
+            options.data_set = read_manifest_early(config)
 
 
 def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
-    for name, (low, high) in PREPARE_LIMITS.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            yield f"--{name.replace('_', '-')}: {name} (={value}) must be between {low} and {high}"
+    encoding = {name: getattr(options, name) for name in PREPARE_LIMITS}
+    mistakes = [
+        f"--{name.replace('_', '-')}: {name} (={encoding[name]}) must be between {low} and {high}"
+        for name, (low, high) in PREPARE_LIMITS.items()
+        if not low <= encoding[name] <= high
+    ]
     if not options.out:
-        yield "--out has no value; name a folder"
+        mistakes.append("--out has no value; name a folder")
+    yield from mistakes
     _check_data_set(options)
+    if options.data_set is not None and not mistakes:
+        check_output(options.data_set, Path(options.out), encoding)
 
 
 def _check_cost(options: argparse.Namespace) -> Iterable[str]:
@@ -93,13 +104,15 @@ def _check_evaluate(options: argparse.Namespace) -> Iterable[str]:
     yield from _workers(options)
     if options.processes < 1:
         yield f"--processes (={options.processes}) must be at least 1"
-    if options.manifest is not None:
-        path = Path(options.manifest).expanduser()
-        if path.is_dir():
-            yield f"--manifest {path} is a folder; name a CSV table path,label,split"
-        elif not path.is_file():
-            yield f"--manifest {path} does not exist; name a CSV table path,label,split"
+    has_table = options.manifest is None or (path := Path(options.manifest).expanduser()).is_file()
+    if not has_table:
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        yield f"--manifest {path} {problem}; name a CSV table path,label,split"
     _check_runs(options.runs)
+    folder = RunFolder.of(options.runs[0])
+    is_one_run = len(options.runs) == 1 and not folder.is_sweep  # the runs of a sweep are looked at later
+    if is_one_run and has_table and options.split in SPLITS:
+        check_table(folder, options.split, manifest=options.manifest, data_root=options.data_root)
 
 
 def _check_report(options: argparse.Namespace) -> Iterable[str]:
@@ -108,23 +121,25 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
     if options.json and len(options.runs) == 1:
         yield f"--json {options.json}: only a comparison of several runs is written there; this is one run"
     check_runs_exist(options.runs)
+    if options.data_root:
+        resolve_folder(options.data_root, key="--data-root")
     if len(options.runs) == 1:
         options.evaluation = evaluation_of(options.runs[0], options.split)
 
 
 def _check_predict(options: argparse.Namespace) -> Iterable[str]:
+    _check_is_no_video("predict", options.run, options.sources)
     yield from find_predict_mistakes(options)
     yield from _workers(options)
-    _check_run_first("predict", options.run, options.sources)
+    _check_runs([options.run])
 
 
-def _check_run_first(verb: str, run: str, sources: Sequence[str]) -> None:
-    """The run exists, and is not a video that was named in its place."""
+def _check_is_no_video(verb: str, run: str, sources: Sequence[str]) -> None:
+    """Raises InputError for a video that was named in the place of the run."""
     if Path(run).is_file() and VIDEO.fullmatch(Path(run).name):
         runs = [source for source in sources if Path(source).is_dir()]
         command = shlex.join(["stvid", verb, *(runs[:1] or ["RUN"]), run])
         raise InputError(f"{run} is a video; the run comes first: {command}")
-    _check_runs([run])
 
 
 def _check_stream(options: argparse.Namespace) -> Iterable[str]:
@@ -141,7 +156,8 @@ def _check_stream(options: argparse.Namespace) -> Iterable[str]:
         yield from _recording(Path(options.out))
     if options.show:
         check_display()
-    _check_run_first("stream", options.run, [options.source])
+    _check_is_no_video("stream", options.run, [options.source])
+    _check_runs([options.run])
 
 
 def _recording(path: Path) -> Iterable[str]:

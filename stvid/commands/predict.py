@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stvid.data.dataset import Failure
 from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item
+from stvid.deploy.annotate import annotate
 from stvid.deploy.inputs import EACH, Source, output_files
 from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry
 from stvid.deploy.segmentation import (
@@ -22,6 +22,7 @@ from stvid.deploy.segmentation import (
     segment_video,
 )
 from stvid.deploy.subtitles import subtitles, write_subtitles
+from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import UNREADABLE, VideoError
@@ -32,7 +33,6 @@ from stvid.terminal import aligned, show, visible
 from stvid.video.playback import clock_start
 from stvid.video.types import VideoInfo
 
-log = logging.getLogger(__name__)
 LONG = 4  # clips; longer videos are divided into segments
 
 
@@ -41,12 +41,14 @@ def run(options: argparse.Namespace) -> None:
     trained = load_checkpoint(options.run, trust=options.trust)
     check_classes(options.background, trained.class_names, option="--background")
     batch = Batch(trained, options)
+    num_failed = 0
     try:
         for entry in batch.predict():
             show(entry_text(entry))
+            num_failed += "error" in entry
     finally:  # also after Ctrl-C
         batch.files.write()
-    if any("error" in entry for entry in batch.files.entries.values()):
+    if num_failed:
         raise SystemExit(1)
 
 
@@ -64,61 +66,61 @@ class Batch:
         self.segment_options = SegmentOptions(
             threshold=options.threshold, window=options.window, hop=options.hop, min_duration=options.min_duration
         )
-        self.files = PredictionFiles([source.path for source in self.sources], json=options.json, csv=options.csv)
+        paths = [source.path for source in self.sources]
+        self.files = PredictionFiles(paths, json=options.json, csv=options.csv, resume=options.resume)
         self.outputs: dict[Path, dict[str, Path]] = {source.path: {} for source in self.sources}  # option -> file
         for option, ending in EACH.items():
             if (target := getattr(options, option)) is not None:
                 for source, file in zip(self.sources, output_files(target, self.sources, ending=ending), strict=True):
                     self.outputs[source.path][option] = file
+        self.fingerprints = {path: self._fingerprint(path) for path in paths}
 
     def predict(self) -> Iterator[dict]:
         """Yields the entry of each video, as soon as it is done; see `make_entry`."""
-        self.fingerprints = {source.path: self._fingerprint(source.path) for source in self.sources}
         paths = [source.path for source in self.sources if not self._is_finished(source.path)]
         if len(paths) < len(self.sources):
             show(f"{len(self.sources) - len(paths)} of {len(self.sources)} videos were finished before (--resume)")
         items = [Item(path=str(path.absolute()), label="", split="test") for path in paths]
         workers = resolve_workers(self.options.workers)
-        infos = probe_items(
+        results = probe_items(
             items, num_workers=workers, cache=None, decode_all=False, max_pixels=self.trained.max_pixels
         )
-        readable = [(path, info) for path, info in zip(paths, infos, strict=True) if isinstance(info, VideoInfo)]
-        for path, info in zip(paths, infos, strict=True):
-            if isinstance(info, VideoError):
-                yield self._failed(path, info.reason)
-        long = [path for path, info in readable if self._is_long(info)]
-        self._announce(dict(readable), long)
-        self.runner = ModelRunner(self.trained)
-        yield from self._predict_short([(path, info) for path, info in readable if path not in set(long)], workers)
-        for path, info in readable:
-            if path in set(long):
-                yield self._segment(path, info)
+        probed = dict(zip(paths, results, strict=True))
+        infos = {path: result for path, result in probed.items() if isinstance(result, VideoInfo)}
+        long = {path: info for path, info in infos.items() if self._is_long(info)}
+        for path, info in long.items():  # a mistake is told before hours of work
+            plan_windows(self.trained, info, path=path, window=self.options.window, hop=self.options.hop)
+        self._announce(infos, long)
+        for path, result in probed.items():
+            if isinstance(result, VideoError):
+                yield self._failed(path, result.reason)
+        runner = ModelRunner(self.trained)
+        short = [(path, info) for path, info in infos.items() if path not in long]
+        if short:
+            yield from self._predict_short(short, runner, workers)
+        for path, info in long.items():
+            yield self._segment(path, info, runner)
 
     def _fingerprint(self, path: Path) -> str:
         options, segments = self.options, self.segment_options
         threshold, _ = resolve_threshold(self.trained, options.threshold)
         limits = (segments.window, segments.hop, segments.min_duration)
-        return fingerprint_of(path, self.trained, [options.top, options.segments, threshold, *limits])
+        return fingerprint_of(
+            path, self.trained, [options.top, options.segments, threshold, *limits, *sorted(options.background)]
+        )
 
     def _is_finished(self, path: Path) -> bool:
-        """With --resume, whether the JSON file has this video; then its entry is kept."""
-        if not self.options.resume:
-            return False
-        if not hasattr(self, "finished"):
-            self.finished = self.files.read_finished()
-        entry = self.finished.get(str(path.absolute()))
-        is_same = entry is not None and self.fingerprints[path] and entry.get("fingerprint") == self.fingerprints[path]
-        if not is_same or not all(file.exists() for file in self.outputs[path].values()):
-            return False
-        self.files.add({**entry, "path": str(path)})
-        return True
+        """With --resume, whether this video, its file and these settings have been done before."""
+        return self.files.is_finished(path, self.fingerprints[path]) and all(
+            file.exists() for file in self.outputs[path].values()
+        )
 
     def _is_long(self, info: VideoInfo) -> bool:
         if self.options.segments is not None:
             return self.options.segments
         return num_clips_in(self.trained, info) > LONG
 
-    def _announce(self, infos: Mapping[Path, VideoInfo], long: Sequence[Path]) -> None:
+    def _announce(self, infos: Mapping[Path, VideoInfo], long: Collection[Path]) -> None:
         """Says which videos are divided into segments, and which are shorter than a clip."""
         if long:
             reason = "" if self.options.segments else f", because they are longer than {LONG} clips (--no-segments)"
@@ -139,12 +141,12 @@ class Batch:
     def _failed(self, path: Path, reason: str) -> dict:
         return self._done(path, {"path": str(path), "top": [], "error": reason})
 
-    def _predict_short(self, videos: Sequence[tuple[Path, VideoInfo]], workers: int) -> Iterator[dict]:
-        if not videos:
-            return
+    def _predict_short(
+        self, videos: Sequence[tuple[Path, VideoInfo]], runner: ModelRunner, workers: int
+    ) -> Iterator[dict]:
         items = [Item(path=str(path.absolute()), label="", split="test") for path, _ in videos]
         infos = [info for _, info in videos]
-        results = classify_each(self.trained, items, infos, runner=self.runner, num_workers=workers)
+        results = classify_each(self.trained, items, infos, runner=runner, num_workers=workers)
         with Bar("reading and classifying", total=len(items), unit="videos", shown=len(items) > 20) as bar:
             for number, result in results:
                 path, info = videos[number]
@@ -155,15 +157,15 @@ class Batch:
                     names, top = self.trained.class_names, self.options.top
                     yield self._done(path, make_entry(path, info, result.numpy(), names, top=top))
 
-    def _segment(self, path: Path, info: VideoInfo) -> dict:
+    def _segment(self, path: Path, info: VideoInfo, runner: ModelRunner) -> dict:
         try:
             with RealTimeBar(path, info) as bar:
                 result = segment_video(
-                    self.trained, path, info=info, runner=self.runner, options=self.segment_options, on_window=bar.move
+                    self.trained, path, info=info, runner=runner, options=self.segment_options, on_window=bar.move
                 )
+            self._write_outputs(path, info, result)
         except VideoError as error:
             return self._failed(path, error.reason)
-        self._write_outputs(path, info, result)
         entry = make_entry(
             path,
             info,
@@ -182,6 +184,23 @@ class Batch:
                 offset = clock_start(path, max_pixels=self.trained.max_pixels)
                 background = self.options.background
                 write_subtitles(file, subtitles(result.segments, kind=option, offset=offset, background=background))
+            elif result.error is None:
+                self._annotate(path, file, info, result)
+            else:
+                show(f"{visible(file)} was not written: {visible(path)} could not be read to its end")
+
+    def _annotate(self, path: Path, file: Path, info: VideoInfo, result: VideoSegments) -> None:
+        with Bar(f"writing {file.name}", total=info.num_frames, unit="frames") as bar:
+            annotate(
+                path,
+                file,
+                segments=result.segments,
+                class_names=self.trained.class_names,
+                info=info,
+                windows=result.windows,
+                max_pixels=self.trained.max_pixels,
+                advance=bar.advance,
+            )
 
 
 class RealTimeBar:

@@ -9,7 +9,7 @@ import sys
 
 from stvid.commands.stream_output import JsonLines, Pictures, Screen
 from stvid.deploy.live import LiveRecognition, SteadyLabel
-from stvid.deploy.segments import DEFAULT_THRESHOLD
+from stvid.deploy.segmentation import resolve_threshold
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import InputError, nearest
 from stvid.exits import ConsoleHandler, stop_on_signals
@@ -23,10 +23,14 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         _log_to_stderr()
     limit_cpu_threads(default_device().type)
-    live = _recognition(options, load_checkpoint(options.run, trust=options.trust))
+    trained = load_checkpoint(options.run, trust=options.trust)
+    threshold, origin = resolve_threshold(trained, options.threshold)
+    live = _recognition(options, trained, threshold)
+    text = sys.stderr if options.json else sys.stdout
+    show(f"threshold {threshold:g} ({origin})", file=text, flush=True)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
-        stack.callback(lambda: show(summary(live), file=sys.stderr if options.json else sys.stdout))
+        stack.callback(lambda: show(summary(live), file=text))
         pictures = stack.enter_context(Pictures(live, out=options.out, title=options.source if options.show else None))
         printer = JsonLines(live) if options.json else stack.enter_context(Screen(live))
         events = stack.enter_context(contextlib.closing(live.events()))
@@ -45,13 +49,13 @@ def _log_to_stderr() -> None:
             handler.setStream(sys.stderr)
 
 
-def _recognition(options: argparse.Namespace, trained: TrainedModel) -> LiveRecognition:
+def _recognition(options: argparse.Namespace, trained: TrainedModel, threshold: float) -> LiveRecognition:
     for name in options.background:
         if name not in trained.class_names:
             raise InputError(f"--background {name}: the model has no such class{nearest(name, trained.class_names)}")
     label = SteadyLabel(
         trained.class_names,
-        threshold=DEFAULT_THRESHOLD if options.threshold is None else options.threshold,
+        threshold=threshold,
         min_duration=options.min_duration,
         background=options.background,
     )

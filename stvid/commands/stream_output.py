@@ -120,6 +120,8 @@ class Pictures:
         self.display = None if title is None else Display(visible(title))
         self.colours = class_colours(live.trained.class_names)
         self.overlay: Overlay | None = None
+        if out is not None or title is not None:
+            Overlay(64, 64, colours=self.colours)  # loads the font, so that no frame waits for that
         self.size = (0, 0)
         self.files = ExitStack()
         self.record: Callable[[np.ndarray, float], None] | None = None

@@ -74,13 +74,14 @@ def estimate(
         sample_shape = (input_shape[1], input_shape[0], *input_shape[2:])
     try:
         step = simulation.training_step((batch_size, *sample_shape), optimizer)
+        stream_macs = simulation.stream_macs((input_shape[0], *input_shape[2:]), step, batch_size)
         sample_peak, batch_peak = (simulation.inference_peak((size, *sample_shape)) for size in (1, batch_size))
     except NEEDS_VALUES as error:
         raise InputError(
             f"the cost of {type(model).__name__} cannot be estimated: {error} needs the values in a tensor, "
             "and a simulation has none"
         ) from error
-    return _report(simulation, input_shape, batch_size, step, (sample_peak, batch_peak), ema)
+    return _report(simulation, input_shape, batch_size, step, (sample_peak, batch_peak), stream_macs, ema)
 
 
 def _report(
@@ -89,6 +90,7 @@ def _report(
     batch_size: int,
     step: TrainingStep,
     inference_peaks: tuple[int, int],
+    stream_macs: int | None,
     ema: bool,
 ) -> CostReport:
     simulated = simulation.model
@@ -113,6 +115,7 @@ def _report(
         macs=macs,
         flops_forward=2 * macs,
         flops_train_step=2 * step.macs // batch_size,
+        stream_macs=stream_macs,
         layers=layers,
     )
 

@@ -71,6 +71,8 @@ class CostReport:
         flops_train_step: forward and backward for one clip, counted as they run. A layer's backward pass has twice the
             FLOPs of its forward pass (gradients of input and weights); the first layer needs no gradient of its input,
             a frozen part no gradient at all, and recomputed layers count again.
+        stream_macs: multiply-adds for a frame of a stream, on average over the strides in time, of a model that takes
+            single frames; None for other models, which read a stream in clips.
         layers: in the order they compute.
     """
 
@@ -90,6 +92,7 @@ class CostReport:
     macs: int
     flops_forward: int
     flops_train_step: int
+    stream_macs: int | None
     layers: tuple[LayerCost, ...]
 
     def __repr__(self) -> str:
@@ -139,6 +142,7 @@ def totals_text(report: CostReport) -> str:
     clips = f"{report.batch_size} clip{'s' if report.batch_size > 1 else ''}"
     trained = "" if report.trainable_parameters == report.parameters else f", {report.trainable_parameters:,} trainable"
     activations = report.activation_bytes
+    stream = "" if report.stream_macs is None else f"; a frame of a stream: {count_text(2 * report.stream_macs)} FLOPs"
     paragraphs = {
         "parameters": f"{report.parameters:,}{trained}",
         "model": f"{bytes_text(report.model_bytes)}; in training, with gradients and optimizer, "
@@ -149,7 +153,7 @@ def totals_text(report: CostReport) -> str:
         f"one clip, {bytes_text(report.peak_inference_batch_bytes)} for {clips}",
         "compute": f"{count_text(report.macs)} multiply-adds = {count_text(report.flops_forward)} FLOPs for one clip; "
         f"a training step: {count_text(report.flops_train_step)} FLOPs for one clip, "
-        f"{count_text(report.flops_train_step * report.batch_size)} for {clips}",
+        f"{count_text(report.flops_train_step * report.batch_size)} for {clips}{stream}",
     }
     return "\n".join(paragraph(name, text) for name, text in paragraphs.items())
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from torch._subclasses.fake_tensor import (
 from torch.optim import Optimizer
 
 from stvid.cost.memory_tracker import INPUT, STATE, MemoryTracker
+from stvid.models.base import VideoModel
+from stvid.models.continual import ContinualModel, ContinualNetwork
 from stvid.preprocess import ModuleT, Preprocess, run_model
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # the same as in stvid.preprocess.channels_last
@@ -93,6 +96,28 @@ class Simulation:
             tracker.reset_peak()
             self._forward(tracker, self._batch(batch_shape, tracker))
         return tracker.peak
+
+    def stream_macs(self, frame_shape: tuple[int, ...], step: TrainingStep, batch_size: int) -> int | None:
+        """Multiply-adds for a frame of a stream, on average; None for a model that reads no streams.
+
+        Args:
+            frame_shape: `C x H x W`.
+            step: of this model, with the multiply-adds of clips: a layer of a continual network has as many for each of
+                its steps as in a clip.
+            batch_size: of `step`.
+        """
+        model = self.model.eval()
+        if not isinstance(model, VideoModel) or not model.supports_streaming:
+            return None
+        with self.mode, self._tracker() as tracker, torch.no_grad(), self._autocast():
+            state = model.start_stream(None)
+            if isinstance(model, ContinualModel):
+                return _continual_macs(state.network, self.names, step) // batch_size
+            frame = torch.empty(1, *frame_shape)
+            _, state = model.stream_step(frame, state)
+            tracker.macs.clear()
+            model.stream_step(frame, state)
+        return sum(tracker.macs.values())
 
     def training_step(
         self, batch_shape: tuple[int, ...], make_optimizer: Callable[[nn.Module], Optimizer]
@@ -192,6 +217,18 @@ class Simulation:
         for group in optimizer.param_groups:
             if self.device == "cuda" and group.get("foreach", False) is None and not group.get("fused"):
                 group["foreach"] = True
+
+
+def _continual_macs(network: ContinualNetwork, names: Mapping[nn.Module, str], step: TrainingStep) -> int:
+    """Multiply-adds of a batch for a frame of a stream: those of a clip by the rate of steps of each layer."""
+    frames_per_step = {names[layer]: stride for layer, stride in network.strides.items()}
+    macs = Fraction(0)
+    for name, macs_of_clip in step.forward_macs.items():
+        if name in frames_per_step:  # its output is C x T x H x W
+            macs += Fraction(macs_of_clip, step.outputs[name].shape[1] * frames_per_step[name])
+        else:  # after the pooling over time
+            macs += Fraction(macs_of_clip, network.period)
+    return round(macs)
 
 
 def _fake_copy(model: ModuleT, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> ModuleT:

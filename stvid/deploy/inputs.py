@@ -114,7 +114,8 @@ def find_output_mistakes(
         single: option -> the file to write.
         each: option, one of `EACH` -> the file, or the folder for several sources.
     """
-    inputs = {os.path.realpath(path): str(path) for path in (*words, *(source.path for source in sources))}
+    read = [*map(Path, words), *(source.path for source in sources)]
+    inputs = {_identity(path): str(path) for path in read}
     taken: dict[str, str] = {}
     for option, target in single.items():
         yield from _mistakes_of(Path(target), f"--{option} {target}", f"--{option}", inputs, taken)
@@ -132,13 +133,21 @@ def find_output_mistakes(
         yield from _folder_mistakes(f"--{option} {target}", files[0].parent if len(files) == 1 else Path(target))
 
 
-def _mistakes_of(file: Path, said: str, origin: str, inputs: Mapping[str, str], taken: dict[str, str]) -> Iterator[str]:
-    real = os.path.realpath(file)
-    if real in inputs:
-        yield f"{said} would overwrite {inputs[real]}, which is to be read; name another file"
-    other = taken.setdefault(real.casefold(), origin)  # many file systems do not distinguish case
+def _mistakes_of(file: Path, said: str, origin: str, inputs: Mapping, taken: dict[str, str]) -> Iterator[str]:
+    if (read := inputs.get(_identity(file))) is not None:
+        yield f"{said} would overwrite {read}, which is to be read; name another file"
+    other = taken.setdefault(os.path.realpath(file).casefold(), origin)  # many file systems do not distinguish case
     if other != origin:
         yield f"{said}: {other} and {origin} would both be written to {file}; predict them one after the other"
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """Equal for two names of one file, also through links."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _folder_mistakes(said: str, folder: Path) -> Iterator[str]:

@@ -6,9 +6,10 @@ K classes   C channels   H, W height and width
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from stvid.run.checkpoint import TrainedModel
 from stvid.video.live import LiveSource
 
 DEFAULT_FPS = 25.0  # of a source that states no rate
+MAX_WAITING = 32  # frames that wait while a model reads a window
 WARM_UP = 256  # frames after which the model is warm, with or without an answer
 HEARTBEAT = 0.5  # seconds: without frames, an event comes this often
 RECENT = 5.0  # seconds over which `Meter.fps` and `Meter.latency_ms` are measured
@@ -143,8 +145,9 @@ class LiveRecognition:
     """Runs a model on a live source: `for event in live.events(): ...`.
 
     When the source is faster than the model, older frames are dropped, and the answer is always about the newest one.
-    `Pace` chooses the frames that the model gets. A source that waits (`LiveSource.waits`) loses no frame, and the
-    model gets every frame once.
+    `Pace` chooses the frames that the model gets. A model that reads windows gets all frames, since keeping them takes
+    no time, and reads a window less often if it is slow. A source that waits (`LiveSource.waits`) loses no frame, and
+    the model gets every frame once.
 
     Args:
         trained: the model.
@@ -166,11 +169,12 @@ class LiveRecognition:
         self.slot, self.meter, self.restarts = FrameSlot(source), Meter(), 0
         self.stream: Stream | None = None
         self.connection, self.fps = 0, DEFAULT_FPS
+        self.hop: int | None = None  # from window to window, see `Stream`; None: its own choice
         self.pace = Pace(self.fps)
         self.latest, self.latest_at = LiveEvent(seconds=0.0), time.monotonic()
         self.is_lost = False
 
-    def events(self) -> Iterator[LiveEvent]:
+    def events(self) -> Generator[LiveEvent, None, None]:
         """Reads the source until it ends, or until the caller stops.
 
         Raises:
@@ -193,11 +197,13 @@ class LiveRecognition:
         for _ in range(WARM_UP):
             if stream.push(frame_CHW) is not None:
                 break
+        self.slot.capacity = min(stream.hop or 1, MAX_WAITING)  # the frames that arrive during a window
 
     def _without_frame(self) -> LiveEvent:
         """The latest label at the present time. When the source is lost, the label becomes unknown."""
-        waited = time.monotonic() - self.latest_at
-        event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited, frame_CHW=None, note="")
+        has_clock = self.stream is not None and not self.source.waits  # that goes on without frames
+        waited = time.monotonic() - self.latest_at if has_clock else 0.0
+        event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited)
         if not self.slot.lost or self.is_lost:
             return event
         self.is_lost = True
@@ -231,7 +237,7 @@ class LiveRecognition:
             self.meter.add(arrival.arrived)
         yield dataclasses.replace(event, frame_CHW=arrival.frame_CHW, changed=changed)
         if not self.source.waits and self.pace.measure(time.monotonic() - began, times):
-            yield dataclasses.replace(event, note=self._speed_note())
+            yield dataclasses.replace(event, note=self._change_speed())
 
     def _start(self, arrival: Arrival) -> LiveEvent:
         """Starts the model, at the first frame and after a lost connection."""
@@ -243,14 +249,25 @@ class LiveRecognition:
             rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
             note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}"
         self.restarts += not is_first
-        self.connection, self.is_lost, self.pace = arrival.connection, False, Pace(self.fps)
+        self.connection, self.is_lost, self.pace = arrival.connection, False, self._new_pace()
         return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
     def _new_stream(self) -> Stream:
-        return Stream(self.trained, fps=self.fps, runner=self.runner)
+        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=self.hop)
 
-    def _speed_note(self) -> str:
-        """Tells how fast the model is, after `pace.slowdown` has changed."""
+    def _new_pace(self) -> Pace:
+        assert self.stream is not None
+        return Pace(self.fps, period=self.stream.hop or 1)
+
+    def _change_speed(self) -> str:
+        """Adapts to the speed of the model, after `pace.slowdown` has changed, and tells it."""
+        assert self.stream is not None
+        if self.stream.hop is not None:
+            self.hop = math.ceil(self.stream.hop * self.pace.slowdown)
+            self.slot.capacity = min(self.hop, MAX_WAITING)
+            self.stream = self._new_stream()
+            self.pace = self._new_pace()
+            return f"the model is slow: from now on, one window every {self.hop / self.fps:.2f} s"
         needed = self.fps / stride_of(self.trained.clip, self.fps)
         if self.pace.slowdown == 1.0:
             return f"the model keeps up again with the {needed:.3g} frames/s that it needs"

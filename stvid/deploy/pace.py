@@ -7,7 +7,8 @@ from collections import deque
 MAX_GAP = 2.0  # seconds without a frame after which the model starts anew
 REPEAT_SECONDS = 0.1  # of the model's time, which the repetitions of one frame may take
 RESERVE = 1.1  # a slow model gets so many times fewer frames than it can manage
-_FIRST, _MEASURED = 8, 32  # frames that are not measured (the first ones are slow); frames that are
+_FIRST = 8  # frames that are not measured: the first ones are slow
+_MEASURED = 4.0  # seconds of the stream over which the speed is measured, so that one slow moment does not count
 
 
 class Pace:
@@ -22,19 +23,20 @@ class Pace:
 
     Args:
         fps: frames per second that the stream needs.
+        period: frames from one that takes long to the next, such as from window to window.
 
     Attributes:
         slowdown: at least 1; 1 where the model keeps up.
     """
 
-    def __init__(self, fps: float):
+    def __init__(self, fps: float, *, period: int = 1):
         self.fps, self.slowdown = fps, 1.0
         self.load: float | None = None  # time for a frame / time between two frames
         self.start: float | None = None  # time of the stream's frame number 0
         self.number = 0  # of the next frame of the stream
         self.latest = 0.0
         self.num_measured = 0
-        self.spent: deque[tuple[float, int]] = deque(maxlen=_MEASURED)
+        self.spent: deque[tuple[float, int]] = deque(maxlen=max(round(_MEASURED * fps), 32, 4 * period))
 
     def count(self, seconds: float) -> int | None:
         """How often to give the model the frame of this time; None: once, to a model that is started anew."""
@@ -65,9 +67,9 @@ class Pace:
         self.num_measured += 1
         if self.num_measured > _FIRST:
             self.spent.append((seconds, times))
-        given = sum(times for _, times in self.spent)
-        if given < _MEASURED // 2:
+        if len(self.spent) < (self.spent.maxlen or 0) / 2:
             return False
+        given = max(sum(times for _, times in self.spent), 1)
         self.load = sum(seconds for seconds, _ in self.spent) / given * self.fps
         if self.slowdown <= self.load or 1.0 < self.slowdown > 1.5 * self.load:
             self.slowdown = max(RESERVE * self.load, 1.0)

@@ -16,8 +16,9 @@ from stvid.deploy.segments import Segment
 from stvid.errors import VideoError
 from stvid.files import replacing, write_json
 from stvid.run.checkpoint import TrainedModel
-from stvid.video.types import VideoInfo, file_identity
+from stvid.video.types import VideoInfo, source_identity
 
+FileName = str | os.PathLike[str] | None
 WRITE_EVERY = 5.0  # seconds; a killed batch loses the results of this time
 PROBABILITY = number(0, 1 + 1e-6)
 ENTRIES = list_of(
@@ -79,9 +80,8 @@ def fingerprint_of(path: Path, trained: TrainedModel, settings: Sequence) -> str
 
     Empty for a file that cannot be accessed.
     """
-    try:
-        identity = file_identity(path)
-    except OSError:
+    identity = source_identity(path)
+    if identity is None:
         return ""
     model = [os.path.realpath(trained.path), trained.epoch, trained.step, trained.temperature]
     return hashlib.sha256(repr([identity, model, list(settings)]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -94,23 +94,36 @@ class PredictionFiles:
         paths: of all videos; the order of the entries.
         json: file for all entries, or None.
         csv: table with a row for each segment (`path,start,end,class,probability`), or None.
+        resume: keep the entries that `json` has.
+
+    Raises:
+        InputError: `json` exists and is no file of `stvid predict`, with `resume`.
     """
 
-    def __init__(self, paths: Sequence[Path], *, json: str | None, csv: str | None):
-        self.paths, self.json, self.csv = list(map(str, paths)), json, csv
-        self.entries: dict[str, dict] = {}
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        json: str | os.PathLike | None,
+        csv: str | os.PathLike | None,
+        resume: bool = False,
+    ):
+        self.json, self.csv = json, csv
+        remedy = "Leave --resume out to start anew, or name another file"
+        previous = read_json(Path(json), ENTRIES, remedy=remedy) if resume and json and os.path.exists(json) else []
+        self.previous = {os.path.abspath(entry["path"]): entry for entry in previous}
+        mine = {os.path.abspath(path) for path in paths}
+        self.entries = {entry["path"]: entry for path, entry in self.previous.items() if path not in mine}
+        self.paths = [*self.entries, *map(str, paths)]
         self.written = time.monotonic()
 
-    def read_finished(self) -> dict[str, dict]:
-        """Entries of an earlier call by absolute path, without those of videos that could not be read.
-
-        Raises:
-            InputError: the JSON file is none of `stvid predict`.
-        """
-        if self.json is None or not os.path.exists(self.json):
-            return {}
-        entries = read_json(Path(self.json), ENTRIES, remedy="Leave --resume out to start anew, or name another file")
-        return {os.path.abspath(entry["path"]): entry for entry in entries if "error" not in entry}
+    def is_finished(self, path: Path, fingerprint: str) -> bool:
+        """Whether an earlier call has finished a video, with the same fingerprint; then its entry is kept."""
+        entry = self.previous.get(os.path.abspath(path))
+        if entry is None or "error" in entry or not fingerprint or entry.get("fingerprint") != fingerprint:
+            return False
+        self.entries[str(path)] = {**entry, "path": str(path)}
+        return True
 
     def add(self, entry: dict) -> None:
         """Adds the entry of a video."""
@@ -119,7 +132,9 @@ class PredictionFiles:
             self.write()
 
     def write(self) -> None:
-        """Writes the files, atomically."""
+        """Writes the files, atomically; before the first entry there is nothing to write."""
+        if not self.entries:
+            return
         entries = [self.entries[path] for path in self.paths if path in self.entries]
         if self.json is not None:
             write_json(self.json, entries)

@@ -10,7 +10,8 @@ import numpy as np
 
 from stvid.data.sampling import clip_span, timeline
 from stvid.deploy.segments import DEFAULT_THRESHOLD, Segment, find_segments
-from stvid.deploy.windows import VideoViews, Window, classify_windows, plan_windows
+from stvid.deploy.window_plan import plan_windows
+from stvid.deploy.windows import VideoViews, Window, classify_windows
 from stvid.errors import InputError, VideoError, nearest
 from stvid.inference import ModelRunner
 from stvid.run.checkpoint import TrainedModel

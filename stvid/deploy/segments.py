@@ -13,7 +13,7 @@ import numpy as np
 
 UNKNOWN = "unknown"  # label of a segment in which no class is sure enough
 DEFAULT_THRESHOLD = 0.5  # without a calibrated one
-LOWER = 0.8  # a class ends below this share of the threshold
+LOWER_ODDS = 2 / 3  # a class ends when its odds p / (1 - p) fall below this share of the threshold's odds
 NEIGHBOURS = 1  # windows on each side that smoothing looks at
 
 
@@ -59,13 +59,16 @@ class Hysteresis:
 
     Args:
         threshold: in (0, 1].
-        lower: at most `threshold`; None: 0.8 times the threshold.
+        lower: at most `threshold`; None: two thirds of the threshold's odds: with `l = 2 / 3 * threshold`, it is
+            `l / (l + 1 - threshold)`: 0.4 for a threshold of 0.5, 0.857 for 0.9.
     """
 
     def __init__(self, threshold: float = DEFAULT_THRESHOLD, lower: float | None = None):
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold (={threshold}) must be above 0 and at most 1")
-        self.threshold, self.lower = threshold, LOWER * threshold if lower is None else lower
+        share = LOWER_ODDS * threshold
+        by_odds = min(share / (share + 1 - threshold), threshold)  # rounding must not make it larger
+        self.threshold, self.lower = threshold, by_odds if lower is None else lower
         self.current: int | None = None
 
     def update(self, probabilities_K: np.ndarray) -> int | None:

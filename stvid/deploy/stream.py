@@ -5,6 +5,7 @@ K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from stvid.data.sampling import clip_span, diff_frames, stride_of, view_frames
 from stvid.errors import InputError
 from stvid.inference import ModelRunner, check_finite
-from stvid.models.continual import ContinualModel
+from stvid.models.continual import ContinualModel, ContinualState
 from stvid.preprocess import as_input, crop_and_resize, crop_box
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
@@ -45,8 +46,9 @@ class Stream:
 
     Attributes:
         mode: `carried state`, `continual convolution` or `windows`.
-        span: frames of the stream that one window shows; None without windows.
+        first: frames of the stream until the first answer; with windows, what a window spans.
         hop: frames of the stream from one window to the next; None without windows.
+        num_frames: frames so far.
 
     Raises:
         InputError: a number out of range; windows of a model that reads whole videos (`clip.num_frames=null`).
@@ -59,14 +61,17 @@ class Stream:
             raise InputError(f"hop (={hop}) must be at least 1 frame")
         self.clip, self.fps = trained.clip, fps
         runner = runner or ModelRunner(trained)
-        self.mode, self.span, self.hop = WINDOWS, None, None
+        self.hop: int | None = None
         self._way: _FrameByFrame | _Windows
         if hop is None and trained.model.supports_streaming and self.clip.normalize != "clip":
             self.mode = CONTINUAL if isinstance(trained.model, ContinualModel) else CARRIED_STATE
             self._way = _FrameByFrame(trained, fps, runner)
         else:
+            self.mode = WINDOWS
             self._way = _Windows(trained, fps, runner, hop)
-            self.span, self.hop = self._way.span, self._way.hop
+            self.hop = self._way.hop
+        self.first = self._way.first
+        self.num_frames = 0
         self.probabilities_K: Tensor | None = None
 
     @torch.inference_mode()
@@ -87,6 +92,7 @@ class Stream:
             InputError: a frame of another type or shape; a model whose outputs are not finite.
         """
         frame_CHW = _frame_of(frame)
+        self.num_frames += 1
         box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
         probabilities_K = self._way.push(crop_and_resize(frame_CHW[None], box, self.clip.size))
         if probabilities_K is not None:
@@ -104,6 +110,8 @@ class _FrameByFrame:
         self.num_frames, self.num_steps = 0, 0
         with torch.inference_mode():
             self.state = runner.model.start_stream(self.clip.num_frames)
+        steps = self.state.network.first if isinstance(self.state, ContinualState) else 1
+        self.first = math.floor((steps - 1) * self.stride + 1e-9) + 1
 
     def push(self, frame_1CHW: Tensor) -> Tensor | None:
         """uint8 `1 x 3 x H x W` of the clip's size -> new probabilities, if there are any."""
@@ -140,14 +148,14 @@ class _Windows:
                 "of a fixed length, such as clip.num_frames=16"
             )
         self.trained, self.runner, self.clip = trained, runner, clip
-        self.span = clip_span(clip, fps)
-        self.hop = max(self.span // HOPS_PER_SPAN, 1) if hop is None else hop
+        self.first = clip_span(clip, fps)
+        self.hop = max(self.first // HOPS_PER_SPAN, 1) if hop is None else hop
         info = VideoInfo(
-            num_frames=self.span, fps=fps, duration=self.span / fps, height=height, width=width, codec="frames"
+            num_frames=self.first, fps=fps, duration=self.first / fps, height=height, width=width, codec="frames"
         )
-        self.positions = view_frames(range(self.span), fps, clip, info, 1)[0]
-        self.recent: deque[Tensor] = deque(maxlen=self.span)
-        self.frames_to_next = self.span
+        self.positions = view_frames(range(self.first), fps, clip, info, 1)[0]
+        self.recent: deque[Tensor] = deque(maxlen=self.first)
+        self.frames_to_next = self.first
 
     def push(self, frame_1CHW: Tensor) -> Tensor | None:
         """uint8 `1 x 3 x H x W` of the clip's size -> new probabilities, if there are any."""

@@ -135,7 +135,7 @@ def calibrate(
         "num_videos": len(labels_N),
         "loss": [log_loss(p_NK, labels_N) for p_NK in (before_NK, after_NK)],
         "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (before_NK, after_NK)],
-        **_threshold_of_frozen_videos(after_NK, labels_N, read(calibrated, items, playback="frozen").probabilities_NK),
+        **_compare_with_frozen(after_NK, labels_N, read(calibrated, items, playback="frozen").probabilities_NK),
         "checkpoint": trained.path.name,
         "step": trained.step,
     }
@@ -145,7 +145,7 @@ def calibrate(
     return replace(calibrated, threshold=calibration["threshold"])
 
 
-def _threshold_of_frozen_videos(probabilities_NK: Tensor, labels_N: Tensor, frozen_NK: Tensor) -> dict:
+def _compare_with_frozen(probabilities_NK: Tensor, labels_N: Tensor, frozen_NK: Tensor) -> dict:
     """The entries of `calibration.json` about the threshold, which is None if it would separate (almost) nothing."""
     best_N, predicted_N = probabilities_NK.max(dim=1)
     positives = best_N[predicted_N == labels_N].tolist()
@@ -173,9 +173,9 @@ def _log_calibration(calibration: dict, file: Path) -> None:
         log.warning("no threshold was fitted: no val video was predicted correctly")
     else:
         log.warning(
-            "no threshold was fitted: the model is as sure of frozen videos as of moving ones (%.0f and %.0f %% above "
-            "the best threshold); segments and streams use %s",
-            *(100 * share_frozen, 100 * share, DEFAULT_THRESHOLD),
+            "no threshold was fitted: the model is as sure of frozen videos as of moving ones, which is right only if "
+            "one of its classes means that nothing happens (predict --background CLASS); segments and streams use %s",
+            DEFAULT_THRESHOLD,
         )
     if not 1.01 * MIN_TEMPERATURE < calibration["temperature"] < 0.99 * MAX_TEMPERATURE:
         log.warning(

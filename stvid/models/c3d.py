@@ -92,8 +92,11 @@ class C3D(ContinualModel):
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> `B x 4096`: the paper's fc7, of the valid frames of each clip."""
         check_clips(clips_BCTHW, self.in_channels)
-        return forward_by_length(self.pooled_network(), clips_BCTHW, lengths_B)
+        return forward_by_length(self._features, clips_BCTHW, lengths_B)
+
+    def _features(self, clips_BCTHW: Tensor) -> Tensor:
+        return self.wide(self.pool(self.layers(clips_BCTHW)))
 
     def pooled_network(self) -> nn.Module:
         """See `ContinualModel`."""
-        return nn.Sequential(self.layers, self.pool, self.wide)
+        return nn.Sequential(*self.layers, self.pool, self.wide)

@@ -51,11 +51,16 @@ class ContinualModel(VideoModel):
         Args:
             num_frames: T of the clips of training. Features are averaged over as many steps of the last volume as such
                 a clip has, at least one; None: over all steps so far.
+
+        Raises:
+            ValueError: the model is in training mode.
         """
+        if self.training:
+            raise ValueError("a stream needs a model in evaluation mode")
         return ContinualState(ContinualNetwork(self.pooled_network(), num_frames), 0, {})
 
     def stream_step(self, frame_BCHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
-        """One frame of a stream, see `VideoModel`. In evaluation mode only.
+        """One frame of a stream, see `VideoModel`.
 
         The first logits come when the frames fill the kernels of all layers (`ContinualNetwork.first`), later ones
         every `ContinualNetwork.period` frames.
@@ -120,6 +125,7 @@ class ContinualNetwork:
 
     Attributes:
         period: frames from one output to the next, the product of the strides in time.
+        strides: layer before the global pooling -> frames from one of its steps to the next.
         first: frames until the first output.
         num_steps: steps of the last volume that an output is the mean of; None: all so far.
     """
@@ -136,8 +142,10 @@ class ContinualNetwork:
         phase = _timings(before, kernels, phase=None)[last].centre  # so no step of the longest path is left out
         self.timings = _timings(before, kernels, phase=phase)
         self.period, self.first = self.timings[last].stride, self.timings[last].first + 1
+        self.strides = {modules[node]: self.timings[node].stride for node in before if node in modules}
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
         self.kernels, self.layers = kernels, {node: _one_step(modules[node]) for node in kernels}
+        self.junctions = {n for n in before if len({self.timings[source] for source in n.all_input_nodes}) > 1}
 
     def step(self, frame_BCTHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
         """The next frame, T = 1: features `B x F` or None, and the new state."""
@@ -150,7 +158,7 @@ class ContinualNetwork:
                 if timing.comes_at(frame):
                     values[node] = self.layers[node](window[:: self.kernels[node].dilation])
                 new[node] = window[max(len(window) - self.kernels[node].reach, 0) :]
-            elif len({self.timings[source] for source in sources}) > 1:
+            elif node in self.junctions:
                 queues = self._join(node, values, frame, old.get(node, ((),) * len(sources)))
                 if timing.comes_at(frame):
                     values[node] = self._run(node, {s: queue[0] for s, queue in zip(sources, queues, strict=True)})
@@ -254,7 +262,8 @@ def _averages_time(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether this is the global pooling: the first operator that averages over all steps."""
     if isinstance(module, nn.AdaptiveAvgPool3d):
         return _triple(module.output_size)[0] == 1
-    return node.target is torch.mean and 2 in node.kwargs["dim"]
+    dims = node.kwargs.get("dim")
+    return node.target is torch.mean and isinstance(dims, tuple) and 2 in dims
 
 
 def _timings(nodes: Sequence[fx.Node], kernels: Mapping[fx.Node, TimeKernel], *, phase: int | None) -> dict:

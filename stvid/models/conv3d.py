@@ -104,7 +104,7 @@ class Conv3D(ContinualModel):
 
     def pooled_network(self) -> nn.Module:
         """See `ContinualModel`."""
-        return nn.Sequential(self.layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
+        return nn.Sequential(*self.layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
 
 
 def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:

@@ -162,7 +162,7 @@ def _cameras(names: list[str]) -> str:
 
 def _rate(container: InputContainer) -> float | None:
     stream = container.streams.best("video")
-    rate = None if stream is None else stream.average_rate or stream.guessed_rate  # type: ignore[attr-defined]
+    rate = None if stream is None else stream.average_rate or stream.guessed_rate
     return float(rate) if rate and rate <= MAX_RATE else None
 
 

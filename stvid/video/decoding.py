@@ -20,7 +20,7 @@ from stvid.video.workers import report_progress
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
-def demux(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+def demux(container: InputContainer, *streams: av.VideoStream | av.AudioStream) -> Iterator[av.Packet]:
     """The packets of these tracks, or of all; the last one of each is empty and flushes its decoder.
 
     PyAV raises IndexError behind these if another track appeared on the way, as in MPEG-TS, MPEG-PS and FLV files.

@@ -35,9 +35,11 @@ class LiveSource(Protocol):
     """
 
     name: str
-    fps: float | None
     waits: bool
     reconnects: bool
+
+    @property
+    def fps(self) -> float | None: ...
 
     def frames(self) -> Iterator[tuple[float, Tensor]]:
         """Opens the source and yields `(seconds, frame)`: the time since its start, and uint8 `3 x H x W`, upright RGB.
@@ -89,7 +91,8 @@ class VideoFile:
 
     def __init__(self, path: str | os.PathLike[str], *, realtime: bool = False, max_pixels: int = MAX_PIXELS):
         self.path, self.name, self.max_pixels = path, os.fspath(path), max_pixels
-        self.waits, self.fps = not realtime, None
+        self.waits = not realtime
+        self.fps: float | None = None
         self.closed = threading.Event()
 
     def frames(self) -> Iterator[tuple[float, Tensor]]:
@@ -136,7 +139,7 @@ class RawFrames:
             number = 0
             while True:
                 frame_HWC = np.empty((height, width, 3), dtype=np.uint8)
-                found = _fill(file, memoryview(frame_HWC).cast("B"))
+                found = _fill(file, frame_HWC.data.cast("B"))
                 if found < frame_HWC.nbytes:
                     break
                 yield number / self.fps, torch.from_numpy(frame_HWC).permute(2, 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from operator import itemgetter
 from typing import NamedTuple
@@ -76,7 +76,7 @@ def iter_requests(
 
 def _decode(
     path: str | os.PathLike[str], requests: Sequence[Request], *, info: VideoInfo, num_threads: int, max_pixels: int
-) -> Iterator[tuple[int, int, Tensor]]:
+) -> Generator[tuple[int, int, Tensor]]:
     check_unchanged(path, info)
     converters = [
         FrameConverter(info, scaled_size(info, request.short_side), num_threads=num_threads) for request in requests
@@ -101,12 +101,12 @@ def _decode(
 
 def _read_images(
     path: str | os.PathLike[str], requests: Sequence[Request], *, info: VideoInfo, num_threads: int, max_pixels: int
-) -> Iterator[tuple[int, int, Tensor]]:
+) -> Generator[tuple[int, int, Tensor]]:
     def pictures(i: int) -> Iterator[tuple[int, int, np.ndarray]]:
         size = scaled_size(info, requests[i].short_side)
         shrunk = size != (info.height, info.width)
-        options = {"info": info, "size": size, "shrunk": shrunk, "max_pixels": max_pixels}
-        for number, picture in iter_images(path, requests[i].indices, **options):
+        images = iter_images(path, requests[i].indices, info=info, size=size, shrunk=shrunk, max_pixels=max_pixels)
+        for number, picture in images:
             yield number, i, picture
 
     for number, i, picture in heapq.merge(*map(pictures, range(len(requests))), key=itemgetter(0, 1)):

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import torch
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from stvid.device import num_cores
@@ -131,11 +132,12 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
         for item in chain([first], items):
             if isinstance(item, av.Packet):
                 if item.stream.index in sound:
-                    container.mux(sound[item.stream.index].convert(item))
+                    _mux_sound(container, sound[item.stream.index].convert(item))
                 continue
             shape = item.pixels_HWC.shape
             pixels_HWC = draw(item.pixels_HWC, float(item.time))
-            assert (pixels_HWC.shape, pixels_HWC.dtype) == (shape, np.uint8), "draw changed the shape or the type"
+            assert pixels_HWC.shape == shape, "draw changed the shape"
+            assert pixels_HWC.dtype == np.uint8, "draw changed the type"
             frame = _to_yuv420p(pixels_HWC, first, converter)
             frame.pts, frame.time_base = round((item.time - origin) / tick), tick
             frame.duration = round(item.duration / tick)
@@ -143,7 +145,17 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
             advance()
         container.mux(stream.encode(None))
         for track in sound.values():
-            container.mux(track.convert(None))
+            _mux_sound(container, track.convert(None))
+
+
+def _mux_sound(container: OutputContainer, packets: Iterable[av.Packet]) -> None:
+    """Writes packets of sound. Those that the file cannot take are damaged, and are left out."""
+    for packet in packets:
+        try:
+            container.mux(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, OSError):  # a problem of the disk
+                raise
 
 
 class _Frame(NamedTuple):
@@ -193,7 +205,8 @@ class _Source:
             time_base = stream.time_base or Fraction(1)
             self.tick = _common_tick(time_base, self.tick)
             if container.format.name in _FREE_CLOCKS:
-                starts = [s.start_time * s.time_base for s in (stream, *self.sound) if s.start_time is not None]
+                tracks = (stream, *self.sound)
+                starts = [t.start_time * t.time_base for t in tracks if t.start_time is not None and t.time_base]
                 self.clock_start = min(starts, default=None)
             packets = demux(container, stream, *self.sound)
             for number, frame in enumerate(decode(path, _video_only(packets, stream, waiting))):
@@ -251,7 +264,7 @@ def _to_yuv420p(pixels_HWC: np.ndarray, like: _Frame, converter: VideoReformatte
     result = converter.reformat(
         av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24"),
         format="yuv420p",
-        dst_colorspace=_MATRICES.get(matrix, "ITU601"),
+        dst_colorspace=_MATRICES.get(matrix, "ITU601"),  # type: ignore[arg-type] # names work too
         dst_color_range=ColorRange.MPEG,
         threads=1,
     )

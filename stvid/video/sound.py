@@ -20,27 +20,51 @@ _LAYOUTS = frozenset(("mono", "stereo", "3.0", "4.0", "5.0", "5.1"))  # of AAC; 
 _BITS_PER_CHANNEL = 80_000  # a second
 
 
+class Clock:
+    """Moves packets of one track to the clock of the target. Where that of the source jumps back, the sound goes on.
+
+    Args:
+        origin: seconds; this time of the source is 0 in the target.
+    """
+
+    def __init__(self, origin: Fraction):
+        self.origin = origin
+        self.back = 0  # ticks by which the source has jumped back
+        self.latest: int | None = None
+        self.following = 0  # behind the latest packet
+
+    def move(self, packet: av.Packet) -> bool:
+        """Changes the times of a packet; False if it has none."""
+        if packet.dts is None or packet.pts is None:
+            return False
+        shift = self.back - round(self.origin / packet.time_base)
+        if self.latest is not None and packet.dts + shift <= self.latest:
+            self.back += self.following - packet.dts - shift
+            shift = self.following - packet.dts
+        packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+        self.latest, self.following = packet.dts, packet.dts + max(packet.duration or 0, 1)
+        return True
+
+
 class CopiedSound:
     """A track of the target that gets the packets of the source unchanged.
 
     Args:
         container: the target, without a packet yet.
         source: the track of the source.
-        origin: seconds; this time of the source is 0 in the target.
+        origin: see `Clock`.
     """
 
     def __init__(self, container: OutputContainer, source: av.AudioStream, *, origin: Fraction):
         self.stream = container.add_stream_from_template(source)
-        self.origin = origin
+        self.clock = Clock(origin)
 
     def convert(self, packet: av.Packet | None) -> Iterator[av.Packet]:
         """Yields the packets of the target for one of the source; None behind the last of the source."""
-        if packet is None or packet.dts is None or packet.pts is None:
+        # an edit list hides packets: those before its start are needed to decode the first ones, those behind are not
+        if packet is None or (packet.is_discard and (packet.pts or 0) >= 0) or not self.clock.move(packet):
             return
-        if packet.is_discard and packet.pts >= 0:  # behind the end of an edit list; those before its start are needed
-            return
-        shift = round(self.origin / packet.time_base)
-        packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, self.stream
+        packet.stream = self.stream
         yield packet
 
 
@@ -57,10 +81,12 @@ class EncodedSound:
         self.layout = context.layout.name if context.layout.name in _LAYOUTS else "stereo"
         self.stream = container.add_stream("aac", rate=self.rate, layout=self.layout)
         self.stream.codec_context.bit_rate = _BITS_PER_CHANNEL * self.stream.codec_context.layout.nb_channels
-        self.source, self.origin = source, origin
+        self.source, self.clock = source, Clock(origin)
         self.graph: Graph | None = None
 
     def convert(self, packet: av.Packet | None) -> Iterator[av.Packet]:
+        if packet is not None and not self.clock.move(packet):
+            return
         frames: list[AudioFrame] = []
         with suppress(av.FFmpegError):  # a damaged packet: the filter fills the gap
             frames = self.source.codec_context.decode(packet)
@@ -93,7 +119,7 @@ class EncodedSound:
         with suppress(av.BlockingIOError, av.EOFError):
             while True:
                 frame = self.graph.pull()
-                frame.pts -= round(self.origin / frame.time_base)
+                assert isinstance(frame, AudioFrame)
                 yield from self.stream.encode(frame)
 
 
@@ -108,12 +134,12 @@ def add_sound(
         container: an mp4 file without a packet yet.
         path: of the source, for the warning.
         sources: its sound tracks.
-        origin: seconds; this time of the source is 0 in the target.
+        origin: see `Clock`.
     """
     tracks: dict[int, CopiedSound | EncodedSound] = {}
     for source in sources:
         if source.codec_context is None or not source.codec_context.sample_rate:
-            logger.warning("%s: sound track %d is left out, its codec is unknown", path, source.index)
+            logger.warning("%s: sound track %d is left out: FFmpeg has no decoder for it", path, source.index)
             continue
         kind = CopiedSound if source.codec_context.codec.canonical_name in _COPIED else EncodedSound
         track = tracks[source.index] = kind(container, source, origin=origin)

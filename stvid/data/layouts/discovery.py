@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from stvid.data.layouts.recognition import IMAGE
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.data.tables import read_text
 from stvid.errors import InputError
+from stvid.video.types import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 VIDEO_EXTENSIONS = frozenset(
@@ -85,7 +85,7 @@ def _is_video_name(name: str) -> bool:
 
 
 def _is_image_name(name: str) -> bool:
-    return IMAGE.fullmatch(name) is not None and not name.startswith(".")
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,192 @@
+"""A stream: after each frame, what the whole video until then gives, or the last frames as a video of their own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stvid.clip import ClipSpec
+from stvid.data.sampling import earlier_frames
+from stvid.deploy.stream import Stream
+from stvid.errors import InputError
+from stvid.inference import ModelRunner
+from stvid.models.base import VideoModel
+from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.conv3d import Conv3D
+from stvid.preprocess import Preprocess, as_input
+from stvid.recognizer import Recognizer
+from stvid.run.checkpoint import TrainedModel
+from stvid.video.types import VideoInfo
+
+CPU = torch.device("cpu")
+CLIP = ClipSpec(num_frames=None, frame_stride=1, size=32)
+INFO = VideoInfo(num_frames=9, fps=20.0, duration=0.45, height=32, width=32, codec="x")
+
+
+def trained(tmp_path, clip=CLIP, model=None, **options):
+    """A run of a cnn_lstm with these options, or of another model."""
+    torch.manual_seed(0)
+    return TrainedModel(
+        path=tmp_path / "x.ckpt",
+        folder=tmp_path,
+        model=(model or CNNLSTM(num_classes=3, in_channels=clip.channels, **options)).eval(),
+        clip=clip,
+        class_names=("a", "b", "c"),
+        protocol={"num_clips": 1, "num_crops": 1},
+        config={"trainer": {"precision": "32-true"}, "data": {"datamodule": {"batch_size": 4}}},
+        epoch=1,
+    )
+
+
+def test_a_stream_slower_than_the_clip_repeats_its_frames_as_a_video_would(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=30))
+    video = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    stream = Stream(run, fps=15, runner=ModelRunner(run, device=CPU))
+    for t in range(5):
+        actual = stream.push(video[t])
+    with torch.no_grad():
+        wanted = run.model(Preprocess(clip=run.clip)(video[None, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]]))[0].softmax(0)
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"input": "rgb_diff"}, {"input": "diff", "normalize": "fixed"}])
+@pytest.mark.parametrize("pooling", ["last", "attention"])
+def test_every_answer_is_that_of_the_whole_video_until_then(tmp_path, changes, pooling):
+    clip = dataclasses.replace(CLIP, **changes)
+    run = trained(tmp_path, clip, pooling=pooling)
+    video = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    stream = Stream(run, fps=20, runner=ModelRunner(run, device=CPU))
+    for t in range(9):
+        actual = stream.push(video[t])
+        frames = list(range(t + 1))
+        whole = as_input(video[earlier_frames(frames, frames, clip, INFO) + frames], clip)
+        with torch.no_grad():
+            wanted = run.model(Preprocess(clip=clip)(whole[None]))[0].softmax(0)
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_frames_that_the_clip_takes_go_through_the_model(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, frame_stride=None, fps=10))
+    stream = Stream(run, fps=25, runner=ModelRunner(run, device=CPU))
+    seen, step = [], run.model.stream_step
+    run.model.stream_step = lambda frame, state: seen.append(stream.num_frames - 1) or step(frame, state)
+    for _ in range(12):
+        stream.push(torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8))
+    assert seen == [0, 2, 5, 7, 10]
+
+
+def test_a_frame_that_is_neither_array_nor_tensor_is_refused_with_what_was_found(tmp_path):
+    stream = Stream(trained(tmp_path), fps=20)
+    for frame in (np.zeros((3, 40, 60), np.uint8), torch.zeros(3, 40, 60), torch.zeros(40, 60, 3, dtype=torch.uint8)):
+        with pytest.raises(InputError, match="uint8 array H x W x 3 or a uint8 tensor 3 x H x W, RGB; got"):
+            stream.push(frame)
+
+
+def test_an_array_and_a_tensor_of_the_same_frame_give_the_same_probabilities(tmp_path):
+    run = trained(tmp_path)
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    from_array = Stream(run, fps=20).push(frame)
+    assert torch.equal(from_array, Stream(run, fps=20).push(torch.from_numpy(frame).permute(2, 0, 1)))
+
+
+def video_of(num_frames, height=40, width=60):
+    return torch.randint(0, 256, (num_frames, 3, height, width), dtype=torch.uint8)
+
+
+def small_conv3d(**options):
+    return Conv3D(num_classes=3, widths=[8, 8], strides=[[1, 2, 2], [2, 2, 2]], **options)
+
+
+class OfAUser(VideoModel):
+    """Defines what it must, and no streaming."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Conv3d(3, 4, (3, 3, 3), stride=(2, 4, 4))
+        self.num_features, self.head = 4, nn.Linear(4, 3)
+
+    def forward_features(self, clips_BCTHW, lengths_B=None):
+        return self.layers(clips_BCTHW).relu().mean(dim=(2, 3, 4))
+
+
+def test_the_answers_of_a_3d_network_are_those_of_the_video_without_padding_in_time(tmp_path):
+    clip = dataclasses.replace(CLIP, num_frames=8, frame_stride=2)
+    run = trained(tmp_path, clip, small_conv3d())
+    video = video_of(23, 32, 32)
+    stream = Stream(run, fps=20, runner=ModelRunner(run, device=CPU))
+    answers = [stream.push(frame) for frame in video]
+    assert (stream.mode, stream.first, stream.hop) == ("continual convolution", 9, None)
+    x = Preprocess(clip=clip)(video[None, ::2])
+    with torch.no_grad():
+        for conv, norm, relu in run.model.layers:
+            padded = nn.functional.pad(x, (1, 1, 1, 1))
+            x = relu(norm(nn.functional.conv3d(padded, conv.weight, stride=conv.stride)))
+        steps = x.mean(dim=(3, 4))
+        wanted = [run.model.head(steps[:, :, max(j - 4, 0) : j].mean(dim=2))[0].softmax(0) for j in range(1, 5)]
+    assert answers[:8] == [None] * 8  # the fifth frame of the clip is number 8
+    for t, answer in enumerate(answers[8:], start=8):
+        torch.testing.assert_close(answer, wanted[(t // 2 - 4) // 2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("source", ["bidirectional", "normalize", "user", "hop"])
+def test_other_models_read_windows_that_are_predicted_as_videos_of_their_own(tmp_path, source):
+    clip = dataclasses.replace(
+        CLIP, num_frames=4, frame_stride=3, normalize="clip" if source == "normalize" else "frame"
+    )
+    model = {"bidirectional": None, "normalize": small_conv3d(), "user": OfAUser(), "hop": small_conv3d()}[source]
+    options = {} if model else {"bidirectional": True}
+    recognizer = Recognizer(trained(tmp_path, clip, model, **options), device="cpu")
+    stream = recognizer.stream(20, hop=3 if source == "hop" else None)
+    assert (stream.mode, stream.first, stream.hop) == ("windows", 10, 3 if source == "hop" else 2)
+    video = video_of(20)
+    answers = [stream.push(frame) for frame in video]
+    assert answers[:9] == [None] * 9
+    for t in range(9, 20):
+        latest = t - (t - 9) % stream.hop
+        wanted = recognizer.predict(video[latest - 9 : latest + 1], fps=20, num_clips=1)
+        np.testing.assert_allclose(answers[t], wanted.probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fps", "span"),
+    [
+        ({"input": "rgb_diff"}, 20, 10),
+        ({"frame_stride": None, "fps": 8}, 25, 10),  # every 3.125th frame
+        ({"frame_stride": None, "fps": 30}, 10, 2),  # every frame three times
+        ({"frame_stride": None, "fps": 10, "input": "diff"}, 25, 8),
+    ],
+)
+def test_windows_take_the_frames_of_the_evaluation(tmp_path, changes, fps, span):
+    clip = dataclasses.replace(CLIP, **{"num_frames": 4, "frame_stride": 3, **changes})
+    recognizer = Recognizer(trained(tmp_path, clip, bidirectional=True), device="cpu")
+    stream = recognizer.stream(fps, hop=1)
+    assert stream.first == span
+    video = video_of(span + 3)
+    for t in range(span + 3):
+        answer = stream.push(video[t])
+        if t >= span - 1:
+            wanted = recognizer.predict(video[t + 1 - span : t + 1], fps=fps, num_clips=1)
+            np.testing.assert_allclose(answer, wanted.probabilities, atol=1e-6)
+
+
+def test_what_cannot_be_a_stream_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"this CNNLSTM reads whole videos .*clip.num_frames=null.*bidirectional=false"
+    ):
+        Stream(trained(tmp_path, bidirectional=True), fps=20)
+    run = trained(tmp_path)
+    for fps in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=r"fps \(=.*\) must be above 0"):
+            Stream(run, fps=fps)
+    with pytest.raises(InputError, match=r"hop \(=0\) must be at least 1 frame"):
+        Stream(run, fps=20, hop=0)
+
+
+def test_damaged_weights_are_told(tmp_path):
+    run = trained(tmp_path)
+    assert (Stream(run, fps=20).mode, Stream(run, fps=20).first) == ("carried state", 1)
+    nn.init.constant_(run.model.head.bias, float("nan"))
+    with pytest.raises(InputError, match="outputs are not finite"):
+        Stream(run, fps=20).push(video_of(1)[0])
