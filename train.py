@@ -34,7 +34,8 @@ from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
 from stvid.run.accelerator import check_accelerator
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
-from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
+from stvid.run.config_errors import hydra_errors_as_input_errors
+from stvid.run.config_tree import escape_interpolations, to_plain
 from stvid.run.first_model import build_or_resume_model
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
@@ -48,7 +49,6 @@ from stvid.run.start import (
     save_run,
     with_used_values,
 )
-from stvid.run.stored import to_plain
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
 from stvid.training import ignore_expected_warnings

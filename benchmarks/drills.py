@@ -320,14 +320,23 @@ def ctrl_c_during_imports(work: Path) -> str:
     return f"exit {code % 256 if code > 0 else 128 - code}, no traceback, no run folder"
 
 
-def signals_in_an_epoch(work: Path) -> str:
+def each_signal(
+    work: Path, moment: Callable[[Path], bool], *overrides: str
+) -> Iterator[tuple[signal.Signals, int, str]]:
+    """A training for each signal, which stops it at a moment: the signal, the exit code and the output."""
     videos(work / "videos")
-    seen = []
     for number in (signal.SIGINT, signal.SIGTERM):
         shutil.rmtree(work / "run", ignore_errors=True)
-        code, output = stopped_at(work, number, lambda run: (run / "metrics.csv").exists(), *LONG)
+        code, output = stopped_at(work, number, moment, *overrides)
+        check("Traceback" not in output, output[-600:])
+        yield number, code, output
+
+
+def signals_in_an_epoch(work: Path) -> str:
+    seen = []
+    for number, code, output in each_signal(work, lambda run: (run / "metrics.csv").exists(), *LONG):
         check(code == 128 + number, f"exit {code}: {output[-600:]}")
-        check("resume with" in output and "Traceback" not in output, output[-600:])
+        check("resume with" in output, output[-600:])
         check((work / "run/checkpoints/last.ckpt").exists(), "no checkpoint")
         seen.append(f"{number.name}: exit {code}")
     return f"{', '.join(seen)}; saves a checkpoint and prints the command that resumes"
@@ -345,13 +354,9 @@ def signal_in_validation(work: Path) -> str:
 
 
 def signals_while_drawing(work: Path) -> str:
-    videos(work / "videos")
     seen = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        shutil.rmtree(work / "run", ignore_errors=True)
-        code, output = stopped_at(work, number, lambda run: (run / "predictions.csv").exists())
+    for number, code, output in each_signal(work, lambda run: (run / "predictions.csv").exists()):
         check(code in (128 + number, -number), f"{number.name}: exit {code}: {output[-600:]}")
-        check("Traceback" not in output, output[-600:])
         check(0 <= accuracy(work / "run") <= 1, "no result")
         seen.append(number.name)
     return f"{', '.join(seen)}: ends at once; the result is whole"

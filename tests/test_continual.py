@@ -169,10 +169,10 @@ def test_every_family_that_i3d_inflates_reads_streams(network):
     torch.manual_seed(0)
     model = I3D(num_classes=NUM_CLASSES, network=network).eval()
     centre = sum(layer.kernel_size[0] // 2 for layer in model.modules() if isinstance(layer, nn.Conv3d))
-    state = model.start_stream(1)
-    first = state.network.first
+    first = model.start_stream(1).network.first
     clips = torch.randn(1, 3, first + 2, 64, 64)
-    answers, _ = push_all(ready(model, clips), clips, state)
+    model = ready(model, clips)
+    answers, _ = push_all(model, clips, model.start_stream(1))
     assert [t for t, _ in answers] == [first - 1, first, first + 1]
     assert first <= 2 * centre + 1  # shorter where kernels are side by side
     volume = last_volume(model, clips)

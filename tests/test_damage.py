@@ -399,7 +399,7 @@ def test_a_changed_config_is_not_resumed(run):
     assert (run / "result.json").read_bytes() == before
 
 
-def test_a_folder_in_use_or_with_files_of_another_run_is_refused(run, tmp_path):
+def test_a_folder_in_use_or_with_files_of_another_run_is_refused(run, video_folder):
     hold_lock = (
         "import sys; from pathlib import Path; from stvid.run.folder import RunFolder\n"
         "from stvid.run.lock import locked_folder\n"
@@ -413,7 +413,7 @@ def test_a_folder_in_use_or_with_files_of_another_run_is_refused(run, tmp_path):
     assert done.returncode == 2
     assert f"is in use: process {other.pid} on " in done.stderr
     (run / "config.yaml").unlink()
-    done = train_py("data=folder", f"data.root={tmp_path}", f"hydra.run.dir={run}")
+    done = train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}")
     assert done.returncode == 2
     assert "of another run" in done.stderr
 

@@ -77,6 +77,19 @@ def test_a_frame_of_a_stream_costs_what_the_formula_says():
     assert estimate(nn.Conv3d(3, 16, 3), (3, 10, 8, 8)).stream_macs is None
 
 
+class ReadsBrightFrames(CNNLSTM):
+    """A model of a user whose steps depend on values."""
+
+    def stream_step(self, frame_BCHW, state=None):
+        return super().stream_step(frame_BCHW, state) if frame_BCHW.mean().item() > 0 else (None, state)
+
+
+def test_a_stream_that_depends_on_values_leaves_the_rest_of_the_estimate():
+    report = estimate(ReadsBrightFrames(num_classes=4), (3, 5, 32, 32))
+    assert report.stream_macs is None
+    assert report.macs == estimate(CNNLSTM(num_classes=4), (3, 5, 32, 32)).macs
+
+
 @pytest.mark.parametrize("name", ["conv3d", "c3d", "mc3_18"])
 def test_a_frame_of_a_stream_costs_what_is_counted(name):
     models = {"conv3d": Conv3D, "c3d": C3D}

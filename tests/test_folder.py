@@ -17,6 +17,7 @@ NOT_OF_A_RUN = {
     "stvid/data/layouts/recognition.py": {"manifest.csv"},  # other files with the same names
     "stvid/data/prepare.py": {"manifest.csv", "bad_videos.csv"},  # of a prepared data set
     "stvid/data/synthetic/actions.py": {"manifest.csv"},  # of the built-in data set
+    "stvid/data/synthetic/root.py": {"manifest.csv"},  # of the same
     "stvid/report/content.py": {"report.html"},  # template
     "stvid/report/comparison.py": {"comparison.html"},  # template
 }

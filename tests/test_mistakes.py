@@ -20,9 +20,9 @@ from stvid.errors import InputError
 from stvid.exits import stop_on_signals
 from stvid.run.accelerator import GPU_FILES
 from stvid.run.config import compose_config
+from stvid.run.config_tree import to_plain
 from stvid.run.folder import RunFolder
 from stvid.run.start import save_run
-from stvid.run.stored import to_plain
 
 # torch cannot be imported here: a mistake that is found afterwards ends in another error
 WITHOUT_TORCH = """
@@ -172,6 +172,10 @@ TRAIN_MISTAKES = [
     (["sweep=optuna"], "is for several runs"),
     (["-m", "model=conv3d,cnn_lstn"], "did you mean 'cnn_lstm'?"),
     (["-m", "clip.num_frames=0,4"], "clip.num_frames (=0) must be at least 1"),
+    (["clip.size=???"], "clip.size must be given: clip.size=VALUE"),
+    (["model=cnn_lstm", "model.hidden_size=???"], "model.hidden_size must be given"),
+    (["experimnt=x"], "did you mean 'experiment'?"),
+    (["augment.rand_magnitude=31"], "augment.rand_magnitude (=31) must be from 0 to 30"),
     (["data=loading"], "data=loading: there is no such choice"),
     (["optimizer.lr='"], "optimizer.lr"),
 ]

@@ -13,7 +13,7 @@ from stvid.data.feature_entries import CachedFeatures
 from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
-from stvid.run.config import escape_interpolations
+from stvid.run.config_tree import escape_interpolations
 from stvid.run.folder import RunFolder
 from stvid.run.start import save_run
 from stvid.run.stored_run import stored_manifest

@@ -5,20 +5,23 @@ import re
 from typing import get_type_hints
 
 import pytest
+import yaml
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from stvid.data.datamodule import BALANCES, FEATURES, PROBES
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.models.recurrent import POOLING, RECURRENT
 from stvid.preprocess import CROPS
-from stvid.run.config_help import config_files
+from stvid.run.config_help import config_files, config_groups, own_entries, package_of
+from stvid.run.config_tree import references, targets
 from stvid.run.first_model import COMPILE_MODES
-from stvid.run.parameters import CHOICES, parameter_types, ranges, type_fits
-from stvid.sweep.settings import CHOICES as SWEEP_CHOICES
+from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
 from stvid.training.optim import SCHEDULES
 from stvid.video.reader import BACKENDS
 
+ENTRIES = [(key, *entry) for file in config_files() for key, entry in own_entries(file).items()]
 TEXTS = [file.read_text(encoding="utf-8") for file in config_files()]
 TARGETS = sorted({name for text in TEXTS for name in re.findall(r"^\s*_target_: *(stvid\.[\w.]+)", text, re.M)})
 
@@ -66,8 +69,6 @@ def test_choices_are_those_of_the_code():
         "model.pooling": POOLING,
         "optimizer.schedule": SCHEDULES,
         "compile": (None, *COMPILE_MODES),
-        "sweep.method": SWEEP_CHOICES["method"],
-        "sweep.pruner": SWEEP_CHOICES["pruner"],
     }
     for key, values in code.items():
         assert set(CHOICES[key]) == set(values), key
@@ -77,36 +78,107 @@ def test_choices_are_those_of_the_code():
         resolve_precision("64-true", "cpu")
 
 
+def stated_ranges():
+    """Key -> the ranges in its comments in `configs/`, which `--help` shows, in the words of a message."""
+    found = {}
+    for key, _, comment in ENTRIES:
+        if match := re.search(r"(?:^|, )(in [\[(][\d.]+, [\d.]+[\])])", comment):
+            text = match[1]
+        elif match := re.search(r"\bfrom \d+ to \d+\b|\babove \d+\b", comment):
+            text = match[0]
+        elif match := re.search(r"\bfrom (\d+)\b", comment):
+            text = f"at least {match[1]}"
+        else:
+            continue
+        others = re.findall(r"(?:; |\| |, |: )(auto|null): ", comment)
+        found.setdefault(key, set()).add(", or ".join([text, *others]))
+    return found
+
+
+STATED = stated_ranges()
+
+
+@pytest.mark.parametrize("key", sorted({*STATED, *RANGES}))
+def test_the_comments_of_the_configs_state_the_ranges(key):
+    """For `sweep.trials` only the comment in sweep=grid speaks of null."""
+    text = str(RANGES[key])
+    assert text in STATED[key]
+    assert STATED[key] <= {text, text.removesuffix(", or null") if key == "sweep.trials" else text}
+
+
+def annotations():
+    """Key -> the annotation of the parameter of stvid that gets its value, for all choices of all groups."""
+    found = {}
+    for file in config_files():
+        content, group = yaml.safe_load(file.read_text(encoding="utf-8")), package_of(file)
+        sources = references(content, group)
+        for place, section in targets({group: content} if group else content):
+            for name, annotation in parameter_types(section["_target_"]).items():
+                key = sources.get(f"{place}.{name}", f"{place}.{name}")
+                if name in section and key not in config_groups():
+                    found[key] = annotation
+    return found
+
+
+ANNOTATIONS = annotations()
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
+def test_ranges_fit_the_code_and_the_values_in_the_configs(key):
+    allowed, values = RANGES[key], [value for name, value, _ in ENTRIES if name == key and "${" not in value]
+    assert all(map(allowed.allows, OmegaConf.to_container(OmegaConf.create(f"[{','.join(values)}]"))))
+    if annotation := ANNOTATIONS.get(key):
+        assert allowed.whole == (re.search(r"\bint\b", annotation) is not None)
+        assert allowed.null == ("None" in annotation)
+        assert allowed.listed == ("[" in annotation)
+        assert (allowed.word is not None) == ("str" in annotation)
+    else:  # of train.yaml, or of a class that is not ours
+        numbers = [value for value in values if value != "null"]
+        assert allowed.whole == (key != "ema" and all(value.isdecimal() for value in numbers))
+        assert allowed.null == ("null" in values)
+        assert not allowed.listed
+
+
 @pytest.mark.parametrize(
     ("key", "good", "wrong"),
     [
         ("trainer.max_epochs", [1, 100], [0, -1, None, "many", 1.5, True]),
         ("data.batch_size", [1, "auto"], [0, "big", None]),
         ("augment.scale", [[0.5, 1]], [[0, 1], [0.5, 1.1]]),
-        ("optimizer.lr", [1e-3, 2], [0, -1, float("nan")]),
+        ("augment.rand_magnitude", [0, 30], [-1, 31, 0.5]),
+        ("optimizer.lr", [1e-3, 2, 10**400], [0, -1, float("nan")]),
+        ("optimizer.milestones", [[0.5], None], ["multi_step", [0.5, 1]]),
+        ("mixing.mixup", [0, 1.5], [-1]),
         ("ema", [0, 0.999, None], [1, -0.1]),
         ("clip.fps", [12.5, None], [0]),
-        ("seed", [0, 5], [-1, 0.5]),
+        ("clip.std", [[0.5, 0.5, 0.5]], [[0.5, 0, 0.5]]),
+        ("clip.num_frames", [16, None], [[16], 0]),
+        ("seed", [0, 5, 2**32 - 1], [-1, 0.5, 2**32, None, True]),
+        ("compile", [None, "default"], ["fast", ["default"]]),
     ],
 )
-def test_ranges_are_those_of_the_comments(key, good, wrong):
-    assert all(ranges()[key].allows(value) for value in good)
-    assert not any(ranges()[key].allows(value) for value in wrong)
+def test_values_that_a_key_takes(key, good, wrong):
+    assert [mistake(key, value) for value in good] == [None] * len(good)
+    assert all(mistake(key, value).startswith(f"{key} (=") for value in wrong)
 
 
-@pytest.mark.parametrize("key", sorted(ranges()))
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("trainer.max_epochs", 0, "trainer.max_epochs (=0) must be at least 1"),
+        ("trainer.max_epochs", 1.5, "trainer.max_epochs (=1.5) must be a whole number, at least 1"),
+        ("data.batch_size", None, "data.batch_size (=null) must be at least 1, or auto"),
+        ("optimizer.lr", float("inf"), "optimizer.lr (=inf) must be a finite number, above 0"),
+        ("ema", 1, "ema (=1) must be in [0, 1), or null"),
+        ("augment.hue", 0.6, "augment.hue (=0.6) must be in [0, 0.5]"),
+        ("seed", -1, "seed (=-1) must be from 0 to 4294967295"),
+        ("data.num_crops", 2, "data.num_crops (=2) must be one of 1, 3, 5"),
+    ],
+)
+def test_a_message_says_the_value_and_what_the_key_takes(key, value, message):
+    assert mistake(key, value) == message
+
+
+@pytest.mark.parametrize("key", sorted(RANGES))
 def test_no_range_has_infinite_numbers(key):
-    assert not any(ranges()[key].allows(value) for value in (float("inf"), -float("inf"), float("nan")))
-
-
-@pytest.mark.parametrize("key", [key for key, allowed in ranges().items() if allowed.words.startswith("at least")])
-def test_whole_numbers_are_those_of_the_code(key):
-    is_share = key in ("mixing.mixup", "mixing.cutmix", "optimizer.weight_decay", "loss.gamma")
-    assert ranges()[key].whole == (not is_share)
-    assert ranges()[key].allows(1.5) == is_share
-
-
-def test_a_list_is_no_number():
-    assert not ranges()["save_every"].allows([1])
-    assert not ranges()["clip.num_frames"].allows([16])
-    assert ranges()["clip.std"].allows([0.5, 0.5, 0.5])
+    assert not any(RANGES[key].allows(value) for value in (float("inf"), -float("inf"), float("nan")))

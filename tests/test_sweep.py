@@ -22,7 +22,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from stvid.exits import report_errors
-from stvid.run.config import hydra_errors_as_input_errors
+from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.errors import InputError
 from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
@@ -241,7 +241,7 @@ def test_the_joblib_launcher_runs_trials_in_other_processes(search, tmp_path):
         (["sweep=bayes", LR], ["sweep=bayes", "grid, optuna, random"]),
         (["sweep=optuna", "sweep.pruner=hyperband", LR], ["sweep.pruner (=hyperband)", "none, median, halving"]),
         (["sweep=optuna", "sweep.trials=0", LR], ["sweep.trials (=0)", "at least 1"]),
-        (["sweep=random", "sweep.trials=null", LR], ["sweep.trials (=None)"]),
+        (["sweep=random", "sweep.trials=null", LR], ["sweep.trials (=null)"]),
         (["sweep=random", "sweep.seed=x", LR], ["sweep.seed (=x)", "whole number"]),
         (["sweep=random", "+sweep.trails=3", LR], ["unknown config key sweep.trails", "trials"]),
         (["sweep=random", "sweep.seed=1,2", LR], ["sweep.seed=1,2", "cannot have several values"]),

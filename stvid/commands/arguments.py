@@ -54,7 +54,8 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_data_set(options: argparse.Namespace) -> None:
-    from stvid.run.config import compose_config, hydra_errors_as_input_errors  # other commands do without Hydra
+    from stvid.run.config import compose_config  # other commands do without Hydra
+    from stvid.run.config_errors import hydra_errors_as_input_errors
     from stvid.run.data_set import read_manifest_early
     from stvid.run.overrides import to_overrides
 

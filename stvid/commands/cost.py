@@ -20,9 +20,10 @@ from stvid.errors import InputError
 from stvid.files import replacing, write_json
 from stvid.models.base import VideoModel
 from stvid.models.layers import checkpoint_stages
-from stvid.run.config import compose_config, hydra_errors_as_input_errors
+from stvid.run.config import compose_config
+from stvid.run.config_errors import hydra_errors_as_input_errors
+from stvid.run.config_tree import to_plain
 from stvid.run.model import build_model
-from stvid.run.stored import to_plain
 from stvid.run.trust import trusted_modules
 from stvid.terminal import aligned, show, table_width
 

@@ -98,7 +98,9 @@ class Simulation:
         return tracker.peak
 
     def stream_macs(self, frame_shape: tuple[int, ...], step: TrainingStep, batch_size: int) -> int | None:
-        """Multiply-adds for a frame of a stream, on average; None for a model that reads no streams.
+        """Multiply-adds for a frame of a stream, on average.
+
+        None for a model that reads no streams, or whose `stream_step` depends on the values in a tensor.
 
         Args:
             frame_shape: `C x H x W`.
@@ -114,9 +116,12 @@ class Simulation:
             if isinstance(model, ContinualModel):
                 return _continual_macs(state.network, self.names, step) // batch_size
             frame = torch.empty(1, *frame_shape)
-            _, state = model.stream_step(frame, state)
-            tracker.macs.clear()
-            model.stream_step(frame, state)
+            try:
+                _, state = model.stream_step(frame, state)
+                tracker.macs.clear()
+                model.stream_step(frame, state)
+            except NEEDS_VALUES:
+                return None
         return sum(tracker.macs.values())
 
     def training_step(

@@ -14,17 +14,15 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from stvid.models.base import VideoModel, check_clips
+from stvid.models.continual_layers import LAYERS, TimeKernel, Timing, one_step, time_kernel, triple
 
-LAYERS = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)  # may span time
 Memory = dict[fx.Node, tuple]  # what each operator keeps; tensors in it are never changed
 
 
@@ -46,7 +44,7 @@ class ContinualModel(VideoModel):
         raise NotImplementedError(f"{type(self).__name__} defines no pooled_network")
 
     def start_stream(self, num_frames: int | None) -> ContinualState:
-        """The state before the first frame, see `VideoModel`.
+        """The state before the first frame, see `VideoModel`. The weights are those of this moment.
 
         Args:
             num_frames: T of the clips of training. Features are averaged over as many steps of the last volume as such
@@ -71,49 +69,6 @@ class ContinualModel(VideoModel):
         return None if features_BF is None else self.forward_head(features_BF), state
 
 
-class Timing(NamedTuple):
-    """When the steps of an operator come, in frames of the stream counted from 0."""
-
-    stride: int = 1  # from one step to the next
-    centre: int = 0  # the frame in the centre of what the first step depends on
-    first: int = 0  # the last frame that the first step depends on: with it the step comes
-
-    def comes_at(self, frame: int) -> bool:
-        """Whether a step comes with this frame."""
-        return frame >= self.first and (frame - self.first) % self.stride == 0
-
-
-class TimeKernel(NamedTuple):
-    """A layer along time: kernel size, stride, dilation, and whether it keeps incomplete windows at the end."""
-
-    size: int
-    stride: int
-    dilation: int
-    ceil_mode: bool
-
-    @property
-    def reach(self) -> int:
-        """Inputs before the last one that an output depends on."""
-        return (self.size - 1) * self.dilation
-
-    @property
-    def centre(self) -> int:
-        """The input in the centre of the first output. It is also the padding of layers that keep T."""
-        return (self.size - 1) // 2 * self.dilation
-
-    def slide(self, timing: Timing, phase: int | None) -> Timing:
-        """The layer's steps for those of its input. Their centres are `phase` modulo the new stride; None: any."""
-        stride = timing.stride * self.stride
-        centre = timing.centre + timing.stride * self.centre
-        delay = 0 if phase is None else (phase - centre) % stride
-        return Timing(stride, centre + delay, timing.first + timing.stride * self.reach + delay)
-
-    def num_steps(self, num_steps: int) -> int:
-        """T' of a clip with T steps before this layer, padded as in training."""
-        room = num_steps + 2 * self.centre - self.reach - 1
-        return max((-(-room // self.stride) if self.ceil_mode else room // self.stride) + 1, 1)
-
-
 class ContinualNetwork:
     """A network as a sequence of operators (traced by `torch.fx`), run for one frame at a time.
 
@@ -132,27 +87,34 @@ class ContinualNetwork:
 
     def __init__(self, network: nn.Module, num_frames: int | None):
         graph = _Tracer().trace(network)
-        self.interpreter = fx.Interpreter(network, graph=graph)
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         modules = {node: network.get_submodule(str(node.target)) for node in self.nodes if node.op == "call_module"}
         self.pooling = next(node for node in self.nodes if _averages_time(node, modules.get(node)))
         self.num_before_pooling = self.nodes.index(self.pooling)
         before, last = self.nodes[: self.num_before_pooling], self.pooling.all_input_nodes[0]
-        kernels = {node: _time_kernel(modules[node]) for node in before if isinstance(modules.get(node), LAYERS)}
+        kernels = {node: time_kernel(modules[node]) for node in before if isinstance(modules.get(node), LAYERS)}
         phase = _timings(before, kernels, phase=None)[last].centre  # so no step of the longest path is left out
         self.timings = _timings(before, kernels, phase=phase)
         self.period, self.first = self.timings[last].stride, self.timings[last].first + 1
         self.strides = {modules[node]: self.timings[node].stride for node in before if node in modules}
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
-        self.kernels, self.layers = kernels, {node: _one_step(modules[node]) for node in kernels}
-        self.junctions = {n for n in before if len({self.timings[source] for source in n.all_input_nodes}) > 1}
+        self.kernels = kernels
+        self.sources = {node: node.all_input_nodes for node in self.nodes}
+        self.junctions = {n for n in before if len({self.timings[source] for source in self.sources[n]}) > 1}
+        self.functions = {node: modules.get(node) or _function_of(node) for node in self.nodes[1:]}
+        self.layers = {}
+        for node in kernels:
+            norm = _norm_after(node, modules)
+            self.layers[node] = one_step(modules[node], None if norm is None else modules[norm])
+            if norm is not None:
+                self.functions[norm] = nn.Identity()
 
     def step(self, frame_BCTHW: Tensor, state: ContinualState) -> tuple[Tensor | None, ContinualState]:
         """The next frame, T = 1: features `B x F` or None, and the new state."""
         frame, old, new = state.num_frames, state.memory, Memory()
         values = {self.nodes[0]: frame_BCTHW.clone(memory_format=torch.channels_last_3d)}  # nobody else changes it
         for node in self.nodes[1 : self.num_before_pooling]:
-            timing, sources = self.timings[node], node.all_input_nodes
+            timing, sources = self.timings[node], self.sources[node]
             if node in self.layers:
                 window = (*old.get(node, ()), *(values[source] for source in sources if source in values))
                 if timing.comes_at(frame):
@@ -167,7 +129,7 @@ class ContinualNetwork:
             elif timing.comes_at(frame):
                 values[node] = self._run(node, values)
         features_BF = None
-        if self.pooling.all_input_nodes[0] in values:
+        if self.sources[self.pooling][0] in values:
             values[self.pooling], new[self.pooling] = self._average(self._run(self.pooling, values), old)
             for node in self.nodes[self.num_before_pooling + 1 :]:
                 values[node] = self._run(node, values)
@@ -179,12 +141,12 @@ class ContinualNetwork:
     def _run(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
         args = fx.map_arg(node.args, values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        return getattr(self.interpreter, node.op)(node.target, args, kwargs)
+        return self.functions[node](*args, **kwargs)
 
     def _join(self, node: fx.Node, values: Mapping[fx.Node, Tensor], frame: int, queues: tuple) -> tuple:
         """The steps that wait for those of the other branches, with the ones of this frame; a queue per branch."""
         longer = []
-        for source, queue in zip(node.all_input_nodes, queues, strict=True):
+        for source, queue in zip(self.sources[node], queues, strict=True):
             timing = self.timings[source]
             left_out = self.timings[node].centre - timing.centre  # frames: steps whose counterparts do not exist
             is_counted = source in values and frame >= timing.first + left_out
@@ -209,59 +171,22 @@ class _Tracer(fx.Tracer):
         return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
 
 
-class ConvolutionStep:
-    """One step in time of a 3D convolution: a 2D convolution over the channels of all frames that the kernel spans.
-
-    That is the same sum, and on a CPU several times faster than a 3D convolution of a few frames.
-    """
-
-    def __init__(self, layer: nn.Conv3d):
-        self.layer, weight = layer, layer.weight.detach()  # C' x C x T x H x W
-        weight = (weight.transpose(1, 2) if layer.groups == 1 else weight).flatten(1, 2)
-        self.weight = weight.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self, frames: Sequence[Tensor]) -> Tensor:
-        """Volumes `B x C x 1 x H x W`, one for each frame of the kernel -> `B x C' x 1 x H' x W'`."""
-        if self.layer.groups == 1:  # the channels of the first frame, of the second, ...
-            x_BCHW = torch.cat([frame[:, :, 0] for frame in frames], dim=1)
-        else:  # the first channel of all frames, the second, ...: a group's channels stay together
-            x_BCHW = torch.cat(list(frames), dim=2).flatten(1, 2)
-        layer = self.layer
-        space = (layer.stride[1:], layer.padding[1:], layer.dilation[1:])
-        return F.conv2d(x_BCHW, self.weight, layer.bias, *space, layer.groups)[:, :, None]
+def _norm_after(node: fx.Node, modules: Mapping[fx.Node, nn.Module]) -> fx.Node | None:
+    """The batch norm that is the only user of a convolution."""
+    user = next(iter(node.users))
+    is_fused = isinstance(modules[node], nn.Conv3d) and isinstance(modules.get(user), nn.BatchNorm3d)
+    return user if is_fused and len(node.users) == 1 else None
 
 
-class PoolingStep:
-    """One step in time of a pooling layer, without padding in time."""
-
-    def __init__(self, layer: nn.MaxPool3d | nn.AvgPool3d):
-        self.layer = copy.copy(layer)
-        self.layer.padding = (0, *_triple(layer.padding)[1:])
-        if isinstance(self.layer, nn.MaxPool3d):
-            self.layer.dilation = (1, *_triple(self.layer.dilation)[1:])
-
-    def __call__(self, frames: Sequence[Tensor]) -> Tensor:
-        """As of `ConvolutionStep`."""
-        return self.layer(torch.cat(list(frames), dim=2))
-
-
-def _one_step(layer: nn.Module) -> ConvolutionStep | PoolingStep:
-    return ConvolutionStep(layer) if isinstance(layer, nn.Conv3d) else PoolingStep(layer)
-
-
-def _time_kernel(layer: nn.Module) -> TimeKernel:
-    return TimeKernel(
-        size=_triple(layer.kernel_size)[0],
-        stride=_triple(layer.stride)[0],
-        dilation=_triple(getattr(layer, "dilation", 1))[0],  # an average pooling has none
-        ceil_mode=getattr(layer, "ceil_mode", False),
-    )
+def _function_of(node: fx.Node) -> Callable:
+    """What an operator calls that is no module: a function, or a method of tensors."""
+    return getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
 
 
 def _averages_time(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether this is the global pooling: the first operator that averages over all steps."""
     if isinstance(module, nn.AdaptiveAvgPool3d):
-        return _triple(module.output_size)[0] == 1
+        return triple(module.output_size)[0] == 1
     dims = node.kwargs.get("dim")
     return node.target is torch.mean and isinstance(dims, tuple) and 2 in dims
 
@@ -287,8 +212,3 @@ def _num_steps(nodes: Sequence[fx.Node], kernels: Mapping[fx.Node, TimeKernel], 
         if node in kernels:
             steps[node] = kernels[node].num_steps(steps[node])
     return steps
-
-
-def _triple(size: Any) -> tuple[int, int, int]:
-    """Time, height and width, of an option of a layer: one number, or all three."""
-    return (size, size, size) if isinstance(size, int) else size

@@ -8,10 +8,11 @@ from pathlib import Path
 from stvid.errors import InputError, train_command
 from stvid.files import file_in_the_way
 from stvid.run.accelerator import check_gpu_is_possible
-from stvid.run.config import compose_unchecked, first_values, hydra_errors_as_input_errors, run_dir
+from stvid.run.config import compose_unchecked, first_values
 from stvid.run.config_check import check_config
+from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.run.data_set import check_training_data
-from stvid.run.folder import RunFolder
+from stvid.run.folder import RunFolder, run_dir
 from stvid.run.overrides import SWEEP_FLAGS, check_flags, split_override, to_overrides
 from stvid.run.stored_run import check_resume, is_requeued
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
+from stvid.run.config_tree import is_in, places, references, targets, to_plain
 from stvid.run.folder import project_root
-from stvid.run.parameters import CHOICES, parameter_types, ranges, targets, type_fits
+from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
 
 log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
@@ -38,19 +37,22 @@ def check_config(config: DictConfig, *, needs_data: bool = False, is_stored: boo
         needs_data: the files and folders that it names must exist too.
         is_stored: it is that of a run, without the references that tell which keys under `data` have an effect.
     """
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    raise_mistakes(list(_sections(plain)))  # the other checks read them
-    missing = [f"data.{key}" for key in config.data if OmegaConf.is_missing(config.data, key)]
+    unresolved = to_plain(config, resolve=False)
+    raise_mistakes(list(_sections(unresolved)))  # the other checks read them
+    # not those in a list: a class may have this name
+    missing = [place for place, value in places(unresolved) if value == "???" and not place.endswith("]")]
     mistakes = {key: f"{key} must be given: {key}=VALUE" for key in missing}
     if missing:
         config = config.copy()
         for key in missing:
             OmegaConf.update(config, key, "missing")
-    paths = _paths(config) if needs_data else ()
-    unknown = () if is_stored else _data_keys(config.data)
-    for key, message in (*unknown, *_types(config), *_values(config), *paths):
+    plain = to_plain(config)
+    values = dict(places(plain))
+    paths = _paths(values) if needs_data else ()
+    unknown = () if is_stored else _data_keys(unresolved["data"])
+    for key, message in (*unknown, *_types(plain, references(unresolved)), *_values(values), *paths):
         mistakes.setdefault(key, message)
-    if not any(key.startswith("clip.") for key in mistakes) and (message := _clip(config.clip)):
+    if not any(is_in(key, "clip") for key in mistakes) and (message := _clip(config.clip)):
         mistakes["clip"] = message
     raise_mistakes(list(mistakes.values()))
     if (
@@ -71,20 +73,17 @@ def known_sections() -> dict[str, bool]:
     """
     known: dict[str, bool] = {}
     for group in config_groups():
-        contents = [dict(_content_sections(choice_content(group, choice), group)) for choice in choices_of(group)]
+        contents = [_sections_of_choice(group, choice) for choice in choices_of(group)]
         for place in contents[0]:
             if all(place in content for content in contents):
                 known[place] = all(content[place] for content in contents)
     return known
 
 
-def _content_sections(node: object, place: str) -> Iterator[tuple[str, bool]]:
-    if isinstance(node, dict):
-        yield place, not node or "_target_" in node
-        for key, child in node.items():
-            yield from _content_sections(child, f"{place}.{key}")
-    elif isinstance(node, str) and node.startswith("${") and node[2:-1] in config_groups():
-        yield place, False
+def _sections_of_choice(group: str, choice: str) -> dict[str, bool]:
+    content = choice_content(group, choice)
+    sections = {at: not node or "_target_" in node for at, node in places(content, group) if isinstance(node, dict)}
+    return sections | {at: False for at, key in references(content, group).items() if key in config_groups()}
 
 
 def _sections(config: Mapping) -> Iterator[str]:
@@ -94,12 +93,13 @@ def _sections(config: Mapping) -> Iterator[str]:
     for key in (*keys, *groups):
         if key not in config:
             yield f"{key} is missing, and every run needs it: leave out ~{key}"
+    values = dict(places(config))
     for place, has_target in known_sections().items():
-        around, name = _section_around(config, place)
-        if not isinstance(around, Mapping) or (around is config and name not in config):
+        around, _, name = place.rpartition(".")
+        if not isinstance(values.get(around), Mapping) if around else name not in config:
             continue  # told already
-        value = around.get(name)
-        if name not in around:
+        value = values.get(place)
+        if place not in values:
             yield f"{place} is missing, and every run needs it: leave out ~{place}"
         elif not isinstance(value, Mapping):
             if not (isinstance(value, str) and value.startswith(("${", "???"))):
@@ -114,35 +114,24 @@ def _sections(config: Mapping) -> Iterator[str]:
             yield f"{place}._target_ (={_shown(target)}) must be the dotted name of a class or function"
 
 
-def _section_around(config: Mapping, place: str) -> tuple[object, str]:
-    """The section that a dotted place lies in (another value, if there is no such section), and its name there."""
-    *sections, name = place.split(".")
-    around: object = config
-    for section in sections:
-        around = around.get(section) if isinstance(around, Mapping) else None
-    return around, name
-
-
 def _shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _data_keys(data: DictConfig) -> Iterator[tuple[str, str]]:
+def _data_keys(data: Mapping) -> Iterator[tuple[str, str]]:
     """Keys under `data` (added with `+`) that the data module does not get."""
-    references = str(OmegaConf.to_container(data.datamodule, resolve=False))
-    known = [key for key in map(str, data) if f"${{data.{key}}}" in references]
+    known = [key for key in map(str, data) if f"${{data.{key}}}" in str(data["datamodule"])]
     for key in map(str, data):
         if key != "datamodule" and key not in known:
             yield f"data.{key}", f"unknown config key data.{key}{nearest(key, known)}"
 
 
-def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _types(config: Mapping, sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Values that do not fit the annotation of their parameter, lists and dicts excepted; packages that are missing.
 
-    A message names the key that a value comes from.
+    `sources`: place -> the key that its value comes from, which a message names.
     """
-    unresolved = dict(targets(OmegaConf.to_container(config, resolve=False)))
-    for place, node in targets(OmegaConf.to_container(config, resolve=True)):
+    for place, node in targets(config):
         target = node["_target_"]
         types = parameter_types(target)
         for key, value in node.items():
@@ -150,69 +139,37 @@ def _types(config: DictConfig) -> Iterator[tuple[str, str]]:
             if types and is_argument and key not in types and "**" not in types:
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
-                source = re.fullmatch(r"\$\{([\w.]+)\}", str(unresolved.get(place, {}).get(key)))
-                name = source[1] if source else f"{place}.{key}"
+                name = sources.get(f"{place}.{key}", f"{place}.{key}")
                 yield name, f"{name} (={value!r}) must be {types[key]}"
         if target.startswith("timm.") and importlib.util.find_spec("timm") is None:
             yield place, f"{place} (={target}) needs timm: pip install 'stvid[timm]'"
 
 
-def _values(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _values(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Values that are out of the range, or not among the choices, that `--help` shows."""
-    if not isinstance(config.seed, int) or isinstance(config.seed, bool) or not 0 <= config.seed < 2**32:
-        yield "seed", f"seed (={config.seed!r}) must be a whole number from 0 to 4294967295"
-    for key, choices in CHOICES.items():
-        if not _is_checked(config, key):
-            continue
-        value = OmegaConf.select(config, key)
-        if value not in choices:
-            names = ", ".join(dict.fromkeys("null" if choice is None else str(choice) for choice in choices))
-            yield key, f"{key} (={value}) must be one of {names}"
-    for key, allowed in ranges().items():
-        if not _is_checked(config, key):
-            continue
-        node = OmegaConf.select(config, key)
-        value = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-        if not allowed.allows(value):
-            is_usual = isinstance(value, int | None) or (isinstance(value, float) and math.isfinite(value))
-            kind = "" if is_usual else "a finite number, "
-            if allowed.whole and not isinstance(value, int | None):
-                kind = "a whole number, "
-            yield key, f"{key} (={_shown(value)}) must be {kind}{allowed.words}"
-    trust = OmegaConf.to_container(config.trust) if OmegaConf.is_config(config.trust) else config.trust
-    if not isinstance(trust, list | str):
-        yield "trust", f"trust (={_shown(trust)}) must be a list of packages or modules: trust=[my_package]"
-
-
-def _is_checked(config: DictConfig, key: str) -> bool:
-    """Whether the config has the key, and its section is not for a class of the user's own."""
-    section, dot, _ = key.partition(".")
-    target = OmegaConf.select(config, f"{section}._target_") if dot else None
-    return _has_key(config, key) and str(target or "stvid.").startswith(("stvid.", "pytorch_lightning."))
-
-
-def _has_key(config: DictConfig, key: str) -> bool:
-    place, _, name = key.rpartition(".")
-    section = OmegaConf.select(config, place) if place else config
-    return OmegaConf.is_dict(section) and name in set(section)  # `in` leaves out missing values
+    for key in (*CHOICES, *RANGES):
+        target = values.get(f"{key.partition('.')[0]}._target_", "stvid.")  # of another class, the keys are its own
+        is_checked = str(target).startswith(("stvid.", "pytorch_lightning."))
+        if key in values and is_checked and (message := mistake(key, values[key])):
+            yield key, message
+    if not isinstance(values["trust"], list | str):
+        yield "trust", f"trust (={_shown(values['trust'])}) must be a list of packages or modules: trust=[my_package]"
 
 
 def _clip(clip: DictConfig) -> str | None:
     try:
         instantiate(clip, _convert_="all")
-    except Exception as error:
+    except InstantiationException as error:  # Hydra's, around any error of the class
         return str(error.__cause__) if isinstance(error.__cause__, InputError) else None  # others: when it is built
     return None
 
 
-def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
+def _paths(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Files and folders that do not exist. The built-in data set makes its own folder."""
-    target = config.data.datamodule.manifest.get("_target_")
-    is_read = str(target).startswith(("stvid.data.layouts.", "stvid.data.manifest."))
+    target = str(values.get("data.datamodule.manifest._target_"))
+    is_read = target.startswith(("stvid.data.layouts.", "stvid.data.manifest."))
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
-        if not _has_key(config, key):
-            continue
-        value = OmegaConf.select(config, key)
+        value = values.get(key)
         if not isinstance(value, str) or value == "missing":
             continue
         path = Path(value).expanduser()
@@ -227,7 +184,7 @@ def _paths(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield key, f"{key} {path.absolute()} is a folder; name the CSV table"
         elif key in FILES and VIDEO.fullmatch(path.name):
             yield key, f"{key} {path.absolute()} is a video; name a CSV table, or a folder with a folder for each class"
-        elif key == "data.root" and _holds_only_videos(path) and str(target).endswith(".class_folders.folder"):
+        elif key == "data.root" and _holds_only_videos(path) and target.endswith(".class_folders.folder"):
             yield (
                 key,
                 f"data.root {path.absolute()} holds videos, but no class folders. If it is a class itself, name the "

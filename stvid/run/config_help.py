@@ -121,6 +121,11 @@ def own_entries(file: Path) -> dict[str, tuple[str, str]]:
     return {f"{package}.{name}".lstrip("."): entry for name, entry in _entries(file).items()}
 
 
+def config_keys() -> list[str]:
+    """The config groups, and the keys of all their choices that users set."""
+    return sorted({*config_groups(), *(key for file in config_files() for key in own_entries(file))})
+
+
 def package_of(file: Path) -> str:
     """The section that the keys of a file of configs/ belong to; empty for the top level."""
     group = file.parent.relative_to(_configs()).as_posix()

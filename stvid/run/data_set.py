@@ -12,8 +12,9 @@ from stvid.clip import ClipSpec
 from stvid.data.manifest import Manifest, check_flip_pairs, validate
 from stvid.data.synthetic.root import check_root
 from stvid.exits import logs_printed_with_error
-from stvid.run.config import compose_config, hydra_errors_as_input_errors
-from stvid.run.stored import to_plain
+from stvid.run.config import compose_config
+from stvid.run.config_errors import hydra_errors_as_input_errors
+from stvid.run.config_tree import to_plain
 
 READ_BY = ("stvid.data.layouts.", "stvid.data.manifest.")
 ACTIONS = "stvid.data.synthetic.actions.actions"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.errors import InputError
+from stvid.errors import InputError, train_command
 
 log = logging.getLogger(__name__)
 COMPARISON_HTML = "comparison.html"  # `stvid report RUN RUN...` writes it into the current folder
@@ -129,6 +131,46 @@ def find_checkpoint(run: str | Path) -> Path:
     else:
         hint = "was it trained?"
     raise InputError(f"{run} has no {folder.best_ckpt.relative_to(run).as_posix()}; {hint}")
+
+
+def run_dir(resume: str | None, requeue: bool, new: str) -> str:
+    """The folder of a training: a new one, or for `resume=RUN` that of RUN, which may also be its last.ckpt.
+
+    A job that Slurm may start again uses the same folder each time.
+    """
+    if not resume:
+        job = os.environ.get("SLURM_JOB_ID") if requeue else None
+        return _of_first_process(new) if job is None else str(Path(new).parent / f"slurm_{job}")
+    path = Path(resume).absolute()
+    if not path.exists():
+        raise InputError(f"resume={resume} does not exist; give a run folder")
+    folder = RunFolder.of(path)
+    if path.is_file() and path != folder.last_ckpt:
+        raise InputError(f"resume={resume}: a run resumes from its {folder.last_ckpt.name}; name the run folder")
+    if folder.is_sweep:
+        command = train_command("-m", f"resume={resume}")
+        raise InputError(f"resume={resume} is the folder of a sweep, which resumes with -m: {command}")
+    if not folder.config_yaml.is_file():
+        raise InputError(f"resume={resume}: this folder has no {folder.config_yaml.name}, so it holds no run")
+    return str(folder.path)
+
+
+@functools.cache
+def _of_first_process(text: str) -> str:
+    """The text of rank 0, in all processes that torchrun started: their clocks may give different folder names."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return text
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_first = os.environ["RANK"] == "0"
+    torchrun_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # here: no mistake in a command line waits for the import of torch
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's __init__ does not say that it exports
+
+    store = TCPStore(*address, is_master=is_first and not torchrun_has_store, wait_for_workers=False, multi_tenant=True)
+    key = f"stvid/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if is_first:
+        store.set(key, text)
+    return store.get(key).decode()
 
 
 def check_runs_exist(names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Which values a config key takes, known without importing the code that it configures.
 
-Types are the annotations in the source of stvid's classes and functions. Ranges are those that the comments in
-`configs/` state, which `--help` shows: `from 1`, `above 0`, `in [0, 1)`.
+Types are the annotations in the source of stvid's classes and functions. Choices and ranges are the tables below; the
+comments in `configs/`, which `--help` shows, state the same ranges.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stvid.run.config_help import config_files, config_groups, own_entries, package_of, read_yaml
-
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str": (str, int),
+    "None": type(None),
+}
 CHOICES = {  # of keys with a fixed set of values; a test compares them with those in the code
     "data.features": ("auto", "off"),
     "data.balance": ("none", "classes", "loss"),
@@ -31,120 +36,144 @@ CHOICES = {  # of keys with a fixed set of values; a test compares them with tho
     "sweep.method": ("grid", "random", "optuna"),
     "sweep.pruner": ("none", "median", "halving"),
 }
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "str": (str, int),
-    "None": type(None),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers from `low` to `high`; `words` says it as a message does.
+    """The numbers that a key takes.
 
     Attributes:
-        low: lower limit; `above`: not included.
-        high: upper limit; None: no limit; `below`: not included.
-        comment: the comment of the key.
+        at_least, above: lower limit, included or not. One of them must be given.
+        at_most, below: upper limit, included or not; None: no limit.
         whole: only whole numbers.
-        nullable: null is a value too.
+        null: null is a value too.
         listed: a list of such numbers is a value too.
+        word: a text that is a value too.
     """
 
-    low: float
-    high: float | None
-    above: bool
-    below: bool
-    words: str
-    comment: str
-    whole: bool
-    nullable: bool
-    listed: bool
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    whole: bool = False
+    null: bool = False
+    listed: bool = False
+    word: str | None = None
+
+    def __str__(self) -> str:
+        """As a message says it: `at least 1`, `above 0, or null`, `in [0, 1)`, `from 0 to 30`."""
+        low = self.above if self.at_least is None else self.at_least
+        high = self.below if self.at_most is None else self.at_most
+        if high is None:
+            text = f"at least {low}" if self.above is None else f"above {low}"
+        elif self.whole:
+            text = f"from {low} to {high}"
+        else:
+            text = f"in {'[' if self.above is None else '('}{low}, {high}{']' if self.below is None else ')'}"
+        return ", or ".join([text, *([self.word] if self.word else []), *(["null"] if self.null else [])])
 
     def allows(self, value: object) -> bool:
-        """Whether a value or every number of a list lies in the range; words of the comment such as `auto` do."""
+        """Whether a value, or every number of a list, lies in the range."""
         if isinstance(value, list | tuple):
             return self.listed and all(self.allows(child) for child in value)
         if value is None:
-            return self.nullable
+            return self.null
         if isinstance(value, str):
-            return bool(re.search(rf"\b{re.escape(value)}:", self.comment))
+            return value == self.word
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if isinstance(value, float) and not (value.is_integer() if self.whole else math.isfinite(value)):
             return False
-        is_low = value < self.low or (self.above and value == self.low)
-        is_high = self.high is not None and (value > self.high or (self.below and value == self.high))
-        return not (is_low or is_high)
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
 
 
-@functools.cache
-def ranges() -> dict[str, Range]:
-    """Dotted key -> the range that its comment states, for all choices of all groups."""
-    entries: dict[str, list[tuple[str, str]]] = {}
-    for file in config_files():
-        for key, entry in own_entries(file).items():
-            entries.setdefault(key, []).append(entry)
-    stated = {}
-    for key, values_and_comments in entries.items():
-        ranges = ((text, found) for _, text in values_and_comments if (found := _stated_range(text)))
-        comment, stated_range = next(ranges, ("", None))
-        if stated_range is not None:
-            values = [value for value, _ in values_and_comments]
-            low, high, above, below, words = stated_range
-            annotation = key_annotations().get(key)
-            if annotation is None:  # of a class that is not ours; an interpolation says nothing about the value
-                is_whole = all(re.fullmatch(r"\d+|null|auto|\$\{.*", value) for value in values)
-            else:
-                is_whole = bool(re.search(r"\bint\b", annotation)) and not re.search(r"\bfloat\b", annotation)
-            others = re.findall(r"(?:; |\| |, |: )(null|auto): ", comment)
-            stated[key] = Range(
-                low=low,
-                high=high,
-                above=above,
-                below=below,
-                words=", or ".join([words, *others]),
-                comment=comment,
-                whole=is_whole and words.startswith("at least"),
-                nullable="null" in values or "null" in comment,
-                listed=any(value.startswith("[") for value in values) or "[" in (annotation or ""),
-            )
-    return stated
+RANGES = {
+    "seed": Range(at_least=0, at_most=2**32 - 1, whole=True),
+    "save_every": Range(at_least=1, whole=True, null=True),
+    "ema": Range(at_least=0, below=1, null=True),
+    "early_stopping": Range(at_least=1, whole=True, null=True),
+    "clip.num_frames": Range(at_least=1, whole=True, null=True),
+    "clip.frame_stride": Range(at_least=1, whole=True, null=True),
+    "clip.fps": Range(above=0, null=True),
+    "clip.std": Range(above=0, listed=True),
+    "clip.diff_seconds": Range(above=0),
+    "clip.diff_gain": Range(above=0),
+    "data.num_train": Range(at_least=1, whole=True),
+    "data.num_val": Range(at_least=1, whole=True),
+    "data.num_test": Range(at_least=1, whole=True),
+    "data.render_seed": Range(at_least=0, whole=True),
+    "data.val_fraction": Range(above=0, below=1),
+    "data.test_fraction": Range(above=0, below=1),
+    "data.split_seed": Range(at_least=0, whole=True),
+    "data.batch_size": Range(at_least=1, whole=True, word="auto"),
+    "data.num_workers": Range(at_least=0, whole=True, word="auto"),
+    "data.passes": Range(at_least=1, whole=True, null=True),
+    "data.num_clips": Range(at_least=1, whole=True),
+    "data.max_bad": Range(at_least=0, at_most=1),
+    "data.probe_timeout": Range(above=0),
+    "data.max_pixels": Range(at_least=1, whole=True),
+    "model.dropout": Range(at_least=0, below=1),
+    "model.encoder_chunk": Range(at_least=1, whole=True, null=True),
+    "model.hidden_size": Range(at_least=1, whole=True),
+    "model.num_layers": Range(at_least=1, whole=True),
+    "model.recurrent_dropout": Range(at_least=0, below=1),
+    "model.kernel_depth": Range(at_least=1, whole=True),
+    "augment.scale": Range(above=0, at_most=1, listed=True),
+    "augment.ratio": Range(above=0, listed=True),
+    "augment.flip": Range(at_least=0, at_most=1),
+    "augment.brightness": Range(at_least=0, at_most=1),
+    "augment.contrast": Range(at_least=0, at_most=1),
+    "augment.saturation": Range(at_least=0, at_most=1),
+    "augment.hue": Range(at_least=0, at_most=0.5),
+    "augment.rand_augment": Range(at_least=0, whole=True),
+    "augment.rand_magnitude": Range(at_least=0, at_most=30, whole=True),
+    "augment.erase": Range(at_least=0, at_most=1),
+    "mixing.mixup": Range(at_least=0),
+    "mixing.cutmix": Range(at_least=0),
+    "mixing.probability": Range(at_least=0, at_most=1),
+    "optimizer.lr": Range(above=0),
+    "optimizer.backbone_lr": Range(above=0, null=True),
+    "optimizer.layer_decay": Range(above=0, at_most=1, null=True),
+    "optimizer.weight_decay": Range(at_least=0),
+    "optimizer.warmup": Range(at_least=0, below=1),
+    "optimizer.milestones": Range(above=0, below=1, null=True, listed=True),
+    "optimizer.gamma": Range(above=0, below=1, null=True),
+    "optimizer.patience": Range(at_least=0, whole=True, null=True),
+    "optimizer.optimizer.momentum": Range(at_least=0, below=1),
+    "loss.label_smoothing": Range(at_least=0, below=1),
+    "loss.gamma": Range(at_least=0),
+    "trainer.num_nodes": Range(at_least=1, whole=True),
+    "trainer.max_epochs": Range(at_least=1, whole=True),
+    "trainer.accumulate_grad_batches": Range(at_least=1, whole=True),
+    "trainer.check_val_every_n_epoch": Range(at_least=1, whole=True),
+    "trainer.log_every_n_steps": Range(at_least=1, whole=True),
+    "sweep.trials": Range(at_least=1, whole=True, null=True),
+    "sweep.parallel": Range(at_least=1, whole=True),
+    "sweep.seed": Range(at_least=0, whole=True),
+    "sweep.startup_trials": Range(at_least=0, whole=True),
+    "sweep.warmup_epochs": Range(at_least=1, whole=True),
+}
 
 
-def _stated_range(comment: str) -> tuple[float, float | None, bool, bool, str] | None:
-    if match := re.search(r"(?:^|, )(in ([\[(])([\d.]+), ([\d.]+)([\])]))", comment):
-        return float(match[3]), float(match[4]), match[2] == "(", match[5] == ")", match[1]
-    if match := re.search(r"\bfrom (\d+)\b", comment):
-        return float(match[1]), None, False, False, f"at least {match[1]}"
-    if match := re.search(r"\babove (\d+)\b", comment):
-        return float(match[1]), None, True, False, match[0]
+def mistake(key: str, value: object) -> str | None:
+    """The message about a value that is out of the range or not among the choices of a key; None: the key takes it."""
+    name = f"{key} (={'null' if value is None else value})"
+    if key in CHOICES and value not in CHOICES[key]:
+        choices = ("null" if choice is None else str(choice) for choice in CHOICES[key])
+        return f"{name} must be one of {', '.join(dict.fromkeys(choices))}"
+    if key in RANGES and not RANGES[key].allows(value):
+        kind = ""
+        if RANGES[key].whole and not isinstance(value, int | None):
+            kind = "a whole number, "
+        elif not isinstance(value, int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
+            kind = "a finite number, "
+        return f"{name} must be {kind}{RANGES[key]}"
     return None
-
-
-@functools.cache
-def key_annotations() -> dict[str, str]:
-    """Dotted key -> the annotation of the parameter of stvid that gets its value, for all choices of all groups."""
-    found: dict[str, str] = {}
-    for file in config_files():
-        for place, node in targets(read_yaml(file), package_of(file)):
-            types = parameter_types(str(node["_target_"]))
-            for name, value in node.items():
-                source = re.fullmatch(r"\$\{([\w.]+)\}", str(value))
-                if name in types and not (source and source[1] in config_groups()):
-                    found[source[1] if source else f"{place}.{name}".lstrip(".")] = types[name]
-    return found
-
-
-def targets(node: object, place: str = "") -> Iterator[tuple[str, dict]]:
-    """Every section of a config with a `_target_`, after its dotted place."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield place, node
-        for key, child in node.items():
-            yield from targets(child, f"{place}.{key}".strip("."))
 
 
 @functools.cache

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, nearest
+from stvid.run.config_tree import is_in, places, references, to_plain
 
 log = logging.getLogger("stvid")
 RESUME_KEYS = ("resume", "allow_changes", "trust")
@@ -63,7 +64,7 @@ def resume_config(
             f"resume={new.resume} uses the run's own config, so that the result is that of an uninterrupted run; "
             f"leave out {' '.join(str(override.input_line) for override in changes)}, or insist with allow_changes=true"
         )
-    check_complete(stored, new)
+    _check_complete(stored, new)
     config = stored.copy()
     OmegaConf.set_struct(config, False)
     for override in parsed:
@@ -91,7 +92,7 @@ def unchecked_places(overrides: Sequence[str], new: DictConfig) -> list[str]:
     return [*RESUME_KEYS, *logger, *(place for key in keys for place in _places(key, new))]
 
 
-def check_complete(stored: DictConfig, new: DictConfig) -> None:
+def _check_complete(stored: DictConfig, new: DictConfig) -> None:
     """Raises InputError if a run's config lacks a key that every run of this version has."""
     for key in map(str, new):
         if (
@@ -140,44 +141,23 @@ def _apply(config: DictConfig, override: Override, new: DictConfig) -> None:
         InputError: it would replace a config group, the videos or a value that the checkpoint fixes; an unknown key.
     """
     key, value = override.key_or_group, override.value()
-    old_value, places = OmegaConf.select(config, key, default=None), _places(key, new)
+    old_value, changed = OmegaConf.select(config, key, default=None), _places(key, new)
     replaces_group = OmegaConf.is_dict(old_value) and value is not None
     is_choice = override.is_delete() or override.is_sweep_override() or "/" in key or replaces_group
-    changes_videos = any(place.startswith(MANIFEST_KEY) for place in places)
+    changes_videos = any(place.startswith(MANIFEST_KEY) for place in changed)
     if is_choice or changes_videos or key.split(".")[0] in FIXED_KEYS:
         raise InputError(
             f"{override.input_line}: a resumed run cannot change {key}. Start a new run instead; model.weights=RUN "
             "starts it from these weights"
         )
-    keys = list(_keys(config))
+    keys = [place for place, _ in places(to_plain(config, resolve=False)) if not place.endswith("]")]
     if old_value is None and not override.is_add() and key not in keys:
         raise InputError(f"{override.input_line}: the run has no key {key}{nearest(key, keys)}")
-    for place in places:
+    for place in changed:
         OmegaConf.update(config, place, value)
 
 
 def _places(key: str, new: DictConfig) -> list[str]:
     """The places of a value: its key, and every place that refers to the key or to a section around it."""
-    unresolved, parts, places = OmegaConf.to_container(new, resolve=False), key.split("."), [key]
-    for depth in range(1, len(parts) + 1):
-        rest = "".join(f".{part}" for part in parts[depth:])
-        places += [place + rest for place in _references(".".join(parts[:depth]), unresolved)]
-    return places
-
-
-def _references(key: str, node: object, place: str = "") -> Iterator[str]:
-    """Places of a config whose value is `${key}`."""
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _references(key, child, f"{place}.{name}".strip("."))
-    elif node == f"${{{key}}}":
-        yield place
-
-
-def _keys(node: DictConfig, place: str = "") -> Iterator[str]:
-    """Dotted names of all keys."""
-    for key, child in node.items():
-        name = f"{place}.{key!s}".strip(".")
-        yield name
-        if OmegaConf.is_dict(child):
-            yield from _keys(child, name)
+    found = references(to_plain(new, resolve=False)).items()
+    return [key, *(place + key.removeprefix(source) for place, source in found if is_in(key, source))]

@@ -22,15 +22,16 @@ from stvid.distributed import is_main_process
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.run.checkpoint import read_record
-from stvid.run.config import drop_keys_of_replaced_model, escape_interpolations
+from stvid.run.config import drop_keys_of_replaced_model
 from stvid.run.config_check import check_config
+from stvid.run.config_tree import escape_interpolations, to_plain
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
 from stvid.run.overrides import quote
 from stvid.run.relocation import relocate_run, video_sizes
 from stvid.run.results import read_run_result
 from stvid.run.resume import MANIFEST_KEY, RESUME_KEYS, resume_config, unchecked_places
-from stvid.run.stored import check_same_config, read_config, to_plain
+from stvid.run.stored import check_same_config, read_config
 from stvid.run.stored_run import NEEDED_SPLITS, has_data_root, is_requeued, read_run_config
 from stvid.run.trust import trusted_modules, update_targets
 
@@ -53,38 +54,50 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         InputError: an override that is not allowed with `resume`, a new run in a folder that holds a run, or an
             invalid config (see `check_config`).
     """
-    folder = _hydra_folder()
-    sweep, overrides = is_multirun(), list(HydraConfig.get().overrides.task)
+    folder, is_trial = _hydra_folder(), is_multirun()
+    overrides = list(HydraConfig.get().overrides.task)
     _prepare_relaunch(folder)
-    trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
-    is_restarted = is_run and (sweep or is_requeued(config))
-    if not config.resume and not is_restarted:
-        if is_main_process() and (found := folder.training_files):
-            raise InputError(
-                f"{folder.path} holds a run already. Resume it ({train_command(f'resume={folder.path}')}), or choose "
-                "another hydra.run.dir"
-                if is_run
-                else f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir"
-            )
-        config = drop_keys_of_replaced_model(config, overrides)
-        config.trust = trust
-        check_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
-        return _on_one_device(config) if sweep else config, folder
-    if is_run and config.resume:
-        _relocate(folder, config, overrides)
+    is_restarted = is_run and (is_trial or is_requeued(config))
+    if not (config.resume or is_restarted):
+        _check_holds_no_run(folder)
+        config = _new_config(config, overrides)
+        return _on_one_device(config) if is_trial else config, folder
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
-    stored = read_run_config(folder, overrides, config, is_restarted=is_restarted)
-    has_manifest = folder.manifest_csv.is_file()
-    if has_manifest and has_data_root(overrides) and not is_restarted and not is_main_process():
-        stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
+    if config.resume:
+        _relocate(folder, config, overrides)
+    return _resumed_config(folder, [] if is_restarted else overrides, config), folder
+
+
+def _check_holds_no_run(folder: RunFolder) -> None:
+    """Raises InputError, in the main process, if a new run would mix with another one in its folder."""
+    if not is_main_process() or not (found := folder.training_files):
+        return
+    if folder.config_yaml.is_file():
+        command = train_command(f"resume={folder.path}")
+        raise InputError(f"{folder.path} holds a run already. Resume it ({command}), or choose another hydra.run.dir")
+    raise InputError(f"{folder.path} holds {found[0].name} of another run. Choose another hydra.run.dir")
+
+
+def _new_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The composed config of a new run, checked."""
+    config = drop_keys_of_replaced_model(config, overrides)
+    config.trust = trusted_modules(config.trust, config.model.get("_target_"))
+    check_config(config)
+    return OmegaConf.masked_copy(config, [key for key in map(str, config) if key != "sweep"])
+
+
+def _resumed_config(folder: RunFolder, overrides: Sequence[str], new: DictConfig) -> DictConfig:
+    """The stored config of a run (see `read_run_config`), if it is still that of its checkpoint."""
+    stored, has_manifest = read_run_config(folder, overrides, new), folder.manifest_csv.is_file()
+    if has_manifest and has_data_root(overrides) and not is_main_process():
+        stored.data.datamodule.manifest.data_root = escape_interpolations(str(new.data.root))
     if folder.last_ckpt.exists():
-        ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
+        ignored = [*unchecked_places(overrides, new), *([MANIFEST_KEY] if has_manifest else [])]
         record = update_targets(read_record(folder.last_ckpt)["config"])
         check_same_config(to_plain(stored), record, ignored=ignored, file=folder.config_yaml)
-    return stored, folder
+    return stored
 
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stvid.errors import InputError, listing
 from stvid.run.config_help import read_yaml
+from stvid.run.config_tree import is_in, places, references, to_plain
 from stvid.run.folder import project_root
 from stvid.run.trust import is_trusted, update_targets
 
@@ -22,7 +22,6 @@ MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
 MAX_DEPTH = 50
 RESERVED = re.compile(r"_\w+_")  # keys that Hydra reads: `_target_`, `_partial_`, `_args_`, ...
 INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")  # not escaped
-REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 LOGGERS = {  # target -> its choice of `logger`
     "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
     "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
@@ -51,9 +50,10 @@ def read_config(file: Path) -> DictConfig:
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
             raise ValueError("it is no mapping")
-        plain: Any = OmegaConf.to_container(loaded, resolve=False)
-        if place := next(_interpolations(plain), None):
-            raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
+        plain = to_plain(loaded, resolve=False)
+        for place, text in places(plain):
+            if isinstance(text, str) and INTERPOLATION.search(text):
+                raise ValueError(f"{place} is an interpolation (${{...}}), which a run never stores")
         if "_target_" in plain or not all(isinstance(key, str) for key in plain):
             raise ValueError("it is no config of a run")
         return OmegaConf.create(update_targets(plain))
@@ -67,12 +67,6 @@ def read_config(file: Path) -> DictConfig:
         ) from error
 
 
-def to_plain(config: DictConfig) -> dict:
-    """A config as plain data, resolved."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)  # its type allows a list or a text too
-    return plain
-
-
 def check_yaml(text: str) -> None:
     """Raises ValueError for YAML that takes very long or much memory to build: references, or very deep nesting."""
     depth = 0
@@ -80,19 +74,6 @@ def check_yaml(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
             raise ValueError("it has YAML references (*name), or is nested too deeply")
-
-
-def _interpolations(node: object, place: str = "") -> Iterator[str]:
-    """Places of plain data whose text OmegaConf would look up elsewhere; escaped ones, as in names, are just text."""
-    if isinstance(node, str):
-        if INTERPOLATION.search(node):
-            yield place
-    elif isinstance(node, dict):
-        for key, child in node.items():
-            yield from _interpolations(child, f"{place}.{key}".lstrip("."))
-    elif isinstance(node, list):
-        for i, child in enumerate(node):
-            yield from _interpolations(child, f"{place}[{i}]")
 
 
 def check_targets(stored: Mapping, new: Mapping, trust: Sequence[str], *, name: str) -> None:
@@ -134,9 +115,10 @@ def check_arguments(stored: Mapping, new: Mapping, trust: Sequence[str], *, name
     Raises:
         InputError: an argument that is neither harmless nor the same in the command line.
     """
+    allowed = dict(places(new))
     for section in ("logger", "trainer"):
         for place, target, key, value in _arguments(stored.get(section), section):
-            if is_trusted(target, trust) or _select(new, place, key) == value:
+            if is_trusted(target, trust) or allowed.get(f"{place}.{key}", MISSING) == value:
                 continue
             if section == "logger" and not _is_harmless_for_logger(target, key, value):
                 group = LOGGERS.get(target, "none")
@@ -153,18 +135,11 @@ def check_arguments(stored: Mapping, new: Mapping, trust: Sequence[str], *, name
 
 def _arguments(node: object, place: str) -> Iterator[tuple[str, str, str, object]]:
     """Place, target, name and value of each argument, at any depth."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if not RESERVED.fullmatch(str(key)):
-                yield place, str(node.get("_target_")), str(key), value
-                yield from _arguments(value, f"{place}.{key}")
-
-
-def _select(config: Mapping, place: str, key: str) -> object:
-    node: object = config
-    for part in (*place.split("."), key):
-        node = node.get(part, MISSING) if isinstance(node, Mapping) else MISSING
-    return node
+    for section, content in places(node, place):
+        if isinstance(content, Mapping):
+            for key, value in content.items():
+                if not RESERVED.fullmatch(str(key)):
+                    yield section, str(content.get("_target_")), str(key), value
 
 
 def _is_harmless_for_logger(target: str, key: str, value: object) -> bool:
@@ -200,14 +175,11 @@ def shipped_arguments(group: str) -> Mapping[tuple[str, str], tuple[object, ...]
 
 def _reserved(node: object, place: str = "") -> Iterator[Reserved]:
     """Hydra's own keys in plain data, at any depth."""
-    if isinstance(node, Mapping):
-        for key, child in node.items():
-            if isinstance(key, str) and RESERVED.fullmatch(key):
-                yield place, key, str(child)
-            yield from _reserved(child, f"{place}.{key}".lstrip("."))
-    elif isinstance(node, list | tuple):
-        for i, child in enumerate(node):
-            yield from _reserved(child, f"{place}[{i}]")
+    for section, content in places(node, place):
+        if isinstance(content, Mapping):
+            for key, value in content.items():
+                if isinstance(key, str) and RESERVED.fullmatch(key):
+                    yield section, key, str(value)
 
 
 @functools.cache
@@ -215,7 +187,7 @@ def known_targets() -> frozenset[Reserved]:
     """Hydra's own keys in the files of configs/, and at the places that refer to a config group, such as `${clip}`."""
     root = project_root() / "configs"
     known: set[Reserved] = set()
-    references: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for file in sorted(root.rglob("*.yaml")):
         group = file.parent.relative_to(root).as_posix()
         if group.startswith(("hydra", "experiment")):
@@ -223,21 +195,10 @@ def known_targets() -> frozenset[Reserved]:
         content = read_yaml(file)
         place = "" if group == "." else group
         known |= set(_reserved(content, place))
-        references += _references(content, place)
-    for place, group in references:
-        known |= {
-            (place + where.removeprefix(group), key, value) for where, key, value in known if _is_in(where, group)
-        }
+        pairs += references(content, place).items()
+    for place, group in pairs:
+        known |= {(place + where.removeprefix(group), key, value) for where, key, value in known if is_in(where, group)}
     return frozenset(known)
-
-
-def _references(node: object, place: str) -> Iterator[tuple[str, str]]:
-    """Places whose value is `${key}`, and the key."""
-    if isinstance(node, dict):
-        for key, child in node.items():
-            yield from _references(child, f"{place}.{key}".lstrip("."))
-    elif isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
-        yield place, match[1]
 
 
 def check_same_config(stored: Mapping, record: Mapping, *, ignored: Collection[str], file: Path) -> None:
@@ -257,7 +218,7 @@ def check_same_config(stored: Mapping, record: Mapping, *, ignored: Collection[s
         place
         for place in dict.fromkeys([*old, *new])
         if old.get(place, "(nothing)") != new.get(place, "(nothing)")
-        and not any(_is_in(place, part) for part in ignored)
+        and not any(is_in(place, part) for part in ignored)
     ]
     if differ:
         changes = [f"{place} from {old.get(place, '(nothing)')} to {new.get(place, '(nothing)')}" for place in differ]
@@ -275,8 +236,3 @@ def _leaves(node: object, place: str = "") -> Iterator[tuple[str, object]]:
             yield from _leaves(child, f"{place}.{key}".lstrip("."))
     else:
         yield place, list(node) if isinstance(node, tuple) else node
-
-
-def _is_in(place: str, section: str) -> bool:
-    """Whether a dotted place is a section or lies in it."""
-    return place == section or place.startswith((f"{section}.", f"{section}["))

@@ -12,12 +12,12 @@ from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.errors import InputError, train_command
 from stvid.run.accelerator import check_gpu_is_possible
-from stvid.run.config import escape_interpolations
 from stvid.run.config_check import check_config
+from stvid.run.config_tree import escape_interpolations, to_plain
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.relocation import find_run_videos
-from stvid.run.resume import check_complete, is_data_root, parse_overrides, resume_config
-from stvid.run.stored import check_arguments, check_targets, read_config, to_plain
+from stvid.run.resume import is_data_root, parse_overrides, resume_config
+from stvid.run.stored import check_arguments, check_targets, read_config
 from stvid.run.trust import trusted_modules
 
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
@@ -36,20 +36,14 @@ def check_resume(folder: RunFolder, overrides: Sequence[str], new: DictConfig) -
 
 
 def read_run_config(
-    folder: RunFolder,
-    overrides: Sequence[str],
-    new: DictConfig,
-    *,
-    is_restarted: bool = False,
-    log_changes: bool = True,
+    folder: RunFolder, overrides: Sequence[str], new: DictConfig, *, log_changes: bool = True
 ) -> DictConfig:
     """The config with which a run goes on. If it has a `manifest.csv`, its videos and splits are those.
 
     Args:
         folder: the run's.
-        overrides: all overrides of the command line.
+        overrides: all overrides of the command line; none for a command that has started the run itself.
         new: the config that the command line composes for a new run.
-        is_restarted: the same command started the run; its overrides are in the stored config.
         log_changes: log every changed value.
 
     Raises:
@@ -57,10 +51,7 @@ def read_run_config(
             damaged, of an older version, or names code that is not trusted.
     """
     trust = trusted_modules(new.trust, new.model.get("_target_"))
-    stored = read_config(folder.config_yaml)
-    check_complete(stored, new)
-    if not is_restarted:
-        stored = resume_config(stored, overrides, new, log_changes=log_changes)
+    stored = resume_config(read_config(folder.config_yaml), overrides, new, log_changes=log_changes)
     path = escape_interpolations(str(folder.path))
     stored.resume, stored.trust = path, trust
     if folder.manifest_csv.is_file():

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from stvid.exits import report_errors
-from stvid.run.config import hydra_errors_as_input_errors
+from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.sweep.trials import Trial, read_metrics
 
 log = logging.getLogger("stvid")

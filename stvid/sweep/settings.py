@@ -16,10 +16,9 @@ from stvid.errors import InputError, nearest
 from stvid.files import replacing
 from stvid.run.config_help import config_groups
 from stvid.run.folder import RunFolder
+from stvid.run.parameters import CHOICES, mistake
 from stvid.run.stored import RESERVED, check_yaml
 
-CHOICES = {"method": ("grid", "random", "optuna"), "pruner": ("none", "median", "halving")}
-MINIMUM = {"trials": 1, "parallel": 1, "seed": 0, "startup_trials": 0, "warmup_epochs": 1}
 CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
 
 SWEEP = checks.fields({"overrides": checks.list_of(checks.text()), "settings": checks.dict_of(checks.anything)})
@@ -53,19 +52,15 @@ class Settings:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise InputError(f"sweep.{key} (={getattr(self, key)}) must be one of {', '.join(choices)}")
-        for key, minimum in MINIMUM.items():
-            value = getattr(self, key)
-            if key == "trials" and value is None and self.method == "grid":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise InputError(f"sweep.{key} (={value}) must be a whole number, at least {minimum}")
+        for field in fields(self):
+            if message := mistake(f"sweep.{field.name}", getattr(self, field.name)):
+                raise InputError(message)
+        if self.trials is None and self.method != "grid":
+            raise InputError("sweep.trials (=null) must be a whole number, at least 1; only a grid can go without")
         if not isinstance(self.retry_failed, bool):
             raise InputError(f"sweep.retry_failed (={self.retry_failed}) must be true or false")
         if self.method == "grid" and self.pruner != "none":
-            methods = ", ".join(name for name in CHOICES["method"] if name != "grid")
+            methods = ", ".join(str(name) for name in CHOICES["sweep.method"] if name != "grid")
             raise InputError(f"sweep.pruner (={self.pruner}): a grid stops no trial early; use sweep={methods}")
         if self.method != "grid" and self.retry_failed:
             raise InputError("sweep.retry_failed works with sweep=grid only; otherwise set a higher sweep.trials")
