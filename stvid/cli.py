@@ -258,6 +258,8 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--min-duration", type=float, metavar="S", default=0.3, help=description)
     description = "a class that means that nothing happens, told as unknown; may be repeated"
     parser.add_argument("--background", metavar="CLASS", action="append", default=[], help=description)
+    description = "the model reads windows as long as its clips, also if it could take one frame at a time"
+    parser.add_argument("--windows", action="store_true", help=description)
     parser.add_argument("--size", metavar="WxH", help="of the frames on stdin, or of a camera")
     description = "frames per second: on stdin, of a camera, or of a URL that states none"
     parser.add_argument("--fps", type=float, metavar="F", help=description)

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import io
+import socket
 import threading
 
 import av
@@ -72,6 +73,59 @@ def send(handler, content, *, kind="video/mp2t", with_length=True):
         handler.send_header("Content-Length", str(len(content)))
     handler.end_headers()
     handler.wfile.write(content)
+
+
+SDP = "".join(
+    f"{line}\r\n"
+    for line in ("v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=-", "t=0 0", "m=video 0 RTP/AVP 96", "a=rtpmap:96 H264/90000")
+)
+RTSP_ANSWERS = {
+    "OPTIONS": "Public: OPTIONS, DESCRIBE, SETUP, PLAY\r\n",
+    "DESCRIBE": f"Content-Type: application/sdp\r\nContent-Length: {len(SDP)}\r\n",
+    "SETUP": "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n",
+}
+
+
+def rtp_packets(num_frames):
+    """RTP packets of H.264, as PyAV sends them by UDP: frame i is a grey picture of level `5 i`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        with av.open(f"rtp://127.0.0.1:{receiver.getsockname()[1]}", "w", format="rtp") as container:
+            stream = container.add_stream("libx264", rate=25, options={"tune": "zerolatency", "preset": "ultrafast"})
+            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+            for i in range(num_frames):
+                picture = np.full((48, 64, 3), 5 * i, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        receiver.setblocking(False)
+        packets = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                packets.append(receiver.recv(65536))
+    return [packet for packet in packets if not 200 <= packet[1] <= 206]  # those are RTCP
+
+
+@contextlib.contextmanager
+def rtsp_camera(packets):
+    """Yields the URL of a camera that sends these packets, over TCP, to the first who asks, and hangs up."""
+
+    def answer():
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as requests:
+            for line in requests:
+                verb = line.split()[0].decode()
+                headers = dict(header.decode().strip().split(": ", 1) for header in iter(requests.readline, b"\r\n"))
+                body = SDP if verb == "DESCRIBE" else ""
+                text = f"RTSP/1.0 200 OK\r\nCSeq: {headers['CSeq']}\r\n{RTSP_ANSWERS.get(verb, '')}\r\n{body}"
+                connection.sendall(text.encode())
+                if verb == "PLAY":
+                    connection.sendall(b"".join(b"$\0" + len(packet).to_bytes(2, "big") + packet for packet in packets))
+                    connection.shutdown(socket.SHUT_WR)
+                    requests.read()  # until the other side hangs up too
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"rtsp://127.0.0.1:{listener.getsockname()[1]}/stream"
 
 
 def endless(content):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import av
 import pytest
 import torch
-from loopback import endless, mpegts, send, serving
+from loopback import endless, mpegts, rtp_packets, rtsp_camera, send, serving
 
 from stvid.errors import InputError
 from stvid.video import capture
@@ -45,6 +45,17 @@ def test_frames_of_an_endless_stream_arrive_in_order(video):
     levels = torch.tensor([frame.float().mean() for _, frame in frames[:49]])
     assert (levels - 5 * torch.arange(49.0)).abs().max() < 4
     assert [seconds for seconds, _ in frames] == sorted(seconds for seconds, _ in frames)
+
+
+def test_frames_of_an_rtsp_camera_arrive():
+    with rtsp_camera(rtp_packets(30)) as url:
+        source, frames = NetworkStream(url, timeout=30), []
+        with pytest.raises(InputError, match="closed|lost"):
+            frames.extend(frame for _, frame in source.frames())
+    levels = torch.tensor([frame.float().mean() for frame in frames])
+    assert len(levels) == 30
+    assert (levels - 5 * torch.arange(30.0)).abs().max() < 4
+    assert source.reconnects
 
 
 def test_a_cut_connection_is_an_error_and_can_be_opened_again(video):

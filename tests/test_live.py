@@ -13,9 +13,10 @@ from stvid.deploy import live, slot
 from stvid.deploy.live import LiveRecognition, SteadyLabel
 from stvid.deploy.segments import UNKNOWN
 from stvid.errors import InputError
+from stvid.models.cnn_lstm import CNNLSTM
 
 NAMES = ("walk", "sit", "idle")
-TRAINED = SimpleNamespace(clip=ClipSpec(num_frames=4, frame_stride=1, size=4), class_names=NAMES)
+TRAINED = SimpleNamespace(clip=ClipSpec(num_frames=4, frame_stride=1, size=4), class_names=NAMES, model=None)
 
 
 class Model:
@@ -26,7 +27,7 @@ class Model:
         meanwhile: called while the model computes.
     """
 
-    mode, hop = "stand-in", None
+    mode, hop, first = "stand-in", None, 5
     pushed, meanwhile, silent = [], staticmethod(lambda: None), 0
 
     def __init__(self, trained, *, fps, runner, hop):
@@ -69,7 +70,7 @@ def test_a_source_that_waits_gives_every_frame_and_its_label(model):
     assert model.pushed[-1] == list(range(255))
     assert running.meter.num_frames == 255
     assert running.slot.dropped == 0
-    assert "4 x 4 pixels, 25 frames/s; model: stand-in" in events[0].note
+    assert "4 x 4 pixels, 25 frames/s; model: stand-in, first answer after 0.2 s" in events[0].note
 
 
 class Clock:
@@ -205,6 +206,21 @@ def test_without_frames_the_time_goes_on(model, monkeypatch):
     assert times[-1] > times[1]
     assert {event.label for event in events[2:]} == {"walk"}
     assert [event.changed for event in events] == [False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("pooling", "num_frames", "hop"), [("last", 16, None), ("mean", 16, 7), ("max", None, None)])
+def test_a_state_that_pools_all_frames_is_no_live_answer(model, pooling, num_frames, hop):
+    """After minutes, the mean over all frames would hardly change: such a model reads windows of its clips."""
+    hops = []
+    model.__init__ = lambda self, trained, *, fps, runner, hop: hops.append(hop)
+    trained = SimpleNamespace(
+        clip=ClipSpec(num_frames=num_frames, frame_stride=2, size=4),
+        class_names=NAMES,
+        model=CNNLSTM(num_classes=3, pooling=pooling),
+    )
+    label = SteadyLabel(NAMES, threshold=0.5, min_duration=0.0)
+    LiveRecognition(trained, Source(1), label=label, runner=object())._new_stream()
+    assert hops == [hop]
 
 
 def probabilities(*rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 
 from stvid.commands.stream_output import JsonLines, Pictures, Screen
@@ -30,14 +31,17 @@ def run(options: argparse.Namespace) -> None:
     show(f"threshold {threshold:g} ({origin})", file=text, flush=True)
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
-        stack.callback(lambda: show(summary(live), file=text))
+        stack.callback(lambda: show(summary(live), file=text) if live.meter.num_frames else None)
         pictures = stack.enter_context(Pictures(live, out=options.out, title=options.source if options.show else None))
         printer = JsonLines(live) if options.json else stack.enter_context(Screen(live))
         events = stack.enter_context(contextlib.closing(live.events()))
+        end = math.inf
         for event in events:
             printer.add(event)
             pictures.add(event)
-            is_over = options.duration is not None and event.seconds >= options.duration
+            if end == math.inf and options.duration is not None and event.frame_CHW is not None:  # the first frame
+                end = event.seconds + options.duration
+            is_over = event.seconds >= end
             if is_over or stopped.is_set() or not pictures.is_open:
                 break
 
@@ -66,7 +70,7 @@ def _recognition(options: argparse.Namespace, trained: TrainedModel, threshold: 
         realtime=options.realtime,
         max_pixels=trained.max_pixels,
     )
-    return LiveRecognition(trained, source, label=label)
+    return LiveRecognition(trained, source, label=label, windows=options.windows)
 
 
 def summary(live: LiveRecognition) -> str:

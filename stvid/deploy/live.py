@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.data.sampling import stride_of
+from stvid.data.sampling import clip_span, stride_of
 from stvid.deploy.pace import Pace
 from stvid.deploy.segments import UNKNOWN, Hysteresis
 from stvid.deploy.slot import Arrival, FrameSlot
-from stvid.deploy.stream import Stream
+from stvid.deploy.stream import HOPS_PER_SPAN, Stream
 from stvid.inference import ModelRunner
+from stvid.models.cnn_lstm import CNNLSTM
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.live import LiveSource
 
@@ -141,6 +142,15 @@ class SteadyLabel:
         return self.label, float(probabilities_K.max() if known is None else probabilities_K[known])
 
 
+def _never_forgets(trained: TrainedModel) -> bool:
+    """Whether a carried state pools all frames since the start, so that answers hardly change after some minutes.
+
+    Such a model reads windows instead, if its clips have a length.
+    """
+    model = trained.model
+    return isinstance(model, CNNLSTM) and model.pooling.kind != "last" and trained.clip.num_frames is not None
+
+
 class LiveRecognition:
     """Runs a model on a live source: `for event in live.events(): ...`.
 
@@ -152,8 +162,9 @@ class LiveRecognition:
     Args:
         trained: the model.
         source: where the frames come from.
-        runner: the model on its device; None: a new one.
         label: turns probabilities into a label.
+        windows: the model reads windows as long as its clips, also if it could take one frame at a time.
+        runner: the model on its device; None: a new one.
 
     Attributes:
         meter: frames per second and latency.
@@ -162,9 +173,15 @@ class LiveRecognition:
     """
 
     def __init__(
-        self, trained: TrainedModel, source: LiveSource, *, label: SteadyLabel, runner: ModelRunner | None = None
+        self,
+        trained: TrainedModel,
+        source: LiveSource,
+        *,
+        label: SteadyLabel,
+        windows: bool = False,
+        runner: ModelRunner | None = None,
     ):
-        self.trained, self.source, self.label = trained, source, label
+        self.trained, self.source, self.label, self.windows = trained, source, label, windows
         self.runner = runner or ModelRunner(trained)
         self.slot, self.meter, self.restarts = FrameSlot(source), Meter(), 0
         self.stream: Stream | None = None
@@ -247,13 +264,17 @@ class LiveRecognition:
         if is_first:
             height, width = arrival.frame_CHW.shape[1:]
             rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
-            note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}"
+            first = f"first answer after {self.stream.first / self.fps:.1f} s"
+            note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}, {first}"
         self.restarts += not is_first
         self.connection, self.is_lost, self.pace = arrival.connection, False, self._new_pace()
         return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
     def _new_stream(self) -> Stream:
-        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=self.hop)
+        hop = self.hop
+        if hop is None and (self.windows or _never_forgets(self.trained)):
+            hop = max(clip_span(self.trained.clip, self.fps) // HOPS_PER_SPAN, 1)
+        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
 
     def _new_pace(self) -> Pace:
         assert self.stream is not None
