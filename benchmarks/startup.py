@@ -20,6 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stvid.models.base import VideoModel
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = "import torch, torchvision, pytorch_lightning"
@@ -78,18 +82,27 @@ def compare(name: str, measure: Callable[[], float], imports: str, limit: float,
 
 def make_run(folder: Path) -> tuple[Path, Path]:
     """An untrained conv3d run, and a video file that is never decoded."""
+    from stvid.models.conv3d import Conv3D
+
+    save_untrained(Conv3D(num_classes=2), folder / "untrained.ckpt")
+    video = folder / "video.mp4"
+    video.write_bytes(b"\0" * 1000)
+    return folder / "untrained.ckpt", video
+
+
+def save_untrained(model: VideoModel, path: Path, **settings: object) -> None:
+    """Saves a model for two classes as a checkpoint; `settings` are arguments it was made with."""
     import torch
 
     from stvid.clip import ClipSpec
-    from stvid.models.conv3d import Conv3D
     from stvid.run.checkpoint import checkpoint_record
 
+    kind = type(model)
     config = {
-        "model": {"_target_": "stvid.models.conv3d.Conv3D"},
+        "model": {"_target_": f"{kind.__module__}.{kind.__qualname__}", **settings},
         "trainer": {"precision": "32-true"},
         "data": {"datamodule": {"batch_size": 16}},
     }
-    model = Conv3D(num_classes=2)
     stvid_record = checkpoint_record(
         config=config, clip=ClipSpec(), class_names=("a", "b"), protocol={"num_clips": 1, "num_crops": 1}
     )
@@ -101,10 +114,7 @@ def make_run(folder: Path) -> tuple[Path, Path]:
         "global_step": 1,
         "loops": {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}},
     }
-    torch.save(content, folder / "untrained.ckpt")
-    video = folder / "video.mp4"
-    video.write_bytes(b"\0" * 1000)
-    return folder / "untrained.ckpt", video
+    torch.save(content, path)
 
 
 def main() -> None:

@@ -89,6 +89,7 @@ def test_colours_are_distinct_and_unknown_is_grey():
     assert len(set(colours.values())) == 8
     assert colours[UNKNOWN] == GREY
     assert set(class_colours("abcdefghi").values()) == {GREY, *PALETTE}
+    assert class_colours("abc", background={"a"}) == {UNKNOWN: GREY, "a": GREY, "b": PALETTE[0], "c": PALETTE[1]}
 
 
 def test_the_timeline_shows_each_segment_where_it_is_and_the_time():

@@ -198,6 +198,7 @@ class Batch:
                 class_names=self.trained.class_names,
                 info=info,
                 windows=result.windows,
+                background=self.options.background,
                 max_pixels=self.trained.max_pixels,
                 advance=bar.advance,
             )

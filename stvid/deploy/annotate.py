@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -46,10 +46,11 @@ _MIN_WIDTH = 100  # pixels of the panel, if the frame has as many; else it cover
 _LONGEST_NAME = 200  # letters that are looked at
 
 
-def class_colours(names: Iterable[str]) -> dict[str, Colour]:
-    """A colour for each class, in this order; they repeat after seven. `unknown` is grey."""
-    classes = [name for name in names if name != UNKNOWN]
-    return {UNKNOWN: GREY} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(classes)}
+def class_colours(names: Iterable[str], *, background: Collection[str] = ()) -> dict[str, Colour]:
+    """A colour for each class, in this order; they repeat after seven. `unknown` and the background are grey."""
+    grey = {UNKNOWN, *background}
+    classes = [name for name in names if name not in grey]
+    return dict.fromkeys(grey, GREY) | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(classes)}
 
 
 class Overlay:
@@ -167,6 +168,7 @@ def annotate(
     class_names: Sequence[str],
     info: VideoInfo,
     windows: Sequence[Window] = (),
+    background: Collection[str] = (),
     max_pixels: int | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
@@ -180,6 +182,7 @@ def annotate(
         info: the result of `probe`.
         windows: in order. The probability shown is that of the label, interpolated between the centres of the windows
             (of an unknown segment, the highest of a window); without windows, that of the segment.
+        background: classes that mean that nothing happens; they are grey, as unknown segments are.
         max_pixels: of a frame of the source, see `read_frames`.
         advance: called after each frame.
 
@@ -187,7 +190,7 @@ def annotate(
         InputError, VideoError, OSError: see `redraw`.
     """
     labels = {segment.label for segment in segments}
-    colours = class_colours(name for name in class_names if name in labels)
+    colours = class_colours((name for name in class_names if name in labels), background=background)
     overlay = Overlay(info.height, info.width, colours=colours)
     timeline = Timeline(info.height, info.width, segments=segments, colours=colours) if overlay.has_bar else None
     starts, curves = [segment.start for segment in segments], _curves(windows, labels, class_names)
