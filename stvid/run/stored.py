@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stvid.checks import read_file
 from stvid.errors import InputError, listing
 from stvid.run.folder import project_root
 from stvid.run.model import is_trusted, update_targets
@@ -43,9 +44,7 @@ def read_config(file: Path) -> DictConfig:
         InputError: the file cannot be read, is no YAML, has references or interpolations.
     """
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        text = file.read_text(encoding="utf-8")
+        text = read_file(file, max_bytes=MAX_BYTES).decode("utf-8")
         check_yaml(text)
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):

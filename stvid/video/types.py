@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from stvid.checks import fields, flag, list_of, maybe, number, text
+from stvid.checks import fields, flag, list_of, maybe, number, parse_json, read_file, text
 from stvid.errors import CHANGED, UNREADABLE, VideoError
 from stvid.files import replacing
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
+_MAX_CACHE_BYTES = 2**30  # a video takes about 600
 _HEAD = {"stvid_probe": 5, "av": AV_VERSION}
 
 
@@ -174,13 +175,13 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
     if cache is None:
         return {}
     try:
-        content = json.loads(Path(cache).read_bytes())
+        content = parse_json(read_file(cache, max_bytes=_MAX_CACHE_BYTES))
         if content["head"] != _HEAD:
             return {}
         return {name: (list(identity), _to_info(values)) for name, (identity, values) in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         logger.warning("probe cache %s cannot be used and is replaced: %s", cache, error)
         return {}
 
