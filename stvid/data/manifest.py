@@ -17,6 +17,7 @@ from stvid.errors import InputError, listing, nearest
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
+MAX_SECONDS = 10**9  # of a time in a video: 30 years
 SPLITS = ("train", "val", "test")
 NAME_GROUPS = "data.group_pattern or data.group_csv (data=folder, data=frames), or a column group (data=manifest)"
 _SPLIT_WORDS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing", "eval", "evaluation"))
@@ -189,8 +190,8 @@ def _seconds(cell: str, name: str, where: str) -> float | None:
         value = float(cell)
     except ValueError:
         value = -1.0
-    if not 0.0 <= value < float("inf"):
-        raise InputError(f"{where}: {name} is {cell!r}, must be seconds, 0 or more")
+    if not 0.0 <= value <= MAX_SECONDS:
+        raise InputError(f"{where}: {name} is {cell!r}, must be seconds, from 0 to {MAX_SECONDS:,}")
     return value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from stvid.checks import read_csv
 from stvid.cost.estimate import estimate
 from stvid.cost.report import CostReport
+from stvid.data.manifest import MAX_SECONDS
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.evaluation.text import confusion_rows
@@ -127,7 +127,7 @@ def _parse_row(row: dict[str, str], class_names: Sequence[str], known: Mapping[s
     for name in (prediction.label, *(() if failed else (prediction.predicted,))):
         if name not in known:
             raise ValueError(f"{name!r} is no class of the model")
-    if not all(0 <= seconds < math.inf for seconds in (prediction.start or 0.0, prediction.end or 0.0)):
+    if not all(0 <= seconds <= MAX_SECONDS for seconds in (prediction.start or 0.0, prediction.end or 0.0)):
         raise ValueError("start and end must be seconds, 0 or more")
     if not 0 <= prediction.views_right <= prediction.views or failed != (prediction.views == 0):
         raise ValueError(f"{prediction.views_right} of {prediction.views} views cannot be")

@@ -210,7 +210,10 @@ def finished_runs(sweep: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    trials = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    trials = sorted(
+        (path for path in sweep.iterdir() if path.name.isascii() and path.name.isdigit()),
+        key=lambda path: int(path.name),
+    )
     finished = [path for path in trials if RunFolder(path).result_json.is_file()]
     for path in trials:
         if path not in finished:
