@@ -19,7 +19,7 @@ from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
 from stvid.evaluation.results import read_evaluation, read_predictions
 from stvid.files import LogFile, system_lock
 from stvid.report.report import report_of_run
-from stvid.run.checkpoint import load_checkpoint
+from stvid.run.checkpoint import check_training_state, load_checkpoint
 from stvid.run.folder import RunFolder, finished_runs
 from stvid.run.lock import locked_folder
 from stvid.run.relocation import relocate_run
@@ -178,6 +178,24 @@ def test_a_hostile_checkpoint_is_one_message(change, run):
     CHECKPOINTS[change](run / "checkpoints" / "best.ckpt")
     with pytest.raises(InputError, match=r"best\.ckpt"):
         load_checkpoint(run)
+
+
+STATES = {
+    "no optimizer": lambda c: c.update(optimizer_states=[]),
+    "text": lambda c: c.update(optimizer_states="x"),
+    "schedule": lambda c: c["lr_schedulers"][0].update(last_epoch="x"),
+    "callbacks": lambda c: c.update(callbacks=[1]),
+    "version": lambda c: c.update({"pytorch-lightning_version": "new"}),
+}
+
+
+@pytest.mark.parametrize("change", STATES)
+def test_a_checkpoint_without_the_state_of_its_training_is_not_resumed(change, run):
+    path = run / "checkpoints" / "last.ckpt"
+    check_training_state(path)
+    changed(STATES[change])(path)
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be resumed from"):
+        check_training_state(path)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "evaluate", "tensorboard", "train.log", "journal.log", "new"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +91,22 @@ CONTENT = fields(
                 )
             }
         ),
+    }
+)
+
+
+def _mapping(value: Any, place: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{place} must be a mapping")
+
+
+# from which Lightning resumes; without an optimizer's state it would silently begin with a new one
+TRAINING_STATE = fields(
+    {
+        "optimizer_states": list_of(fields({"state": _mapping, "param_groups": list_of(_mapping)}), length=1),
+        "lr_schedulers": list_of(fields({}, dict.fromkeys(("last_epoch", "_step_count"), COUNT))),
+        "callbacks": dict_of(_mapping),
+        "pytorch-lightning_version": text(),
     }
 )
 FORMAT = 1  # of `checkpoint_record`; raise it when older checkpoints can no longer be read
@@ -195,6 +212,17 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
         step=content["global_step"],
     )
     return replace(trained, temperature=_read_temperature(trained)) if calibrated else trained
+
+
+def check_training_state(path: Path) -> None:
+    """Raises InputError if a checkpoint has not all that a training needs to go on from it."""
+    try:
+        content = _read_content(path)
+        TRAINING_STATE(content, "the checkpoint")
+        if not re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", content["pytorch-lightning_version"]):
+            raise InputError("the checkpoint.pytorch-lightning_version is no version")
+    except InputError as error:
+        raise InputError(f"{path} cannot be resumed from: {error}") from error
 
 
 def read_record(path: Path) -> dict:

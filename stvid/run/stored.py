@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ LOGGER_NAMES = ("name", "run_name")  # of a folder in the run folder, or what a 
 PLAIN_NAME = re.compile(r"[^\W_](?:[\w .-]{0,99}[\w-])?")
 TRAINER = "pytorch_lightning.Trainer"
 MISSING = object()
+MAX_DEVICES = max(os.cpu_count() or 1, 16)
+DIGITS = re.compile(r"\d+", re.ASCII)
 Reserved = tuple[str, str, str]  # place, key and value
 
 
@@ -174,7 +177,12 @@ def _is_harmless_for_logger(target: str, key: str, value: object) -> bool:
 
 
 def _is_harmless_for_trainer(target: str, key: str, value: object) -> bool:
-    """Numbers and truth values name nothing; texts only where the shipped configs have the key."""
+    """Numbers and truth values name nothing; texts only where the shipped configs have the key.
+
+    Of processes, no more than this machine can have a use for: Lightning starts as many as `devices` says.
+    """
+    if key == "devices" and any(len(digits) > 4 or int(digits) > MAX_DEVICES for digits in DIGITS.findall(str(value))):
+        return False
     if isinstance(value, bool | int | float | None):
         return True
     if (target, key) not in shipped_arguments("trainer"):
