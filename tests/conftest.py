@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import traceback
@@ -16,6 +17,7 @@ os.environ["COLUMNS"] = "120"  # width of printed tables, wherever the tests run
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from stvid.video.writer import write_video
 
@@ -92,15 +94,26 @@ def train_py(*overrides: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="session")
-def video_folder(tmp_path_factory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("videos") / "squares")
+def shared_folder(tmp_path_factory, worker_id) -> Path:
+    """A folder that all processes of this test session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
 
 
 @pytest.fixture(scope="session")
-def run_folder(video_folder, tmp_path_factory) -> Path:
-    """A run of three epochs on the moving squares."""
-    run = tmp_path_factory.mktemp("runs") / "first"
-    overrides = ("data=folder", f"data.root={video_folder}", "trainer.max_epochs=3", "augment=none", *TINY)
-    done = stvid(*overrides, f"hydra.run.dir={run}", program=(sys.executable, str(ROOT / "train.py")))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run
+def video_folder(shared_folder) -> Path:
+    folder = shared_folder / "videos" / "squares"
+    with FileLock(shared_folder / "videos.lock"):
+        return folder if folder.exists() else make_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def run_folder(video_folder, shared_folder, tmp_path_factory) -> Path:
+    """A run of three epochs on the moving squares: trained once, copied for each process."""
+    run = shared_folder / "first"
+    with FileLock(shared_folder / "first.lock"):
+        if not run.exists():
+            overrides = ("data=folder", f"data.root={video_folder}", "trainer.max_epochs=3", "augment=none", *TINY)
+            done = stvid(*overrides, f"hydra.run.dir={run}", program=(sys.executable, str(ROOT / "train.py")))
+            assert done.returncode == 0, done.stdout + done.stderr
+    return Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "first"))

@@ -65,7 +65,9 @@ def test_the_install_and_test_commands_are_those_of_ci():
     assert "\npytest\n" in ci
 
 
-LONG = pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="minutes more: with STVID_TEST_ALL=1")
+TEST_ALL = bool(os.environ.get("STVID_TEST_ALL"))
+LONG = pytest.mark.skipif(not TEST_ALL, reason="minutes more: with STVID_TEST_ALL=1")
+SHORTER = [] if TEST_ALL else ["trainer.max_epochs=10"]  # of 16
 JOBS = [pytest.param(section("Start")[1], id="conv3d"), pytest.param(section("Start")[2], id="cnn_lstm", marks=LONG)]
 
 
@@ -76,9 +78,9 @@ def actions_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=JOBS)
 def built_in_run(request, actions_folder, tmp_path_factory):
-    """A run of the first training commands, unchanged except for its folders, and the evaluation after it."""
+    """A run of a first training command, with fewer epochs and its own folders, and the evaluation after it."""
     run = tmp_path_factory.mktemp("readme") / "run"
-    done = run_command(request.param, {}, f"hydra.run.dir={run}", f"data.root={actions_folder}")
+    done = run_command(request.param, {}, f"hydra.run.dir={run}", f"data.root={actions_folder}", *SHORTER)
     for command in section("Start")[3:]:
         run_command(command, {"RUN": run, "data/actions": actions_folder})
     return run, done
