@@ -22,8 +22,9 @@ CLASSES = ("kick", "punch")
 def row(path, label, predicted, confidence=0.8, **more):
     """A prediction for one of two classes."""
     probabilities = tuple(confidence if name == predicted else 1 - confidence for name in CLASSES)
+    right = int(label == predicted)
     return PredictionRow(
-        path=path, label=label, predicted=predicted, views=1, views_right=0, probabilities=probabilities, **more
+        path=path, label=label, predicted=predicted, views=1, views_right=right, probabilities=probabilities, **more
     )
 
 
@@ -46,6 +47,7 @@ def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=
         "video_accuracy": accuracy,
         "video_accuracy_ci95": [max(accuracy - 0.1, 0), min(accuracy + 0.1, 1)],
         "clip_accuracy": accuracy,
+        "per_class": {name: {"precision": None, "recall": None, "f1": None, "num_videos": 0} for name in classes},
         **dict(result),
     }
     (folder / "result.json").write_text(json.dumps(content))
