@@ -66,7 +66,8 @@ def report_of_run(
         raise InputError(
             f"{RunFolder(folder).result_json} is of another model: it has other classes than {trained.path}. {REMEDY}"
         )
-    run, is_pooled = read_run_result(trained.folder, details=True), "folds" in result
+    is_pooled = "folds" in result
+    run = read_run_result(trained.folder, details=not is_pooled)
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(

@@ -201,7 +201,9 @@ def _check_run_details(value: Any, place: str) -> None:
     _check_run(value, place)
     if value:
         machine = {"hardware": fields(dict.fromkeys(("machine", "memory_gib"), anything))}
-        fields(dict.fromkeys((*TRAINING, *PROVENANCE, "video_accuracy_ci95", "per_class"), anything))(value, place)
+        evaluation = (*EVALUATION, "config") if "per_class" in value else ()
+        provenance = PROVENANCE.keys() - {"device", "precision", "config"}  # missing in results of older versions
+        fields(dict.fromkeys((*TRAINING, *sorted(provenance), *evaluation), anything))(value, place)
         fields(machine)(value, place)
 
 
