@@ -25,18 +25,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from stvid.data.loading import probe_cache
-from stvid.device import check_accelerator, limit_cpu_threads, resolve_precision
+from stvid.device import limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
 from stvid.evaluation.text import headline
 from stvid.preprocess import Preprocess
 from stvid.report.report import draw_report
+from stvid.run.accelerator import check_accelerator
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
 from stvid.run.config import escape_interpolations, hydra_errors_as_input_errors
+from stvid.run.first_model import build_or_resume_model
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
-from stvid.run.resume import build_or_resume_model
 from stvid.run.start import (
     finished_accuracy,
     is_multirun,

@@ -43,16 +43,6 @@ def _local_world_size() -> int:
     return max(map(int, tasks), default=1)
 
 
-def check_accelerator(accelerator: str) -> None:
-    """Raises InputError if a GPU is asked for and PyTorch finds none, before the data set is read."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not found.get(accelerator, accelerator != "gpu" or any(found.values())):
-        raise InputError(
-            f"trainer.accelerator (={accelerator}): PyTorch finds no such device on this machine. trainer=auto takes a "
-            "GPU if there is one, trainer=cpu none"
-        )
-
-
 def resolve_precision(precision: str | int, accelerator: str) -> str:
     """Lightning's name of a precision: `32-true`, `16-mixed` or `bf16-mixed`.
 

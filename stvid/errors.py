@@ -6,11 +6,14 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from stvid.terminal import visible
 
+T = TypeVar("T")
+R = TypeVar("R")
 MAX_NAMES = 30  # in a message
 MISSING = "missing"  # the file does not exist
 UNREADABLE = "unreadable"  # the file cannot be opened or decoded
@@ -30,11 +33,24 @@ class InputError(ValueError):
 
 
 def raise_mistakes(messages: Sequence[str]) -> None:
-    """Raises one InputError for all messages, if there are any."""
+    """Raises one InputError for all messages, if there are any; of more than 30 it shows the first."""
     if len(messages) == 1:
         raise InputError(messages[0])
     if messages:
-        raise InputError("\n  ".join([f"{len(messages)} mistakes:", *messages]))
+        more = [f"and {len(messages) - MAX_NAMES} more"] if len(messages) > MAX_NAMES else []
+        raise InputError("\n  ".join([f"{len(messages)} mistakes:", *messages[:MAX_NAMES], *more]))
+
+
+def map_inputs(function: Callable[[T], R], inputs: Iterable[T]) -> list[R]:
+    """The results of a function for all inputs. Raises one InputError for all inputs that it raises one for."""
+    results, messages = [], []
+    for value in inputs:
+        try:
+            results.append(function(value))
+        except InputError as error:
+            messages.append(str(error))
+    raise_mistakes(messages)
+    return results
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

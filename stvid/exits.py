@@ -10,11 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 from types import FrameType
 
 from stvid.disks import system_error_text
 from stvid.errors import InputError
-from stvid.terminal import visible_lines
+from stvid.terminal import LogFormatter, visible_lines
+
+MAX_LINES = 1000  # of the log, that are printed with an error
 
 
 @contextlib.contextmanager
@@ -62,6 +65,24 @@ def _is_output_closed() -> bool:
     poll = select.poll()
     poll.register(number, select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextlib.contextmanager
+def logs_printed_with_error() -> Iterator[None]:
+    """Around a check before the work, which logs the same lines again: they are printed if the block raises."""
+    logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
+    buffer.setFormatter(LogFormatter("%(message)s"))
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(buffer)
+    try:
+        yield
+    except Exception:
+        for record in buffer.buffer:
+            print(buffer.format(record), file=sys.stderr)
+        raise
+    finally:
+        logger.removeHandler(buffer)
+        logger.propagate = propagate
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -14,7 +14,8 @@ from hydra.utils import get_object
 from stvid.errors import InputError
 from stvid.models.conv3d import Conv3D
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.model import MOVED_TARGETS, build_model, trusted_modules
+from stvid.run.model import build_model
+from stvid.run.trust import MOVED_TARGETS, trusted_modules
 
 CONV3D = {"_target_": "stvid.models.conv3d.Conv3D", "widths": [4, 8], "strides": [[1, 2, 2], [2, 2, 2]]}
 

@@ -121,6 +121,7 @@ def test_groups_come_from_a_pattern_or_a_table(tmp_path):
         (["run/a.txt"], {}, ["no videos found"]),
         (["run/a.mp4"], {"group_pattern": "("}, ["not a regular expression"]),
         (["run/a.mp4"], {"group_pattern": r"g(\d)"}, ["matches nothing in 'a.mp4'"]),
+        (["run/a.mp4", "run/g1.mp4", "sit/b.mp4"], {"group_pattern": r"g(\d)"}, ["2 mistakes", "'a.mp4'", "'b.mp4'"]),
         (["run/a.mp4"], {"group_pattern": r"a(\d*)"}, ["matches nothing in 'a.mp4'"]),
         (["run/a.mp4"], {"group_pattern": r"(b)?a"}, ["matches nothing in 'a.mp4'"]),
         (["run/a.mp4"], {"group_pattern": "a", "group_csv": "b"}, ["set only one of them"]),

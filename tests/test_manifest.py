@@ -63,6 +63,32 @@ def test_an_invalid_table_is_an_error_with_the_line_and_the_remedy(tmp_path, tex
     assert all(word in str(error.value) for word in expected), str(error.value)
 
 
+def test_all_bad_rows_are_told_at_once(tmp_path):
+    rows = ["a.mp4,run,train,0,1", "b.mp4,sit,dev,soon,1", "c.mp4,sit,val,,", ",sit,test,,", "e.mp4,sit,val,3,2"]
+    path = csv_file(tmp_path, "\n".join(["path,label,split,start,end", *rows]))
+    with pytest.raises(InputError) as error:
+        Manifest.read_csv(path)
+    assert str(error.value).split("\n  ") == [
+        "3 mistakes:",
+        f"{path}, line 3: split is 'dev', must be one of train, val, test; start is 'soon', must be seconds, 0 or more",
+        f"{path}, line 5: path or label is empty",
+        f"{path}, line 6: end (=2.0 s) must be after start (=3.0 s)",
+    ]
+    path = csv_file(tmp_path, "path,label,split\n" + 40 * "a.mp4,run,dev\n")
+    with pytest.raises(InputError, match=r"40 mistakes:(\n  .*line .*){30}\n  and 10 more$"):
+        Manifest.read_csv(path)
+
+
+def test_all_that_makes_a_data_set_unfit_is_told_at_once(tmp_path):
+    rows = [("a", "run", "train", "g"), ("b", "Run", "train", None), ("a", "run", "test", "g")]
+    with pytest.raises(InputError) as error:
+        validate(manifest_of(tmp_path, rows, class_names=("run", "Run", "sit")))
+    first, *mistakes = str(error.value).split("\n  ")
+    expected = ["several ways", "no validation videos", "no videos of: sit", "1 file(s) are in", "1 group(s) are in"]
+    assert first == "5 mistakes:"
+    assert all(words in mistake for words, mistake in zip(expected, mistakes, strict=True)), mistakes
+
+
 def test_a_missing_table_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.csv does not exist"):
         Manifest.read_csv(tmp_path / "nowhere.csv")
@@ -113,11 +139,12 @@ def test_a_data_set_with_one_class_is_an_error(tmp_path):
 
 
 def test_a_missing_file_is_a_bad_video_and_missing_all_is_a_mistake(tmp_path):
-    data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "sit", "train", None)])
+    data = manifest_of(tmp_path, [("a", "run", "train", None), ("b", "sit", "train", None), ("c", "sit", "val", None)])
     (tmp_path / "b").unlink()
+    (tmp_path / "c").unlink()
     assert validate(data) is data
     (tmp_path / "a").unlink()
-    with pytest.raises(InputError, match="none of the 2 videos exist, the first: .*a"):
+    with pytest.raises(InputError, match="none of the 3 videos exist, the first: .*a"):
         validate(data)
 
 
@@ -168,6 +195,7 @@ def test_a_class_without_held_out_videos_is_a_warning(tmp_path, caplog):
 )
 def test_classes_that_look_the_same_stop_unless_they_are_accepted(tmp_path, first, second):
     rows = [("a", first, "train", None), ("b", second, "train", None), ("c", "run", "train", None)]
+    rows.append(("d", "run", "val", None))
     data = manifest_of(tmp_path, rows, class_names=(first, "run", second))
     with pytest.raises(InputError) as error:
         validate(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,13 @@ import zipfile
 
 import pytest
 from conftest import ROOT
+
+from stvid.data.manifest import Item, Manifest
+from stvid.run.accelerator import GPU_FILES
+from stvid.run.config import compose_config
+from stvid.run.folder import RunFolder
+from stvid.run.start import save_run
+from stvid.run.stored import to_plain
 
 # torch cannot be imported here: a mistake that is found afterwards ends in another error
 WITHOUT_TORCH = """
@@ -88,6 +97,7 @@ MISTAKES = [  # words, and what the message says
     (["report", "RUN", "--out", "page.pdf"], "the page must end in .html"),
     (["report", "RUN", "--json", "x.json"], "only a comparison"),
     (["predict", "RUN", "/nowhere.mp4"], "/nowhere.mp4 does not exist"),
+    (["predict", "RUN", "TMP"], "TMP holds no video files and no folders of images"),
     (["predict", "RUN", "VIDEO", "--top", "0"], "--top (=0)"),
     (["predict", "VIDEO", "RUN"], "the run comes first: stvid predict RUN VIDEO"),
     (["check", "/nowhere"], "there is no such folder"),
@@ -139,6 +149,84 @@ TRAIN_MISTAKES = [
 ]
 
 
+TABLES = {  # name -> text; the videos a.mp4 to d.mp4 exist
+    "COLUMN.csv": "path,lable,split\na.mp4,run,train\n",
+    "TWICE.csv": "path,label,split,label\na.mp4,run,train,x\n",
+    "SPLIT.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,dev\nb.mp4,sit,tst\n",
+    "CASE.csv": "path,label,split\na.mp4,run,train\nb.mp4,Run,val\n",
+    "ABSENT.csv": "path,label,split\nx.mp4,run,train\ny.mp4,sit,train\ny.mp4,sit,val\n",
+    "FINE.csv": "path,label,split\na.mp4,run,train\nb.mp4,sit,train\nc.mp4,run,val\nd.mp4,sit,val\n",
+    "ONE.csv": "path,label\na.mp4,run\nb.mp4,sit\n",
+}
+WRONG_DATA = [  # for the commands that read a data set
+    (["HIGH"], "HIGH holds only one folder with videos, set, so there would be one class"),
+    (["data=folder", "data.root=HIGH"], "HIGH holds only one folder with videos, set"),
+    (["data.root=HIGH"], "(data=actions, the default) is rendered only into a folder of its own"),
+    (["data=ucf101", "data.root=HIGH"], "the official lists"),
+    (["data=kth", "data.root=HIGH"], "HIGH"),
+    (["COLUMN.csv"], "COLUMN.csv has the columns path, lable, split; missing: label"),
+    (["TWICE.csv"], "two columns named label"),
+    (["SPLIT.csv"], "SPLIT.csv, line 3: split is 'dev'"),
+    (["SPLIT.csv"], "SPLIT.csv, line 4: split is 'tst'"),
+    (["ONE.csv"], "too few for 3 splits"),
+]
+WRONG_TRAINING_DATA = [
+    (["CASE.csv"], "1 class name(s) are written in several ways"),
+    (["ABSENT.csv"], "none of the 3 videos exist, the first: TABLES/x.mp4"),
+    (["data=folder", "data.root=HIGH/set"], "too few for 3 splits"),
+    (["FINE.csv", "augment.flip_pairs=[[run,hop]]"], "names the class 'hop'; there is: run, sit"),
+    (["FINE.csv", "augment.flip_pairs=[5]"], "augment.flip_pairs (=[5]) must be pairs"),
+    (["trainer.accelerator=mps"], "trainer.accelerator (=mps): PyTorch finds no such device"),
+    (["resume=MOVED"], "2 of the 2 videos that MOVED trains on do not exist, the first: GONE/a.mp4. Moved? Go on with"),
+    (["resume=MOVED", "model=cnn_lstm"], "leave out model=cnn_lstm"),
+    (["resume=MOVED", "data.root=HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
+]
+OTHERS = [
+    (["prepare", "FINE.csv", "--out", "TABLES/copies"], "is in TABLES, the folder of the videos"),
+    (["prepare", "FINE.csv", "--out", "HIGH"], "HIGH contains other files, such as set. Name a new or an empty folder"),
+    (["evaluate", "MOVED"], "none of the 1 videos of MOVED/manifest.csv exists, the first: GONE/c.mp4. Moved? Go on"),
+    (["evaluate", "MOVED", "--data-root", "HIGH"], "of the 3 videos of MOVED, 0 are below HIGH"),
+    (["evaluate", "MOVED", "--manifest", "COLUMN.csv"], "missing: label"),
+    (["report", "MOVED", "--data-root", "/nowhere"], "--data-root /nowhere does not exist"),
+]
+
+
+def make_moved_run(folder, gone):
+    """A run whose videos are in a folder that does not exist."""
+    items = [Item(path=f"{gone}/{name}.mp4", label=label, split=split) for name, label, split in MOVED_ITEMS]
+    config = to_plain(compose_config(["data=folder", f"data.root={gone}"])) | {"class_names": ["run", "sit"]}
+    (folder / "checkpoints").mkdir(parents=True)
+    save_run(RunFolder(folder), config, Manifest(items=tuple(items), class_names=("run", "sit")))
+    with zipfile.ZipFile(folder / "checkpoints" / "best.ckpt", "w") as file:
+        file.writestr("archive/data.pkl", b"")
+
+
+MOVED_ITEMS = [("a", "run", "train"), ("b", "sit", "val"), ("c", "sit", "test")]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="may have an accelerator mps")
+def test_mistakes_in_data_are_told_before_torch_is_imported(tmp_path):
+    for name in (
+        *(f"tables/{n}.mp4" for n in "abcd"),
+        *(f"high/set/{c}/{i}.mp4" for c in ("run", "sit") for i in range(2)),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    names = {name: str(tmp_path / name.lower()) for name in ("HIGH", "MOVED", "GONE", "TABLES")}
+    for name, text in TABLES.items():
+        names[name] = str(tmp_path / "tables" / name)
+        (tmp_path / "tables" / name).write_text(text)
+    make_moved_run(tmp_path / "moved", tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    programs = {("check",): 99, ("train",): 99, ("train.py",): 2, ("prepare", "--out", str(tmp_path / "out")): 2}
+    cases = [([*program, *words], text) for program, most in programs.items() for words, text in WRONG_DATA[:most]]
+    cases += [(["train", *words], text) for words, text in WRONG_TRAINING_DATA]
+    if not any(map(glob.glob, GPU_FILES)) and not shutil.which("nvidia-modprobe"):
+        cases.append((["train", "trainer=gpu"], "trainer.accelerator (=gpu): PyTorch finds no such device"))
+    assert_mistakes(cases + OTHERS, names)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     run, video = tmp_path / "run", tmp_path / "clip.mp4"
     (run / "checkpoints" / "x").mkdir(parents=True)
@@ -152,14 +240,20 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
     names["CLASS"] = str(tmp_path / "wave")
 
+    cases = MISTAKES + [
+        ([program, *words], text) for program in ("train.py", "train") for words, text in TRAIN_MISTAKES
+    ]
+    assert_mistakes(cases, names)
+
+
+def assert_mistakes(cases, names):
+    """Each command ends with exit code 2 and its message, without torch; names are replaced by their paths."""
+
     def filled(text):
         for name, path in names.items():
             text = text.replace(name, path)
         return text
 
-    cases = MISTAKES + [
-        ([program, *words], text) for program in ("train.py", "train") for words, text in TRAIN_MISTAKES
-    ]
     cases = [([filled(word) for word in words], filled(text)) for words, text in cases]
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH],

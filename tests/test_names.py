@@ -15,7 +15,8 @@ from stvid.data.manifest import Item, Manifest
 from stvid.evaluation.results import PredictionRow, read_predictions, write_predictions
 from stvid.run.config import escape_interpolations
 from stvid.run.folder import RunFolder
-from stvid.run.start import save_run, stored_manifest
+from stvid.run.start import save_run
+from stvid.run.stored_run import stored_manifest
 from stvid.training.callbacks.bad_videos import BadVideos, read_bad_videos
 
 NAMES = (

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.run.config import check_command_line, compose_config
+from stvid.run.command_line import check_command_line
+from stvid.run.config import compose_config
 from stvid.run.config_help import config_files, own_entries
 from stvid.run.overrides import NULLABLE, PATH_KEYS, TEXT_KEYS, quote, to_overrides
 
@@ -181,4 +182,7 @@ def test_train_py_takes_a_folder_with_a_strange_name(tmp_path, monkeypatch):
     ids=" ".join,
 )
 def test_a_sweep_is_checked_with_one_value_of_each_key(words, tmp_path):
+    for sequence in range(1, 11):
+        for label in range(6):
+            (tmp_path / f"1_{sequence}_{label}.avi").touch()
     check_command_line(["-m", *(word.format(tmp=tmp_path) for word in words)])

@@ -13,8 +13,8 @@ from stvid.errors import InputError
 from stvid.models.recurrent import POOLING, RECURRENT
 from stvid.preprocess import CROPS
 from stvid.run.config_help import config_files
+from stvid.run.first_model import COMPILE_MODES
 from stvid.run.parameters import CHOICES, parameter_types, ranges, type_fits
-from stvid.run.resume import COMPILE_MODES
 from stvid.sweep.settings import CHOICES as SWEEP_CHOICES
 from stvid.training.optim import SCHEDULES
 from stvid.video.reader import BACKENDS

@@ -8,7 +8,7 @@ from conftest import REAL_DATA
 from stvid.data.layouts import kth, ut_interaction
 from stvid.data.layouts.discovery import VIDEO_EXTENSIONS
 from stvid.data.layouts.recognition import IMAGE, MARKS, UT_INTERACTION, VIDEO, recognize
-from stvid.video.images import IMAGE_EXTENSIONS
+from stvid.video.types import IMAGE_EXTENSIONS
 
 FILES = {
     "ucf101": ["UCF-101/YoYo/v_YoYo_g01_c01.avi", "ucfTrainTestlist/trainlist01.txt"],

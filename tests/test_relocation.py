@@ -15,7 +15,8 @@ from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.run.folder import RunFolder
 from stvid.run.relocation import find_moved, relocate_run, video_sizes
-from stvid.run.start import _relocate, stored_manifest
+from stvid.run.start import _relocate
+from stvid.run.stored_run import stored_manifest
 from stvid.video.probe import probe
 
 NAMES = [f"{split}/{label}/{i}.mp4" for split in ("train", "val", "test") for label in ("run", "sit") for i in range(3)]

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from test_train import rows_of, same_but_time
 
 from stvid.errors import InputError
-from stvid.run.model import MOVED_TARGETS
 from stvid.run.resume import resume_config
+from stvid.run.trust import MOVED_TARGETS
 from stvid.training.callbacks.checkpoints import EarlyStop
 from stvid.training.callbacks.progress import EpochTable
 

@@ -11,9 +11,10 @@ import pytest
 
 from stvid.data.manifest import validate
 from stvid.data.synthetic import actions as module
-from stvid.data.synthetic.actions import CLASSES, MARKER, RENDITIONS, actions, render_video
+from stvid.data.synthetic.actions import CLASSES, RENDITIONS, actions, render_video
 from stvid.data.synthetic.figures import SIDES, joints, sample_figure
 from stvid.data.synthetic.motions import MOTIONS
+from stvid.data.synthetic.root import MARKER
 from stvid.errors import InputError
 
 SMALL = {"num_train": 2, "num_val": 1, "num_test": 1, "num_frames": 16, "size": 64}

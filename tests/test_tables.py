@@ -35,8 +35,8 @@ def test_text_with_a_byte_order_mark_is_read_in_its_encoding(tmp_path, encoding,
         (PLAIN.replace("b.mp4", "é.mp4").encode("latin-1"), ["line 3", "path", "not UTF-8", "iconv -f LATIN1"]),
         (PLAIN.replace(",", ";"), ["separated by semicolons", "commas"]),
         (PLAIN.replace(",", "\t"), ["separated by tabs"]),
-        (PLAIN.replace("split", "label"), ["two columns named label"]),
-        (PLAIN.replace("split", " Path"), ["two columns named path"]),
+        (PLAIN.replace("split", "split,label"), ["two columns named label"]),
+        (PLAIN.replace("split", "split, Path"), ["two columns named path"]),
         (PLAIN.replace("b.mp4", "b,1.mp4"), ["line 3", "4 cells", "3 columns", "quotes"]),
         (PLAIN.replace("sit", '"sit'), ["line 3", "not CSV"]),
         ("", ["(none)", "missing: path, label, split"]),
@@ -49,6 +49,18 @@ def test_a_table_that_cannot_be_read_is_one_message(tmp_path, content, expected)
         Manifest.read_csv(table_of(tmp_path, content))
     assert all(word in str(error.value) for word in expected), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_in_the_header_or_all_rows_that_are_too_long_are_told_at_once(tmp_path):
+    path = table_of(tmp_path, "path,label,Label,path,path\na.mp4,run,x,y,z\n")
+    with pytest.raises(InputError) as error:
+        Manifest.read_csv(path)
+    message = str(error.value)
+    assert message.startswith("3 mistakes:")
+    assert all(words in message for words in ("3 columns named path", "two columns named label", "missing: split"))
+    path = table_of(tmp_path, PLAIN + "d,1.mp4,run,train\ne,1.mp4,run,train\n")
+    with pytest.raises(InputError, match=r"2 mistakes:\n.*line 4: 4 cells.*\n.*line 5: 4 cells"):
+        Manifest.read_csv(path)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

@@ -174,12 +174,11 @@ def hostile_predictions(monkeypatch, tmp_path):
         {"path": BAD, "top": [{"class": BAD, "probability": 0.5}]},
         {"path": BAD, "top": [], "error": f"unreadable ({BAD})"},
     ]
-    monkeypatch.setattr(predict, "expand_sources", lambda sources: [])
     monkeypatch.setattr(predict, "load_checkpoint", lambda run, trust: None)
     monkeypatch.setattr(predict, "predict_files", lambda *args, **options: answers)
     monkeypatch.setattr(predict, "limit_cpu_threads", lambda kind: None)
     options = type(
-        "", (), {"run": "", "sources": [], "trust": [], "top": 5, "workers": 0, "json": str(tmp_path / "p.json")}
+        "", (), {"run": "", "paths": [], "trust": [], "top": 5, "workers": 0, "json": str(tmp_path / "p.json")}
     )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):

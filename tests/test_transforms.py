@@ -107,6 +107,9 @@ def test_the_kept_area_stays_in_the_given_range():
         ({"rand_augment": -1}, "augment.rand_augment (=-1)"),
         ({"rand_magnitude": 31}, "augment.rand_magnitude (=31) must be in 0 to 30"),
         ({"erase": 1.5}, "augment.erase (=1.5)"),
+        ({"flip_pairs": 5}, "augment.flip_pairs (=5) must be pairs"),
+        ({"flip_pairs": [["left", "right"], ["up"]]}, "must be pairs of class names"),
+        ({"flip_pairs": [[1, 2]]}, "must be pairs of class names"),
     ],
 )
 def test_invalid_augmentations_are_errors(arguments, expected):

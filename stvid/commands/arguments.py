@@ -8,9 +8,12 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
+from stvid.data.prepare_plan import check_output
 from stvid.errors import InputError, raise_mistakes
+from stvid.evaluation.split_check import check_table
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -46,21 +49,29 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 def _check_data_set(options: argparse.Namespace) -> None:
     from stvid.run.config import compose_config, hydra_errors_as_input_errors  # other commands do without Hydra
+    from stvid.run.data_set import read_manifest_early
     from stvid.run.overrides import to_overrides
 
     options.overrides = to_overrides(options.overrides)
     with hydra_errors_as_input_errors():
-        compose_config(options.overrides, needs_data=options.command != "cost")
+        config = compose_config(options.overrides, needs_data=options.command != "cost")
+        if options.command != "cost":
+            options.data_set = read_manifest_early(config)
 
 
 def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
-    for name, (low, high) in PREPARE_LIMITS.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            yield f"--{name.replace('_', '-')}: {name} (={value}) must be between {low} and {high}"
+    encoding = {name: getattr(options, name) for name in PREPARE_LIMITS}
+    mistakes = [
+        f"--{name.replace('_', '-')}: {name} (={encoding[name]}) must be between {low} and {high}"
+        for name, (low, high) in PREPARE_LIMITS.items()
+        if not low <= encoding[name] <= high
+    ]
     if not options.out:
-        yield "--out has no value; name a folder"
+        mistakes.append("--out has no value; name a folder")
+    yield from mistakes
     _check_data_set(options)
+    if options.data_set is not None and not mistakes:
+        check_output(options.data_set, Path(options.out), encoding)
 
 
 def _check_cost(options: argparse.Namespace) -> Iterable[str]:
@@ -87,13 +98,15 @@ def _check_evaluate(options: argparse.Namespace) -> Iterable[str]:
     yield from _workers(options)
     if options.processes < 1:
         yield f"--processes (={options.processes}) must be at least 1"
-    if options.manifest is not None:
-        path = Path(options.manifest).expanduser()
-        if path.is_dir():
-            yield f"--manifest {path} is a folder; name a CSV table path,label,split"
-        elif not path.is_file():
-            yield f"--manifest {path} does not exist; name a CSV table path,label,split"
+    has_table = options.manifest is None or (path := Path(options.manifest).expanduser()).is_file()
+    if not has_table:
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        yield f"--manifest {path} {problem}; name a CSV table path,label,split"
     _check_runs(options.runs)
+    folder = RunFolder.of(options.runs[0])
+    is_one_run = len(options.runs) == 1 and not folder.is_sweep  # the runs of a sweep are looked at later
+    if is_one_run and has_table and options.split in SPLITS:
+        check_table(folder, options.split, manifest=options.manifest, data_root=options.data_root)
 
 
 def _check_report(options: argparse.Namespace) -> Iterable[str]:
@@ -102,6 +115,8 @@ def _check_report(options: argparse.Namespace) -> Iterable[str]:
     if options.json and len(options.runs) == 1:
         yield f"--json {options.json}: only a comparison of several runs is written there; this is one run"
     check_runs_exist(options.runs)
+    if options.data_root:
+        resolve_folder(options.data_root, key="--data-root")
     if len(options.runs) == 1:
         options.evaluation = evaluation_of(options.runs[0], options.split)
 
@@ -110,17 +125,35 @@ def _check_predict(options: argparse.Namespace) -> Iterable[str]:
     if options.top < 1:
         yield f"--top (={options.top}) must be at least 1"
     yield from _workers(options)
-    yield from (
-        f"{source} does not exist; give video files or folders of them"
-        for source in options.sources
-        if not Path(source).exists()
-    )
+    options.paths = []
     if Path(options.run).is_file() and VIDEO.fullmatch(Path(options.run).name):
         runs = [source for source in options.sources if Path(source).is_dir()]
         command = shlex.join(["stvid", "predict", *(runs[:1] or ["RUN"]), options.run])
         yield f"{options.run} is a video; the run comes first: {command}"
-    else:
-        _check_runs([options.run])
+        return
+    for source in options.sources:
+        try:
+            options.paths += expand_source(source)
+        except InputError as error:
+            yield str(error)
+    _check_runs([options.run])
+
+
+def expand_source(source: str) -> list[Path]:
+    """The videos that a file or a folder names: a folder of images is one video, another stands for all below it.
+
+    Raises:
+        InputError: it does not exist, or is a folder without videos.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{source} does not exist; give video files or folders of them")
+    if not path.is_dir():
+        return [path]
+    videos = [path] if is_frame_folder(path) else find_videos(path) + find_frame_folders(path)
+    if not videos:
+        raise InputError(f"{source} holds no video files and no folders of images")
+    return videos
 
 
 def _workers(options: argparse.Namespace) -> Iterable[str]:

@@ -16,7 +16,7 @@ from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS
 from stvid.errors import REASONS, listing
 from stvid.files import write_json
-from stvid.run.config import compose_data_set
+from stvid.run.data_set import compose_data_set
 from stvid.terminal import aligned, show, visible
 
 MAX_LINES = 20  # paths in one section
@@ -39,7 +39,7 @@ Shorten = Callable[[str], str]  # path -> path as it is printed
 
 
 def run(options: argparse.Namespace) -> None:
-    manifest, clip, workers, limits = compose_data_set(options.overrides)
+    manifest, clip, workers, limits = compose_data_set(options.overrides, options.data_set)
     report = check_videos(
         manifest,
         clip=clip,

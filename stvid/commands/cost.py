@@ -21,8 +21,9 @@ from stvid.files import replacing, write_json
 from stvid.models.base import VideoModel
 from stvid.models.layers import checkpoint_stages
 from stvid.run.config import compose_config, hydra_errors_as_input_errors
-from stvid.run.model import build_model, trusted_modules
+from stvid.run.model import build_model
 from stvid.run.stored import to_plain
+from stvid.run.trust import trusted_modules
 from stvid.terminal import aligned, show, table_width
 
 CLASSES = {"actions": 8, "hmdb51": 51, "kinetics": 400, "kth": 6, "ssv2": 174, "ucf101": 101, "ut_interaction": 6}

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder
 from stvid.data.manifest import Item
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import UNREADABLE, InputError
@@ -18,9 +17,8 @@ from stvid.terminal import show, visible
 
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads(default_device().type)
-    paths = expand_sources(options.sources)
     trained = load_checkpoint(options.run, trust=options.trust)
-    predictions = predict_files(trained, paths, top=options.top, num_workers=options.workers)
+    predictions = predict_files(trained, options.paths, top=options.top, num_workers=options.workers)
     for prediction in predictions:
         show(visible(prediction["path"]))
         if "error" in prediction:
@@ -32,26 +30,6 @@ def run(options: argparse.Namespace) -> None:
         write_json(options.json, predictions)
     if any("error" in prediction for prediction in predictions):
         raise SystemExit(1)
-
-
-def expand_sources(sources: Sequence[str]) -> list[Path]:
-    """The videos that files and folders name: a folder of images is one video, another folder stands for all below it.
-
-    Raises:
-        InputError: a source that does not exist, or a folder without videos.
-    """
-    paths = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            videos = [source] if is_frame_folder(source) else find_videos(source) + find_frame_folders(source)
-            if not videos:
-                raise InputError(f"{source} holds no video files and no folders of images")
-            paths += videos
-        elif source.exists():
-            paths.append(source)
-        else:
-            raise InputError(f"{source} does not exist; give video files or folders of them")
-    return paths
 
 
 def predict_files(

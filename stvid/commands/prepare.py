@@ -8,14 +8,14 @@ from pathlib import Path
 
 from stvid.data.prepare import prepare
 from stvid.files import write_json
-from stvid.run.config import compose_data_set
+from stvid.run.data_set import compose_data_set
 from stvid.terminal import show
 
 MAX_BAD = 20  # lines about bad videos
 
 
 def run(options: argparse.Namespace) -> None:
-    manifest, clip, workers, limits = compose_data_set(options.overrides)
+    manifest, clip, workers, limits = compose_data_set(options.overrides, options.data_set)
     summary = prepare(
         manifest,
         out=Path(options.out),

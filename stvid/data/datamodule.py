@@ -78,7 +78,7 @@ class VideoDataModule(pl.LightningDataModule):
 
     Raises:
         InputError: a value out of its range; a backend that is not installed; an invalid manifest (see `validate`); an
-            unknown class in `flip_pairs`; no validation videos.
+            unknown class in `flip_pairs`.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # a small val split may leave some ranks without a batch
@@ -134,8 +134,6 @@ class VideoDataModule(pl.LightningDataModule):
         self.manifest = validate(manifest, allow_leaks=allow_leaks, allow_similar_classes=allow_similar_classes)
         if manifest.items and all(item.group is None for item in manifest.items) and is_main_process():
             _warn_without_groups(manifest.items[0].path)
-        if not manifest.select("val"):
-            raise InputError("the data set has no validation videos: no item has split 'val'")
         augment.check_classes(manifest.class_names)
         self.clip, self.augment, self.seed, self.max_bad = clip, augment, seed, max_bad
         resolve_workers(num_workers)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from stvid.data.splitting import split_items
 from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, read_table
-from stvid.errors import InputError, listing, nearest
+from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistakes
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
@@ -102,28 +103,56 @@ class Manifest:
     def _from_table(cls, table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool) -> Manifest:
         if not table.rows:
             raise InputError(f"{table.path} lists no videos: it has only a header line")
-        names = frozenset(class_names or ())
-        for row in table.rows:
-            _check_text(table, row, names)
-        labels = _class_labels(table, class_names, allow_new_classes=allow_new_classes)
-        items = tuple(_item(row, label, table) for row, label in zip(table.rows, labels, strict=True))
+        class_of = _make_class_function(table, class_names, allow_new_classes=allow_new_classes)
+        items = map_inputs(lambda row: _item(table, row, class_of, is_new=not class_names), table.rows)
         known = tuple(class_names or ())
-        return cls(items=items, class_names=known + tuple(sorted(set(labels) - set(known))))
+        return cls(items=tuple(items), class_names=known + tuple(sorted({item.label for item in items} - set(known))))
 
 
-def _check_text(table: Table, row: Row, class_names: frozenset[str]) -> None:
-    """Bytes that are not UTF-8 are wrong, except in the names of known classes and of files that exist.
+def _item(table: Table, row: Row, class_of: Callable[[str], str], *, is_new: bool) -> Item:
+    """The item of a row.
 
-    So are labels that nobody can see.
+    Args:
+        table: the table.
+        row: one of its rows.
+        class_of: label -> class name.
+        is_new: the table is not one of a run, where names of videos that were deleted may have any bytes.
+
+    Raises:
+        InputError: with all mistakes in the row.
     """
-    label = row.cells["label"]
-    if label not in class_names:
-        check_utf8(table, row, "label")
-        if label and not any(map(_is_visible, label)):
-            raise InputError(f"{table.where(row)}: label {label!a} (shown with escapes) is blank")
-    is_new = not class_names and not is_utf8(row.cells["path"])
-    if is_new and not os.path.lexists(table.path.parent / row.cells["path"]):
-        check_utf8(table, row, "path")
+    cells, mistakes = row.cells, []
+    path, label = table.path.parent / cells["path"], cells["label"]
+    try:
+        if is_new and not is_utf8(cells["path"]) and not os.path.lexists(path):
+            check_utf8(cells["path"], "path")
+        label = label and class_of(label)
+    except InputError as error:
+        mistakes.append(str(error))
+    if not cells["path"] or not label:
+        mistakes.append("path or label is empty")
+    split = cells.get("split", SPLITS[0])
+    if split not in SPLITS:
+        mistakes.append(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
+    times = {name: _seconds(cells.get(name, "")) for name in ("start", "end")}
+    wrong = [name for name, time in times.items() if time is not None and not 0.0 <= time <= MAX_SECONDS]
+    mistakes += [f"{name} is {cells[name]!r}, must be seconds, 0 or more, at most {MAX_SECONDS:,}" for name in wrong]
+    start, end = times.values()
+    if not wrong and end is not None and end <= (start or 0.0):
+        mistakes.append(f"end (={end} s) must be after start (={start or 0.0} s)")
+    if mistakes:
+        raise InputError(f"{table.where(row)}: {'; '.join(mistakes)}")
+    return Item(
+        path=str(path.absolute()), label=label, split=split, start=start, end=end, group=cells.get("group") or None
+    )
+
+
+def _seconds(cell: str) -> float | None:
+    """NaN for a cell that is no number, None for an empty one."""
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return math.nan
 
 
 def are_numbers(labels: Iterable[str]) -> bool:
@@ -131,68 +160,39 @@ def are_numbers(labels: Iterable[str]) -> bool:
     return all(label.isdecimal() for label in labels)  # isdecimal: "²" is a digit, but `int` cannot read it
 
 
-def _class_labels(table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool) -> list[str]:
-    """Labels as class names, checked against `class_names` if given."""
-    labels = [row.cells["label"] for row in table.rows]
-    numeric = are_numbers(labels)
-    if class_names is None:
-        if numeric:
-            raise InputError(
-                f"{table.path}: the labels are numbers ({', '.join(sorted(set(labels))[:5])} ...), without names. "
-                "Name the classes in order: data.class_names=[first,second,...]"
-            )
-        return labels
-    known = set(class_names)
-    if numeric and not set(labels) <= known:
-        for row in table.rows:
-            if _index(row.cells["label"]) >= len(class_names):
-                raise InputError(
-                    f"{table.where(row)}: label {row.cells['label'][:20]}, but data.class_names has {len(class_names)} "
-                    "names (from 0)"
-                )
-        return [class_names[_index(label)] for label in labels]
-    for row in table.rows:
-        label = row.cells["label"]
-        if label and label not in known and not allow_new_classes:
-            raise InputError(f"{table.where(row)}: unknown class {label!r}{nearest(label, class_names)}")
-    return labels
+def _make_class_function(
+    table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool
+) -> Callable[[str], str]:
+    """Returns a function label -> class name, which raises InputError for a label that is unknown or not readable."""
+    labels = {row.cells["label"] for row in table.rows}
+    numeric, known = are_numbers(labels), frozenset(class_names or ())
+    if class_names is None and numeric:
+        raise InputError(
+            f"{table.path}: the labels are numbers ({', '.join(sorted(labels)[:5])} ...), without names. "
+            "Name the classes in order: data.class_names=[first,second,...]"
+        )
+    names = tuple(class_names or ())
+    are_indices = numeric and not labels <= known
+
+    def class_of(label: str) -> str:
+        if are_indices:
+            if _index(label) >= len(names):
+                raise InputError(f"label {label[:20]}, but data.class_names has {len(names)} names (from 0)")
+            return names[_index(label)]
+        if label not in known:
+            check_utf8(label, "label")
+            if not any(map(_is_visible, label)):
+                raise InputError(f"label {label!a} (shown with escapes) is blank")
+            if class_names is not None and not allow_new_classes:
+                raise InputError(f"unknown class {label!r}{nearest(label, names)}")
+        return label
+
+    return class_of
 
 
 def _index(label: str) -> int:
     """The value of a label that is a number; very long ones, which `int` refuses, are larger than any index."""
     return int(label) if len(label) <= 20 else 10**20
-
-
-def _item(row: Row, label: str, table: Table) -> Item:
-    where, cells = table.where(row), row.cells
-    if not cells["path"] or not label:
-        raise InputError(f"{where}: path or label is empty")
-    split = cells.get("split", SPLITS[0])
-    if split not in SPLITS:
-        raise InputError(f"{where}: split is {split!r}, must be one of {', '.join(SPLITS)}")
-    start, end = (_seconds(cells.get(name, ""), name, where) for name in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise InputError(f"{where}: end (={end} s) must be after start (={start or 0.0} s)")
-    return Item(
-        path=str((table.path.parent / cells["path"]).absolute()),
-        label=label,
-        split=split,
-        start=start,
-        end=end,
-        group=cells.get("group") or None,
-    )
-
-
-def _seconds(cell: str, name: str, where: str) -> float | None:
-    if not cell:
-        return None
-    try:
-        value = float(cell)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= MAX_SECONDS:
-        raise InputError(f"{where}: {name} is {cell!r}, must be seconds, from 0 to {MAX_SECONDS:,}")
-    return value
 
 
 def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_classes: bool = False) -> Manifest:
@@ -204,34 +204,49 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_cla
         allow_similar_classes: allow class names that look the same, see `similar_classes`.
 
     Raises:
-        InputError: no training videos, fewer than two classes, no existing file, a class without training videos,
-            class names that look the same, or the same file or group in two splits.
+        InputError: with all that is wrong: no training or validation videos, fewer than two classes, no existing file,
+            a class without training videos, class names that look the same, the same file or group in two splits.
     """
-    if not allow_similar_classes:
-        _check_similar_classes(manifest)
+    mistakes = [] if allow_similar_classes else list(_similar_class_mistakes(manifest))
     if not manifest.select("train"):
-        raise InputError("the data set has no training videos: no item has split 'train'")
+        mistakes.append("the data set has no training videos: no item has split 'train'")
+    if not manifest.select("val"):
+        mistakes.append("the data set has no validation videos: no item has split 'val'")
     if len(manifest.class_names) < 2:
-        raise InputError(
+        mistakes.append(
             f"the data set has only one class, {manifest.class_names[0]!r}; a classifier needs at least two. All "
             f"{len(manifest.items)} videos have this label, the first: {manifest.items[0].path}. Check data.root or "
             "the label column"
         )
     if not any(os.path.exists(item.path) for item in manifest.items):
-        raise InputError(
+        mistakes.append(
             f"none of the {len(manifest.items)} videos exist, the first: {manifest.items[0].path}. "
             "Relative paths in a manifest are relative to its folder"
         )
     for split in SPLITS:
         labels = {item.label for item in manifest.select(split)}
         absent = [name for name in manifest.class_names if name not in labels]
-        if absent and split == "train":
-            raise InputError(f"split 'train' has no videos of: {listing(absent)}. Every class needs at least one")
-        if absent and labels:
+        if absent and labels and split == "train":
+            mistakes.append(f"split 'train' has no videos of: {listing(absent)}. Every class needs at least one")
+        elif absent and labels:
             log.warning("split %r has no videos of: %s; it cannot measure these classes", split, listing(absent))
     if not allow_leaks:
-        _check_leaks(manifest)
+        mistakes += _leak_mistakes(manifest)
+    raise_mistakes(mistakes)
     return manifest
+
+
+def check_flip_pairs(flip_pairs: object, class_names: Sequence[str] | None = None) -> None:
+    """Raises InputError unless `augment.flip_pairs` are pairs of texts, and of class names if these are known."""
+    if not isinstance(flip_pairs, list | tuple) or not all(map(_is_pair, flip_pairs)):
+        raise InputError(f"augment.flip_pairs (={flip_pairs}) must be pairs of class names: [[first,second],...]")
+    if class_names is not None:
+        unknown = [name for pair in flip_pairs for name in pair if name not in class_names]
+        raise_mistakes([f"augment.flip_pairs names the class {name!r}{nearest(name, class_names)}" for name in unknown])
+
+
+def _is_pair(pair: object) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
 
 
 def similar_classes(class_names: Iterable[str]) -> list[list[str]]:
@@ -255,25 +270,25 @@ def _is_visible(character: str) -> bool:
     return not (character.isspace() or character in _INVISIBLE or unicodedata.category(character) in ("Cf", "Cc"))
 
 
-def _check_similar_classes(manifest: Manifest) -> None:
+def _similar_class_mistakes(manifest: Manifest) -> Iterator[str]:
     similar = similar_classes(manifest.class_names)
     if not similar:
         return
     examples = [next(item.path for item in manifest.items if item.label == name) for name in similar[0]]
     names = listing([" and ".join(map(ascii, names)) for names in similar])
-    raise InputError(
+    yield (
         f"{len(similar)} class name(s) are written in several ways, which differ only in case, blanks, underscores or "
         f"Unicode form: {names} (shown with escapes). Videos of the first: {', '.join(examples)}. Write each class in "
         "one way, or, if they are different classes, set data.allow_similar_classes=true"
     )
 
 
-def _check_leaks(manifest: Manifest) -> None:
+def _leak_mistakes(manifest: Manifest) -> Iterator[str]:
     for kind, key in LEAK_KEYS.items():
         leaks = find_leaks(manifest.items, key)
         if leaks:
             name, splits, _ = leaks[0]
-            raise InputError(
+            yield (
                 f"{len(leaks)} {kind}(s) are in more than one split, so the accuracy on held-out videos would be too "
                 f"high; the first: {name} in {', '.join(splits)}. Correct the splits, or set data.allow_leaks=true"
             )

@@ -24,7 +24,7 @@ from stvid.data.manifest import Item, Manifest, are_numbers
 from stvid.data.prepare_plan import (
     Job,
     Key,
-    check_folder,
+    check_output,
     common_folder,
     item_key,
     plan_files,
@@ -81,8 +81,7 @@ def prepare(
     """
     common, out = common_folder(manifest), Path(out).absolute()
     encoding = {"short_side": short_side, "gop": gop, "crf": crf}
-    settings = {**encoding, "sources": to_text(common)}
-    check_folder(out, settings, common=common, sources={item.path for item in manifest.items})
+    settings = check_output(manifest, out, encoding)
     if not (out / "prepare.json").exists():  # marks the folder as an output of `prepare`
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "prepare.json", {"settings": settings})

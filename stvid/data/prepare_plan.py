@@ -13,7 +13,7 @@ from pathlib import Path
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
 from stvid.files import file_in_the_way
-from stvid.video.transcode import source_identity
+from stvid.video.types import source_identity
 
 _FORMAT = 1  # of the files; files with another number are made again
 _PARTIAL_FILES = ".*.partial"  # left over by `replacing` in killed processes
@@ -49,6 +49,18 @@ def common_folder(manifest: Manifest) -> str:
         raise InputError(
             f"the videos are on several drives; prepare those of each drive separately: {error}"
         ) from error
+
+
+def check_output(manifest: Manifest, out: Path, encoding: Mapping[str, int]) -> dict:
+    """The settings of a copy of a data set: those of its encoding, and the folder of the videos.
+
+    Raises:
+        InputError: see `check_folder`.
+    """
+    common = common_folder(manifest)
+    settings = {**encoding, "sources": to_text(common)}
+    check_folder(out.absolute(), settings, common=common, sources={item.path for item in manifest.items})
+    return settings
 
 
 def check_folder(out: Path, settings: Mapping, *, common: str, sources: set[str]) -> None:

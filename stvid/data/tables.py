@@ -7,13 +7,13 @@ import csv
 import io
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from stvid.checks import read_file
-from stvid.errors import InputError
+from stvid.errors import InputError, raise_mistakes
 
 
 class _Encoding(TypedDict):
@@ -87,13 +87,15 @@ def read_table(path: str | os.PathLike, *, required: Sequence[str], optional: Co
     except csv.Error as error:
         raise InputError(f"{path}, line {first}: not CSV: {error}. A quote inside quotes is written twice") from error
     columns = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    _check_columns(path, columns, required, optional)
-    for line, cells in rows:
-        if any(cells[len(columns) :]):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells, but the table has {len(columns)} columns. Put quotes around "
-                "a cell that contains a comma"
-            )
+    raise_mistakes(list(_wrong_columns(path, columns, required, optional)))
+    raise_mistakes(
+        [
+            f"{path}, line {line}: {len(cells)} cells, but the table has {len(columns)} columns. Put quotes around a "
+            "cell that contains a comma"
+            for line, cells in rows
+            if any(cells[len(columns) :])
+        ]
+    )
     return Table(
         path=path,
         columns=columns,
@@ -125,29 +127,30 @@ def read_text(path: Path) -> str:
 _CONVERT = "Save it as UTF-8 (from UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW)"
 
 
-def _check_columns(path: Path, columns: list[str], required: Sequence[str], optional: Collection[str]) -> None:
+def _wrong_columns(path: Path, columns: list[str], required: Sequence[str], optional: Collection[str]) -> Iterator[str]:
     duplicates = [name for name in (*required, *optional) if columns.count(name) > 1]
-    if duplicates:
-        raise InputError(f"{path} has two columns named {duplicates[0]}. Remove or rename one of them")
+    for name in duplicates:
+        count = {2: "two"}.get(columns.count(name), str(columns.count(name)))
+        yield f"{path} has {count} columns named {name}. Remove or rename {'one' if count == 'two' else 'all but one'}"
     missing = [name for name in required if name not in columns]
     if not missing:
         return
     for delimiter, name in _OTHER_DELIMITERS.items():
         if any(delimiter in column for column in columns):
-            raise InputError(f"{path}: the columns are separated by {name}. Separate them by commas")
+            yield f"{path}: the columns are separated by {name}. Separate them by commas"
+            return
     options = f"[,{','.join(optional)}]" if optional else ""
-    raise InputError(
+    yield (
         f"{path} has the columns {', '.join(columns) or '(none)'}; missing: {', '.join(missing)}. "
         f"The first line must be {','.join(required)}{options}"
     )
 
 
-def check_utf8(table: Table, row: Row, column: str) -> None:
+def check_utf8(cell: str, column: str) -> None:
     """Raises InputError if a cell has bytes that are not UTF-8."""
-    cell = row.cells[column]
     if not is_utf8(cell):
         raise InputError(
-            f"{table.where(row)}: {column} {cell!r} is not UTF-8 text. Convert the table, for example from Latin-1: "
+            f"{column} {cell!r} is not UTF-8 text. Convert the table, for example from Latin-1: "
             "iconv -f LATIN1 -t UTF-8 OLD.csv > NEW.csv"
         )
 

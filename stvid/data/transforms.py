@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from stvid.data.manifest import check_flip_pairs
 from stvid.errors import InputError
 from stvid.preprocess import crop_box
 
@@ -70,18 +71,12 @@ class Augment:
             raise InputError(f"augment.rand_augment (={self.rand_augment}) must be 0 (off) or a number of operations")
         if not 0 <= self.rand_magnitude < NUM_MAGNITUDES:
             raise InputError(f"augment.rand_magnitude (={self.rand_magnitude}) must be in 0 to {NUM_MAGNITUDES - 1}")
-        pairs = tuple(tuple(pair) for pair in self.flip_pairs)
-        if any(len(pair) != 2 for pair in pairs):
-            raise InputError(f"augment.flip_pairs (={list(pairs)}) must be pairs of class names")
-        object.__setattr__(self, "flip_pairs", pairs)
+        check_flip_pairs(self.flip_pairs)
+        object.__setattr__(self, "flip_pairs", tuple(tuple(pair) for pair in self.flip_pairs))
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Raises InputError if `flip_pairs` names an unknown class."""
-        for name in (name for pair in self.flip_pairs for name in pair):
-            if name not in class_names:
-                raise InputError(
-                    f"augment.flip_pairs names the class {name!r}; the classes are {', '.join(class_names)}"
-                )
+        check_flip_pairs(self.flip_pairs, class_names)
 
     def __call__(self, frames_TCHW: Tensor, label: str, *, rng: np.random.Generator) -> tuple[Tensor, str]:
         """Augments a clip that is already cropped; returns uint8 of the same shape, and the label of the result."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,11 +16,12 @@ from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.errors import InputError, listing, nearest
 from stvid.evaluation.results import PredictionRow
+from stvid.evaluation.split_check import check_split, moved_hint, table_path
 from stvid.evaluation.statistics import accuracy_interval
 from stvid.inference import ViewPredictions, classify
 from stvid.metrics import video_metrics
 from stvid.run.checkpoint import TrainedModel
-from stvid.run.folder import RunFolder, display_path
+from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +143,8 @@ def load_manifest(
     """
     if split not in SPLITS:
         raise InputError(f"--split {split}: must be one of {', '.join(SPLITS)}")
-    path = Path(manifest).expanduser() if manifest else RunFolder(trained.folder).manifest_csv
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: it lists the videos of each split. Name one with --manifest FILE.csv")
+    folder = RunFolder(trained.folder)
+    path = table_path(folder, manifest)
     data = Manifest.read_csv(path, class_names=trained.class_names, allow_new_classes=True)
     if not manifest:
         data = data.with_paths(trained.moved)
@@ -154,18 +153,12 @@ def load_manifest(
         hint = nearest(unknown[0], trained.class_names)
         raise InputError(f"{path} has classes that the model does not know: {listing(unknown)}{hint}")
     items = data.select(split)
-    if not items:
-        filled = ", ".join(name for name in SPLITS if data.select(name)) or "none"
-        raise InputError(f"--split {split}: {path} has no videos in it; splits with videos: {filled}")
-    missing = [item.path for item in items if not os.path.exists(item.path)]
-    command = shlex.join(["stvid", "evaluate", str(display_path(trained.folder)), "--split", split])
-    hint = "" if manifest else f" Moved? Go on with {command} --data-root NEW_FOLDER"
-    if len(missing) == len(items):
-        raise InputError(f"none of the {len(items)} videos of {path} exists, the first: {missing[0]}.{hint}")
-    if missing and hint:
+    moved = None if manifest else moved_hint(folder, split)
+    missing = check_split([(item.split, item.path) for item in data.items], split, table=path, moved_hint=moved)
+    if missing and moved:
         log.warning(
-            "%d of the %d videos of %s do not exist and count as wrong, the first: %s.%s",
-            *(len(missing), len(items), split, missing[0], hint),
+            "%d of the %d videos of %s do not exist and count as wrong, the first: %s. %s",
+            *(len(missing), len(items), split, missing[0], moved),
         )
     if manifest and not allow_leaks and (seen := seen_in_training(trained, items)):
         raise InputError(

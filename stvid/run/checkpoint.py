@@ -18,16 +18,9 @@ from stvid.errors import InputError
 from stvid.models.base import VideoModel
 from stvid.models.torch_file import read_torch_file
 from stvid.run.folder import RunFolder, find_checkpoint
-from stvid.run.model import (
-    OUR_TARGET,
-    build_model,
-    is_trusted,
-    limited_parts,
-    trusted_modules,
-    untrusted_message,
-    update_targets,
-)
+from stvid.run.model import OUR_TARGET, build_model, limited_parts
 from stvid.run.results import PROTOCOL
+from stvid.run.trust import is_trusted, trusted_modules, untrusted_message, update_targets
 from stvid.video.types import MAX_PIXELS
 
 log = logging.getLogger(__name__)

@@ -9,61 +9,20 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stvid.data.manifest import Manifest
 from stvid.errors import InputError, nearest, raise_mistakes, train_command
-from stvid.files import file_in_the_way
 from stvid.run.config_check import check_config
 from stvid.run.config_help import SHARED, choices_of, config_groups
 from stvid.run.folder import RunFolder, project_root
-from stvid.run.overrides import EMPTY_KEYS, SWEEP_FLAGS, check_flags, split_override, to_overrides
-
-if TYPE_CHECKING:
-    from stvid.clip import ClipSpec
-
-
-def check_command_line(words: Sequence[str]) -> list[str]:
-    """The words of train.py's command line as Hydra reads them, after the checks that need no torch.
-
-    Raises:
-        InputError: all mistakes in the words and in the config that they compose; a run that cannot be resumed.
-    """
-    check_flags(words)
-    arguments = to_overrides(words)
-    overrides = [word for word in arguments if word not in SWEEP_FLAGS]
-    if any(word.startswith("-") for word in overrides):  # Hydra shows something, or reads other configs
-        return arguments
-    is_sweep = len(overrides) < len(arguments)
-    _check_run_folder(overrides, key="hydra.sweep.dir" if is_sweep else "hydra.run.dir")
-    settings = [text for text in overrides if text.startswith(("sweep=", "sweep."))]
-    with hydra_errors_as_input_errors():
-        config = _compose(_first_values(overrides) if is_sweep else overrides)
-        if settings and not is_sweep:
-            raise InputError(f"{' '.join(settings)} is for several runs: {train_command('-m', *overrides)}")
-        if config.resume is None:
-            check_config(config, needs_data=True)
-        elif is_sweep and not RunFolder(Path(config.resume)).is_sweep:
-            raise InputError(f"resume={config.resume} is no folder of a sweep. Resume a run without -m")
-        elif not is_sweep:
-            _run_dir(config.resume, config.requeue, "")
-    return arguments
-
-
-def _check_run_folder(overrides: Sequence[str], *, key: str) -> None:
-    """Raises InputError if a file is in the way of the folder for a new run, which Hydra makes."""
-    given = dict(pair for pair in map(split_override, overrides) if pair)
-    folder = given.get(key, "" if "resume" in given else "outputs").strip("'\"")
-    if folder and (file := file_in_the_way(folder)):
-        raise InputError(f"{key}={folder}: {file} is a file, so there can be no such folder")
+from stvid.run.overrides import EMPTY_KEYS, split_override, to_overrides
 
 
 def compose_config(overrides: Sequence[str], *, needs_data: bool = False) -> DictConfig:
@@ -76,12 +35,12 @@ def compose_config(overrides: Sequence[str], *, needs_data: bool = False) -> Dic
     Raises:
         InputError: all mistakes in the overrides, or in the values of the config.
     """
-    config = _compose(to_overrides(overrides))
+    config = compose_unchecked(to_overrides(overrides))
     check_config(config, needs_data=needs_data)
     return config
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
     """The config; raises InputError for all overrides that are wrong."""
     mistakes = _wrong_values(overrides)
     if mistakes:
@@ -156,7 +115,7 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
     return messages
 
 
-def _first_values(overrides: Sequence[str]) -> list[str]:
+def first_values(overrides: Sequence[str]) -> list[str]:
     """The overrides of a sweep with the first of several values, or the middle of an interval.
 
     Raises:
@@ -199,27 +158,6 @@ def drop_keys_of_replaced_model(config: DictConfig, overrides: Sequence[str]) ->
         given = {key.split(".")[1] for key in keys if key.startswith("model.")}
         config.model = OmegaConf.masked_copy(config.model, [key for key in config.model if key in given])
     return config
-
-
-def compose_data_set(overrides: Sequence[str]) -> tuple[Manifest, ClipSpec, int, dict]:
-    """The data set of `python train.py OVERRIDES`.
-
-    Returns:
-        The manifest, the clip geometry, the number of worker processes (`auto`: one per core, at least 1), and
-        the limits for probing: `timeout` in seconds and `max_pixels`.
-    """
-    from stvid.data.loading import resolve_workers  # imports torch, which no mistake in the overrides waits for
-    from stvid.device import num_cores
-
-    with hydra_errors_as_input_errors():
-        config = compose_config(overrides, needs_data=True)
-        manifest = instantiate(config.data.datamodule.manifest, _convert_="all")
-        changes = {"num_frames": None} if config.data.whole_video else {}
-        clip = instantiate(config.clip, _convert_="all", **changes)
-    workers = config.data.num_workers
-    workers = num_cores() if workers == "auto" else max(resolve_workers(workers), 1)
-    limits = {"timeout": config.data.probe_timeout, "max_pixels": config.data.max_pixels}
-    return manifest, clip, workers, limits
 
 
 def escape_interpolations(node: object) -> Any:
@@ -318,7 +256,7 @@ def _flat(node: object, prefix: str) -> set[str]:
     return {key for name, child in node.items() for key in _flat(child, f"{prefix}.{name}".strip("."))}
 
 
-def _run_dir(resume: str | None, requeue: bool, new: str) -> str:
+def run_dir(resume: str | None, requeue: bool, new: str) -> str:
     """The run folder: a new one, or for `resume=RUN` that of RUN, which may also be its last.ckpt.
 
     A job that Slurm may start again uses the same folder each time.
@@ -358,4 +296,4 @@ def _of_first_process(text: str) -> str:
     return store.get(key).decode()
 
 
-OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True)
+OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)

@@ -6,11 +6,14 @@ imports torch or Hydra, so the help appears at once.
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -83,7 +86,7 @@ def config_groups() -> list[str]:
 
 def default_choices() -> dict[str, str | None]:
     """Group -> choice in train.yaml; None: no choice."""
-    defaults = yaml.safe_load((_configs() / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    defaults = read_yaml(_configs() / "train.yaml")["defaults"]
     choices = {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
     return {group: choice for group, choice in choices.items() if not group.startswith("override ")}
 
@@ -104,7 +107,7 @@ def read_choice(group: str, choice: str) -> dict[str, tuple[str, str]]:
     if not file.is_file():
         raise InputError(f"{group}={choice}: there is no such choice{nearest(choice, choices_of(group))}")
     entries: dict[str, tuple[str, str]] = {}
-    for included in yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", []):
+    for included in read_yaml(file).get("defaults", []):
         if isinstance(included, str) and included != "_self_":
             entries |= read_choice(group, included.partition("@")[0])
     for key, (value, comment) in own_entries(file).items():
@@ -133,7 +136,7 @@ def describe_choice(group: str, choice: str) -> str:
 def choice_content(group: str, choice: str) -> object:
     """What a choice and the files that it includes put into the section of its group; plain data, unresolved."""
     file = _configs() / group / f"{choice}.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file)
     included = [entry.partition("@")[0] for entry in content.pop("defaults", []) if isinstance(entry, str)]
     own = content if package_of(file) else content.get(group)
     merged: object = {}
@@ -151,6 +154,16 @@ def _merged(old: object, new: object) -> object:
 def config_files() -> list[Path]:
     """The files of all choices, and train.yaml."""
     return [file for group in (".", *config_groups()) for file in sorted((_configs() / group).glob("*.yaml"))]
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a file of configs/. Each text is parsed once, which is slow."""
+    return copy.deepcopy(_parsed(file.read_text(encoding="utf-8")))
+
+
+@functools.cache
+def _parsed(text: str) -> object:
+    return yaml.safe_load(text)
 
 
 def _configs() -> Path:

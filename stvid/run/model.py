@@ -1,4 +1,4 @@
-"""The model that a config names: which code may be imported for it, and how it is built."""
+"""The model that a config names: its class is imported, and it is built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -23,58 +22,10 @@ from torch.nn.modules.module import (
 from stvid.errors import InputError, nearest
 from stvid.models.base import VideoModel
 from stvid.run.folder import find_checkpoint
+from stvid.run.trust import is_trusted, untrusted_message, update_targets
 
 OUR_TARGET = re.compile(r"stvid\.models\.\w+\.\w+")
-MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 PRETRAINED = ("weights", "inflate")  # keys of models that name pretrained weights
-MOVED_TARGETS = {  # `_target_` in configs of older versions: the present name
-    "stvid.models.video_network.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
-    "stvid.models.torchvision3d.VideoNetwork": "stvid.models.torchvision3d.TorchvisionVideoModel",
-    "stvid.models.inflated.InflatedNetwork": "stvid.models.i3d.I3D",
-    "stvid.models.i3d.InflatedNetwork": "stvid.models.i3d.I3D",
-    "stvid.training.optim.Optimization": "stvid.training.optim.OptimizerFactory",
-    "stvid.training.sharding.ShardedStrategy": "stvid.training.parallel.ShardedStrategy",
-    "stvid.data.actions.actions": "stvid.data.synthetic.actions.actions",
-    "stvid.data.layouts.folder.folder": "stvid.data.layouts.class_folders.folder",
-    "stvid.data.layouts.frames.frames": "stvid.data.layouts.class_folders.frames",
-    "stvid.data.layouts.table.manifest": "stvid.data.manifest.read_manifest",
-    "stvid.data.layouts.table.read_manifest": "stvid.data.manifest.read_manifest",
-    "stvid.run.start.kept_manifest": "stvid.run.start.stored_manifest",
-}
-
-
-def trusted_modules(trust: str | Sequence[str], target: object = None) -> list[str]:
-    """The modules whose code may be imported, as a list of names.
-
-    Args:
-        trust: names of packages or modules; one of them may be given as a string.
-        target: the `model._target_` that the user has chosen (not one read from a checkpoint); its package is trusted.
-
-    Raises:
-        InputError: something that is not the name of a module.
-    """
-    names = [trust] if isinstance(trust, str) else list(trust)
-    for name in names:
-        if not isinstance(name, str) or not MODULE_NAME.fullmatch(name):
-            raise InputError(f"trust (={name!r}) must be the name of a package or module, such as my_package")
-    package = str(target).partition(".")[0]
-    if target is not None and package != "stvid" and package not in names:
-        names.append(package)
-    return names
-
-
-def is_trusted(target: str, trust: Sequence[str]) -> bool:
-    """Whether `target`, a dotted name, is in one of the modules in `trust`."""
-    return any(target == name or target.startswith(f"{name}.") for name in trust)
-
-
-def update_targets(config: object) -> Any:
-    """A copy of plain data in which every moved `_target_` has its present name."""
-    if isinstance(config, Mapping):
-        updated = {key: update_targets(value) for key, value in config.items()}
-        target = updated.get("_target_")
-        return updated | {"_target_": MOVED_TARGETS.get(str(target), target)} if "_target_" in updated else updated
-    return [update_targets(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def build_model(
@@ -162,15 +113,6 @@ def _find_model_class(target: str, trust: Sequence[str]) -> type[VideoModel]:
 
 def _parameters(model_class: type[VideoModel]) -> list[str]:
     return list(inspect.signature(model_class).parameters)
-
-
-def untrusted_message(target: str) -> str:
-    """The end of a message about code that is not trusted: what to add to which command."""
-    package = target.partition(".")[0]
-    return (
-        f"is code outside of stvid, which is imported only from modules that you trust: add --trust {package} to the "
-        f"command, trust=[{package}] to the overrides of training, or trust=['{package}'] to stvid.load"
-    )
 
 
 def _import_model_module(name: str, target: str, is_ours: bool) -> ModuleType:

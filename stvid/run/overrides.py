@@ -52,7 +52,7 @@ def prepare_arguments(words: Sequence[str]) -> list[str]:
         InputError: see `check_command_line`.
     """
     exit_if_help(words)
-    from stvid.run.config import check_command_line  # imports Hydra, which the help does without
+    from stvid.run.command_line import check_command_line  # imports Hydra, which the help does without
 
     arguments = check_command_line(words)
     exit_on_interrupt()

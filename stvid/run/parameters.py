@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from stvid.run.config_help import config_files, config_groups, own_entries, package_of
+from stvid.run.config_help import config_files, config_groups, own_entries, package_of, read_yaml
 
 CHOICES = {  # of keys with a fixed set of values; a test compares them with those in the code
     "data.features": ("auto", "off"),
@@ -131,7 +129,7 @@ def key_annotations() -> dict[str, str]:
     """Dotted key -> the annotation of the parameter of stvid that gets its value, for all choices of all groups."""
     found: dict[str, str] = {}
     for file in config_files():
-        for place, node in targets(yaml.safe_load(file.read_text(encoding="utf-8")), package_of(file)):
+        for place, node in targets(read_yaml(file), package_of(file)):
             types = parameter_types(str(node["_target_"]))
             for name, value in node.items():
                 source = re.fullmatch(r"\$\{([\w.]+)\}", str(value))

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -18,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
 from stvid.distributed import is_main_process
 from stvid.errors import InputError, train_command
@@ -28,25 +26,15 @@ from stvid.run.config import drop_keys_of_replaced_model, escape_interpolations
 from stvid.run.config_check import check_config
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
-from stvid.run.model import trusted_modules, update_targets
 from stvid.run.overrides import quote
-from stvid.run.relocation import find_run_videos, relocate_run, video_sizes
+from stvid.run.relocation import relocate_run, video_sizes
 from stvid.run.results import read_run_result
-from stvid.run.resume import (
-    MANIFEST_KEY,
-    RESUME_KEYS,
-    check_complete,
-    is_data_root,
-    parse_overrides,
-    resume_config,
-    unchecked_places,
-)
-from stvid.run.stored import check_arguments, check_same_config, check_targets, read_config, to_plain
+from stvid.run.resume import MANIFEST_KEY, RESUME_KEYS, resume_config, unchecked_places
+from stvid.run.stored import check_same_config, read_config, to_plain
+from stvid.run.stored_run import NEEDED_SPLITS, has_data_root, is_requeued, read_run_config
+from stvid.run.trust import trusted_modules, update_targets
 
 log = logging.getLogger("stvid")
-_STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
-NEEDED_SPLITS = ("train", "val")  # of a training
-STORED_MANIFEST = "stvid.run.start.stored_manifest"  # `_target_` of the manifest of a resumed run
 
 
 def is_multirun() -> bool:
@@ -70,8 +58,7 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
     _prepare_relaunch(folder)
     trust = trusted_modules(config.trust, config.model.get("_target_"))
     is_run = folder.config_yaml.is_file()
-    is_requeued = config.requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    is_restarted = is_run and (sweep or is_requeued)
+    is_restarted = is_run and (sweep or is_requeued(config))
     if not config.resume and not is_restarted:
         if is_main_process() and (found := folder.training_files):
             raise InputError(
@@ -89,71 +76,21 @@ def open_run(config: DictConfig) -> tuple[DictConfig, RunFolder]:
         _relocate(folder, config, overrides)
     if not is_run:
         raise InputError(f"resume={config.resume} continues in its own folder; leave out hydra.run.dir")
-    stored = read_config(folder.config_yaml)
-    check_complete(stored, config)
-    if not is_restarted:
-        stored = resume_config(stored, overrides, config)
-    path = escape_interpolations(str(folder.path))
-    stored.resume, stored.trust = path, trust
+    stored = read_run_config(folder, overrides, config, is_restarted=is_restarted)
     has_manifest = folder.manifest_csv.is_file()
-    if has_manifest:
-        stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
-        if _has_data_root(overrides) and not is_restarted and not is_main_process():
-            stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
-    plain = to_plain(stored)
-    name = f"resume={display_path(folder.path)}"
-    check_targets(plain, to_plain(config), [*trust, STORED_MANIFEST], name=name)
-    check_arguments(plain, to_plain(config), trust, name=name)
-    try:
-        check_config(stored, is_stored=True)
-    except InputError as error:
-        raise InputError(f"{folder.config_yaml} cannot be used: {error}") from error
+    if has_manifest and has_data_root(overrides) and not is_restarted and not is_main_process():
+        stored.data.datamodule.manifest.data_root = escape_interpolations(str(config.data.root))
     if folder.last_ckpt.exists():
         ignored = unchecked_places([] if is_restarted else overrides, config) + [MANIFEST_KEY] * has_manifest
         record = update_targets(read_record(folder.last_ckpt)["config"])
-        check_same_config(plain, record, ignored=ignored, file=folder.config_yaml)
+        check_same_config(to_plain(stored), record, ignored=ignored, file=folder.config_yaml)
     return stored, folder
-
-
-def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
-    """The videos, splits and classes of a run, as `save_run` wrote them.
-
-    Args:
-        run: the run folder.
-        data_root: where the videos are now, in a process that may read the table before the main process changes it.
-
-    Raises:
-        InputError: the table is missing or damaged, or more of its videos are missing than `data.max_bad` allows.
-    """
-    folder = RunFolder(Path(run))
-    # read here: in an argument of `_target_`, Hydra would resolve a class called ${x} and reject one called ???
-    config = to_plain(read_config(folder.config_yaml))
-    try:
-        _STORED(config, folder.config_yaml.name)
-    except InputError as error:
-        raise InputError(f"{folder.config_yaml} is damaged or was changed: {error}") from error
-    manifest = Manifest.read_csv(folder.manifest_csv, class_names=config["class_names"])
-    if data_root is not None:
-        manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
-    paths = {item.path for item in manifest.items if item.split != "test"}
-    missing = sorted(path for path in paths if not os.path.exists(path))
-    if len(missing) > config["data"].get("max_bad", 0) * len(paths):
-        command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
-        raise InputError(
-            f"{len(missing)} of the {len(paths)} videos that {display_path(folder.path)} trains on do not exist, the "
-            f"first: {missing[0]}. Moved? Go on with {command}"
-        )
-    return manifest
 
 
 def _relocate(folder: RunFolder, config: DictConfig, overrides: Sequence[str]) -> None:
     """Follows `data.root=NEW` beside `resume`: the videos of the run are there now. Only the main process writes."""
-    if _has_data_root(overrides) and is_main_process():
+    if has_data_root(overrides) and is_main_process():
         relocate_run(folder, config.data.root, splits=NEEDED_SPLITS, option="data.root")
-
-
-def _has_data_root(overrides: Sequence[str]) -> bool:
-    return any(is_data_root(override) for override in parse_overrides(overrides))
 
 
 def finished_accuracy(config: DictConfig) -> float | None:

@@ -16,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stvid.checks import read_file
 from stvid.errors import InputError, listing
+from stvid.run.config_help import read_yaml
 from stvid.run.folder import project_root
-from stvid.run.model import is_trusted, update_targets
+from stvid.run.trust import is_trusted, update_targets
 
 MAX_BYTES = 2**24  # of a config; one with 100,000 class names has a tenth of it
 MAX_DEPTH = 50
@@ -197,7 +198,7 @@ def shipped_arguments(group: str) -> Mapping[tuple[str, str], tuple[object, ...]
     """(target, argument) -> its values in the files of a config group, for the targets in them."""
     found: dict[tuple[str, str], tuple[object, ...]] = {}
     for file in sorted((project_root() / "configs" / group).glob("*.yaml")):
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
         for _, target, key, value in _arguments(content, group):
             target = TRAINER if group == "trainer" and target == "None" else target  # a file that changes another
             found[target, key] = (*found.get((target, key), ()), value)
@@ -226,7 +227,7 @@ def known_targets() -> frozenset[Reserved]:
         group = file.parent.relative_to(root).as_posix()
         if group.startswith(("hydra", "experiment")):
             continue
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
         place = "" if group == "." else group
         known |= set(_reserved(content, place))
         references += _references(content, place)

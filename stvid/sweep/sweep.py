@@ -22,9 +22,9 @@ from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.lock import locked_folder
-from stvid.run.model import trusted_modules
-from stvid.run.start import stored_manifest
 from stvid.run.stored import read_config
+from stvid.run.stored_run import stored_manifest
+from stvid.run.trust import trusted_modules
 from stvid.sweep.jobs import TrialRunner
 from stvid.sweep.proposals import GridSearch, OptunaSearch, check_method
 from stvid.sweep.settings import Settings, read_settings, resolve_sweep, write_sweep

@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from stvid.errors import CHANGED, EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError
-from stvid.video.types import VideoInfo, check_pixels, frame_limit
+from stvid.video.types import IMAGE_EXTENSIONS, VideoInfo, check_pixels, frame_limit
 from stvid.video.workers import report_progress
 
-IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 # The content of a file decides, not its name. Formats that start other programs (EPS) or open other files are left out.
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", *_AVIF)

@@ -24,7 +24,7 @@ from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.probe import probe
 from stvid.video.reader import scaled_size
-from stvid.video.types import VideoInfo, check_unchanged, file_identity, frame_limit
+from stvid.video.types import VideoInfo, check_unchanged, frame_limit
 from stvid.video.writer import open_encoder
 
 _TICK = Fraction(1, 90_000)  # seconds; time unit of files with unevenly spaced frames
@@ -105,14 +105,6 @@ def even_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
     """Height and width of the written frames, upright: `scaled_size` rounded down to even numbers."""
     height, width = scaled_size(info, short_side)
     return max(height - height % 2, 2), max(width - width % 2, 2)
-
-
-def source_identity(path: str | os.PathLike[str]) -> list | None:
-    """See `file_identity`; None if the source cannot be accessed."""
-    try:
-        return file_identity(path)
-    except OSError:
-        return None
 
 
 def read_comment(path: str | os.PathLike[str]) -> str | None:

@@ -22,6 +22,7 @@ from stvid.files import replacing
 logger = logging.getLogger(__name__)
 # A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
 MAX_IMAGES = 2**24  # in a folder, or frames of a file of unknown size
 _MAX_CACHE_BYTES = 2**30  # a video takes about 600
@@ -129,6 +130,14 @@ def file_identity(path: str | os.PathLike[str]) -> list:
         return [status.st_size, status.st_mtime_ns]
     files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path))
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
+
+
+def source_identity(path: str | os.PathLike[str]) -> list | None:
+    """See `file_identity`; None if the source cannot be accessed."""
+    try:
+        return file_identity(path)
+    except OSError:
+        return None
 
 
 def file_size(path: str | os.PathLike[str]) -> int:

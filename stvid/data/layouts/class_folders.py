@@ -32,8 +32,8 @@ from stvid.data.layouts.split_folders import (
 from stvid.data.manifest import Item, Manifest
 from stvid.data.splitting import split_items, take_val_from_train
 from stvid.data.tables import read_table
-from stvid.errors import InputError, listing
-from stvid.video.images import IMAGE_EXTENSIONS
+from stvid.errors import InputError, listing, map_inputs
+from stvid.video.types import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 GroupOf = Callable[[Path, Path], str | None]  # (video, its class folder) -> group
@@ -154,11 +154,10 @@ def find_class_videos(folder: Path, media: MediaKind) -> dict[Path, list[Path]]:
 
 
 def _items(videos: Videos, split: str, group_of: GroupOf) -> list[Item]:
-    return [
-        Item(path=str(video), label=folder.name, split=split, group=group_of(video, folder))
-        for folder, of_class in videos.items()
-        for video in of_class
-    ]
+    return map_inputs(
+        lambda pair: Item(path=str(pair[1]), label=pair[0].name, split=split, group=group_of(pair[1], pair[0])),
+        [(folder, video) for folder, of_class in videos.items() for video in of_class],
+    )
 
 
 def _items_in_splits(videos: Videos, below: Mapping[Path, Mapping[str, Path]], group_of: GroupOf) -> list[Item]:
@@ -273,7 +272,7 @@ FRAME_FOLDERS = MediaKind(
     name="folders of images",
     find=find_frame_folders,
     matches=is_frame_folder,
-    extensions=frozenset(IMAGE_EXTENSIONS),
+    extensions=IMAGE_EXTENSIONS,
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from stvid.data.manifest import SPLITS, Item, Manifest
 from stvid.data.tables import read_text
 from stvid.errors import InputError
-from stvid.video.images import IMAGE_EXTENSIONS
+from stvid.video.types import IMAGE_EXTENSIONS
 
 log = logging.getLogger(__name__)
 VIDEO_EXTENSIONS = frozenset(

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,19 +21,18 @@ from pathlib import Path
 
 import numpy as np
 
-from stvid.data.layouts.discovery import find_videos, is_video
-from stvid.data.manifest import SPLITS, Item, Manifest
+from stvid.data.manifest import Item, Manifest
 from stvid.data.synthetic.figures import Figure, sample_figure
 from stvid.data.synthetic.motions import MOTIONS
+from stvid.data.synthetic.root import MARKER, check_root
 from stvid.data.synthetic.scenes import render_scene
 from stvid.device import num_cores
-from stvid.errors import InputError, listing
+from stvid.errors import InputError
 from stvid.progress import Bar
 from stvid.video.writer import write_video
 
 log = logging.getLogger(__name__)
 RENDERER_VERSION = 2  # raise it with every change of the pixels: each version has its own files
-MARKER = ".stvid_actions"  # file in a folder that was made for rendered videos
 FPS = 24
 # class -> (rendered motion, whether its frames are reversed)
 RENDITIONS: dict[str, tuple[str, bool]] = {
@@ -87,7 +85,7 @@ def actions(
     counts = {"train": num_train, "val": num_val, "test": num_test}
     parameters = {"version": RENDERER_VERSION, **counts, "num_frames": num_frames, "size": size, "seed": seed}
     root = Path(root).expanduser().absolute()
-    _check_root(root)
+    check_root(root)
     folder = root / hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:12]
     table = folder / "manifest.csv"
     jobs = [
@@ -106,33 +104,6 @@ def actions(
             table
         )  # last, as a mark of completion
     return Manifest.read_csv(table, class_names=CLASSES)
-
-
-def _check_root(root: Path) -> None:
-    """Raises InputError if a folder holds anything that was not rendered: it is somebody's own, perhaps a data set."""
-    if not root.exists():
-        return
-    own = "For videos of your own: data=folder data.root=DIR, or a table: data=manifest data.path=FILE.csv"
-    if not root.is_dir():
-        raise InputError(f"data.root {root} is a file, not a folder for the built-in data set (data=actions). {own}")
-    others = sorted(entry for entry in root.iterdir() if not _is_rendered(entry))
-    if (root / MARKER).exists():  # then only what may be a data set is wrong
-        others = [entry for entry in others if is_video(entry) or (entry.is_dir() and find_videos(entry))]
-    if others:
-        raise InputError(
-            f"data.root {root} holds {listing([entry.name for entry in others])}, but the built-in data set "
-            "(data=actions, the default) is rendered only into a folder of its own. Nothing was written. For the "
-            f"videos in it: data=folder data.root={root}"
-        )
-
-
-def _is_rendered(entry: Path) -> bool:
-    """Whether an entry of the root is a rendered data set, perhaps an unfinished one, or a hidden file beside it."""
-    if entry.name.startswith(".stvid") or entry.name in (".DS_Store", ".gitignore", ".gitkeep"):
-        return True
-    if not re.fullmatch("[0-9a-f]{12}", entry.name) or not entry.is_dir():
-        return False
-    return {path.name for path in entry.iterdir() if path.name[0] != "."} <= {*SPLITS, "manifest.csv"}
 
 
 def render_video(
