@@ -7,16 +7,23 @@ point({"x": 1.5, "name": None}, "point")      # InputError: point.name is null, 
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import math
+import os
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stvid.errors import InputError
 
 Check = Callable[[Any, str], None]  # the value, and its place for the message; raises InputError
 SHOWN = 40  # characters of a wrong value
+MAX_WHOLE = 2**63  # a whole number has no more digits than other programs can read
+MAX_JSON_BYTES = 2**26  # of a file; its content takes many times as much memory
+MAX_LINE = 2**26  # characters of a line in a CSV table
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> Check:
@@ -27,7 +34,8 @@ def number(low: float = -math.inf, high: float = math.inf, *, whole: bool = Fals
     def check(value: Any, place: str) -> None:
         is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         # not isfinite: a whole number may be too large for a float
-        if not is_number or value != value or not low <= value <= high or abs(value) == math.inf:
+        is_large = is_number and (abs(value) == math.inf or (isinstance(value, int) and abs(value) > MAX_WHOLE))
+        if not is_number or is_large or value != value or not low <= value <= high:
             _refuse(value, place, f"{kind}{bounds}")
 
     return check
@@ -39,6 +47,10 @@ def text(*choices: str) -> Check:
     def check(value: Any, place: str) -> None:
         if not isinstance(value, str) or (choices and value not in choices):
             _refuse(value, place, f"one of {', '.join(choices)}" if choices else "text")
+        try:
+            value.encode("utf-8", "surrogateescape")  # file names may have bytes that are not UTF-8
+        except UnicodeEncodeError:
+            _refuse(ascii(value), place, "text of Unicode characters")
 
     return check
 
@@ -105,6 +117,51 @@ def _refuse(value: object, place: str, expected: str) -> None:
     raise InputError(f"{place} is {shown}, must be {expected}")
 
 
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a file for reading, as bytes.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: a pipe would never end, nor would a device like /dev/zero.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(path, "rb")
+
+
+def read_file(path: str | os.PathLike, *, max_bytes: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: see `open_regular`; it has more than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
+    if content is None or len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {max_bytes:,} bytes", str(path))
+    return content
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!a} is there twice")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of a JSON text in which no key is there twice.
+
+    Raises:
+        ValueError: no JSON, a key that is there twice, bytes that are not UTF-8.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=_distinct_keys)
+
+
 def read_json(path: Path, check: Check, *, remedy: str) -> Any:
     """The content of a JSON file, checked.
 
@@ -114,10 +171,10 @@ def read_json(path: Path, check: Check, *, remedy: str) -> Any:
         remedy: what to do about a damaged file, for the message.
 
     Raises:
-        InputError: the file cannot be read, is no JSON in UTF-8, or `check` refuses its content.
+        InputError: the file cannot be read, has more than 64 MiB, is no JSON in UTF-8, or `check` refuses its content.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, max_bytes=MAX_JSON_BYTES))
         check(content, path.name)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -144,8 +201,8 @@ def read_csv(path: Path, *, required: Collection[str], remedy: str) -> list[tupl
             more cells than the header.
     """
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            filled = [(line, cells) for line, cells in _numbered_rows(csv.reader(file)) if cells]
+        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file:
+            filled = [(line, cells) for line, cells in _numbered_rows(csv.reader(_lines(file))) if cells]
         (_, header), *rows = filled or [(1, [])]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -160,6 +217,14 @@ def read_csv(path: Path, *, required: Collection[str], remedy: str) -> list[tupl
         if len(cells) != len(header):
             raise InputError(f"{path}, line {line} is damaged: {len(cells)} cells, not {len(header)}. {remedy}")
     return [(line, dict(zip(header, cells, strict=True))) for line, cells in rows]
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a file. Raises csv.Error for a very long one, before there is no memory left for it."""
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
+        yield line
 
 
 def _numbered_rows(reader: Any) -> Iterator[tuple[int, list[str]]]:

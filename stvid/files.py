@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -93,9 +94,18 @@ def why_not_writable(folder: str | os.PathLike) -> str | None:
 
 
 class LogFile(logging.FileHandler):
-    """A log file. On a full or read-only disk it loses lines, which are on the screen, and says so once."""
+    """A log file. On a full or read-only disk it loses lines, which are on the screen, and says so once.
+
+    It does not write to another file behind a link, or to a pipe; `check_stays_inside` tells the user of one.
+    """
 
     has_failed = False
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            return open(os.devnull, "a", encoding=self.encoding)
+        return super()._open()
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -133,6 +143,8 @@ def system_lock(path: str | os.PathLike, *, timeout: float = -1) -> Iterator[str
     lock = FileLock(path)
     failure: str | None = None
     try:
+        if os.path.islink(path):  # older versions of filelock would make its target empty
+            raise OSError(f"{path} is a link")
         lock.acquire(timeout=timeout)
     except Timeout:
         raise

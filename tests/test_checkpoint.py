@@ -315,8 +315,12 @@ def test_a_checkpoint_of_an_older_version_loads_under_the_new_names(target, tmp_
     content = {
         "stvid": {
             "format": 1,
-            "config": {"model": {"_target_": target, "weights": "gone.pth", **options}},
-            "clip": {"num_frames": 4, "size": 32},
+            "config": {
+                "model": {"_target_": target, "weights": "gone.pth", **options},
+                "data": {"datamodule": {"batch_size": 4}},
+                "trainer": {"precision": "32-true"},
+            },
+            "clip": {"num_frames": 4, "size": [32, 32]},
             "class_names": ["a", "b"],
             "protocol": {"num_clips": 1, "num_crops": 1},
         },

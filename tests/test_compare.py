@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -22,8 +23,9 @@ CLASSES = ("kick", "punch")
 def row(path, label, predicted, confidence=0.8, **more):
     """A prediction for one of two classes."""
     probabilities = tuple(confidence if name == predicted else 1 - confidence for name in CLASSES)
+    right = int(label == predicted)
     return PredictionRow(
-        path=path, label=label, predicted=predicted, views=1, views_right=0, probabilities=probabilities, **more
+        path=path, label=label, predicted=predicted, views=1, views_right=right, probabilities=probabilities, **more
     )
 
 
@@ -46,6 +48,7 @@ def write_evaluation(run, predictions, *, split="test", classes=CLASSES, result=
         "video_accuracy": accuracy,
         "video_accuracy_ci95": [max(accuracy - 0.1, 0), min(accuracy + 0.1, 1)],
         "clip_accuracy": accuracy,
+        "per_class": {name: {"precision": None, "recall": None, "f1": None, "num_videos": 0} for name in classes},
         **dict(result),
     }
     (folder / "result.json").write_text(json.dumps(content))
@@ -174,7 +177,8 @@ def test_runs_that_cannot_be_compared_are_errors(tmp_path):
 
 def test_the_order_of_the_classes_does_not_matter(tmp_path):
     one = write_evaluation(tmp_path / "one", many(".."))
-    two = write_evaluation(tmp_path / "two", many(".x"), classes=CLASSES[::-1])
+    turned = [replace(row, probabilities=row.probabilities[::-1]) for row in many(".x")]
+    two = write_evaluation(tmp_path / "two", turned, classes=CLASSES[::-1])
     assert compare_runs(read_all(one, two)).tests[0].only_first == 1
 
 

@@ -293,6 +293,8 @@ REACHING = {
     "strategy": {"trainer": {"strategy": {**DDP, "checkpoint_io": "x"}}},
     "no strategy": {"trainer": {"strategy": {"x": 1}}},
     "devices": {"trainer": {"devices": ["x"]}},
+    "processes": {"trainer": {"devices": 10**6}},
+    "processes in text": {"trainer": {"devices": "1000000"}},
 }
 HARMLESS_ARGUMENTS = [
     {"logger": None},

@@ -70,7 +70,8 @@ def test_all_bad_rows_are_told_at_once(tmp_path):
         Manifest.read_csv(path)
     assert str(error.value).split("\n  ") == [
         "3 mistakes:",
-        f"{path}, line 3: split is 'dev', must be one of train, val, test; start is 'soon', must be seconds, 0 or more",
+        f"{path}, line 3: split is 'dev', must be one of train, val, test; "
+        "start is 'soon', must be seconds, 0 or more, at most 1,000,000,000",
         f"{path}, line 5: path or label is empty",
         f"{path}, line 6: end (=2.0 s) must be after start (=3.0 s)",
     ]

@@ -12,7 +12,7 @@ from stvid.evaluation.results import read_evaluation
 from stvid.files import write_json
 from stvid.report.report import report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import load_checkpoint
-from stvid.run.folder import COMPARISON_HTML, display_path, resolve_runs
+from stvid.run.folder import COMPARISON_HTML, check_stays_inside, display_path, resolve_runs
 from stvid.terminal import show
 
 
@@ -23,6 +23,8 @@ def run(options: argparse.Namespace) -> None:
         return
     folder = options.evaluation
     runs, _ = resolve_runs(options.runs)
+    if not options.out:
+        check_stays_inside(folder.evaluated_run, trains=False)
     trained = load_checkpoint(runs[0], trust=options.trust)
     out = Path(options.out) if options.out else folder.report_html
     write_report(report_of_run(trained, folder.path, data_root=options.data_root), out)
@@ -36,7 +38,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.json:
         write_json(options.json, comparison.to_dict())
     out = Path(options.out or COMPARISON_HTML)
-    if not options.out and out.exists() and not _is_page_of_stvid(out):
+    if not options.out and out.exists() and not (out.is_file() and _is_page_of_stvid(out)):
         raise InputError(f"{out} exists, but stvid did not write it; choose another file with --out")
     write_comparison(comparison, out)
     show(f"\nwritten to {display_path(out.absolute())}")

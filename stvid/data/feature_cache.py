@@ -16,6 +16,7 @@ from typing import TypeVar
 import h5py
 
 from stvid.data.feature_entries import CachedFeatures, DamagedEntry, EntryHead, read_entry, read_head, write_entry
+from stvid.errors import InputError
 from stvid.files import replacing, writer_is_dead
 
 T = TypeVar("T")
@@ -117,7 +118,8 @@ class FeatureCache:
 
     def _parts(self) -> list[Path]:
         """The part files, newest first: a sample that was added again replaces the older one."""
-        parts = self.path.parent.glob(f"{self.path.stem}.*{_PART_SUFFIX}")
+        found = self.path.parent.glob(f"{self.path.stem}.*{_PART_SUFFIX}")
+        parts = [path for path in found if path.is_file()]  # not a link that leads nowhere, nor a pipe
         return sorted(parts, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
     def _open(self) -> list[h5py.File]:
@@ -128,6 +130,10 @@ class FeatureCache:
         return self._files
 
     def _read(self, path: Path) -> h5py.File | None:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, where the cache of features has its file. Move it away")
+        if not path.is_file():  # a pipe would never end; writing replaces it
+            return None
         try:
             return h5py.File(path, "r")
         except FileNotFoundError:

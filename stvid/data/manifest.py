@@ -18,6 +18,7 @@ from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistake
 from stvid.files import replacing
 
 log = logging.getLogger(__name__)
+MAX_SECONDS = 10**9  # of a time in a video: 30 years
 SPLITS = ("train", "val", "test")
 NAME_GROUPS = "data.group_pattern or data.group_csv (data=folder, data=frames), or a column group (data=manifest)"
 _SPLIT_WORDS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "testing", "eval", "evaluation"))
@@ -134,8 +135,8 @@ def _item(table: Table, row: Row, class_of: Callable[[str], str], *, is_new: boo
     if split not in SPLITS:
         mistakes.append(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
     times = {name: _seconds(cells.get(name, "")) for name in ("start", "end")}
-    wrong = [name for name, time in times.items() if time is not None and not 0.0 <= time < math.inf]
-    mistakes += [f"{name} is {cells[name]!r}, must be seconds, 0 or more" for name in wrong]
+    wrong = [name for name, time in times.items() if time is not None and not 0.0 <= time <= MAX_SECONDS]
+    mistakes += [f"{name} is {cells[name]!r}, must be seconds, 0 or more, at most {MAX_SECONDS:,}" for name in wrong]
     start, end = times.values()
     if not wrong and end is not None and end <= (start or 0.0):
         mistakes.append(f"end (={end} s) must be after start (={start or 0.0} s)")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from stvid.checks import read_file
 from stvid.errors import InputError, raise_mistakes
 
 
@@ -31,6 +32,7 @@ _ENCODINGS = {  # byte order mark -> encoding; the marks of UTF-32 begin with th
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MAX_BYTES = 2**29  # of a table
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
 
@@ -105,9 +107,12 @@ def read_text(path: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark. Other bytes become surrogates.
 
     Raises:
-        InputError: NUL bytes, or a damaged file.
+        InputError: NUL bytes, or a damaged file; a file that cannot be read, or of more than 512 MiB.
     """
-    content = path.read_bytes()
+    try:
+        content = read_file(path, max_bytes=MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     encoding = next((name for mark, name in _ENCODINGS.items() if content.startswith(mark)), None)
     try:
         text = content.decode(encoding or "utf-8", "surrogateescape" if encoding in (None, "utf-8-sig") else "strict")

@@ -19,7 +19,7 @@ from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
 from stvid.files import why_not_writable
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.run.folder import RunFolder, finished_runs
+from stvid.run.folder import RunFolder, check_stays_inside, finished_runs
 from stvid.run.relocation import find_run_videos
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,10 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
 
     Raises:
         InputError: no such run or split, unknown classes, impossible views, videos that the run was trained on;
-            `calibrate` for a run folder that cannot be written.
+            `calibrate` for a run folder that cannot be written; a link in the run that leads out of it.
     """
     trained = load_checkpoint(run, trust=options.trust)
+    check_stays_inside(RunFolder(trained.folder), trains=False)
     if options.data_root:
         splits = {options.split, *(["val"] if options.calibrate else [])}
         needed = () if options.manifest else splits
@@ -184,6 +185,7 @@ def evaluate_folds(
     Raises:
         InputError: see `evaluate_run` and `pool_folds`.
     """
+    check_stays_inside(RunFolder(folder), trains=False)
     evaluations = []
     for number, run in enumerate(runs):
         if is_main_process:

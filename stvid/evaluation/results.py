@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import csv
 import logging
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stvid.checks import read_csv
 from stvid.cost.estimate import estimate
 from stvid.cost.report import CostReport
+from stvid.data.manifest import MAX_SECONDS
 from stvid.device import resolve_precision
 from stvid.errors import InputError
+from stvid.evaluation.text import confusion_rows
 from stvid.files import replacing, write_json
 from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
@@ -93,7 +95,7 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     if not path.exists():
         raise InputError(f"{path} does not exist; stvid evaluate RUN writes it")
     rows = read_csv(path, required=[*COLUMNS, *(f"p_{name}" for name in class_names)], remedy=REMEDY)
-    known = frozenset(class_names)
+    known = {name: i for i, name in enumerate(class_names)}
     predictions = []
     for line, row in rows:
         try:
@@ -105,7 +107,7 @@ def read_predictions(path: str | Path, class_names: Sequence[str]) -> list[Predi
     return predictions
 
 
-def _parse_row(row: dict[str, str], class_names: Sequence[str], known: Collection[str]) -> PredictionRow:
+def _parse_row(row: dict[str, str], class_names: Sequence[str], known: Mapping[str, int]) -> PredictionRow:
     """Raises ValueError for a value out of its range."""
     failed = bool(row["failed"])
     prediction = PredictionRow(
@@ -125,13 +127,39 @@ def _parse_row(row: dict[str, str], class_names: Sequence[str], known: Collectio
     for name in (prediction.label, *(() if failed else (prediction.predicted,))):
         if name not in known:
             raise ValueError(f"{name!r} is no class of the model")
-    if not all(0 <= seconds < math.inf for seconds in (prediction.start or 0.0, prediction.end or 0.0)):
+    if not all(0 <= seconds <= MAX_SECONDS for seconds in (prediction.start or 0.0, prediction.end or 0.0)):
         raise ValueError("start and end must be seconds, 0 or more")
     if not 0 <= prediction.views_right <= prediction.views or failed != (prediction.views == 0):
         raise ValueError(f"{prediction.views_right} of {prediction.views} views cannot be")
     if not failed and not _are_probabilities(prediction.probabilities):
         raise ValueError("the probabilities do not add up to 1")
+    if not failed and prediction.probabilities[known[row["predicted"]]] < max(prediction.probabilities):
+        raise ValueError(f"{row['predicted']!r} is not the most probable class")
     return prediction
+
+
+def check_agreement(result: Mapping, predictions: Sequence[PredictionRow], folder: Path) -> None:
+    """Raises InputError unless a `result.json` and a `predictions.csv` in a folder are of one evaluation."""
+    found = {
+        "num_videos": len(predictions),
+        "num_failed": sum(bool(row.failed) for row in predictions),
+        "video_accuracy": sum(row.is_correct for row in predictions) / len(predictions),
+        "clip_accuracy": sum(row.views_right / max(row.views, 1) for row in predictions) / len(predictions),
+    }
+    for key, value in found.items():
+        if key in result and abs(result[key] - value) > 1e-6:
+            raise InputError(
+                f"{folder}: result.json and predictions.csv are of two evaluations, or one was changed: {key} is "
+                f"{result[key]:g} in the first, {value:g} in the second. {REMEDY}"
+            )
+    counts = Counter((row.label, row.predicted) for row in predictions if not row.failed)
+    names = result["class_names"]
+    if {"confusion", "confusion_counts"} & set(result) and counts != {
+        (names[truth], names[predicted]): number
+        for truth, row in enumerate(confusion_rows(result))
+        for predicted, number in row.items()
+    }:
+        raise InputError(f"{folder}: the confusion in result.json is not that of predictions.csv. {REMEDY}")
 
 
 def _are_probabilities(values: Sequence[float]) -> bool:
@@ -185,6 +213,7 @@ def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -
             raise InputError(f"{run} was not evaluated on {split}: there is no {file}. First: {command}")
     result = read_result(evaluation.path, details=False)
     predictions = read_predictions(evaluation.predictions_csv, result["class_names"])
+    check_agreement(result, predictions, evaluation.path)
     training = read_run_result(_first_run(home.path))
     trained = _load_if_possible(_first_run(path), trust)
     return Evaluation(

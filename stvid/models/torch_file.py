@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
@@ -51,7 +52,8 @@ def check_archive(path: Path) -> None:
     """Reads a zip archive once and compares it with its checksums.
 
     Raises:
-        InputError: the file is no zip archive, is compressed, claims more bytes than it has, or is damaged.
+        InputError: the file is no zip archive, is compressed, claims more bytes than it has, is damaged, or makes more
+            than tensors and plain data.
         OSError: the file cannot be read.
     """
     if not zipfile.is_zipfile(path):
@@ -68,3 +70,13 @@ def check_archive(path: Path) -> None:
             raise InputError(f"{path} is no readable checkpoint: it has two parts of one name")
         if damaged := archive.testzip():
             raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong. Use another copy of it")
+        for entry in entries:
+            if entry.filename.lower().endswith("data.pkl"):
+                _check_pickle(archive.read(entry), path)
+
+
+def _check_pickle(content: bytes, path: Path) -> None:
+    """Raises InputError for a `bytearray`, which a few bytes of a pickle make as large as they like."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and str(argument).endswith("bytearray")):
+            raise InputError(f"{path} is no readable checkpoint: it holds more than tensors and plain data")

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from stvid.data.layouts.discovery import resolve_folder
 from stvid.data.manifest import Item
 from stvid.errors import InputError
 from stvid.evaluation.compare import Comparison
 from stvid.evaluation.results import (
     PredictionRow,
+    check_agreement,
     estimate_cost,
     read_predictions,
 )
@@ -26,7 +29,7 @@ from stvid.report.previews import Preview, make_previews
 from stvid.run.checkpoint import TrainedModel
 from stvid.run.folder import RunFolder
 from stvid.run.relocation import find_moved
-from stvid.run.results import read_result, read_run_result
+from stvid.run.results import REMEDY, read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import read_epochs
 
@@ -58,7 +61,13 @@ def report_of_run(
     if data_root:
         moved = find_moved({row.path: None for row in predictions}, resolve_folder(data_root, key="--data-root"))
         predictions = [replace(row, path=moved.get(row.path, row.path)) for row in predictions]
-    run, is_pooled = read_run_result(trained.folder), "folds" in result
+    check_agreement(result, predictions, folder)
+    if result["class_names"] != list(trained.class_names):
+        raise InputError(
+            f"{RunFolder(folder).result_json} is of another model: it has other classes than {trained.path}. {REMEDY}"
+        )
+    is_pooled = "folds" in result
+    run = read_run_result(trained.folder, details=not is_pooled)
     is_evaluated = is_pooled or _is_evaluated_checkpoint(trained, result)
     checkpoint = f"{trained.path.name} (epoch {trained.epoch}, step {trained.step:,})"
     return Report(
@@ -70,19 +79,21 @@ def report_of_run(
         previews=_previews(trained, result, predictions, explain=is_evaluated and not is_pooled, cache=cache),
         audit_command=_audit_command(trained, result),
         other_checkpoint=None if is_evaluated else checkpoint,
-        **({} if is_pooled else _run_details(trained.folder, run)),
+        **({} if is_pooled else _run_details(trained, run)),
     )
 
 
-def _run_details(folder: Path, run: Mapping) -> dict:
-    """The parts of a `Report` that describe the training of one run."""
-    files = RunFolder(folder)
-    config = files.config_yaml
+def _run_details(trained: TrainedModel, run: Mapping) -> dict:
+    """The parts of a `Report` that describe the training of one run.
+
+    The config is that of the checkpoint: `config.yaml` may have been changed since, or be a link to any other file.
+    """
+    files = RunFolder(trained.folder)
     return {
         "run": run,
         "epochs": read_epochs(files.metrics_csv),
         "bad_videos": read_bad_videos(files.bad_videos_csv),
-        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        "config": yaml.safe_dump(trained.config, sort_keys=False, allow_unicode=True),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,22 +26,26 @@ from stvid.video.types import MAX_PIXELS
 log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
 MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
+MAX_VIEW_PIXELS = 2**30  # of all views of a video
+MAX_DEPTH, MAX_VALUES = 50, 2**22  # of the plain data in a checkpoint
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields(
     {"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)},
     optional={"threshold": maybe(number(1e-6, 1))},  # older ones have none
 )
 CLIP = fields(
-    {},
-    optional={
+    {
         "num_frames": maybe(number(1, 10**6, whole=True)),
+        "size": list_of(number(1, 2**16, whole=True), length=2),
+    },
+    optional={
         "frame_stride": maybe(number(1, 10**6, whole=True)),
-        "fps": maybe(number(0, 10**6)),
+        "fps": maybe(number(1e-6, 10**6)),
         "normalize": text(),
         "mean": list_of(number(), length=3),
         "std": list_of(number(0), length=3),
         "input": text(),
-        "diff_seconds": number(0),
+        "diff_seconds": number(0, 10**6),
         "diff_gain": number(0),
         "short": text(),
     },
@@ -51,11 +56,18 @@ CONTENT = fields(
         "stvid": fields(
             {
                 "config": fields(
-                    {"model": dict_of(anything)},
-                    optional={
-                        "data": fields({"datamodule": dict_of(anything)}),
-                        "trainer": dict_of(anything),
-                    },
+                    {
+                        "model": dict_of(anything),
+                        "data": fields(
+                            {
+                                "datamodule": fields(
+                                    {"batch_size": number(1, 2**31, whole=True)},
+                                    optional={"max_pixels": number(1, 2**31, whole=True)},
+                                )
+                            }
+                        ),
+                        "trainer": fields({"precision": text()}),
+                    }
                 ),
                 "clip": CLIP,
                 "class_names": list_of(text(), unique=True),
@@ -75,6 +87,22 @@ CONTENT = fields(
                 )
             }
         ),
+    }
+)
+
+
+def _mapping(value: Any, place: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{place} must be a mapping")
+
+
+# from which Lightning resumes; without an optimizer's state it would silently begin with a new one
+TRAINING_STATE = fields(
+    {
+        "optimizer_states": list_of(fields({"state": _mapping, "param_groups": list_of(_mapping)}), length=1),
+        "lr_schedulers": list_of(fields({}, dict.fromkeys(("last_epoch", "_step_count"), COUNT))),
+        "callbacks": dict_of(_mapping),
+        "pytorch-lightning_version": text(),
     }
 )
 FORMAT = 1  # of `checkpoint_record`; raise it when older checkpoints can no longer be read
@@ -156,7 +184,7 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
     is_ours = OUR_TARGET.fullmatch(target) is not None
     if not is_ours and not is_trusted(target, trust):
         raise InputError(f"{path}: its model, {target}, {untrusted_message(target)}")
-    clip, class_names = _read_clip(stored["clip"], path), tuple(stored["class_names"])
+    clip, class_names = _read_clip(stored["clip"], stored["protocol"], path), tuple(stored["class_names"])
     options: dict[str, Any] = {
         "num_classes": len(class_names),
         "in_channels": clip.channels,
@@ -184,6 +212,17 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
     return _with_calibration(trained) if calibrated else trained
 
 
+def check_training_state(path: Path) -> None:
+    """Raises InputError if a checkpoint has not all that a training needs to go on from it."""
+    try:
+        content = _read_content(path)
+        TRAINING_STATE(content, "the checkpoint")
+        if not re.fullmatch(r"\d+(\.\d+)+[\w.+-]*", content["pytorch-lightning_version"]):
+            raise InputError("the checkpoint.pytorch-lightning_version is no version")
+    except InputError as error:
+        raise InputError(f"{path} cannot be resumed from: {error}") from error
+
+
 def read_record(path: Path) -> dict:
     """The `checkpoint_record` in a checkpoint; the weights are neither built nor copied.
 
@@ -200,6 +239,8 @@ def _read_content(path: Path) -> dict:
         InputError: another kind of file, another format, a value that is missing or out of its range.
     """
     content = read_torch_file(path)
+    if not _is_small_tree(content):
+        raise InputError(f"{path} is damaged or was changed: its content is nested too deeply, or too large")
     if not isinstance(content, dict) or "stvid" not in content:
         raise InputError(f"{path} is a checkpoint of another program: it has no 'stvid' entry")
     try:
@@ -212,13 +253,33 @@ def _read_content(path: Path) -> dict:
     return content
 
 
-def _read_clip(stored: Mapping, path: Path) -> ClipSpec:
+def _is_small_tree(content: object) -> bool:
+    """Whether plain data has few values and levels. In a pickle, a list may be in many places, and in itself."""
+    level, count = [content], 0
+    for _ in range(MAX_DEPTH):
+        children: list[object] = []
+        for node in level:
+            if isinstance(node, dict | list | tuple | set):
+                children.extend(node.values() if isinstance(node, dict) else node)
+            if count + len(children) > MAX_VALUES:
+                return False
+        count += len(children)
+        level = children
+    return not level
+
+
+def _read_clip(stored: Mapping, protocol: Mapping, path: Path) -> ClipSpec:
     try:
         clip = ClipSpec(**stored)
     except (TypeError, InputError) as error:
         raise InputError(f"{path} is incomplete or was changed: stvid.clip: {error}") from error
-    if (clip.num_frames or 1) * math.prod(clip.size) > MAX_CLIP_PIXELS:
-        raise InputError(f"{path} is incomplete or was changed: its clips have more than {MAX_CLIP_PIXELS:,} pixels")
+    pixels, num_views = (clip.num_frames or 1) * math.prod(clip.size), protocol["num_clips"] * protocol["num_crops"]
+    for name, number_of_pixels, limit in (
+        ("clips have", pixels, MAX_CLIP_PIXELS),
+        ("views of a video have", pixels * num_views, MAX_VIEW_PIXELS),
+    ):
+        if number_of_pixels > limit:
+            raise InputError(f"{path} is incomplete or was changed: its {name} more than {limit:,} pixels")
     return clip
 
 
@@ -246,6 +307,7 @@ def _check_state(model: VideoModel, state: Mapping, path: Path) -> None:
         "missing": own.keys() - state.keys(),
         "not known to the model": state.keys() - own.keys(),
         "of another shape": {name for name in own.keys() & state.keys() if _shape(own[name]) != _shape(state[name])},
+        "of another type": {name for name in own.keys() & state.keys() if not _has_type(state[name], own[name])},
     }
     problems = [f"{len(names)} {text} ({', '.join(sorted(names)[:3])})" for text, names in differences.items() if names]
     if problems:
@@ -260,6 +322,13 @@ def _shape(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
         return None
     return tuple(value.shape)
+
+
+def _has_type(value: object, own: object) -> bool:
+    """Whether a tensor has numbers (one on the device `meta` has none) of the same kind: floats, or whole numbers."""
+    if not isinstance(value, torch.Tensor) or not isinstance(own, torch.Tensor):
+        return True  # told already
+    return not value.is_meta and not value.is_complex() and value.is_floating_point() == own.is_floating_point()
 
 
 def _with_calibration(trained: TrainedModel) -> TrainedModel:

@@ -9,7 +9,7 @@ from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.models.base import VideoModel, check_input
 from stvid.models.layers import checkpoint_stages
-from stvid.run.checkpoint import load_checkpoint
+from stvid.run.checkpoint import check_training_state, load_checkpoint
 from stvid.run.model import build_model
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -34,6 +34,7 @@ def build_or_resume_model(
         model = build_model(config["model"], num_classes=num_classes, in_channels=clip.channels, trust=config["trust"])
         position = (0, 0)
     else:
+        check_training_state(checkpoint)
         trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])
         model, position = trained.model.train(), trained.position
         _check_epochs_left(config["trainer"]["max_epochs"], position)

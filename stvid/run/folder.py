@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from stvid.errors import InputError, train_command
 
 log = logging.getLogger(__name__)
+LOGS = ("train.log", "journal.log", ".lock")  # files to which text is appended
 COMPARISON_HTML = "comparison.html"  # `stvid report RUN RUN...` writes it into the current folder
 
 
@@ -95,6 +97,35 @@ class RunFolder:
         parents = self.path.parents
         is_evaluation = len(parents) > 1 and RunFolder(parents[1]).evaluation(self.path.name) == self
         return RunFolder(parents[1]) if is_evaluation else self
+
+
+def check_stays_inside(folder: RunFolder, *, trains: bool) -> None:
+    """Raises InputError if files that are written into a folder would end up elsewhere, or nowhere.
+
+    A file is replaced as a whole, which ends a link in its place. Folders and logs are written through a link; the end
+    of a pipe is never reached.
+
+    Args:
+        folder: the folder of a run or a sweep; it may itself be a link.
+        trains: look at everything in it; False: only at its evaluations.
+    """
+    root = os.path.realpath(folder.path)
+    evaluations = folder.evaluation("x").path.parent
+    found = folder.path.rglob("*") if trains else (evaluations, *evaluations.glob("*"))
+    for path in found:
+        try:
+            mode = path.lstat().st_mode
+        except OSError:  # it is not there yet, or another process has removed it
+            continue
+        if stat.S_ISLNK(mode):
+            is_written_through = path.name in LOGS or not path.is_file()
+            if is_written_through and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise InputError(
+                    f"{path} is a link that leads out of {folder.path}, and stvid writes only into the folder. Put a "
+                    "folder or file in its place; the whole run may lie elsewhere, behind one link"
+                )
+        elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"{path} is neither a file nor a folder, such as a pipe. Delete it")
 
 
 def project_root() -> Path:
@@ -220,7 +251,10 @@ def finished_runs(sweep: Path) -> list[Path]:
     Raises:
         InputError: there is none.
     """
-    trials = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    trials = sorted(
+        (path for path in sweep.iterdir() if path.name.isascii() and path.name.isdigit()),
+        key=lambda path: int(path.name),
+    )
     finished = [path for path in trials if RunFolder(path).result_json.is_file()]
     for path in trials:
         if path not in finished:

@@ -14,7 +14,7 @@ from filelock import Timeout
 from stvid.checks import fields, number, read_json, text
 from stvid.errors import InputError
 from stvid.files import system_lock, write_json
-from stvid.run.folder import RunFolder
+from stvid.run.folder import RunFolder, check_stays_inside
 
 log = logging.getLogger(__name__)
 HOLDER = fields({"host": text(), "pid": number(1, whole=True), "since": text()})
@@ -27,8 +27,9 @@ def locked_folder(folder: RunFolder) -> Iterator[None]:
     A file beside the lock says who holds it. On a file system without locks there is a warning instead.
 
     Raises:
-        InputError: another process holds the lock.
+        InputError: another process holds the lock; something in the folder leads out of it.
     """
+    check_stays_inside(folder, trains=True)
     with contextlib.ExitStack() as stack:
         try:
             failure = stack.enter_context(system_lock(folder.lock, timeout=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from stvid.run.folder import RunFolder, display_path
 from stvid.video.types import VideoInfo, file_size
 
 log = logging.getLogger("stvid")
+_NUM_BYTES = re.compile(r"[0-9]{1,18}")
 _MAX_SAMPLE = 200  # videos that determine which part of the old paths is replaced
 
 
@@ -75,7 +77,7 @@ def find_run_videos(
     table = _read_table(folder)
     paths = _paths(folder, table)
     sizes = {
-        path: int(row.cells["bytes"]) if row.cells.get("bytes", "").isdecimal() else None
+        path: int(row.cells["bytes"]) if _NUM_BYTES.fullmatch(row.cells.get("bytes", "")) else None
         for path, row in zip(paths, table.rows, strict=True)
     }
     needed = {path for path, row in zip(paths, table.rows, strict=True) if row.cells["split"] in splits}
@@ -95,7 +97,10 @@ def find_run_videos(
 
 
 def _read_table(folder: RunFolder) -> Table:
-    return read_table(folder.manifest_csv, required=("path", "split"), optional=("bytes",))
+    table = read_table(folder.manifest_csv, required=("path", "split"), optional=("bytes",))
+    if not table.rows:
+        raise InputError(f"{table.path} is damaged or was changed: it lists no videos")
+    return table
 
 
 def _paths(folder: RunFolder, table: Table) -> list[str]:
@@ -143,7 +148,7 @@ def _dropped_parts(paths: Sequence[str], root: Path) -> int:
     sample = [Path(path).parts for path in paths[:: max(len(paths) // _MAX_SAMPLE, 1)]]
     found = Counter(
         {
-            dropped: sum(root.joinpath(*parts[dropped:]).exists() for parts in sample if dropped < len(parts))
+            dropped: sum(os.path.exists(root.joinpath(*parts[dropped:])) for parts in sample if dropped < len(parts))
             for dropped in range(1, max(map(len, sample)))
         }
     )

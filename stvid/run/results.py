@@ -38,6 +38,7 @@ PROTOCOL = fields(
         "temperature": maybe(number(0)),
     },
 )
+CLASS = fields({"precision": maybe(SHARE), "recall": maybe(SHARE), "f1": maybe(SHARE), "num_videos": COUNT})
 # of every evaluation; comparisons need no more
 EVALUATION = {
     "split": text("train", "val", "test"),
@@ -49,8 +50,8 @@ EVALUATION = {
     "video_accuracy": SHARE,
     "video_accuracy_ci95": INTERVAL,
     "clip_accuracy": SHARE,
+    "per_class": dict_of(CLASS),
 }
-CLASS = fields({"precision": maybe(SHARE), "recall": maybe(SHARE), "f1": maybe(SHARE), "num_videos": COUNT})
 BIN = fields(
     {"low": SHARE, "high": SHARE, "num_videos": COUNT, "confidence": maybe(number(0, 1.001)), "accuracy": maybe(SHARE)}
 )
@@ -66,7 +67,6 @@ DETAILS = {
     "macro_f1": SHARE,
     "loss": number(-0.001),  # float32 rounds probabilities to a little above 1
     "ece": SHARE,
-    "per_class": dict_of(CLASS),
     "reliability": list_of(BIN),
     "manifest": maybe(text()),
 }
@@ -105,6 +105,15 @@ TRAINING = {
     "peak_memory_gib": dict_of(maybe(number(0))),
     "hardware": HARDWARE,
 }
+# what a page names of a run's config
+SECTION = maybe(dict_of(anything))
+CONFIG = fields(
+    {"model": dict_of(anything), "data": fields({}, dict.fromkeys(("root", "path"), maybe(text())))},
+    {
+        "augment": fields({}, {"scale": list_of(number(0), length=2)}),
+        **dict.fromkeys(("clip", "loss", "mixing"), SECTION),
+    },
+)
 PROVENANCE = {
     "seed": number(0, whole=True),
     "git": maybe(fields({"commit": text(), "dirty": flag})),
@@ -114,7 +123,7 @@ PROVENANCE = {
     ),
     "device": text("cpu", "cuda", "mps"),
     "precision": text(),
-    "config": dict_of(anything),
+    "config": CONFIG,
 }
 
 
@@ -124,6 +133,10 @@ def _check_result(details: bool) -> Check:
 
     def check(value: Any, place: str) -> None:
         own(value, place)
+        if details:
+            fields(dict.fromkeys(("num_frames", "size", "temperature"), anything))(
+                value["protocol"], f"{place}.protocol"
+            )
         for one, group in (("folds", FOLDS), ("audit", AUDIT)):
             fields(group if one in value else {})(value, place)
         fields({} if "folds" in value or not details else CHECKPOINT)(value, place)
@@ -139,6 +152,17 @@ def _check_shapes(result: dict, place: str) -> None:
         raise InputError(f"{place}.class_names is empty")
     if result["num_videos"] < result.get("num_failed", 0):
         raise InputError(f"{place}.num_failed is larger than num_videos")
+    if "checkpoint" in result and not Path(result["checkpoint"]).name:
+        raise InputError(f"{place}.checkpoint is no name of a file")
+    if not {"fps", "frame_stride"} & set(result["protocol"]) and "num_frames" in result["protocol"]:
+        raise InputError(f"{place}.protocol has neither fps nor frame_stride")
+    if "reliability" in result and not any(part["num_videos"] for part in result["reliability"]):
+        raise InputError(f"{place}.reliability has no videos")
+    for i, part in enumerate(result.get("reliability", [])):
+        if (part["num_videos"] > 0) != (None not in (part["confidence"], part["accuracy"])):
+            raise InputError(
+                f"{place}.reliability[{i}] has videos without their accuracy, or an accuracy without videos"
+            )
     parts = [(place, result), *((f"{place}.audit.{name}", part) for name, part in result.get("audit", {}).items())]
     for where, part in parts:
         if "per_class" in part and list(part["per_class"]) != names:
@@ -167,9 +191,20 @@ def _check_confusion_counts(rows: object, num_classes: int, place: str) -> None:
 
 
 def _check_run(value: Any, place: str) -> None:
-    fields({}, optional={**EVALUATION, **TRAINING, **PROVENANCE})(value, place)
+    fields({}, optional={**EVALUATION, **TRAINING, **PROVENANCE, "encoding_seconds": number(0)})(value, place)
     if "training_seconds" in value:
         fields(TRAINING)(value, place)
+
+
+def _check_run_details(value: Any, place: str) -> None:
+    """All that a page shows of a training."""
+    _check_run(value, place)
+    if value:
+        machine = {"hardware": fields(dict.fromkeys(("machine", "memory_gib"), anything))}
+        evaluation = (*EVALUATION, "config") if "per_class" in value else ()
+        provenance = PROVENANCE.keys() - {"device", "precision", "config"}  # missing in results of older versions
+        fields(dict.fromkeys((*TRAINING, *sorted(provenance), *evaluation), anything))(value, place)
+        fields(machine)(value, place)
 
 
 def read_result(folder: Path, *, details: bool = True) -> dict:
@@ -195,20 +230,21 @@ def read_result(folder: Path, *, details: bool = True) -> dict:
     return result
 
 
-def read_run_result(folder: Path, *, needed: Sequence[str] = ()) -> dict:
+def read_run_result(folder: Path, *, needed: Sequence[str] = (), details: bool = False) -> dict:
     """Reads the `result.json` that training wrote; empty if the run is not finished.
 
     Args:
         folder: the run's folder.
         needed: keys that must be there.
+        details: whether everything that a page shows must be there.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or of an older version.
     """
     file = RunFolder(folder).result_json
     if not file.exists():
         return {}
-    result = read_json(file, _check_run, remedy=REMEDY)
+    result = read_json(file, _check_run_details if details else _check_run, remedy=REMEDY)
     assert isinstance(result, dict)
     _refuse_with_name(fields(dict.fromkeys(needed, anything)), result, file)
     return result

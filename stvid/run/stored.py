@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from stvid.checks import read_file
 from stvid.errors import InputError, listing
 from stvid.run.config_help import read_yaml
 from stvid.run.config_tree import is_in, places, references, to_plain
@@ -31,6 +33,8 @@ LOGGER_NAMES = ("name", "run_name")  # of a folder in the run folder, or what a 
 PLAIN_NAME = re.compile(r"[^\W_](?:[\w .-]{0,99}[\w-])?")
 TRAINER = "pytorch_lightning.Trainer"
 MISSING = object()
+MAX_DEVICES = max(os.cpu_count() or 1, 16)
+DIGITS = re.compile(r"\d+", re.ASCII)
 Reserved = tuple[str, str, str]  # place, key and value
 
 
@@ -43,9 +47,7 @@ def read_config(file: Path) -> DictConfig:
         InputError: the file cannot be read, is no YAML, has references or interpolations.
     """
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        text = file.read_text(encoding="utf-8")
+        text = read_file(file, max_bytes=MAX_BYTES).decode("utf-8")
         check_yaml(text)
         loaded = OmegaConf.load(io.StringIO(text))
         if not isinstance(loaded, DictConfig):
@@ -151,7 +153,12 @@ def _is_harmless_for_logger(target: str, key: str, value: object) -> bool:
 
 
 def _is_harmless_for_trainer(target: str, key: str, value: object) -> bool:
-    """Numbers and truth values name nothing; texts only where the shipped configs have the key."""
+    """Numbers and truth values name nothing; texts only where the shipped configs have the key.
+
+    Of processes, no more than this machine can have a use for: Lightning starts as many as `devices` says.
+    """
+    if key == "devices" and any(len(digits) > 4 or int(digits) > MAX_DEVICES for digits in DIGITS.findall(str(value))):
+        return False
     if isinstance(value, bool | int | float | None):
         return True
     if (target, key) not in shipped_arguments("trainer"):

@@ -12,12 +12,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from stvid import checks
+from stvid.checks import read_file
 from stvid.errors import InputError, nearest
 from stvid.files import replacing
 from stvid.run.config_help import config_groups
 from stvid.run.folder import RunFolder
 from stvid.run.parameters import CHOICES, mistake
-from stvid.run.stored import RESERVED, check_yaml
+from stvid.run.stored import MAX_BYTES, RESERVED, check_yaml
 
 CHANGEABLE = ("trials", "parallel", "retry_failed")  # when a sweep resumes; other changes would make another sweep
 
@@ -156,7 +157,7 @@ def read_sweep(folder: Path) -> tuple[list[str], Settings]:
     """
     file = RunFolder(folder).sweep_yaml
     try:
-        content = file.read_text(encoding="utf-8")
+        content = read_file(file, max_bytes=MAX_BYTES).decode("utf-8")
         check_yaml(content)
         stored = yaml.safe_load(content)
         SWEEP(stored, file.name)

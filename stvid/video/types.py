@@ -9,12 +9,13 @@ import os
 import stat
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 
-from stvid.checks import fields, flag, list_of, maybe, number, text
+from stvid.checks import fields, flag, list_of, maybe, number, parse_json, read_file, text
 from stvid.errors import CHANGED, UNREADABLE, VideoError
 from stvid.files import replacing
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 AV_VERSION = av.__version__
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
+MAX_IMAGES = 2**24  # in a folder, or frames of a file of unknown size
+_MAX_CACHE_BYTES = 2**30  # a video takes about 600
 _HEAD = {"stvid_probe": 6, "av": AV_VERSION}
 
 
@@ -76,7 +79,7 @@ class VideoInfo:
     def num_bytes(self) -> int | None:
         """Size of the file when it was probed; None if unknown, and for a folder of images."""
         size = self.identity.partition(" ")[0]
-        return int(size) if size.isdecimal() and self.codec != "images" else None
+        return int(size) if size.isdecimal() and len(size) < 20 and self.codec != "images" else None
 
     def index_at(self, seconds: float) -> int:
         """Number of the frame nearest to a time, in seconds from the first frame."""
@@ -193,13 +196,13 @@ def load_probe_cache(cache: Path | None) -> ProbeCache:
     if cache is None:
         return {}
     try:
-        content = json.loads(Path(cache).read_bytes())
+        content = parse_json(read_file(cache, max_bytes=_MAX_CACHE_BYTES))
         if content["head"] != _HEAD:
             return {}
         return {name: (list(identity), _to_info(values)) for name, (identity, values) in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         logger.warning("probe cache %s cannot be used and is replaced: %s", cache, error)
         return {}
 
@@ -208,7 +211,24 @@ def _to_info(values: dict) -> VideoInfo:
     """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return VideoInfo(**plain)
+    info = VideoInfo(**plain)
+    if not _is_possible(info):
+        raise ValueError("the properties of a video contradict each other")
+    return info
+
+
+def _is_possible(info: VideoInfo) -> bool:
+    """Whether properties fit each other: a frame takes a byte at least, has one time, and is a keyframe once."""
+    timestamps, keyframes = info.timestamps, info.keyframes
+    return (
+        info.num_frames <= (info.num_bytes or MAX_IMAGES)
+        and abs(info.duration * info.fps - info.num_frames) < 1e-6 * info.num_frames
+        and info.rotation in (0, 90, 180, 270)
+        and (timestamps is None or (len(timestamps) == info.num_frames and timestamps[0] == 0))
+        and (timestamps is None or all(a <= b for a, b in pairwise(timestamps)))
+        and all(a < b for a, b in pairwise((-1, *keyframes, info.num_frames)))
+        and (not keyframes or (keyframes[0] == 0 and info.first_pts is not None))
+    )
 
 
 def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:
