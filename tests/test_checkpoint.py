@@ -192,6 +192,13 @@ def test_trust_takes_names_of_modules(trust):
         trusted_modules(trust)
 
 
+@pytest.mark.parametrize("trust", [None, 5, True])
+def test_trust_takes_a_list(trust):
+    """`resume=RUN trust=5` asks here first."""
+    with pytest.raises(InputError, match=r"must be a list of packages or modules: trust=\[my_package\]"):
+        trusted_modules(trust)
+
+
 INIT = "    def __init__(self, *, num_classes):\n        super().__init__()\n"
 MODULES = {
     "no_model": f"import torch\nclass MyModel(torch.nn.Module):\n{INIT}",

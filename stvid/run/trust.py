@@ -34,8 +34,11 @@ def trusted_modules(trust: str | Sequence[str], target: object = None) -> list[s
         target: the `model._target_` that the user has chosen (not one read from a checkpoint); its package is trusted.
 
     Raises:
-        InputError: something that is not the name of a module.
+        InputError: no list, or something in it that is not the name of a module.
     """
+    if not isinstance(trust, str | Sequence):
+        name = "null" if trust is None else trust
+        raise InputError(f"trust (={name}) must be a list of packages or modules: trust=[my_package]")
     names = [trust] if isinstance(trust, str) else list(trust)
     for name in names:
         if not isinstance(name, str) or not MODULE_NAME.fullmatch(name):
