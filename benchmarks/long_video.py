@@ -79,6 +79,28 @@ def resident_mib(pid: int) -> float:
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if len(pages) > 1 else 0.0
 
 
+def read_share(pid: int, video: Path) -> float:
+    """How much of the file a process has read (Linux): 0 to 1; 0 if it is not open."""
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if entry.resolve() == video:
+                position = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().split()[1]
+                return int(position) / video.stat().st_size
+        except OSError:  # closed meanwhile
+            continue
+    return 0.0
+
+
+def growth(memory: list[tuple[float, float]], share: float) -> float:
+    """Largest memory since `share` of the file was read, minus that at this moment; (share read, MiB) over time.
+
+    The file is read twice: `probe` reads its packets, then it is decoded.
+    """
+    again = max((i for i in range(1, len(memory)) if memory[i][0] < memory[i - 1][0] > 0.5), default=0)
+    later = [mib for read, mib in memory[again:] if read >= share]
+    return max(later) - later[0]
+
+
 def cpu_of_children() -> float:
     """CPU seconds of the ended child processes of this process."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -87,25 +109,24 @@ def cpu_of_children() -> float:
 
 def predict(run: str, video: Path, more: list[str]) -> dict:
     """Runs `stvid predict --segments` in a new process; its memory is read ten times a second."""
-    duration = stvid.probe(video).duration
+    duration, video = stvid.probe(video).duration, video.resolve()
     output = video.with_suffix(".segments.json")
     command = [sys.executable, "-m", "stvid", "predict", run, str(video), "--segments", "--json", str(output), *more]
     start, before, memory = time.perf_counter(), cpu_of_children(), []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        memory.append((time.perf_counter() - start, resident_mib(process.pid)))
+        memory.append((read_share(process.pid, video), resident_mib(process.pid)))
         time.sleep(0.1)
     seconds, cpu = time.perf_counter() - start, cpu_of_children() - before
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)} exited with {process.returncode}")
-    after_first_minute = [mib for moment, mib in memory if moment >= seconds * min(60 / duration, 0.5)]
     return {
         "segments": json.loads(output.read_text())[0]["segments"],
         "seconds": seconds,
         "times_real_time": duration / seconds,
         "cpu_seconds": cpu,
         "decoding": decode(video) / cpu,
-        "growth_mib": max(after_first_minute) - after_first_minute[0],
+        "growth_mib": growth(memory, min(60 / duration, 0.5)),
     }
 
 

@@ -159,6 +159,12 @@ def test_the_python_lines_work(video_folder, tmp_path, capsys):
     assert names["prediction"].label in ("to_left", "to_right")
     assert capsys.readouterr().out.startswith(names["prediction"].label)
 
+    lines = re.findall(r"```python\n(.*?)```", TEXTS["docs/using.md"].split("\n## In Python\n")[1], flags=re.DOTALL)[0]
+    exec(lines.replace("RUN", str(run)).replace("VIDEO.mp4", str(video)), names := {})
+    assert names["segment"].end == names["window"].end == pytest.approx(16 / 12)
+    assert names["probabilities"].shape == (2,)
+    assert f" s: {names['segment'].label} (" in capsys.readouterr().out
+
 
 def documented_commands():
     """Every distinct command of the pages and of the configs' comments."""
