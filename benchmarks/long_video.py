@@ -96,8 +96,9 @@ def growth(memory: list[tuple[float, float]], share: float) -> float:
 
     The file is read twice: `probe` reads its packets, then it is decoded.
     """
-    again = max((i for i in range(1, len(memory)) if memory[i][0] < memory[i - 1][0] > 0.5), default=0)
-    later = [mib for read, mib in memory[again:] if read >= share]
+    opened = [moment for moment in memory if moment[0] > 0]
+    again = max((i for i in range(1, len(opened)) if opened[i][0] < opened[i - 1][0]), default=0)
+    later = [mib for read, mib in opened[again:] if read >= share]
     return max(later) - later[0]
 
 
