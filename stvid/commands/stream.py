@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         stopped = stack.enter_context(stop_on_signals())
         stack.callback(lambda: show(summary(live), file=text) if live.meter.num_frames else None)
-        pictures = stack.enter_context(Pictures(live, out=options.out, title=options.source if options.show else None))
+        title = live.source.name if options.show else None
+        pictures = stack.enter_context(Pictures(live, out=options.out, title=title))
         printer = JsonLines(live) if options.json else stack.enter_context(Screen(live))
         events = stack.enter_context(contextlib.closing(live.events()))
         end = math.inf

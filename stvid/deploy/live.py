@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stvid.data.sampling import clip_span, stride_of
-from stvid.deploy.pace import Pace
+from stvid.deploy.pace import RESERVE, Pace
 from stvid.deploy.segments import UNKNOWN, Hysteresis
 from stvid.deploy.slot import Arrival, FrameSlot
 from stvid.deploy.stream import HOPS_PER_SPAN, Stream
@@ -292,8 +292,8 @@ class LiveRecognition:
         needed = self.fps / stride_of(self.trained.clip, self.fps)
         if self.pace.slowdown == 1.0:
             return f"the model keeps up again with the {needed:.3g} frames/s that it needs"
-        given = needed / self.pace.slowdown
+        given, slowdown = needed / self.pace.slowdown, self.pace.slowdown
         return (
-            f"the model needs {needed:.3g} frames/s and manages {1.1 * given:.3g}. It gets {given:.3g}, evenly spaced, "
-            f"and takes motion for {self.pace.slowdown:.1f} times as fast. A smaller model or a GPU helps"
+            f"the model needs {needed:.3g} frames/s and manages {RESERVE * given:.3g}. It gets {given:.3g}, evenly "
+            f"spaced, and takes motion for {slowdown:.1f} times as fast. A smaller model or a GPU helps"
         )
