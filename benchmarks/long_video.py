@@ -1,7 +1,7 @@
 """Finds the actions in an hour of video: how fast, in how much memory, and how right.
 
-    python benchmarks/long_video.py RUN --background background     a run on the clips of benchmarks/stitched.py
-    python benchmarks/long_video.py RUN                             a run on the built-in data set: pauses are unknown
+    python benchmarks/long_video.py RUN --background background     a run with the clips of benchmarks/stitched.py
+    python benchmarks/long_video.py RUN                             a run with the built-in data set: pauses are unknown
     python benchmarks/long_video.py RUN --split val --minutes 10 --threshold 0.6    other options: of stvid predict
 
 Renders the video with the figures of a split, none of which was trained on (or takes `--video`, whose actions are in

@@ -1,7 +1,7 @@
 """Renders long videos of the built-in actions with idle pauses between them, and clips cut from such videos.
 
     python benchmarks/stitched.py video FILE.mp4 --minutes 60 --split test     also writes the actions to FILE.json
-    python benchmarks/stitched.py clips DIR                                    DIR/train/walk_forward/..., background/
+    python benchmarks/stitched.py clips DIR                                    DIR/train/background/..., to train with
 
 A video is a sequence of scenes of a minute. In a scene, one figure performs one motion forwards and backwards in turns:
 it sits down, pauses, stands up, pauses, and so on. In a pause of 1 to 5 seconds it stays still in its last pose, while
@@ -194,7 +194,7 @@ def main() -> None:
         print(f"{len(actions)} actions in {options.minutes} minutes")
     else:
         write_clips(options.path, counts={"train": options.train_clips, "val": 16, "test": 25}, seed=options.seed)
-        print(f"train it: python train.py {options.path} data.num_clips=1")
+        print(f"train it: python train.py {options.path} data.num_clips=1 model.weights=RUN trainer.max_epochs=8")
 
 
 if __name__ == "__main__":
