@@ -1,7 +1,7 @@
 """Finds the actions in an hour of video: how fast, in how much memory, and how right.
 
-    python benchmarks/long_video.py RUN --background background     a run on the clips of benchmarks/stitched.py
-    python benchmarks/long_video.py RUN                             a run on the built-in data set: pauses are unknown
+    python benchmarks/long_video.py RUN --background background     a run with the clips of benchmarks/stitched.py
+    python benchmarks/long_video.py RUN                             a run with the built-in data set: pauses are unknown
     python benchmarks/long_video.py RUN --split val --minutes 10 --threshold 0.6    other options: of stvid predict
 
 Renders the video with the figures of a split, none of which was trained on (or takes `--video`, whose actions are in
@@ -96,8 +96,9 @@ def growth(memory: list[tuple[float, float]], share: float) -> float:
 
     The file is read twice: `probe` reads its packets, then it is decoded.
     """
-    again = max((i for i in range(1, len(memory)) if memory[i][0] < memory[i - 1][0] > 0.5), default=0)
-    later = [mib for read, mib in memory[again:] if read >= share]
+    opened = [moment for moment in memory if moment[0] > 0]
+    again = max((i for i in range(1, len(opened)) if opened[i][0] < opened[i - 1][0]), default=0)
+    later = [mib for read, mib in opened[again:] if read >= share]
     return max(later) - later[0]
 
 

@@ -1,7 +1,7 @@
 """Renders long videos of the built-in actions with idle pauses between them, and clips cut from such videos.
 
     python benchmarks/stitched.py video FILE.mp4 --minutes 60 --split test     also writes the actions to FILE.json
-    python benchmarks/stitched.py clips DIR                                    DIR/train/walk_forward/..., background/
+    python benchmarks/stitched.py clips DIR                                    DIR/train/background/..., to train with
 
 A video is a sequence of scenes of a minute. In a scene, one figure performs one motion forwards and backwards in turns:
 it sits down, pauses, stands up, pauses, and so on. In a pause of 1 to 5 seconds it stays still in its last pose, while
@@ -25,7 +25,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stvid.data.synthetic.actions import FPS, RENDITIONS, _generator
+from stvid.data.synthetic.actions import FPS, RENDITIONS, seeded_generator
 from stvid.data.synthetic.figures import Motion, sample_figure
 from stvid.data.synthetic.motions import MOTIONS
 from stvid.data.synthetic.scenes import render_scene
@@ -108,8 +108,8 @@ def in_order(motion: Motion, order_T: np.ndarray) -> Motion:
 def render(job: tuple[int, str, int, int, int]) -> tuple[np.ndarray, tuple[Action, ...]]:
     """One scene of (seed, split, number, number of frames, size): uint8 `T x size x size x 3`, and its actions."""
     seed, split, number, num_frames, size = job
-    rng = _generator(seed, "stitched", split, str(number))
-    figure = sample_figure(_generator(seed, "figure", f"{split}-{number:04d}"))
+    rng = seeded_generator(seed, "stitched", split, str(number))
+    figure = sample_figure(seeded_generator(seed, "figure", f"{split}-{number:04d}"))
     name = list(MOTIONS)[number % len(MOTIONS)]
     motion = MOTIONS[name](figure, rng, MOTION_FRAMES)
     scene = plan_scene(motion, name, rng, num_frames)
@@ -156,7 +156,7 @@ def write_clips(folder: Path, *, counts: dict[str, int], seed: int) -> None:
         for number, (frames_THWC, actions) in enumerate(
             scenes(split, [CLIP_SCENE_SECONDS * FPS] * num_scenes, seed=seed)
         ):
-            rng = _generator(seed, "clips", split, str(number))
+            rng = seeded_generator(seed, "clips", split, str(number))
             allowed = wanted | {BACKGROUND: ceil(wanted[BACKGROUND] * (number + 1) / num_scenes)}  # of many scenes
             for label, start in choose_clips(actions, len(frames_THWC), rng):
                 if written[label] < allowed[label]:
@@ -194,7 +194,7 @@ def main() -> None:
         print(f"{len(actions)} actions in {options.minutes} minutes")
     else:
         write_clips(options.path, counts={"train": options.train_clips, "val": 16, "test": 25}, seed=options.seed)
-        print(f"train it: python train.py {options.path} data.num_clips=1")
+        print(f"train it: python train.py {options.path} data.num_clips=1 model.weights=RUN trainer.max_epochs=8")
 
 
 if __name__ == "__main__":

@@ -146,13 +146,13 @@ class _Job:
 
 
 def _render_job(job: _Job) -> None:
-    figure = sample_figure(_generator(job.seed, "figure", job.group))
-    rng = _generator(job.seed, "video", job.split, job.label, str(job.index))
+    figure = sample_figure(seeded_generator(job.seed, "figure", job.group))
+    rng = seeded_generator(job.seed, "video", job.split, job.label, str(job.index))
     frames_THWC = render_video(label=job.label, figure=figure, rng=rng, num_frames=job.num_frames, size=job.size)
     write_video(job.path, frames_THWC, fps=FPS)
 
 
-def _generator(seed: int, *names: str) -> np.random.Generator:
+def seeded_generator(seed: int, *names: str) -> np.random.Generator:
     """A generator seeded by seed and names; equal in all processes, unlike one seeded by `hash`."""
     return np.random.default_rng([seed, *(zlib.crc32(name.encode()) for name in names)])
 
