@@ -134,8 +134,8 @@ def test_a_file_holds_the_frames_that_were_drawn(rendered):
         assert container.streams.video[0].average_rate == 24
     drawn = render_video(
         label="stand_up",
-        figure=sample_figure(module._generator(0, "figure", item.group)),
-        rng=module._generator(0, "video", "train", "stand_up", "0"),
+        figure=sample_figure(module.seeded_generator(0, "figure", item.group)),
+        rng=module.seeded_generator(0, "video", "train", "stand_up", "0"),
         num_frames=16,
         size=64,
     )
