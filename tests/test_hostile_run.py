@@ -35,7 +35,8 @@ from stvid.video.types import load_probe_cache
 
 @pytest.fixture
 def run(run_folder, tmp_path):
-    return shutil.copytree(run_folder, tmp_path / "run")
+    """A run as training leaves it: other tests evaluate theirs."""
+    return shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate", "calibration.json"))
 
 
 def make_pipe(path):

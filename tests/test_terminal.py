@@ -132,8 +132,13 @@ def hostile_result(classes=(BAD, "c\x1b]0;title\x07")):
 
 def hostile_comparison(folder):
     rows = [
-        [PredictionRow(path=f"/d/{BAD}{i}", label=BAD, predicted=name, views=1, probabilities=(0.6, 0.4)) for i in "ab"]
-        for name in (BAD, "other")
+        [
+            PredictionRow(
+                path=f"/d/{BAD}{i}", label=BAD, predicted=name, views=1, views_right=right, probabilities=pair
+            )
+            for i in "ab"
+        ]
+        for name, right, pair in ((BAD, 1, (0.6, 0.4)), ("other", 0, (0.4, 0.6)))
     ]
     runs = [write_evaluation(folder / f"run\x1b{i}", row, classes=(BAD, "other")) for i, row in enumerate(rows)]
     return comparison_text(compare_runs(read_all(*runs)))
