@@ -233,3 +233,26 @@ def test_frames_are_held_back_until_their_time(monkeypatch):
     closed = threading.Event()
     closed.set()
     assert list(held_back(iter([(0.0, 0), (99.0, 1)]), closed)) == [(0.0, 0)]
+
+
+def test_a_clock_that_jumps_ahead_does_not_stop_a_network_stream(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(capture, "time", clock)
+    frames = [(0.0, 0), (1.0, 1), (26_000.0, 2), (26_001.0, 3)]
+    assert list(held_back(iter(frames), clock, longest=60)) == frames
+    assert clock.now - 100 == 2  # one second before frames 1 and 3
+    clock = Clock()
+    monkeypatch.setattr(capture, "time", clock)
+    assert list(held_back(iter(frames), clock)) == frames
+    assert clock.now - 100 == 26_001  # of a file, every pause is real
+
+
+def test_the_time_for_which_a_frame_is_held_back_is_no_lack_of_pictures(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(capture, "time", clock)
+    data = io.BytesIO(mpegts())
+    with av.open(data) as container:
+        frames = capture._decode("x", container, max_pixels=10**6, timeout=10)
+        for _ in range(3):
+            next(frames)
+            clock.now += 15  # the frame after it comes 15 s later

@@ -1,6 +1,7 @@
 """`stvid predict` on files, folders, patterns and tables: top classes, segments, and all files that it writes."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from conftest import in_process, moving_square
 import stvid
 from stvid.cli import main
 from stvid.commands import predict
+from stvid.errors import UNREADABLE, VideoError
 from stvid.video.writer import write_video
 
 
@@ -225,3 +227,20 @@ def test_mistakes_that_only_the_model_shows_are_told_before_the_work(run_folder,
 
 def test_times_are_printed_with_hours_only_if_there_are_any():
     assert [predict._clock(t) for t in (0, 61.239, 3723.456, -0.5)] == ["0:00.00", "1:01.24", "1:02:03.46", "-0:00.50"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(VideoError("v", UNREADABLE, "cannot be encoded"), 1), (OSError(errno.ENOSPC, "No space left on device"), 2)],
+)
+def test_segments_are_kept_if_the_video_with_them_cannot_be_written(
+    run_folder, videos, tmp_path, monkeypatch, error, code
+):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(predict, "annotate", fail)
+    words = [videos / "a" / "long.mp4", "--out", tmp_path / "o.mp4"]
+    _, (entry,) = predicted(run_folder, tmp_path, *words, code=code)
+    assert entry["segments"][-1]["end"] == 6.0
+    assert "error" in entry or "fingerprint" not in entry  # --resume tries it again

@@ -263,3 +263,7 @@ def test_the_meter_counts_frames_and_latencies(monkeypatch):
     assert meter.latency_ms == pytest.approx(1000 * latencies[-50:].mean(), rel=0.05)
     now.value += 60
     assert meter.latency_ms is None
+    for _ in range(20_000):  # nobody asks for the latest speed, as without a terminal
+        now.value += 0.1
+        meter.add(now.value)
+    assert len(meter.recent) <= 52

@@ -85,6 +85,11 @@ def test_the_newest_frames_are_kept_for_a_model_that_looks_at_several():
     source.give(10)
     assert numbers(frames.take(timeout=LONG)) == [9, 10, 11]
     assert frames.dropped == 7
+    source.give(3)
+    frames.capacity = 1  # the model has changed
+    source.give()
+    assert numbers(frames.take(timeout=LONG)) == [15]
+    assert frames.dropped == 10
     frames.close()
 
 

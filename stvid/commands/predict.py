@@ -163,7 +163,6 @@ class Batch:
                 result = segment_video(
                     self.trained, path, info=info, runner=runner, options=self.segment_options, on_window=bar.move
                 )
-            self._write_outputs(path, info, result)
         except VideoError as error:
             return self._failed(path, error.reason)
         entry = make_entry(
@@ -175,6 +174,13 @@ class Batch:
             segments=result.segments,
             error=result.error,
         )
+        try:
+            self._write_outputs(path, info, result)
+        except VideoError as error:
+            entry["error"] = error.reason
+        except OSError:  # such as a full disk: the segments are not lost; without a fingerprint, --resume repeats them
+            self.files.add(entry)
+            raise
         return self._done(path, entry)
 
     def _write_outputs(self, path: Path, info: VideoInfo, result: VideoSegments) -> None:

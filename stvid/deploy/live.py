@@ -72,6 +72,7 @@ class Meter:
         self.total_ms += latency_ms
         self.recent.append((now, latency_ms))
         self.latest_ms.append(latency_ms)
+        self._drop_old()  # also if nobody asks for the latest speed
 
     def _drop_old(self) -> None:
         while self.recent and self.recent[0][0] < time.monotonic() - RECENT:
@@ -214,19 +215,19 @@ class LiveRecognition:
         for _ in range(WARM_UP):
             if stream.push(frame_CHW) is not None:
                 break
-        self.slot.capacity = min(stream.hop or 1, MAX_WAITING)  # the frames that arrive during a window
 
     def _without_frame(self) -> LiveEvent:
         """The latest label at the present time. When the source is lost, the label becomes unknown."""
         has_clock = self.stream is not None and not self.source.waits  # that goes on without frames
         waited = time.monotonic() - self.latest_at if has_clock else 0.0
         event = dataclasses.replace(self.latest, seconds=self.latest.seconds + waited)
-        if not self.slot.lost or self.is_lost:
+        lost = self.slot.lost  # once: it is the other thread's
+        if not lost or self.is_lost:
             return event
         self.is_lost = True
         self.latest = self._forget(self.latest)
         changed = event.label != self.latest.label
-        note = f"{self.slot.lost}; connecting again"
+        note = f"{lost}; connecting again"
         return dataclasses.replace(self.latest, seconds=event.seconds, changed=changed, note=note)
 
     def _forget(self, event: LiveEvent) -> LiveEvent:
@@ -274,7 +275,9 @@ class LiveRecognition:
         hop = self.hop
         if hop is None and (self.windows or _never_forgets(self.trained)):
             hop = max(clip_span(self.trained.clip, self.fps) // HOPS_PER_SPAN, 1)
-        return Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
+        stream = Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
+        self.slot.capacity = min(stream.hop or 1, MAX_WAITING)  # the frames that arrive during a window
+        return stream
 
     def _new_pace(self) -> Pace:
         assert self.stream is not None
@@ -285,7 +288,6 @@ class LiveRecognition:
         assert self.stream is not None
         if self.stream.hop is not None:
             self.hop = math.ceil(self.stream.hop * self.pace.slowdown)
-            self.slot.capacity = min(self.hop, MAX_WAITING)
             self.stream = self._new_stream()
             self.pace = self._new_pace()
             return f"the model is slow: from now on, one window every {self.hop / self.fps:.2f} s"

@@ -122,9 +122,9 @@ class FrameSlot:
         with self._changed:
             if self.source.waits:
                 self._changed.wait_for(lambda: not self._frames or self._closed.is_set())
-            elif len(self._frames) == self.capacity:
-                del self._frames[0]
-                self.dropped += 1
+            elif (surplus := len(self._frames) + 1 - self.capacity) > 0:  # it may have become smaller
+                del self._frames[:surplus]
+                self.dropped += surplus
             self._frames.append(arrival)
             self._changed.notify_all()
         return not self._closed.is_set()

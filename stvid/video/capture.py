@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import math
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from stvid.video.types import MAX_PIXELS
 
 _T = TypeVar("_T")
 TIMEOUT = 10.0  # seconds without data after which a connection or a camera counts as dead
+MAX_PAUSE = 60.0  # seconds between two frames; more is a jump of the clock, as in a playlist of a restarted encoder
 MAX_RATE = 240.0  # frames per second; headers of streams state rates such as 90,000, which are none
 # Not `file`, `data` or `concat`: a playlist from the network must not lead to files of this machine.
 _PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,srtp,rtmp,rtmps,rtmpt,rtmpts,crypto"
@@ -66,7 +68,7 @@ class NetworkStream:
                     self.started = time.monotonic()
                 frames = _decode(self.name, container, max_pixels=self.max_pixels, timeout=self.timeout)
                 if has_end:
-                    frames = held_back(frames, self.closed)
+                    frames = held_back(frames, self.closed, longest=MAX_PAUSE)
                 for _, frame in frames:
                     self.has_frames = True
                     yield time.monotonic() - self.started, _upright(frame)
@@ -194,16 +196,22 @@ def _decode(
             seconds = latest if frame.time is None else float(frame.time)
             first = seconds if first is None else first
             yield seconds - first, frame
+            latest = time.monotonic()  # it may have been held back for long
         if time.monotonic() - latest > timeout:
             raise InputError(f"{name}: no picture for {timeout:g} s, though data come")
 
 
-def held_back(frames: Iterator[tuple[float, _T]], closed: threading.Event) -> Iterator[tuple[float, _T]]:
-    """Waits before each frame until its time has come, since the first. After a delay, it does not hurry."""
+def held_back(
+    frames: Iterator[tuple[float, _T]], closed: threading.Event, *, longest: float = math.inf
+) -> Iterator[tuple[float, _T]]:
+    """Waits before each frame until its time has come, since the first. After a delay, it does not hurry.
+
+    A wait of more than `longest` seconds is left out.
+    """
     started: float | None = None
     for seconds, frame in frames:
         now = time.monotonic()
-        if started is None or now - started > seconds:
+        if started is None or not 0 <= started + seconds - now <= longest:
             started = now - seconds
         elif closed.wait(started + seconds - now):
             return
