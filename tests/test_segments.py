@@ -1,5 +1,6 @@
 """Segments cover the video in order; steps are found where they are; short segments go to their neighbours."""
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -144,3 +145,14 @@ def test_a_short_segment_between_two_classes_is_divided_where_the_second_becomes
     labels = [0] * 5 + [None] * 4 + [1] * 5
     edges = 0.1 * np.arange(15)
     assert merge_short(labels, probabilities, edges, min_duration=0.41) == [0] * 8 + [1] * 6
+
+
+def test_smoothing_a_long_video_with_many_classes_needs_little_more_memory_than_its_result():
+    probabilities_WK = np.random.default_rng(0).dirichlet(np.ones(200), size=2000)
+    tracemalloc.start()
+    smoothed_WK = smooth(probabilities_WK)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.5 * smoothed_WK.nbytes
+    by_hand = np.median(probabilities_WK[999:1002], axis=0)
+    np.testing.assert_allclose(smoothed_WK[1000], by_hand / by_hand.sum(), atol=1e-12)

@@ -15,6 +15,7 @@ UNKNOWN = "unknown"  # label of a segment in which no class is sure enough
 DEFAULT_THRESHOLD = 0.5  # without a calibrated one
 LOWER_ODDS = 2 / 3  # a class ends when its odds p / (1 - p) fall below this share of the threshold's odds
 NEIGHBOURS = 1  # windows on each side that smoothing looks at
+_BLOCK = 256  # windows that are smoothed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,13 @@ def smooth(probabilities_WK: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.
         probabilities_WK: in [0, 1], sum 1.
         neighbours: windows on each side; 0: none.
     """
-    padded = np.pad(probabilities_WK.astype(np.float64), ((neighbours, neighbours), (0, 0)), mode="edge")
+    padded = np.pad(probabilities_WK, ((neighbours, neighbours), (0, 0)), mode="edge")
     views = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1, axis=0)
-    medians_WK = np.median(views, axis=-1)
-    return medians_WK / np.maximum(medians_WK.sum(axis=1, keepdims=True), 1e-12)
+    medians_WK = np.empty(probabilities_WK.shape)
+    for first in range(0, len(views), _BLOCK):  # the median needs copies of all its values
+        medians_WK[first : first + _BLOCK] = np.median(views[first : first + _BLOCK].astype(np.float64), axis=-1)
+    medians_WK /= np.maximum(medians_WK.sum(axis=1, keepdims=True), 1e-12)
+    return medians_WK
 
 
 class Hysteresis:
