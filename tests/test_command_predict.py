@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ import stvid
 from stvid.cli import main
 from stvid.commands import predict
 from stvid.errors import UNREADABLE, VideoError
+from stvid.files import replacing
 from stvid.video.writer import write_video
 
 
@@ -244,3 +246,19 @@ def test_segments_are_kept_if_the_video_with_them_cannot_be_written(
     _, (entry,) = predicted(run_folder, tmp_path, *words, code=code)
     assert entry["segments"][-1]["end"] == 6.0
     assert "error" in entry or "fingerprint" not in entry  # --resume tries it again
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a program can handle")
+def test_sigterm_leaves_no_unfinished_file_and_keeps_what_was_done(run_folder, videos, tmp_path, monkeypatch):
+    def terminated(path, file, **options):
+        with replacing(file) as partial:
+            partial.write_bytes(b"half of a video")
+            if path.parent.name == "b":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(predict, "annotate", terminated)
+    words = ("predict", run_folder, videos / "a", videos / "b" / "short.mp4", "--workers", 0)
+    done = command(*words, "--json", tmp_path / "p.json", "--out", tmp_path / "out")
+    assert done.returncode == 143
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["long.mp4"]
+    assert [entry["path"] for entry in json.loads((tmp_path / "p.json").read_text())] == [str(videos / "a/long.mp4")]

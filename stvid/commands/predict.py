@@ -26,6 +26,7 @@ from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import UNREADABLE, VideoError
+from stvid.exits import exit_on_sigterm
 from stvid.inference import ModelRunner, classify_each
 from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -42,12 +43,13 @@ def run(options: argparse.Namespace) -> None:
     check_classes(options.background, trained.class_names, option="--background")
     batch = Batch(trained, options)
     num_failed = 0
-    try:
-        for entry in batch.predict():
-            show(entry_text(entry))
-            num_failed += "error" in entry
-    finally:  # also after Ctrl-C
-        batch.files.write()
+    with exit_on_sigterm():
+        try:
+            for entry in batch.predict():
+                show(entry_text(entry))
+                num_failed += "error" in entry
+        finally:  # also after Ctrl-C
+            batch.files.write()
     if num_failed:
         raise SystemExit(1)
 
