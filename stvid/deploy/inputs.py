@@ -130,7 +130,10 @@ def find_output_mistakes(
         files = output_files(target, sources, ending=ending)
         for source, file in zip(sources, files, strict=True):
             yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken)
-        yield from _folder_mistakes(f"--{option} {target}", files[0].parent if len(files) == 1 else Path(target))
+        folder = files[0].parent if len(files) == 1 else Path(target)
+        yield from _folder_mistakes(f"--{option} {target}", folder)
+        if option == "out" and (word := _read_folder_around(folder, words)) is not None:
+            yield f"--out {target} lies in {word}, whose videos are read: the next call would read the results, too"
 
 
 def _mistakes_of(file: Path, said: str, origin: str, inputs: Mapping, taken: dict[str, str]) -> Iterator[str]:
@@ -148,6 +151,16 @@ def _identity(path: Path) -> tuple[int, int] | str:
     except OSError:
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
+
+
+def _read_folder_around(folder: Path, words: Sequence[str]) -> str | None:
+    """The word for a folder of videos in which a folder lies, or which it is."""
+    place = Path(os.path.realpath(folder))
+    for word in words:
+        named = Path(word).expanduser()
+        if named.is_dir() and place.is_relative_to(os.path.realpath(named)) and not is_frame_folder(named):
+            return word
+    return None
 
 
 def _folder_mistakes(said: str, folder: Path) -> Iterator[str]:
