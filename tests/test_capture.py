@@ -4,6 +4,7 @@ import io
 import itertools
 import threading
 from types import SimpleNamespace
+from unittest import mock
 
 import av
 import pytest
@@ -252,7 +253,24 @@ def test_the_time_for_which_a_frame_is_held_back_is_no_lack_of_pictures(monkeypa
     monkeypatch.setattr(capture, "time", clock)
     data = io.BytesIO(mpegts())
     with av.open(data) as container:
-        frames = capture._decode("x", container, max_pixels=10**6, timeout=10)
+        frames = capture._decode(container, "x", fps=25, max_pixels=10**6, timeout=10)
         for _ in range(3):
             next(frames)
             clock.now += 15  # the frame after it comes 15 s later
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ([None, None, None, None], [0.0, 0.1, 0.2, 0.3]),
+        ([7.0, None, None, 7.5, None], [0.0, 0.1, 0.2, 0.5, 0.6]),
+        ([None, None, 7.5, None, 8.0], [0.0, 0.1, 0.2, 0.3, 0.7]),
+    ],
+)
+def test_a_frame_without_a_time_follows_the_one_before(stamps, expected):
+    frames = [SimpleNamespace(height=4, width=4, time=stamp) for stamp in stamps]
+    stream = mock.create_autospec(av.VideoStream, instance=True)
+    packets = [SimpleNamespace(decode=lambda frame=frame: [frame]) for frame in frames]
+    container = SimpleNamespace(streams=SimpleNamespace(best=lambda kind: stream), demux=lambda stream: packets)
+    decoded = capture._decode(container, "x", fps=10, max_pixels=100, timeout=10)
+    assert [seconds for seconds, _ in decoded] == pytest.approx(expected)

@@ -213,7 +213,8 @@ class _Source:
                 if number == 0:
                     start = (frame.pts or 0) * time_base
                 if number < info.num_frames:
-                    upright_1HWC = turn_upright(torch.from_numpy(converter(frame))[None], info)
+                    pixels_1HWC = torch.from_numpy(converter(frame))[None]
+                    upright_1HWC = turn_upright(pixels_1HWC, info.rotation, info.mirrored)
                     time = _time_of(frame, number, time_base=time_base, start=start, info=info)
                     yield _Frame(upright_1HWC[0].numpy().copy(), time, frame.duration * time_base, frame)
                 yield from waiting
