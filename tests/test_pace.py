@@ -11,7 +11,7 @@ def given(pace, times, *, cost=0.0):
     """How often each frame is given to a model that needs `cost` seconds for one."""
     counts = []
     for seconds in times:
-        count = pace.count(seconds)
+        count = pace.repetitions(seconds)
         counts.append(count)
         pace.measure(cost * (count or 1), count or 1)
     return counts
@@ -69,7 +69,7 @@ def test_a_slow_model_gets_evenly_spaced_frames_that_it_can_manage(factor):
     pace, now, taken, changes = Pace(25), 0.0, [], 0
     while now < 60:
         frame = int(now * 25 + 1e-9)
-        count = pace.count(frame / 25)
+        count = pace.repetitions(frame / 25)
         assert count in (0, 1)
         cost = count * factor / 25
         changes += pace.measure(cost, count)

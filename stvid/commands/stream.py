@@ -9,8 +9,9 @@ import math
 import sys
 
 from stvid.commands.stream_output import JsonLines, Pictures, Screen
-from stvid.deploy.live import LiveRecognition, SteadyLabel
+from stvid.deploy.live import LiveRecognition
 from stvid.deploy.segmentation import check_classes, resolve_threshold
+from stvid.deploy.steady_label import SteadyLabel
 from stvid.device import default_device, limit_cpu_threads
 from stvid.exits import ConsoleHandler, stop_on_signals
 from stvid.run.checkpoint import TrainedModel, load_checkpoint

@@ -67,8 +67,7 @@ class NetworkStream:
                 self.reconnects = is_hls or not has_end
                 if self.started is None:
                     self.started = time.monotonic()
-                limits = {"max_pixels": self.max_pixels, "timeout": self.timeout}
-                frames = _decode(container, self.name, fps=self.fps, **limits)
+                frames = _decode(container, self.name, fps=self.fps, max_pixels=self.max_pixels, timeout=self.timeout)
                 if has_end:
                     frames = held_back(frames, self.closed, longest=MAX_PAUSE)
                 for _, frame in frames:
