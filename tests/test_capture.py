@@ -73,7 +73,7 @@ def test_a_cut_connection_is_an_error_and_can_be_opened_again(video):
 
 def test_a_file_on_a_server_is_played_at_its_own_pace_and_ends(video, monkeypatch):
     paced = []
-    monkeypatch.setattr(capture, "held_back", lambda frames, closed: paced.append(True) or frames)
+    monkeypatch.setattr(capture, "held_back", lambda frames, closed, longest: paced.append(True) or frames)
     with serving(file=lambda handler: send(handler, video)) as server:
         source = NetworkStream(f"{server.url}/file")
         assert len(list(source.frames())) == 50
@@ -82,7 +82,7 @@ def test_a_file_on_a_server_is_played_at_its_own_pace_and_ends(video, monkeypatc
 
 
 def test_a_playlist_is_read(video, monkeypatch):
-    monkeypatch.setattr(capture, "held_back", lambda frames, closed: frames)
+    monkeypatch.setattr(capture, "held_back", lambda frames, closed, longest: frames)
     with serving(list__m3u8=playlist("part.ts"), part__ts=lambda handler: send(handler, video)) as server:
         source = NetworkStream(f"{server.url}/list.m3u8")
         assert len(list(source.frames())) == 50

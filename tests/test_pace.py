@@ -90,3 +90,13 @@ def test_a_model_that_becomes_fast_again_gets_every_frame():
     counts = given(pace, [4 + i / 25 for i in range(300)], cost=0.01)
     assert pace.slowdown == 1.0
     assert counts[200:] == [1] * 100
+
+
+def test_the_load_is_measured_over_whole_periods():
+    """A window every 9 frames takes as long as 8 of them."""
+    pace = Pace(25, period=9)
+    for i in range(300):
+        pace.repetitions(i / 25)
+        assert not pace.measure(8 / 25 if i % 9 == 8 else 0.0, 1)
+        assert pace.load in (None, pytest.approx(8 / 9))
+    assert pace.load is not None

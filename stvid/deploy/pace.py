@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 MAX_GAP = 2.0  # seconds without a frame after which the model starts anew
@@ -37,7 +38,9 @@ class Pace:
         self.number = 0  # of the next frame of the stream
         self.latest = 0.0
         self.num_measured = 0
-        self.spent: deque[tuple[float, int]] = deque(maxlen=max(round(_MEASURED * fps), 32, 4 * period))
+        self.period = period
+        num_periods = math.ceil(max(round(_MEASURED * fps), 32, 4 * period) / period)
+        self.spent: deque[tuple[float, int]] = deque(maxlen=num_periods * period)
 
     def repetitions(self, seconds: float) -> int | None:
         """How often to give the model the frame of this time; None: once, to a model that is started anew."""
@@ -72,7 +75,7 @@ class Pace:
         self.num_measured += 1
         if self.num_measured > _FIRST:
             self.spent.append((seconds, times))
-        if len(self.spent) < (self.spent.maxlen or 0) / 2:
+        if len(self.spent) < (self.spent.maxlen or 0) / 2 or len(self.spent) % self.period:  # whole periods
             return False
         given = max(sum(times for _, times in self.spent), 1)
         self.load = sum(seconds for seconds, _ in self.spent) / given * self.fps
