@@ -127,6 +127,7 @@ def test_videos_of_a_pattern_are_named_by_their_path_from_the_first_wildcard_on(
         (root / name).touch()
     assert [source.name for source in find_sources([pattern.format(root)])] == [Path("1/clip"), Path("2/clip")]
     assert not mistakes([pattern.format(root)], {}, {"srt": "subs"})
+    assert [source.name for source in find_sources(["data/[1]/../../a/x.mp4"])] == [Path("x")]
 
 
 def test_videos_of_a_table_are_named_by_their_path_from_their_common_folder_on(root):

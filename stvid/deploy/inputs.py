@@ -75,7 +75,9 @@ def _sources_of(word: str) -> list[Source]:
         raise InputError(f"{word} {what}; {HINT}")
     parts = path.parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    return [_named(video, video.relative_to(fixed)) for video in videos]
+    names = [video.relative_to(fixed) for video in videos]
+    names = [Path(name.name) if ".." in name.parts else name for name in names]  # outputs stay in their folder
+    return [_named(video, name) for video, name in zip(videos, names, strict=True)]
 
 
 def _sources_of_table(path: Path) -> list[Source]:
