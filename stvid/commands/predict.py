@@ -46,7 +46,11 @@ def run(options: argparse.Namespace) -> None:
         for entry in batch.predict():
             show(entry_text(entry))
             num_failed += "error" in entry
-    finally:  # also after Ctrl-C
+    except KeyboardInterrupt:
+        if options.json is not None and batch.files.entries:
+            show(f"{visible(options.json)} keeps what is finished; the same command with --resume goes on from there")
+        raise
+    finally:
         batch.files.write()
     if num_failed:
         raise SystemExit(1)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
+from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources, output_files
 from stvid.errors import InputError
 from stvid.files import why_not_writable
 
@@ -42,7 +42,12 @@ def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
         folder = Path(value).absolute().parent
         if folder.is_dir() and (reason := why_not_writable(folder)) is not None:
             yield f"--{name} {value}: no file can be written there: {reason}"
-    yield from find_output_mistakes(options.found, options.sources, single=single, each=each)
+    mistakes = list(find_output_mistakes(options.found, options.sources, single=single, each=each))
+    yield from mistakes
+    if options.out and not mistakes and not options.resume:  # it might be somebody's video
+        files = output_files(options.out, options.found, ending=EACH["out"])
+        if existing := [file for file in files if file.exists()]:
+            yield f"--out {options.out}: {existing[0]} exists already; name another file or folder"
 
 
 def _find_wrong_numbers(options: argparse.Namespace) -> Iterator[str]:
