@@ -20,7 +20,8 @@ import av
 import numpy as np
 
 from stvid.deploy import live as live_module
-from stvid.deploy.live import LiveRecognition, SteadyLabel
+from stvid.deploy.live import LiveRecognition
+from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import Stream
 from stvid.device import default_device, limit_cpu_threads
 from stvid.run.checkpoint import load_checkpoint

@@ -222,7 +222,9 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     _add_workers(parser)
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the predictions to this file")
-    parser.add_argument("--resume", action="store_true", help="leave out what is finished in the file of --json")
+    parser.add_argument(
+        "--resume", action="store_true", help="with --json: leave out the videos that are finished in its file"
+    )
 
 
 def _add_segment_options(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +236,7 @@ def _add_segment_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hop", type=float, metavar="S", help=description)
     description = "seconds of the shortest segment (default: half a window)"
     group.add_argument("--min-duration", type=float, metavar="S", help=description)
-    description = "a class that means that nothing happens: it gets no subtitles; may be repeated"
+    description = "a class that means that nothing happens: grey in --out, left out of subtitles; may be repeated"
     group.add_argument("--background", metavar="CLASS", action="append", default=[], help=description)
     group.add_argument("--csv", metavar="F", help="also write a table with a row for each segment")
     for name in ("srt", "vtt"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,10 +20,17 @@ from filelock import FileLock, Timeout
 
 from stvid.disks import WRITE_ERRNOS, disk_text, full_disk_error
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces `path` if the block ends without an error.
+
+    Args:
+        path: the file.
+        overwrite: replace a file that exists when the block ends. If not, the new file is written beside it, under a
+            name with a number, and a warning says so.
 
     Raises:
         OSError: the file cannot be written. Its `filename` is `path`, which errors of a write do not know by
@@ -33,7 +41,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial")
     try:
         yield partial
-        os.replace(partial, path)
+        os.replace(partial, path if overwrite else _new_file(path))
     except Exception as error:
         if (full := full_disk_error(error)) is not None:
             raise OSError(full.errno, full.strerror, str(path)) from error
@@ -45,6 +53,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> Path:
+    """Makes an empty file: `path`, or if that exists, the first of `NAME-2.mp4`, `NAME-3.mp4`, ... that does not."""
+    for number in itertools.count(1):
+        new = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if os.path.lexists(new):  # on Windows, opening a folder is another error
+            continue
+        with contextlib.suppress(FileExistsError):  # another program was faster
+            new.open("x").close()
+            break
+    if new != path:
+        log.warning("%s has appeared meanwhile and is not replaced; the new file is %s", path, new)
+    return new
 
 
 def writer_is_dead(partial: Path) -> bool:

@@ -72,6 +72,20 @@ def show(text: object = "", *, file: TextIO | None = None, flush: bool = False) 
     print(visible_lines(text), file=file, flush=flush)
 
 
+def clock(seconds: float, *, digits: int) -> str:
+    """`1:02:03.4`, hours only if there are any; a negative time has a minus sign.
+
+    Args:
+        seconds: the time.
+        digits: after the point, at least 1.
+    """
+    unit = 10**digits
+    minutes, rest = divmod(round(abs(seconds) * unit), 60 * unit)
+    hours = f"{minutes // 60}:" if minutes >= 60 else ""
+    text = f"{hours}{minutes % 60:0{2 if hours else 1}d}:{rest // unit:02d}.{rest % unit:0{digits}d}"
+    return f"-{text}" if seconds < 0 else text
+
+
 class LogFormatter(logging.Formatter):
     """Formats log records; control characters are escaped, and line breaks in arguments too.
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import threading
 from types import SimpleNamespace
+from unittest import mock
 
 import av
 import pytest
@@ -72,7 +73,7 @@ def test_a_cut_connection_is_an_error_and_can_be_opened_again(video):
 
 def test_a_file_on_a_server_is_played_at_its_own_pace_and_ends(video, monkeypatch):
     paced = []
-    monkeypatch.setattr(capture, "held_back", lambda frames, closed: paced.append(True) or frames)
+    monkeypatch.setattr(capture, "held_back", lambda frames, closed, longest: paced.append(True) or frames)
     with serving(file=lambda handler: send(handler, video)) as server:
         source = NetworkStream(f"{server.url}/file")
         assert len(list(source.frames())) == 50
@@ -81,7 +82,7 @@ def test_a_file_on_a_server_is_played_at_its_own_pace_and_ends(video, monkeypatc
 
 
 def test_a_playlist_is_read(video, monkeypatch):
-    monkeypatch.setattr(capture, "held_back", lambda frames, closed: frames)
+    monkeypatch.setattr(capture, "held_back", lambda frames, closed, longest: frames)
     with serving(list__m3u8=playlist("part.ts"), part__ts=lambda handler: send(handler, video)) as server:
         source = NetworkStream(f"{server.url}/list.m3u8")
         assert len(list(source.frames())) == 50
@@ -252,7 +253,24 @@ def test_the_time_for_which_a_frame_is_held_back_is_no_lack_of_pictures(monkeypa
     monkeypatch.setattr(capture, "time", clock)
     data = io.BytesIO(mpegts())
     with av.open(data) as container:
-        frames = capture._decode("x", container, max_pixels=10**6, timeout=10)
+        frames = capture._decode(container, "x", fps=25, max_pixels=10**6, timeout=10)
         for _ in range(3):
             next(frames)
             clock.now += 15  # the frame after it comes 15 s later
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ([None, None, None, None], [0.0, 0.1, 0.2, 0.3]),
+        ([7.0, None, None, 7.5, None], [0.0, 0.1, 0.2, 0.5, 0.6]),
+        ([None, None, 7.5, None, 8.0], [0.0, 0.1, 0.2, 0.3, 0.7]),
+    ],
+)
+def test_a_frame_without_a_time_follows_the_one_before(stamps, expected):
+    frames = [SimpleNamespace(height=4, width=4, time=stamp) for stamp in stamps]
+    stream = mock.create_autospec(av.VideoStream, instance=True)
+    packets = [SimpleNamespace(decode=lambda frame=frame: [frame]) for frame in frames]
+    container = SimpleNamespace(streams=SimpleNamespace(best=lambda kind: stream), demux=lambda stream: packets)
+    decoded = capture._decode(container, "x", fps=10, max_pixels=100, timeout=10)
+    assert [seconds for seconds, _ in decoded] == pytest.approx(expected)

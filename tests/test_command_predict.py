@@ -228,10 +228,6 @@ def test_mistakes_that_only_the_model_shows_are_told_before_the_work(run_folder,
     assert (tmp_path / "p.json").read_text() == '[{"path": 5}]'
 
 
-def test_times_are_printed_with_hours_only_if_there_are_any():
-    assert [predict._clock(t) for t in (0, 61.239, 3723.456, -0.5)] == ["0:00.00", "1:01.24", "1:02:03.46", "-0:00.50"]
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [(VideoError("v", UNREADABLE, "cannot be encoded"), 1), (OSError(errno.ENOSPC, "No space left on device"), 2)],
@@ -247,3 +243,49 @@ def test_segments_are_kept_if_the_video_with_them_cannot_be_written(
     _, (entry,) = predicted(run_folder, tmp_path, *words, code=code)
     assert entry["segments"][-1]["end"] == 6.0
     assert "error" in entry or "fingerprint" not in entry  # --resume tries it again
+
+
+def test_an_existing_video_is_not_replaced_and_nothing_is_computed(run_folder, videos, tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"mine")
+    words = [
+        "predict",
+        run_folder,
+        videos / "a" / "long.mp4",
+        "--out",
+        tmp_path / "mine.mp4",
+        "--json",
+        tmp_path / "p.json",
+    ]
+    for more in ([], ["--resume"]):
+        done = command(*words, *more, "--workers", 0)
+        assert done.returncode == 2
+        assert f"{tmp_path / 'mine.mp4'} exists already, and videos are never replaced" in done.stderr
+    assert (tmp_path / "mine.mp4").read_bytes() == b"mine"
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_resume_takes_over_the_video_of_an_earlier_call(run_folder, videos, tmp_path):
+    words = [videos / "b" / "short.mp4", "--out", tmp_path / "o.mp4"]
+    predicted(run_folder, tmp_path, *words)
+    (tmp_path / "p.json").unlink()  # as if the call had been killed before it wrote the list
+    before = os.stat(tmp_path / "o.mp4").st_ino
+    _, (entry,) = predicted(run_folder, tmp_path, *words, "--resume")
+    assert entry["segments"]
+    assert os.stat(tmp_path / "o.mp4").st_ino == before
+    predicted(run_folder, tmp_path, *words, "--resume", "--threshold", 0.9)  # other settings
+    assert os.stat(tmp_path / "o.mp4").st_ino != before
+
+
+def test_the_other_videos_go_on_if_the_output_of_one_cannot_be_written(run_folder, videos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("a file where a folder is needed")
+    words = ["predict", run_folder, f"{videos}/*/*.mp4", "--out", out, "--srt", out, "--json", tmp_path / "p.json"]
+    done = command(*words, "--workers", 0)
+    assert done.returncode == 2
+    for name in ("long.mp4", "long.srt"):
+        assert f"{out / 'a' / name} cannot be written: {out / 'a'}: " in done.stderr
+    assert {path.name for path in (out / "b").iterdir()} == {"long.mp4", "long.srt", "short.mp4", "short.srt"}
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert ["fingerprint" in entry for entry in entries] == [False, True, True]
+    assert all(entry["segments"] for entry in entries)

@@ -4,8 +4,8 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import PIL
 import pytest
-from PIL import ImageTk
 
 from stvid.deploy import display
 from stvid.deploy.display import Display
@@ -50,7 +50,9 @@ def tk(monkeypatch):
     module = SimpleNamespace(Tk=Widget, Label=Widget, TclError=TclError)
     monkeypatch.setitem(sys.modules, "tkinter", module)
     monkeypatch.setattr(display, "check_display", lambda: None)
-    monkeypatch.setattr(ImageTk, "PhotoImage", lambda picture: picture)
+    image_tk = SimpleNamespace(PhotoImage=lambda picture: picture)
+    monkeypatch.setitem(sys.modules, "PIL.ImageTk", image_tk)
+    monkeypatch.setattr(PIL, "ImageTk", image_tk, raising=False)
     return module
 
 

@@ -22,7 +22,7 @@ def test_words_name_videos_in_order_and_each_once(root):
     (root / "b" / "list.csv").write_text("note,path\nx,x.avi\ny,../a/x.mp4\n")
     found = find_sources(["b/list.csv", "a", "./a/x.mp4", "frames"])
     assert [os.path.normpath(source.path) for source in found] == ["b/x.avi", "a/x.mp4", "a/deep/y.mkv", "frames"]
-    assert [str(source.name) for source in found] == ["x", "x", "deep/y", "frames"]
+    assert [str(source.name) for source in found] == ["b/x", "a/x", "deep/y", "frames"]
 
 
 def test_patterns_match_videos_and_frame_folders_and_nothing_else(root):
@@ -86,12 +86,27 @@ def mistakes(words, single=(), each=()):
         (["a"], {}, {"srt": "text/readme.txt"}, "there are 2 videos, so it must be a folder"),
         (["a"], {}, {"srt": "text/readme.txt/o"}, "readme.txt is a file, so there can be no such folder"),
         (["a/x.mp4"], {}, {"out": "x.webm"}, "the video must end in .mp4"),
+        (["a/x.mp4"], {}, {"srt": "x.vtt"}, "--srt x.vtt: the file must end in .srt"),
+        (["a/x.mp4"], {}, {"vtt": "x"}, "--vtt x: the file must end in .vtt"),
+        (
+            ["a/x.mp4"],
+            {},
+            {"out": "mine.mp4"},
+            "--out mine.mp4: mine.mp4 exists already, and videos are never replaced",
+        ),
+        (["a/x.mp4"], {}, {"srt": "mine.mp4"}, "must end in .srt"),
+        (["a/x.mp4"], {"json": "mine.mp4"}, {}, "--json mine.mp4: mine.mp4 exists already"),
+        (["a"], {"csv": "mine.mp4"}, {}, "--csv mine.mp4: mine.mp4 exists already"),
+        (["a"], {}, {"out": "o"}, "--out o: o/deep/y.mp4 exists already"),
     ],
 )
 def test_files_that_cannot_be_made_are_told(root, words, single, each, message):
     (root / "link.mp4").symlink_to("a/x.mp4")
     (root / "hard.mp4").hardlink_to("a/x.mp4")
     (root / "list.csv").write_text("path\na/x.mp4\n")
+    (root / "mine.mp4").write_text("mine")
+    (root / "o" / "deep").mkdir(parents=True)
+    (root / "o" / "deep" / "y.mp4").write_text("mine")
     found = mistakes(words, single, each)
     assert any(message in mistake for mistake in found), found
 
@@ -99,3 +114,27 @@ def test_files_that_cannot_be_made_are_told(root, words, single, each, message):
 def test_files_beside_the_videos_are_no_mistake(root):
     assert not mistakes(["a"], {"json": "r.json", "csv": "r.csv"}, {"srt": "o", "vtt": "o", "out": "o"})
     assert not mistakes(["a/x.mp4"], {}, {"srt": "a/x.srt", "out": "new/folder/x.mp4"})
+    for name in ("r.json", "r.csv", "o/x.srt"):  # text files are replaced
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    assert not mistakes(["a"], {"json": "r.json", "csv": "r.csv"}, {"srt": "o"})
+
+
+@pytest.mark.parametrize("pattern", ["data/*/clip.mp4", "{}/data/*/clip.mp4", "data/**/clip.mp4", "data/[12]/c*.mp4"])
+def test_videos_of_a_pattern_are_named_by_their_path_from_the_first_wildcard_on(root, pattern):
+    for name in ("data/1/clip.mp4", "data/2/clip.mp4"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    assert [source.name for source in find_sources([pattern.format(root)])] == [Path("1/clip"), Path("2/clip")]
+    assert not mistakes([pattern.format(root)], {}, {"srt": "subs"})
+    assert [source.name for source in find_sources(["data/[1]/../../a/x.mp4"])] == [Path("x")]
+
+
+def test_videos_of_a_table_are_named_by_their_path_from_their_common_folder_on(root):
+    (root / "list.csv").write_text(f"path\ndata/1/clip.mp4\ndata/2/clip.mp4\n{root}/data/3.mp4\n")
+    (root / "data").mkdir()
+    (root / "data" / "3.mp4").touch()
+    names = [Path("1/clip"), Path("2/clip"), Path("3")]
+    assert [source.name for source in find_sources(["list.csv"])] == names
+    (root / "one.csv").write_text("path\na/deep/y.mkv\n")
+    assert [source.name for source in find_sources(["one.csv"])] == [Path("y")]

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_slot import Source
+from test_slot import LONG, Source
 
 from stvid.clip import ClipSpec
-from stvid.deploy import live, slot
-from stvid.deploy.live import LiveRecognition, SteadyLabel
+from stvid.deploy import live, meter, slot
+from stvid.deploy.live import LiveRecognition
 from stvid.deploy.segments import UNKNOWN
+from stvid.deploy.steady_label import SteadyLabel
 from stvid.errors import InputError
 from stvid.models.cnn_lstm import CNNLSTM
 
@@ -31,6 +32,9 @@ class Model:
     pushed, meanwhile, silent = [], staticmethod(lambda: None), 0
 
     def __init__(self, trained, *, fps, runner, hop):
+        self.restart()
+
+    def restart(self):
         self.pushed.append([])
         self.count = 0
 
@@ -52,9 +56,9 @@ def model(monkeypatch):
     return fresh
 
 
-def recognition(source, **options):
-    label = SteadyLabel(NAMES, **{"threshold": 0.5, "min_duration": 0.0, **options})
-    return LiveRecognition(TRAINED, source, label=label, runner=object())
+def recognition(source, *, trained=TRAINED, windows=False):
+    label = SteadyLabel(NAMES, threshold=0.5, min_duration=0.0)
+    return LiveRecognition(trained, source, label=label, windows=windows, runner=object())
 
 
 def label_changes(events):
@@ -86,8 +90,8 @@ class Clock:
 def test_a_source_twice_as_fast_as_the_model_loses_frames_but_no_time(model, monkeypatch):
     """While the model computes, two frames arrive. Each answer is about the frame that was the newest then."""
     source = Source(None)
-    monkeypatch.setattr(live, "time", Clock(source))
-    monkeypatch.setattr(slot, "time", Clock(source))
+    for module in (live, meter, slot):
+        monkeypatch.setattr(module, "time", Clock(source))
     running = recognition(source)
     newest, delays, notes = [], [], []
 
@@ -116,35 +120,47 @@ def test_a_source_twice_as_fast_as_the_model_loses_frames_but_no_time(model, mon
     assert "needs 25 frames/s and manages 12.5" in notes[1]
 
 
-def test_a_slow_model_of_windows_gets_all_frames_and_fewer_windows(model, monkeypatch):
-    """A window every 4 frames takes as long as 8 frames."""
+def test_a_model_of_windows_gets_all_frames_and_fewer_windows_while_it_is_slow(model, monkeypatch):
+    """A window every 4 frames takes as long as 8 frames; later, as long as 2."""
 
     class Windows(model):
+        cost = 8
+
         def __init__(self, trained, *, fps, runner, hop):
             super().__init__(trained, fps=fps, runner=runner, hop=hop)
-            self.hop = hop or 4
+            self.hop = hop
 
         def push(self, frame_CHW):
             if (self.count + 1) % self.hop == 0:
-                source.give(8)
+                source.give(self.cost)
             return super().push(frame_CHW)
 
     source = Source(None)
     monkeypatch.setattr(live, "Stream", Windows)
-    monkeypatch.setattr(live, "time", Clock(source))
-    monkeypatch.setattr(slot, "time", Clock(source))
-    running, notes = recognition(source), []
-    source.give(wait=False)
+    for module in (live, meter, slot):
+        monkeypatch.setattr(module, "time", Clock(source))
+    trained = SimpleNamespace(**{**vars(TRAINED), "clip": ClipSpec(num_frames=16, frame_stride=1, size=4)})
+    running, notes = recognition(source, trained=trained, windows=True), []
+    take = running.slot.take
+
+    def wait_for_frames(*, timeout):
+        while not (arrivals := take(timeout=0.001)):
+            source.give()  # the model has read all frames so far
+        return arrivals
+
+    monkeypatch.setattr(running.slot, "take", wait_for_frames)
     for event in running.events():
-        if event.note:
-            notes.append(event.note)
-        elif event.frame_CHW is not None and event.seconds * 25 > source.number - 1.5:  # the newest one
-            source.give()
-        if len(model.pushed[-1]) == 100 and len(notes) > 1:
+        notes += [event.note] if event.note else []
+        is_settled = len(model.pushed[-1]) >= 200  # the speed was measured again, and nothing changed
+        if is_settled and "faster" in notes[-1]:
             break
+        if is_settled and Windows.cost == 8:
+            frames, Windows.cost = model.pushed[-1][20:100], 2
+        assert source.number < 3000
     source.close()
-    assert "one window every 0.36 s" in notes[1]  # 9 frames
-    frames = model.pushed[-1][20:]
+    assert notes[1] == "the model is slow: from now on, one window every 0.36 s"  # 9 frames
+    assert "faster" in notes[2]
+    assert notes[-1] == "the model is faster again: from now on, one window every 0.16 s"  # 4 frames, as at first
     assert frames == list(range(frames[0], frames[0] + 80))
 
 
@@ -173,7 +189,7 @@ def test_a_model_is_started_anew_after_a_gap_and_the_label_is_unknown(model):
 
 def test_a_lost_source_is_told_and_starts_the_model_anew(model, monkeypatch):
     monkeypatch.setattr(slot, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(live, "HEARTBEAT", 0.005)
+    monkeypatch.setattr(live, "IDLE_INTERVAL", 0.005)
     source = Source(3, 3, waits=True)
     source.allowed.release(6)
     running = recognition(source)
@@ -183,6 +199,18 @@ def test_a_lost_source_is_told_and_starts_the_model_anew(model, monkeypatch):
     assert [event.label for event in events if event.changed] == ["walk", UNKNOWN, "walk"]
     assert [len(frames) for frames in model.pushed[-2:]] == [3, 3]
     assert running.slot.connections == 1
+
+
+def test_the_label_before_a_lost_connection_is_forgotten_however_soon_it_comes_back(model, monkeypatch):
+    """The source is back before anybody has noticed that it was lost."""
+    monkeypatch.setattr(slot, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(live, "IDLE_INTERVAL", LONG)
+    model.silent = 2
+    source = Source(5, 5, waits=True)
+    source.allowed.release(10)
+    events = list(recognition(source).events())
+    assert len([event for event in events if event.note]) == 2
+    assert label_changes(events) == [(2, "walk"), (5, UNKNOWN), (7, "walk")]
 
 
 def test_a_source_that_breaks_is_an_error_after_its_last_answer(model):
@@ -195,7 +223,7 @@ def test_a_source_that_breaks_is_an_error_after_its_last_answer(model):
 
 
 def test_without_frames_the_time_goes_on(model, monkeypatch):
-    monkeypatch.setattr(live, "HEARTBEAT", 0.001)
+    monkeypatch.setattr(live, "IDLE_INTERVAL", 0.001)
     source = Source(None)
     source.give(wait=False)
     events = recognition(source).events()
@@ -250,20 +278,20 @@ def test_a_background_class_is_unknown():
 
 def test_the_meter_counts_frames_and_latencies(monkeypatch):
     now = SimpleNamespace(monotonic=lambda: now.value, value=0.0)
-    monkeypatch.setattr(live, "time", now)
-    meter = live.Meter()
+    monkeypatch.setattr(meter, "time", now)
+    speed = meter.Meter()
     latencies = np.random.default_rng(0).uniform(0.01, 0.03, 100)
     for i in range(100):
         now.value = 0.1 * i
-        meter.add(now.value - latencies[i])
-    assert meter.fps == pytest.approx(10)
-    assert meter.mean_fps == pytest.approx(10)
-    assert meter.mean_ms == pytest.approx(1000 * latencies.mean())
-    assert meter.percentile_95_ms == pytest.approx(1000 * np.percentile(latencies, 95))
-    assert meter.latency_ms == pytest.approx(1000 * latencies[-50:].mean(), rel=0.05)
+        speed.add(now.value - latencies[i])
+    assert speed.fps == pytest.approx(10)
+    assert speed.mean_fps == pytest.approx(10)
+    assert speed.mean_ms == pytest.approx(1000 * latencies.mean())
+    assert speed.percentile_95_ms == pytest.approx(1000 * np.percentile(latencies, 95))
+    assert speed.latency_ms == pytest.approx(1000 * latencies[-50:].mean(), rel=0.05)
     now.value += 60
-    assert meter.latency_ms is None
+    assert speed.latency_ms is None
     for _ in range(20_000):  # nobody asks for the latest speed, as without a terminal
         now.value += 0.1
-        meter.add(now.value)
-    assert len(meter.recent) <= 52
+        speed.add(now.value)
+    assert len(speed.recent) <= 52

@@ -111,7 +111,7 @@ MISTAKES = [  # words, and what the message says
     (["predict", "RUN", "VIDEO", "--no-segments", "--srt", "x"], "--no-segments: --srt is about segments"),
     (["predict", "RUN", "VIDEO", "--resume"], "--resume continues the list in --json; name it: --json F"),
     (["predict", "RUN", "VIDEO", "--out", "VIDEO"], "would overwrite VIDEO, which is to be read"),
-    (["predict", "RUN", "VIDEO", "--out", "CLASS/1.mp4"], "1.mp4 exists already; name another file or folder"),
+    (["predict", "RUN", "VIDEO", "--out", "CLASS/1.mp4"], "1.mp4 exists already, and videos are never replaced"),
     (["predict", "RUN", "VIDEO", "--csv", "VIDEO"], "would overwrite VIDEO, which is to be read"),
     (["predict", "RUN", "VIDEO", "--srt", ""], "--srt has no value"),
     (["predict", "RUN", "VIDEO", "--out", "x.gif"], "the video must end in .mp4"),

@@ -11,7 +11,7 @@ def given(pace, times, *, cost=0.0):
     """How often each frame is given to a model that needs `cost` seconds for one."""
     counts = []
     for seconds in times:
-        count = pace.count(seconds)
+        count = pace.repetitions(seconds)
         counts.append(count)
         pace.measure(cost * (count or 1), count or 1)
     return counts
@@ -69,7 +69,7 @@ def test_a_slow_model_gets_evenly_spaced_frames_that_it_can_manage(factor):
     pace, now, taken, changes = Pace(25), 0.0, [], 0
     while now < 60:
         frame = int(now * 25 + 1e-9)
-        count = pace.count(frame / 25)
+        count = pace.repetitions(frame / 25)
         assert count in (0, 1)
         cost = count * factor / 25
         changes += pace.measure(cost, count)
@@ -90,3 +90,13 @@ def test_a_model_that_becomes_fast_again_gets_every_frame():
     counts = given(pace, [4 + i / 25 for i in range(300)], cost=0.01)
     assert pace.slowdown == 1.0
     assert counts[200:] == [1] * 100
+
+
+def test_the_load_is_measured_over_whole_periods():
+    """A window every 9 frames takes as long as 8 of them."""
+    pace = Pace(25, period=9)
+    for i in range(300):
+        pace.repetitions(i / 25)
+        assert not pace.measure(8 / 25 if i % 9 == 8 else 0.0, 1)
+        assert pace.load in (None, pytest.approx(8 / 9))
+    assert pace.load is not None

@@ -73,3 +73,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         record(pictures(1)[0], 0.0)
     assert error.value.filename == str(tmp_path / "x.mp4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_has_appeared_meanwhile_is_not_replaced(tmp_path, caplog):
+    path, taken = tmp_path / "x.mp4", tmp_path / "x-2.mp4"
+    taken.mkdir()
+    with open_recording(path, fps=25) as record:
+        record(pictures(1)[0], 0.0)
+        path.write_text("precious")
+    assert path.read_text() == "precious"
+    assert probe(tmp_path / "x-3.mp4").num_frames == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x-2.mp4", "x-3.mp4", "x.mp4"]
+    assert f"{path} has appeared meanwhile and is not replaced; the new file is {tmp_path / 'x-3.mp4'}" in caplog.text

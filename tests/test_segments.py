@@ -1,10 +1,11 @@
 """Segments cover the video in order; steps are found where they are; short segments go to their neighbours."""
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
 
+from stvid.deploy import segments
 from stvid.deploy.segments import UNKNOWN, Hysteresis, find_segments, merge_short, smooth
 
 CLASSES = ("a", "b", "c", "d")
@@ -144,3 +145,66 @@ def test_a_short_segment_between_two_classes_is_divided_where_the_second_becomes
     labels = [0] * 5 + [None] * 4 + [1] * 5
     edges = 0.1 * np.arange(15)
     assert merge_short(labels, probabilities, edges, min_duration=0.41) == [0] * 8 + [1] * 6
+
+
+def merged_one_by_one(labels, probabilities_WK, edges, *, min_duration):
+    """The definition of `merge_short`, in quadratic time: find the shortest segment, give it away, begin again."""
+    labels = list(labels)
+    while True:
+        sizes = [len(list(windows)) for _, windows in groupby(labels)]
+        lasts = np.cumsum(sizes)
+        firsts = lasts - sizes
+        lengths = edges[lasts] - edges[firsts]
+        i = int(np.argmin(lengths))
+        if len(sizes) == 1 or lengths[i] >= min_duration:
+            return labels
+        first, last = int(firsts[i]), int(lasts[i])
+        beside = ([labels[first - 1]] if first else []) + ([labels[last]] if last < len(labels) else [])
+        before, after = beside[0], beside[-1]
+        if before is None or after is None or before == after:
+            labels[first:last] = [before if before == after else None] * (last - first)
+        else:
+            part = probabilities_WK[first:last]
+            s = int(np.concatenate([[0.0], np.cumsum(part[:, before] - part[:, after])]).argmax())
+            labels[first:last] = [before] * s + [after] * (last - first - s)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_shortest_segment_goes_first_whatever_the_labels(seed):
+    rng = np.random.default_rng(seed)
+    num_windows = int(rng.integers(1, 120))
+    labels = np.repeat(rng.integers(-1, 4, num_windows), rng.integers(1, 4, num_windows))[:num_windows]
+    labels = [None if label < 0 else int(label) for label in labels]
+    probabilities = rng.dirichlet(np.full(4, 0.5), num_windows)
+    steps = rng.integers(1, 4, num_windows) if seed % 2 else rng.uniform(0.1, 1, num_windows)  # with equal lengths
+    if seed % 3 == 0:
+        probabilities = probabilities.round(1)  # with equal sums
+    edges = np.concatenate([[0.0], np.cumsum(steps)])
+    for min_duration in (0.0, 2.0, 5.0, 20.0):
+        arguments = (labels, probabilities, edges)
+        expected = merged_one_by_one(*arguments, min_duration=min_duration)
+        assert merge_short(*arguments, min_duration=min_duration) == expected
+
+
+def test_merging_looks_at_each_segment_a_few_times(monkeypatch):
+    divided = []
+    division = segments._division
+    monkeypatch.setattr(
+        segments, "_division", lambda part, *labels: divided.append(len(part)) or division(part, *labels)
+    )
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 20_000).tolist()
+    probabilities = rng.dirichlet(np.full(4, 0.5), 20_000)
+    merge_short(labels, probabilities, np.arange(20_001.0), min_duration=8.0)
+    assert len(divided) < 20_000
+    assert sum(divided) < 20 * 20_000  # windows; beginning again after each of them would be 20,000 * 20,000 / 2
+
+
+def test_smoothing_in_blocks_is_the_median_of_three_neighbours(monkeypatch):
+    monkeypatch.setattr(segments, "BLOCK", 12)  # three windows
+    probabilities = np.random.default_rng(0).dirichlet(np.full(4, 0.5), 11).astype(np.float32)
+    before, after = probabilities[[0, *range(10)]], probabilities[[*range(1, 11), 10]]
+    medians = np.median([before, probabilities, after], axis=0)
+    smoothed = smooth(probabilities)
+    assert smoothed.dtype == np.float32
+    np.testing.assert_allclose(smoothed, medians / medians.sum(axis=1, keepdims=True), rtol=1e-6)

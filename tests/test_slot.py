@@ -93,6 +93,18 @@ def test_the_newest_frames_are_kept_for_a_model_that_looks_at_several():
     frames.close()
 
 
+@pytest.mark.parametrize(("max_bytes", "kept"), [(3 * 48 + 47, 3), (10, 1)])
+def test_frames_that_wait_have_a_limit_in_bytes(max_bytes, kept, monkeypatch):
+    monkeypatch.setattr(slot, "MAX_BYTES", max_bytes)  # a frame has 48
+    source = Source(None)
+    frames = FrameSlot(source, capacity=5)
+    frames.start()
+    source.give(10)
+    assert numbers(frames.take(timeout=LONG)) == list(range(10 - kept, 10))
+    assert frames.dropped == 10 - kept
+    frames.close()
+
+
 def test_a_source_that_waits_loses_nothing():
     source = Source(50, waits=True)
     source.allowed.release(50)

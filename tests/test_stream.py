@@ -171,6 +171,27 @@ def test_windows_take_the_frames_of_the_evaluation(tmp_path, changes, fps, span)
             np.testing.assert_allclose(answer, wanted.probabilities, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["carried state", "continual convolution", "windows"])
+def test_a_stream_that_is_started_anew_gives_the_answers_of_a_new_one(tmp_path, mode, monkeypatch):
+    clip = dataclasses.replace(CLIP, num_frames=4, frame_stride=2, input="rgb_diff")
+    model = small_conv3d(in_channels=clip.channels) if mode == "continual convolution" else None
+    run = trained(tmp_path, clip, model, **({} if model else {"bidirectional": mode == "windows"}))
+    runner, video, prepared = ModelRunner(run, device=CPU), video_of(26), []
+    fresh = Stream(run, fps=20, runner=runner)
+    wanted = [fresh.push(frame) for frame in video[10:]]
+    stream = Stream(run, fps=20, runner=runner)
+    monkeypatch.setattr(run.model, "start_stream", prepared.append)  # the network is not prepared again
+    for frame in video[:10]:
+        stream.push(frame)
+    stream.restart()
+    answers = [stream.push(frame) for frame in video[10:]]
+    assert stream.mode == mode
+    assert (stream.num_frames, prepared) == (16, [])
+    assert [answer is None for answer in answers] == [answer is None for answer in wanted]
+    assert all(torch.equal(a, b) for a, b in zip(answers, wanted, strict=True) if a is not None)
+    assert answers[-1] is not None
+
+
 def test_what_cannot_be_a_stream_is_refused(tmp_path):
     with pytest.raises(
         InputError, match=r"this CNNLSTM reads whole videos .*clip.num_frames=null.*bidirectional=false"

@@ -21,7 +21,7 @@ from stvid.evaluation.text import result_text, summary_sentence
 from stvid.exits import report_errors
 from stvid.progress import Bar
 from stvid.sweep.trials import Trial, leaderboard_text
-from stvid.terminal import LogFormatter, aligned, show, visible, visible_lines
+from stvid.terminal import LogFormatter, aligned, clock, show, visible, visible_lines
 from stvid.training.callbacks.progress import format_row, header_lines
 
 HIDDEN = {
@@ -264,3 +264,8 @@ def test_printed_tables_fit_the_terminal(columns, monkeypatch, tmp_path):
     for text in texts:
         tables = [line for line in text.splitlines() if re.search(r"\S  +\S", line)]
         assert max(map(cell_len, tables)) <= columns, text
+
+
+def test_times_have_hours_only_if_there_are_any():
+    assert [clock(t, digits=2) for t in (0, 61.239, 3723.456, -0.5)] == ["0:00.00", "1:01.24", "1:02:03.46", "-0:00.50"]
+    assert [clock(t, digits=1) for t in (3.14, 59.96, 3600)] == ["0:03.1", "1:00.0", "1:00:00.0"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stvid.commands.predict_arguments import find_predict_mistakes
+from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_limits
 from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
@@ -153,10 +152,7 @@ def _check_stream(options: argparse.Namespace) -> Iterable[str]:
         yield f"{options.source} is a folder without images; name one video, or a folder of its images"
     if options.source == "-" and sys.stdin.isatty():
         yield "-: stdin is the terminal; let another program write raw frames to it"
-    if options.threshold is not None and not 0 < options.threshold <= 1:
-        yield f"--threshold (={options.threshold:g}) must be above 0 and at most 1"
-    if not 0 <= options.min_duration < math.inf:
-        yield f"--min-duration (={options.min_duration:g}) must be 0 or more seconds"
+    yield from find_wrong_limits(options)
     if options.duration is not None and not options.duration > 0:
         yield f"--duration (={options.duration:g}) must be above 0 seconds"
     if options.out is not None:

@@ -11,7 +11,7 @@ from stvid.data.dataset import Failure
 from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item
 from stvid.deploy.annotate import annotate
-from stvid.deploy.inputs import EACH, Source, output_files
+from stvid.deploy.inputs import EACH, Source, exists_text, output_files
 from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry
 from stvid.deploy.segmentation import (
     SegmentOptions,
@@ -25,15 +25,18 @@ from stvid.deploy.subtitles import subtitles, write_subtitles
 from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
-from stvid.errors import UNREADABLE, VideoError
+from stvid.disks import full_disk_error
+from stvid.errors import UNREADABLE, InputError, VideoError, raise_mistakes
 from stvid.inference import ModelRunner, classify_each
 from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.terminal import aligned, show, visible
+from stvid.terminal import aligned, clock, show, visible
 from stvid.video.playback import clock_start
+from stvid.video.redraw import read_comment
 from stvid.video.types import VideoInfo
 
 LONG = 4  # clips; longer videos are divided into segments
+MARK = "stvid predict "  # begins the comment in the files of --out; the fingerprint follows
 
 
 def run(options: argparse.Namespace) -> None:
@@ -52,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
         raise
     finally:
         batch.files.write()
+    raise_mistakes(batch.unwritten)
     if num_failed:
         raise SystemExit(1)
 
@@ -78,6 +82,8 @@ class Batch:
                 for source, file in zip(self.sources, output_files(target, self.sources, ending=ending), strict=True):
                     self.outputs[source.path][option] = file
         self.fingerprints = {path: self._fingerprint(path) for path in paths}
+        self.annotated = self._find_annotated()
+        self.unwritten: list[str] = []  # messages about files that could not be written
 
     def predict(self) -> Iterator[dict]:
         """Yields the entry of each video, as soon as it is done; see `make_entry`."""
@@ -113,10 +119,27 @@ class Batch:
             path, self.trained, [options.top, options.segments, threshold, *limits, *sorted(options.background)]
         )
 
+    def _find_annotated(self) -> set[Path]:
+        """The files of --out that an earlier call has written, with these settings.
+
+        Raises:
+            InputError: a file exists that is of no earlier call.
+        """
+        annotated, mistakes = set(), []
+        for path, outputs in self.outputs.items():
+            if (file := outputs.get("out")) is not None and file.exists():
+                comment = read_comment(file)
+                if comment == MARK + self.fingerprints[path]:
+                    annotated.add(file)
+                elif not comment.startswith(MARK):
+                    mistakes.append(exists_text(f"--out {self.options.out}", file))
+        raise_mistakes(mistakes)
+        return annotated
+
     def _is_finished(self, path: Path) -> bool:
         """With --resume, whether this video, its file and these settings have been done before."""
         return self.files.is_finished(path, self.fingerprints[path]) and all(
-            file.exists() for file in self.outputs[path].values()
+            file in self.annotated if option == "out" else file.exists() for option, file in self.outputs[path].items()
         )
 
     def _is_long(self, info: VideoInfo) -> bool:
@@ -178,26 +201,31 @@ class Batch:
             segments=result.segments,
             error=result.error,
         )
-        try:
-            self._write_outputs(path, info, result)
-        except VideoError as error:
-            entry["error"] = error.reason
-        except OSError:  # such as a full disk: the segments are not lost; without a fingerprint, --resume repeats them
-            self.files.add(entry)
-            raise
-        return self._done(path, entry)
-
-    def _write_outputs(self, path: Path, info: VideoInfo, result: VideoSegments) -> None:
+        self.files.add(entry)  # the segments are kept, whatever happens; without a fingerprint, --resume repeats them
+        is_complete = True
         for option, file in self.outputs[path].items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if option in ("srt", "vtt"):
-                offset = clock_start(path, max_pixels=self.trained.max_pixels)
-                background = self.options.background
-                write_subtitles(file, subtitles(result.segments, kind=option, offset=offset, background=background))
-            elif result.error is None:
-                self._annotate(path, file, info, result)
-            else:
-                show(f"{visible(file)} was not written: {visible(path)} could not be read to its end")
+            try:
+                self._write_output(option, path, file, info, result)
+            except VideoError as error:
+                entry["error"] = error.reason
+            except (OSError, InputError) as error:
+                if full_disk_error(error) is not None:  # the other files would not fit either
+                    raise
+                is_complete = False
+                self.unwritten.append(write_error_text(file, error))
+                show(visible(self.unwritten[-1]))
+        return self._done(path, entry) if is_complete else entry
+
+    def _write_output(self, option: str, path: Path, file: Path, info: VideoInfo, result: VideoSegments) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if option in ("srt", "vtt"):
+            offset = clock_start(path, max_pixels=self.trained.max_pixels)
+            background = self.options.background
+            write_subtitles(file, subtitles(result.segments, kind=option, offset=offset, background=background))
+        elif result.error is not None:
+            show(f"{visible(file)} was not written: {visible(path)} could not be read to its end")
+        elif file not in self.annotated:
+            self._annotate(path, file, info, result)
 
     def _annotate(self, path: Path, file: Path, info: VideoInfo, result: VideoSegments) -> None:
         with Bar(f"writing {file.name}", total=info.num_frames, unit="frames") as bar:
@@ -210,6 +238,7 @@ class Batch:
                 windows=result.windows,
                 background=self.options.background,
                 max_pixels=self.trained.max_pixels,
+                comment=MARK + self.fingerprints[path],
                 advance=bar.advance,
             )
 
@@ -241,12 +270,20 @@ class RealTimeBar:
         self.shown = int(seconds)
 
 
+def write_error_text(file: Path, error: OSError | InputError) -> str:
+    """The message about an output that cannot be written."""
+    if isinstance(error, InputError):
+        return str(error)
+    cause = f"{error.filename}: " if error.filename not in (None, str(file)) else ""
+    return f"{file} cannot be written: {cause}{error.strerror or error}"
+
+
 def entry_text(entry: Mapping) -> str:
     """What the command prints about one video."""
     lines = [visible(entry["path"])]
     if "error" in entry:
         reason = "no video, or damaged" if entry["error"] == UNREADABLE else entry["error"]
-        until = f" after {_clock(entry['segments'][-1]['end'])}" if entry.get("segments") else ""
+        until = f" after {clock(entry['segments'][-1]['end'], digits=2)}" if entry.get("segments") else ""
         lines.append(f"  could not be read{until}: {visible(reason)}")
     lines += [f"  {result['probability']:6.1%}  {visible(result['class'])}" for result in entry["top"]]
     if entry.get("segments"):
@@ -258,19 +295,10 @@ def segment_table(segments: Iterable[Mapping]) -> str:
     """Segments as a table with the columns start, end, probability and class."""
     rows = [["start", "end", "probability", "class"]]
     for segment in segments:
-        times = (_clock(segment["start"]), _clock(segment["end"]))
+        times = [clock(segment[name], digits=2) for name in ("start", "end")]
         rows.append([*times, f"{segment['probability']:.1%}", segment["class"]])
     return aligned(rows, left=0, text=True)
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def _clock(seconds: float) -> str:
-    """`1:02:03.45`, hours only if there are any."""
-    hundredths = round(abs(seconds) * 100)
-    minutes, rest = divmod(hundredths, 6000)
-    hours = f"{minutes // 60}:" if minutes >= 60 else ""
-    text = f"{hours}{minutes % 60:0{2 if hours else 1}d}:{rest // 100:02d}.{rest % 100:02d}"
-    return f"-{text}" if seconds < 0 else text

@@ -1,4 +1,4 @@
-"""Checks of the options of `stvid predict`, before torch is imported."""
+"""Checks of the options of `stvid predict`, and of those that `stvid stream` shares, before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources, output_files
+from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
 from stvid.errors import InputError
 from stvid.files import why_not_writable
 
@@ -42,20 +42,20 @@ def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
         folder = Path(value).absolute().parent
         if folder.is_dir() and (reason := why_not_writable(folder)) is not None:
             yield f"--{name} {value}: no file can be written there: {reason}"
-    mistakes = list(find_output_mistakes(options.found, options.sources, single=single, each=each))
-    yield from mistakes
-    if options.out and not mistakes and not options.resume:  # it might be somebody's video
-        files = output_files(options.out, options.found, ending=EACH["out"])
-        if existing := [file for file in files if file.exists()]:
-            yield f"--out {options.out}: {existing[0]} exists already; name another file or folder"
+    yield from find_output_mistakes(options.found, options.sources, single=single, each=each, resume=options.resume)
 
 
 def _find_wrong_numbers(options: argparse.Namespace) -> Iterator[str]:
-    if options.threshold is not None and not 0 < options.threshold <= 1:
-        yield f"--threshold (={options.threshold:g}) must be above 0 and at most 1"
+    yield from find_wrong_limits(options)
     for name in ("window", "hop"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             yield f"--{name} (={value:g}) must be above 0 seconds"
+
+
+def find_wrong_limits(options: argparse.Namespace) -> Iterator[str]:
+    """Yields what is wrong with `--threshold` and `--min-duration`."""
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        yield f"--threshold (={options.threshold:g}) must be above 0 and at most 1"
     if options.min_duration is not None and not 0 <= options.min_duration < math.inf:
         yield f"--min-duration (={options.min_duration:g}) must be 0 or more seconds"

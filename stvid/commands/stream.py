@@ -9,10 +9,10 @@ import math
 import sys
 
 from stvid.commands.stream_output import JsonLines, Pictures, Screen
-from stvid.deploy.live import LiveRecognition, SteadyLabel
-from stvid.deploy.segmentation import resolve_threshold
+from stvid.deploy.live import LiveRecognition
+from stvid.deploy.segmentation import check_classes, resolve_threshold
+from stvid.deploy.steady_label import SteadyLabel
 from stvid.device import default_device, limit_cpu_threads
-from stvid.errors import InputError, nearest
 from stvid.exits import ConsoleHandler, stop_on_signals
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.terminal import show
@@ -55,9 +55,7 @@ def _log_to_stderr() -> None:
 
 
 def _recognition(options: argparse.Namespace, trained: TrainedModel, threshold: float) -> LiveRecognition:
-    for name in options.background:
-        if name not in trained.class_names:
-            raise InputError(f"--background {name}: the model has no such class{nearest(name, trained.class_names)}")
+    check_classes(options.background, trained.class_names, option="--background")
     label = SteadyLabel(
         trained.class_names,
         threshold=threshold,

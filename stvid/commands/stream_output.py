@@ -18,7 +18,7 @@ from rich.text import Text
 from stvid.deploy.annotate import Overlay, class_colours
 from stvid.deploy.display import Display
 from stvid.deploy.live import LiveEvent, LiveRecognition
-from stvid.terminal import show, visible
+from stvid.terminal import clock, show, visible
 from stvid.video.recording import open_recording
 
 BAR = 20  # columns of the bar that shows the probability
@@ -75,7 +75,7 @@ class Screen:
         if event.note:
             self.console.print(visible(event.note))
         if event.changed:
-            self.console.print(f"{_clock(event.seconds):>10}  {_answer(event)}")
+            self.console.print(f"{clock(event.seconds, digits=1):>10}  {_answer(event)}")
         sys.stdout.flush()
         if self.line.is_started and time.monotonic() - self.drawn >= REDRAW:
             self.drawn = time.monotonic()
@@ -90,20 +90,11 @@ class Screen:
             answer = f"{'█' * filled}{'░' * (BAR - filled)}  {_answer(event)}"
         latency = "-" if meter.latency_ms is None else f"{meter.latency_ms:.0f}"
         state = f"{meter.fps:.1f} frames/s  latency {latency} ms  dropped {slot.dropped:,}"
-        return f"{_clock(event.seconds):>10}  {answer}  {'connection lost  ' if slot.lost else ''}{state}"
+        return f"{clock(event.seconds, digits=1):>10}  {answer}  {'connection lost  ' if slot.lost else ''}{state}"
 
 
 def _answer(event: LiveEvent) -> str:
     return f"{visible(event.label)}  {event.probability:.0%}"
-
-
-def _clock(seconds: float) -> str:
-    """`1:02:03.4`; below a minute `3.4`."""
-    minutes, rest = divmod(round(seconds, 1), 60)
-    if not minutes:
-        return f"{rest:.1f}"
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:04.1f}" if hours else f"{minutes}:{rest:04.1f}"
 
 
 class Pictures:

@@ -170,6 +170,7 @@ def annotate(
     windows: Sequence[Window] = (),
     background: Collection[str] = (),
     max_pixels: int | None = None,
+    comment: str = "",
     advance: Callable[[], object] = lambda: None,
 ) -> None:
     """Writes a video with the label of each moment, its probability and a timeline of all segments; keeps the sound.
@@ -184,6 +185,7 @@ def annotate(
             (of an unknown segment, the highest of a window); without windows, that of the segment.
         background: classes that mean that nothing happens; they are grey, as unknown segments are.
         max_pixels: of a frame of the source, see `read_frames`.
+        comment: kept in the file, see `redraw.read_comment`.
         advance: called after each frame.
 
     Raises:
@@ -204,18 +206,18 @@ def annotate(
             timeline.draw(frame_HWC, seconds)
         return overlay.draw(frame_HWC, segment.label, probability)
 
-    redraw(source, target, draw, info=info, max_pixels=max_pixels, advance=advance)
+    redraw(source, target, draw, info=info, max_pixels=max_pixels, comment=comment, advance=advance)
 
 
 def _curves(windows: Sequence[Window], labels: Iterable[str], class_names: Sequence[str]) -> dict[str, np.ndarray]:
     """The probability of each label in each window, float64 W; for `unknown` the highest one."""
     if not windows:
         return {}
-    probabilities_WK = np.stack([window.probabilities_K for window in windows]).astype(np.float64)
-    best_W = probabilities_WK.max(axis=1)
-    return {
-        label: best_W if label == UNKNOWN else probabilities_WK[:, class_names.index(label)].copy() for label in labels
-    }
+    probabilities_WK = np.stack([window.probabilities_K for window in windows])
+    best_W = probabilities_WK.max(axis=1).astype(np.float64)
+    columns = {label: class_names.index(label) for label in labels if label != UNKNOWN}
+    curves = {label: probabilities_WK[:, column].astype(np.float64) for label, column in columns.items()}
+    return curves | {UNKNOWN: best_W}
 
 
 @cache

@@ -23,8 +23,8 @@ class Source:
 
     Attributes:
         path: a video file or a folder of images, as the user named it.
-        name: what files made of it are called, without their ending: its name, or below a folder that the user named,
-            its path from there on.
+        name: what files made of it are called, without their ending: its name; or its path from the folder on that the
+            user named, that stands before the first wildcard of a pattern, or that holds all videos of a table.
     """
 
     path: Path
@@ -73,7 +73,11 @@ def _sources_of(word: str) -> list[Source]:
     if not videos:
         what = "matches no video, only other files" if matches else "matches nothing"
         raise InputError(f"{word} {what}; {HINT}")
-    return [_named(video, Path(video.name)) for video in videos]
+    parts = path.parts
+    fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    names = [video.relative_to(fixed) for video in videos]
+    names = [Path(name.name) if ".." in name.parts else name for name in names]  # outputs stay in their folder
+    return [_named(video, name) for video, name in zip(videos, names, strict=True)]
 
 
 def _sources_of_table(path: Path) -> list[Source]:
@@ -83,7 +87,13 @@ def _sources_of_table(path: Path) -> list[Source]:
         raise InputError(f"{path} names no videos in its column path")
     if not any(video.exists() for video in videos):
         raise InputError(f"none of the {len(videos)} videos of {path} exists, the first: {videos[0]}")
-    return [_named(video, Path(video.name)) for video in videos]
+    folders = [os.path.abspath(video.parent) for video in videos]
+    try:
+        common = os.path.commonpath(folders)
+    except ValueError:  # on Windows: on several drives
+        return [_named(video, Path(video.name)) for video in videos]
+    names = [Path(os.path.relpath(folder, common), video.name) for folder, video in zip(folders, videos, strict=True)]
+    return [_named(video, name) for video, name in zip(videos, names, strict=True)]
 
 
 def _named(path: Path, name: Path) -> Source:
@@ -104,7 +114,12 @@ def output_files(target: str, sources: Sequence[Source], *, ending: str) -> list
 
 
 def find_output_mistakes(
-    sources: Sequence[Source], words: Sequence[str], *, single: Mapping[str, str], each: Mapping[str, str]
+    sources: Sequence[Source],
+    words: Sequence[str],
+    *,
+    single: Mapping[str, str],
+    each: Mapping[str, str],
+    resume: bool = False,
 ) -> Iterator[str]:
     """Yields what is wrong with the files that a command is to write, before it computes anything.
 
@@ -113,6 +128,7 @@ def find_output_mistakes(
         words: what the user named, tables among them.
         single: option -> the file to write.
         each: option, one of `EACH` -> the file, or the folder for several sources.
+        resume: existing files of `out` may be those of an earlier call, which are looked at later.
     """
     read = [*map(Path, words), *(source.path for source in sources)]
     inputs = {_identity(path): str(path) for path in read}
@@ -125,25 +141,33 @@ def find_output_mistakes(
         if len(sources) > 1 and (is_file_name or os.path.isfile(target)):
             yield f"--{option} {target}: there are {len(sources)} videos, so it must be a folder"
             continue
-        if len(sources) == 1 and option == "out" and output_files(target, sources, ending=ending)[0].suffix != ending:
-            yield f"--{option} {target}: the video must end in {ending}"
         files = output_files(target, sources, ending=ending)
+        if len(sources) == 1 and files[0].suffix.lower() != ending:
+            what = "the video" if option == "out" else "the file"
+            yield f"--{option} {target}: {what} must end in {ending}"
         for source, file in zip(sources, files, strict=True):
             if is_special(file):
                 yield f"--{option} {target}: {file} is no ordinary file, and would be replaced; name another file"
-            yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken)
+            yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken, resume=resume)
         yield from _folder_mistakes(f"--{option} {target}", files[0].parent if len(files) == 1 else Path(target))
 
 
-def _mistakes_of(file: Path, said: str, origin: str, inputs: Mapping, taken: dict[str, str]) -> Iterator[str]:
+def exists_text(said: str, file: Path) -> str:
+    """What is wrong with an output that is a video already; `said` is the option with its value."""
+    return f"{said}: {file} exists already, and videos are never replaced; name another file"
+
+
+def _mistakes_of(
+    file: Path, said: str, origin: str, inputs: Mapping, taken: dict[str, str], *, resume: bool = False
+) -> Iterator[str]:
     if (read := inputs.get(_identity(file))) is not None:
         yield f"{said} would overwrite {read}, which is to be read; name another file"
+    elif is_video(file) and not resume:
+        yield exists_text(said, file)
     other = taken.setdefault(os.path.realpath(file).casefold(), origin)  # many file systems do not distinguish case
     if other != origin:
-        yield (
-            f"{said}: {other} and {origin} would both be written to {file}; name a folder that holds both, or "
-            "predict each into a folder of its own"
-        )
+        remedy = "name the folder that holds them, or predict each into a folder of its own"
+        yield f"{said}: {other} and {origin} would both be written to {file}; {remedy}"
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

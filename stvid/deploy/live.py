@@ -8,29 +8,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import deque
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.data.sampling import clip_span, stride_of
-from stvid.deploy.pace import RESERVE, Pace
-from stvid.deploy.segments import UNKNOWN, Hysteresis
+from stvid.data.sampling import stride_of
+from stvid.deploy.meter import Meter
+from stvid.deploy.pace import RESERVE, SURPLUS, Pace
+from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.slot import Arrival, FrameSlot
-from stvid.deploy.stream import HOPS_PER_SPAN, Stream
+from stvid.deploy.steady_label import SteadyLabel
+from stvid.deploy.stream import Stream, default_hop
 from stvid.inference import ModelRunner
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.run.checkpoint import TrainedModel
+from stvid.video.capture import DEFAULT_FPS
 from stvid.video.live import LiveSource
 
-DEFAULT_FPS = 25.0  # of a source that states no rate
-MAX_WAITING = 32  # frames that wait while a model reads a window
 WARM_UP = 256  # frames after which the model is warm, with or without an answer
-HEARTBEAT = 0.5  # seconds: without frames, an event comes this often
-RECENT = 5.0  # seconds over which `Meter.fps` and `Meter.latency_ms` are measured
+IDLE_INTERVAL = 0.5  # seconds from one event to the next while no frame comes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,96 +52,7 @@ class LiveEvent:
     note: str = ""
 
 
-class Meter:
-    """Frames per second, and latency: from the arrival of a frame to the answer, in milliseconds."""
-
-    def __init__(self) -> None:
-        self.num_frames, self.total_ms = 0, 0.0
-        self.recent: deque[tuple[float, float]] = deque()  # when the answer came, latency
-        self.latest_ms: deque[float] = deque(maxlen=10_000)
-        self.first = self.latest = time.monotonic()
-
-    def add(self, arrived: float) -> None:
-        """Counts a frame whose answer is there now."""
-        now = time.monotonic()
-        latency_ms = 1000 * (now - arrived)
-        self.first, self.latest = now if not self.num_frames else self.first, now
-        self.num_frames += 1
-        self.total_ms += latency_ms
-        self.recent.append((now, latency_ms))
-        self.latest_ms.append(latency_ms)
-        self._drop_old()  # also if nobody asks for the latest speed
-
-    def _drop_old(self) -> None:
-        while self.recent and self.recent[0][0] < time.monotonic() - RECENT:
-            self.recent.popleft()
-
-    @property
-    def fps(self) -> float:
-        """Frames per second over the last seconds."""
-        self._drop_old()
-        if len(self.recent) < 2:
-            return 0.0
-        return (len(self.recent) - 1) / (self.recent[-1][0] - self.recent[0][0] or 1e-3)
-
-    @property
-    def mean_fps(self) -> float:
-        """Frames per second since the first frame."""
-        return max(self.num_frames - 1, 0) / (self.latest - self.first or 1e-3)
-
-    @property
-    def latency_ms(self) -> float | None:
-        """Mean over the last seconds; None without a frame."""
-        self._drop_old()
-        return sum(latency for _, latency in self.recent) / len(self.recent) if self.recent else None
-
-    @property
-    def mean_ms(self) -> float:
-        """Mean over all frames."""
-        return self.total_ms / max(self.num_frames, 1)
-
-    @property
-    def percentile_95_ms(self) -> float:
-        """95 % of the last 10,000 frames have at most this latency."""
-        return float(np.percentile(self.latest_ms, 95)) if self.latest_ms else 0.0
-
-
-class SteadyLabel:
-    """The label over time: `Hysteresis`, and a new label counts only after it has lasted.
-
-    Args:
-        class_names: names of the K classes.
-        threshold: see `Hysteresis`.
-        min_duration: seconds that a new label must last before it replaces the old one.
-        background: classes that mean that nothing happens; they become `UNKNOWN`.
-    """
-
-    def __init__(
-        self, class_names: Sequence[str], *, threshold: float, min_duration: float, background: Collection[str] = ()
-    ):
-        self.class_names, self.background, self.min_duration = class_names, background, min_duration
-        self.threshold = threshold
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets what was before."""
-        self.hysteresis = Hysteresis(self.threshold)
-        self.label: str | None = None
-        self.candidate, self.since = "", 0.0
-
-    def update(self, probabilities_K: Tensor, seconds: float) -> tuple[str, float]:
-        """The label after the probabilities of this time, and the probability of its class (unknown: the highest)."""
-        index = self.hysteresis.update(probabilities_K.numpy())
-        label = UNKNOWN if index is None or self.class_names[index] in self.background else self.class_names[index]
-        if label != self.candidate:
-            self.candidate, self.since = label, seconds
-        if self.label is None or seconds - self.since >= self.min_duration:
-            self.label = label
-        known = self.class_names.index(self.label) if self.label in self.class_names else None
-        return self.label, float(probabilities_K.max() if known is None else probabilities_K[known])
-
-
-def _never_forgets(trained: TrainedModel) -> bool:
+def _pools_all_frames(trained: TrainedModel) -> bool:
     """Whether a carried state pools all frames since the start, so that answers hardly change after some minutes.
 
     Such a model reads windows instead, if its clips have a length.
@@ -157,8 +66,8 @@ class LiveRecognition:
 
     When the source is faster than the model, older frames are dropped, and the answer is always about the newest one.
     `Pace` chooses the frames that the model gets. A model that reads windows gets all frames, since keeping them takes
-    no time, and reads a window less often if it is slow. A source that waits (`LiveSource.waits`) loses no frame, and
-    the model gets every frame once.
+    no time, and reads windows less often for as long as it is slow. A source that waits (`LiveSource.waits`) loses no
+    frame, and the model gets every frame once.
 
     Args:
         trained: the model.
@@ -187,7 +96,6 @@ class LiveRecognition:
         self.slot, self.meter, self.restarts = FrameSlot(source), Meter(), 0
         self.stream: Stream | None = None
         self.connection, self.fps = 0, DEFAULT_FPS
-        self.hop: int | None = None  # from window to window, see `Stream`; None: its own choice
         self.pace = Pace(self.fps)
         self.latest, self.latest_at = LiveEvent(seconds=0.0), time.monotonic()
         self.is_lost = False
@@ -201,7 +109,7 @@ class LiveRecognition:
         self._warm_up()
         self.slot.start()
         try:
-            while (arrivals := self.slot.take(timeout=HEARTBEAT)) is not None:
+            while (arrivals := self.slot.take(timeout=IDLE_INTERVAL)) is not None:
                 if not arrivals:
                     yield self._without_frame()
                 for arrival in arrivals:
@@ -225,72 +133,95 @@ class LiveRecognition:
         if not lost or self.is_lost:
             return event
         self.is_lost = True
-        self.latest = self._forget(self.latest)
-        changed = event.label != self.latest.label
-        note = f"{lost}; connecting again"
-        return dataclasses.replace(self.latest, seconds=event.seconds, changed=changed, note=note)
+        return self._forget(event.seconds, note=f"{lost}; connecting again")
 
-    def _forget(self, event: LiveEvent) -> LiveEvent:
+    def _forget(self, seconds: float, *, note: str = "") -> LiveEvent:
         """The label is unknown until the next answer, if there was one."""
         self.label.reset()
-        return event if event.label is None else dataclasses.replace(event, label=UNKNOWN, probability=0.0)
+        before = self.latest.label
+        if before is not None:
+            self.latest = dataclasses.replace(self.latest, label=UNKNOWN, probability=0.0)
+        return dataclasses.replace(self.latest, seconds=seconds, changed=before != self.latest.label, note=note)
 
     def _with_frame(self, arrival: Arrival) -> Iterator[LiveEvent]:
         began = time.monotonic()
-        if self.stream is None or arrival.connection != self.connection:
+        if self.stream is None:
             yield self._start(arrival)
+        elif arrival.connection != self.connection:
+            self.connection, self.is_lost = arrival.connection, False
+            self.pace.restart()
+            yield self._restart(arrival.seconds, note=f"{self.source.name}: connected again; the model starts anew")
         assert self.stream is not None
-        event = dataclasses.replace(self.latest, seconds=arrival.seconds)
-        times = 1 if self.source.waits else self.pace.count(arrival.seconds)
+        before = self.latest.label
+        times = 1 if self.source.waits else self.pace.repetitions(arrival.seconds)
         if times is None:  # after a gap
-            self.stream, times, event = self._new_stream(), 1, self._forget(event)
-            self.restarts += 1
+            self._restart(arrival.seconds)
+            times = 1
+        event = dataclasses.replace(self.latest, seconds=arrival.seconds)
         for _ in range(times):
             if (probabilities_K := self.stream.push(arrival.frame_CHW)) is not None:
                 label, probability = self.label.update(probabilities_K, arrival.seconds)
                 event = dataclasses.replace(event, label=label, probability=probability)
-        changed = event.label != self.latest.label
         self.latest, self.latest_at = event, time.monotonic()
         if times:
             self.meter.add(arrival.arrived)
-        yield dataclasses.replace(event, frame_CHW=arrival.frame_CHW, changed=changed)
-        if not self.source.waits and self.pace.measure(time.monotonic() - began, times):
-            yield dataclasses.replace(event, note=self._change_speed())
+        yield dataclasses.replace(event, frame_CHW=arrival.frame_CHW, changed=event.label != before)
+        if not self.source.waits and (note := self._adapt(time.monotonic() - began, times)):
+            yield dataclasses.replace(event, note=note)
 
     def _start(self, arrival: Arrival) -> LiveEvent:
-        """Starts the model, at the first frame and after a lost connection."""
-        note = f"{self.source.name}: connected again; the model starts anew"
+        """Starts the model at the first frame, and tells how."""
         self.fps = self.source.fps or DEFAULT_FPS
-        is_first, self.stream = self.stream is None, self._new_stream()
-        if is_first:
-            height, width = arrival.frame_CHW.shape[1:]
-            rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
-            first = f"first answer after {self.stream.first / self.fps:.1f} s"
-            note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}, {first}"
-        self.restarts += not is_first
-        self.connection, self.is_lost, self.pace = arrival.connection, False, self._new_pace()
+        self.stream = self._new_stream()
+        self.pace = self._new_pace(self.stream)
+        self.connection = arrival.connection
+        height, width = arrival.frame_CHW.shape[1:]
+        rate = f"{self.fps:.4g} frames/s" + ("" if self.source.fps else " (it states no rate)")
+        first = f"first answer after {self.stream.first / self.fps:.1f} s"
+        note = f"{self.source.name}: {width} x {height} pixels, {rate}; model: {self.stream.mode}, {first}"
         return dataclasses.replace(self.latest, seconds=arrival.seconds, note=note)
 
-    def _new_stream(self) -> Stream:
-        hop = self.hop
-        if hop is None and (self.windows or _never_forgets(self.trained)):
-            hop = max(clip_span(self.trained.clip, self.fps) // HOPS_PER_SPAN, 1)
+    def _restart(self, seconds: float, *, note: str = "") -> LiveEvent:
+        """Starts the model anew, after a gap or a lost connection: it forgets all frames, and the label."""
+        assert self.stream is not None
+        self.stream.restart()
+        self.restarts += 1
+        return self._forget(seconds, note=note)
+
+    def _new_stream(self, hop: int | None = None) -> Stream:
+        """See `Stream`; `hop` None: its own choice, and windows if they are asked for or needed."""
+        if hop is None and (self.windows or _pools_all_frames(self.trained)):
+            hop = default_hop(self.trained.clip, self.fps)
         stream = Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
-        self.slot.capacity = min(stream.hop or 1, MAX_WAITING)  # the frames that arrive during a window
+        self.slot.capacity = stream.hop or 1  # the frames that arrive during a window
         return stream
 
-    def _new_pace(self) -> Pace:
-        assert self.stream is not None
-        return Pace(self.fps, period=self.stream.hop or 1)
+    def _new_pace(self, stream: Stream) -> Pace:
+        return Pace(self.fps, period=stream.hop or 1)
 
-    def _change_speed(self) -> str:
-        """Adapts to the speed of the model, after `pace.slowdown` has changed, and tells it."""
+    def _adapt(self, seconds: float, times: int) -> str:
+        """Adapts to the speed of the model, which took so many seconds for a frame; what changed, or an empty text."""
         assert self.stream is not None
+        has_changed = self.pace.measure(seconds, times)
         if self.stream.hop is not None:
-            self.hop = math.ceil(self.stream.hop * self.pace.slowdown)
-            self.stream = self._new_stream()
-            self.pace = self._new_pace()
-            return f"the model is slow: from now on, one window every {self.hop / self.fps:.2f} s"
+            return self._adapt_hop(self.stream.hop)
+        return self._frame_rates() if has_changed else ""
+
+    def _adapt_hop(self, hop: int) -> str:
+        """Windows come less often if the model is slow, and as often as at first when it has time again."""
+        load = self.pace.load
+        if load is None or 1 / SURPLUS <= load < 1:
+            return ""
+        new_hop = max(math.ceil(RESERVE * load * hop), default_hop(self.trained.clip, self.fps))
+        if new_hop == hop:
+            return ""
+        self.stream = self._new_stream(new_hop)
+        self.pace = self._new_pace(self.stream)
+        state = "slow" if new_hop > hop else "faster again"
+        return f"the model is {state}: from now on, one window every {new_hop / self.fps:.2f} s"
+
+    def _frame_rates(self) -> str:
+        """What a model without windows gets of the frames that it needs, after `pace.slowdown` has changed."""
         needed = self.fps / stride_of(self.trained.clip, self.fps)
         if self.pace.slowdown == 1.0:
             return f"the model keeps up again with the {needed:.3g} frames/s that it needs"

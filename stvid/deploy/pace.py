@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 MAX_GAP = 2.0  # seconds without a frame after which the model starts anew
 REPEAT_SECONDS = 0.1  # of the model's time, which the repetitions of one frame may take
 RESERVE = 1.1  # a slow model gets so many times fewer frames than it can manage
+SURPLUS = 1.5  # a model that manages so many times the frames that it gets is given more of them
 _FIRST = 8  # frames that are not measured: the first ones are slow
 _MEASURED = 4.0  # seconds of the stream over which the speed is measured, so that one slow moment does not count
 
@@ -36,24 +38,30 @@ class Pace:
         self.number = 0  # of the next frame of the stream
         self.latest = 0.0
         self.num_measured = 0
-        self.spent: deque[tuple[float, int]] = deque(maxlen=max(round(_MEASURED * fps), 32, 4 * period))
+        self.period = period
+        num_periods = math.ceil(max(round(_MEASURED * fps), 32, 4 * period) / period)
+        self.spent: deque[tuple[float, int]] = deque(maxlen=num_periods * period)
 
-    def count(self, seconds: float) -> int | None:
+    def repetitions(self, seconds: float) -> int | None:
         """How often to give the model the frame of this time; None: once, to a model that is started anew."""
         gap, self.latest = seconds - self.latest, seconds
         if self.start is None:
-            return self._restart()
+            return self._start()
         if gap > max(MAX_GAP, 2 / self.fps):
-            self._restart()
+            self._start()
             return None
         behind = (seconds - self.start) * self.fps / self.slowdown - self.number
         times = max(1 + int(behind + 1e-6), 0)
         if times > 1 and (self.load is None or times * self.load > REPEAT_SECONDS * self.fps):
-            return self._restart()
+            return self._start()
         self.number += times
         return times
 
-    def _restart(self) -> int:
+    def restart(self) -> None:
+        """The stream's clock starts at the next frame. What was measured stays."""
+        self.start = None
+
+    def _start(self) -> int:
         """The stream's clock starts at the latest frame."""
         self.start, self.number = self.latest, 1
         return 1
@@ -67,13 +75,13 @@ class Pace:
         self.num_measured += 1
         if self.num_measured > _FIRST:
             self.spent.append((seconds, times))
-        if len(self.spent) < (self.spent.maxlen or 0) / 2:
+        if len(self.spent) < (self.spent.maxlen or 0) / 2 or len(self.spent) % self.period:  # whole periods
             return False
         given = max(sum(times for _, times in self.spent), 1)
         self.load = sum(seconds for seconds, _ in self.spent) / given * self.fps
-        if self.slowdown <= self.load or 1.0 < self.slowdown > 1.5 * self.load:
+        if self.slowdown <= self.load or 1.0 < self.slowdown > SURPLUS * self.load:
             self.slowdown = max(RESERVE * self.load, 1.0)
             self.spent.clear()
-            self._restart()
+            self._start()
             return True
         return False

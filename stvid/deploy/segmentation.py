@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,7 +77,10 @@ def segment_video(
     options: SegmentOptions,
     on_window: Callable[[Window], object] = lambda window: None,
 ) -> VideoSegments:
-    """Reads a video once, in constant memory, and divides it into segments.
+    """Reads a video once and divides it into segments.
+
+    Of the video only the frames of a few windows are in memory, however long it is; of each window, its probabilities
+    are kept: at most 8 bytes per class and window.
 
     Args:
         trained: the model.
@@ -105,6 +108,9 @@ def segment_video(
             raise
         error = stopped
     probabilities_WK = np.stack([window.probabilities_K for window in windows])
+    windows = [  # without copies of the probabilities
+        replace(window, probabilities_K=row) for window, row in zip(windows, probabilities_WK, strict=True)
+    ]
     seconds = plan.length / plan.fps
     segments = find_segments(
         probabilities_WK,

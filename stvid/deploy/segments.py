@@ -5,9 +5,10 @@ W windows   K classes
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -15,6 +16,7 @@ UNKNOWN = "unknown"  # label of a segment in which no class is sure enough
 DEFAULT_THRESHOLD = 0.5  # without a calibrated one
 LOWER_ODDS = 2 / 3  # a class ends when its odds p / (1 - p) fall below this share of the threshold's odds
 NEIGHBOURS = 1  # windows on each side that smoothing looks at
+BLOCK = 1 << 18  # probabilities that are smoothed at once, to bound the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +38,25 @@ class Segment:
 
 
 def smooth(probabilities_WK: np.ndarray, *, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Median of each class over `2 * neighbours + 1` windows, then scaled to the sum 1; float64 W x K.
+    """Median of each class over `2 * neighbours + 1` windows, then scaled to the sum 1; `W x K`.
 
     Unlike a moving average, the median removes a single odd window and leaves steps where they are. At the ends, the
     first and the last window are repeated.
 
     Args:
-        probabilities_WK: in [0, 1], sum 1.
+        probabilities_WK: in [0, 1], sum 1; float32 or float64, as the result.
         neighbours: windows on each side; 0: none.
     """
-    padded = np.pad(probabilities_WK.astype(np.float64), ((neighbours, neighbours), (0, 0)), mode="edge")
-    views = np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1, axis=0)
-    medians_WK = np.median(views, axis=-1)
-    return medians_WK / np.maximum(medians_WK.sum(axis=1, keepdims=True), 1e-12)
+    num_windows, num_classes = probabilities_WK.shape
+    smoothed_WK = np.empty_like(probabilities_WK)
+    size = max(BLOCK // num_classes, 1)  # windows
+    for first in range(0, num_windows, size):
+        last = min(first + size, num_windows)
+        rows = np.clip(np.arange(first - neighbours, last + neighbours), 0, num_windows - 1)
+        views = np.lib.stride_tricks.sliding_window_view(probabilities_WK[rows], 2 * neighbours + 1, axis=0)
+        medians_WK = np.median(views, axis=-1)
+        smoothed_WK[first:last] = medians_WK / np.maximum(medians_WK.sum(axis=1, keepdims=True), 1e-12)
+    return smoothed_WK
 
 
 class Hysteresis:
@@ -158,25 +166,35 @@ def merge_short(
     Returns:
         New labels of the windows.
     """
-    labels = list(labels)
-    while len(runs := _runs(labels)) > 1:
-        lengths = [edges[run.last] - edges[run.first] for run in runs]
-        i = int(np.argmin(lengths))
-        if lengths[i] >= min_duration:
-            break
-        run = runs[i]
-        neighbours = [runs[j].label for j in (i - 1, i + 1) if 0 <= j < len(runs)]
-        before, after = neighbours[0], neighbours[-1]
-        size = run.last - run.first
-        if before is None or after is None or before == after:
-            label = before if before == after else None
-            labels[run.first : run.last] = [label] * size
+    labels, times = list(labels), edges.tolist()
+    ends = {run.first: run.last for run in _runs(labels)}  # of each segment: first window -> the one after the last
+    firsts = {last: first for first, last in ends.items()}
+    shortest = [(times[last] - times[first], first, last) for first, last in ends.items()]
+    heapq.heapify(shortest)
+    while len(ends) > 1 and shortest[0][0] < min_duration:
+        _, first, last = heapq.heappop(shortest)
+        if ends.get(first) != last:  # it has become longer, or is gone
             continue
-        part = probabilities_WK[run.first : run.last]
-        gain = np.concatenate([[0.0], np.cumsum(part[:, before] - part[:, after])])  # of a division before window s
-        s = int(gain.argmax())
-        labels[run.first : run.last] = [before] * s + [after] * (size - s)
+        left, right = firsts.get(first, first), ends.get(last, last)
+        before = labels[left] if left < first else labels[last]
+        after = labels[last] if last < right else labels[left]
+        s = first + _division(probabilities_WK[first:last], before, after)
+        labels[first:last] = [before] * (s - first) + [after] * (last - s)
+        for start, end in pairwise((left, first, last, right)):
+            ends.pop(start, None)
+            firsts.pop(end, None)
+        for start, end in pairwise((left, right) if before == after else (left, s, right)):
+            ends[start], firsts[end] = end, start
+            heapq.heappush(shortest, (times[end] - times[start], start, end))
     return labels
+
+
+def _division(probabilities_WK: np.ndarray, before: int | None, after: int | None) -> int:
+    """How many windows of a short segment the one before it gets, if the two beside it are labelled differently."""
+    if before is None or after is None:
+        return len(probabilities_WK) if before is None else 0
+    gain = probabilities_WK[:, before] - probabilities_WK[:, after]
+    return int(np.concatenate([[0.0], np.cumsum(gain, dtype=np.float64)]).argmax())
 
 
 def _runs(labels: Sequence[int | None]) -> list[_Run]:

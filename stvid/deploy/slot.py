@@ -12,6 +12,7 @@ from torch import Tensor
 from stvid.errors import InputError
 from stvid.video.live import LiveSource
 
+MAX_BYTES = 128 * 2**20  # of the frames that wait; a frame of 4K has 24 MiB
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0  # seconds between two attempts to open a lost source again
 
 
@@ -122,9 +123,13 @@ class FrameSlot:
         with self._changed:
             if self.source.waits:
                 self._changed.wait_for(lambda: not self._frames or self._closed.is_set())
-            elif (surplus := len(self._frames) + 1 - self.capacity) > 0:  # it may have become smaller
+            elif (surplus := len(self._frames) + 1 - self._room(frame_CHW)) > 0:  # the room may have become smaller
                 del self._frames[:surplus]
                 self.dropped += surplus
             self._frames.append(arrival)
             self._changed.notify_all()
         return not self._closed.is_set()
+
+    def _room(self, frame_CHW: Tensor) -> int:
+        """Number of frames of this size that may wait."""
+        return max(min(self.capacity, MAX_BYTES // max(frame_CHW.nbytes, 1)), 1)

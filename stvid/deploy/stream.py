@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stvid.clip import ClipSpec
 from stvid.data.sampling import clip_span, diff_frames, stride_of, view_frames
 from stvid.errors import InputError
 from stvid.inference import ModelRunner, check_finite
@@ -21,7 +22,7 @@ from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
 
 CARRIED_STATE, CONTINUAL, WINDOWS = "carried state", "continual convolution", "windows"
-HOPS_PER_SPAN = 4  # windows of a stream overlap by three quarters
+HOPS_PER_SPAN = 4
 
 
 class Stream:
@@ -62,17 +63,22 @@ class Stream:
         self.clip, self.fps = trained.clip, fps
         runner = runner or ModelRunner(trained)
         self.hop: int | None = None
-        self._way: _FrameByFrame | _Windows
+        self._predictor: _FrameByFrame | _Windows
         if hop is None and trained.model.supports_streaming and self.clip.normalize != "clip":
             self.mode = CONTINUAL if isinstance(trained.model, ContinualModel) else CARRIED_STATE
-            self._way = _FrameByFrame(trained, fps, runner)
+            self._predictor = _FrameByFrame(trained, fps, runner)
         else:
             self.mode = WINDOWS
-            self._way = _Windows(trained, fps, runner, hop)
-            self.hop = self._way.hop
-        self.first = self._way.first
+            self._predictor = _Windows(trained, fps, runner, hop)
+            self.hop = self._predictor.hop
+        self.first = self._predictor.first
         self.num_frames = 0
         self.probabilities_K: Tensor | None = None
+
+    def restart(self) -> None:
+        """Forgets all frames: the next one is the first. A new stream does the same, but prepares the network anew."""
+        self._predictor.restart()
+        self.num_frames, self.probabilities_K = 0, None
 
     @torch.inference_mode()
     def push(self, frame: Tensor | np.ndarray) -> Tensor | None:
@@ -94,7 +100,7 @@ class Stream:
         frame_CHW = _frame_of(frame)
         self.num_frames += 1
         box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
-        probabilities_K = self._way.push(crop_and_resize(frame_CHW[None], box, self.clip.size))
+        probabilities_K = self._predictor.push(crop_and_resize(frame_CHW[None], box, self.clip.size))
         if probabilities_K is not None:
             self.probabilities_K = probabilities_K
         return self.probabilities_K
@@ -107,11 +113,16 @@ class _FrameByFrame:
         self.trained, self.runner = trained, runner
         self.clip, self.stride = trained.clip, stride_of(trained.clip, fps)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        self.num_frames, self.num_steps = 0, 0
         with torch.inference_mode():
-            self.state = runner.model.start_stream(self.clip.num_frames)
-        steps = self.state.network.first if isinstance(self.state, ContinualState) else 1
+            self.start = runner.model.start_stream(self.clip.num_frames)
+        steps = self.start.network.first if isinstance(self.start, ContinualState) else 1
         self.first = math.floor((steps - 1) * self.stride + 1e-9) + 1
+        self.restart()
+
+    def restart(self) -> None:
+        self.recent.clear()
+        self.num_frames, self.num_steps = 0, 0
+        self.state = self.start
 
     def push(self, frame_1CHW: Tensor) -> Tensor | None:
         """uint8 `1 x 3 x H x W` of the clip's size -> new probabilities, if there are any."""
@@ -149,12 +160,16 @@ class _Windows:
             )
         self.trained, self.runner, self.clip = trained, runner, clip
         self.first = clip_span(clip, fps)
-        self.hop = max(self.first // HOPS_PER_SPAN, 1) if hop is None else hop
+        self.hop = default_hop(clip, fps) if hop is None else hop
         info = VideoInfo(
             num_frames=self.first, fps=fps, duration=self.first / fps, height=height, width=width, codec="frames"
         )
         self.positions = view_frames(range(self.first), fps, clip, info, 1)[0]
         self.recent: deque[Tensor] = deque(maxlen=self.first)
+        self.restart()
+
+    def restart(self) -> None:
+        self.recent.clear()
         self.frames_to_next = self.first
 
     def push(self, frame_1CHW: Tensor) -> Tensor | None:
@@ -166,6 +181,11 @@ class _Windows:
         self.frames_to_next = self.hop
         clip_TCHW = as_input(torch.cat([self.recent[position] for position in self.positions]), self.clip)
         return _probabilities(self.runner(clip_TCHW[None]), self.trained)
+
+
+def default_hop(clip: ClipSpec, fps: float) -> int:
+    """Frames of a stream from one window to the next: windows overlap by three quarters."""
+    return max(clip_span(clip, fps) // HOPS_PER_SPAN, 1)
 
 
 def _probabilities(logits_BK: Tensor, trained: TrainedModel) -> Tensor:

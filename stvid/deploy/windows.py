@@ -90,9 +90,9 @@ def classify_windows(
     hop: float | None = None,
     views: VideoViews | None = None,
 ) -> Iterator[Window]:
-    """Yields the windows of a video, see `plan_windows`, each with what `Recognizer.predict` says of its frames alone.
+    """The windows of a video, see `plan_windows`, each with what `Recognizer.predict` says of its frames alone.
 
-    The crops are those of the run's validation.
+    The crops are those of the run's validation. `window` and `hop` are checked at the call, before the first window.
 
     Args:
         trained: the model.
@@ -109,6 +109,16 @@ def classify_windows(
     info = info or probe(path, decode_all=False, max_pixels=trained.max_pixels)
     plan = plan_windows(trained, info, path=path, window=window, hop=hop)
     runner = runner or ModelRunner(trained)
+    return _read_windows(trained, path, plan, runner, views)
+
+
+def _read_windows(
+    trained: TrainedModel,
+    path: str | os.PathLike[str],
+    plan: WindowPlan,
+    runner: ModelRunner,
+    views: VideoViews | None,
+) -> Iterator[Window]:
     read = partial(_small_frames, trained, path, plan, views, device=runner.device)
     with closing(read_ahead(read, size=READ_AHEAD)) as frames:
         yield from _in_batches(_assemble(plan, _route(frames, views)), plan, trained, runner)

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from stvid.errors import InputError
 from stvid.video.container import FORMATS, error_text
-from stvid.video.orientation import orientation_of
+from stvid.video.orientation import orientation_of, turn_upright
 from stvid.video.sources import without_password
 from stvid.video.types import MAX_PIXELS
 
 _T = TypeVar("_T")
 TIMEOUT = 10.0  # seconds without data after which a connection or a camera counts as dead
 MAX_PAUSE = 60.0  # seconds between two frames; more is a jump of the clock, as in a playlist of a restarted encoder
+DEFAULT_FPS = 25.0  # of a source that states no rate
 MAX_RATE = 240.0  # frames per second; headers of streams state rates such as 90,000, which are none
 # Not `file`, `data` or `concat`: a playlist from the network must not lead to files of this machine.
 _PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,rtp,srtp,rtmp,rtmps,rtmpt,rtmpts,crypto"
@@ -66,7 +67,7 @@ class NetworkStream:
                 self.reconnects = is_hls or not has_end
                 if self.started is None:
                     self.started = time.monotonic()
-                frames = _decode(self.name, container, max_pixels=self.max_pixels, timeout=self.timeout)
+                frames = _decode(container, self.name, fps=self.fps, max_pixels=self.max_pixels, timeout=self.timeout)
                 if has_end:
                     frames = held_back(frames, self.closed, longest=MAX_PAUSE)
                 for _, frame in frames:
@@ -127,7 +128,8 @@ class Camera:
             with av.open(device, format=driver, options=options, timeout=(TIMEOUT, TIMEOUT)) as container:
                 self.fps = self.fps or _rate(container)
                 started = time.monotonic()
-                for _, frame in _decode(self.name, container, max_pixels=self.max_pixels, timeout=TIMEOUT):
+                frames = _decode(container, self.name, fps=self.fps, max_pixels=self.max_pixels, timeout=TIMEOUT)
+                for _, frame in frames:
                     yield time.monotonic() - started, _upright(frame)
         except av.FFmpegError as error:
             raise InputError(self._problem(device, error)) from error
@@ -172,9 +174,11 @@ def _rate(container: InputContainer) -> float | None:
 
 
 def _decode(
-    name: str, container: InputContainer, *, max_pixels: int, timeout: float
+    container: InputContainer, name: str, *, fps: float | None, max_pixels: int, timeout: float
 ) -> Iterator[tuple[float, av.VideoFrame]]:
     """The times of frames, in seconds from the first, and the frames. What the network damaged is left out.
+
+    A frame without a time comes `1 / fps` after the one before; `fps` None: `DEFAULT_FPS`.
 
     Raises:
         InputError: no pictures in it, for `timeout` seconds no picture that can be decoded, too large a picture.
@@ -185,7 +189,8 @@ def _decode(
         raise InputError(f"{name} has no pictures, or in a codec that stvid does not know")
     stream.codec_context.options = {"max_pixels": str(max_pixels)}
     stream.codec_context.thread_type = "SLICE"  # threads over frames would delay each by some frames
-    first: float | None = None
+    start: float | None = None  # on the stream's own clock, where the first frame is
+    next_seconds = 0.0  # of the next frame, if it has no time
     latest = time.monotonic()
     for packet in container.demux(stream):
         try:
@@ -196,9 +201,12 @@ def _decode(
             if frame.height * frame.width > max_pixels:
                 raise InputError(f"{name}: frames of {frame.width} x {frame.height} pixels, more than {max_pixels}")
             latest = time.monotonic()
-            seconds = latest if frame.time is None else float(frame.time)
-            first = seconds if first is None else first
-            yield seconds - first, frame
+            seconds = next_seconds
+            if frame.time is not None:
+                start = frame.time - seconds if start is None else start
+                seconds = frame.time - start
+            next_seconds = seconds + 1 / (fps or DEFAULT_FPS)
+            yield seconds, frame
             latest = time.monotonic()  # it may have been held back for long
         if time.monotonic() - latest > timeout:
             raise InputError(f"{name}: no picture for {timeout:g} s, though data come")
@@ -223,10 +231,5 @@ def held_back(
 
 def _upright(frame: av.VideoFrame) -> Tensor:
     """uint8 `3 x H x W`, RGB, as it is displayed."""
-    frame_HWC = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    rotation, mirrored = orientation_of(frame)
-    if rotation:
-        frame_HWC = torch.rot90(frame_HWC, rotation // 90, dims=(0, 1))
-    if mirrored:
-        frame_HWC = frame_HWC.flip(1)
-    return frame_HWC.permute(2, 0, 1)
+    pixels_1HWC = torch.from_numpy(frame.to_ndarray(format="rgb24"))[None]
+    return turn_upright(pixels_1HWC, *orientation_of(frame))[0].permute(2, 0, 1)

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type
 
-from stvid.video.types import VideoInfo
-
 
 def orientation_of(frame: av.VideoFrame) -> tuple[int, bool]:
     """Rotation (0, 90, 180, 270 degrees counterclockwise), and whether left and right are exchanged after it.
@@ -29,8 +27,8 @@ def orientation_of(frame: av.VideoFrame) -> tuple[int, bool]:
     return round(math.degrees(math.atan2(c - b, a + d)) / 90) * 90 % 360, mirrored
 
 
-def turn_upright(frames_THWC: torch.Tensor, info: VideoInfo) -> torch.Tensor:
-    """Decoded frames (T, H, W, C) as they are displayed."""
-    if info.rotation:
-        frames_THWC = torch.rot90(frames_THWC, info.rotation // 90, dims=(1, 2))
-    return frames_THWC.flip(2) if info.mirrored else frames_THWC
+def turn_upright(frames_THWC: torch.Tensor, rotation: int, mirrored: bool) -> torch.Tensor:
+    """Decoded frames (T, H, W, C) as they are displayed; see `orientation_of` for the other arguments."""
+    if rotation:
+        frames_THWC = torch.rot90(frames_THWC, rotation // 90, dims=(1, 2))
+    return frames_THWC.flip(2) if mirrored else frames_THWC

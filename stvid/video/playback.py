@@ -91,7 +91,8 @@ def _decode(
             for i, index in enumerate(following):
                 if index == number:
                     pixels_1HWC = torch.from_numpy(converters[i](frame).copy())[None]
-                    yield i, number, turn_upright(pixels_1HWC, info)[0].permute(2, 0, 1)
+                    upright_1HWC = turn_upright(pixels_1HWC, info.rotation, info.mirrored)
+                    yield i, number, upright_1HWC[0].permute(2, 0, 1)
                     following[i] = next(wanted[i], None)
             if all(index is None for index in following):
                 return

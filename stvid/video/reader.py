@@ -193,7 +193,7 @@ def _read_pyav(
             if frame is None:
                 return None
             pixels[place] = converter(frame)
-    return turn_upright(frames_THWC, info)
+    return turn_upright(frames_THWC, info.rotation, info.mirrored)
 
 
 class FrameConverter:

@@ -20,9 +20,10 @@ TICK = Fraction(1, 90_000)  # seconds, the unit of the file's times
 def open_recording(path: str | os.PathLike[str], *, fps: float) -> Iterator[Callable[[np.ndarray, float], None]]:
     """Yields a function that adds a frame: uint8 `H x W x 3`, RGB, and its time in seconds.
 
-    The file appears when the block ends; without a frame there is none. Its first frame is at time 0. Frames are made
-    even in height and width by leaving out a row or column; those of another size than the first are resized to it.
-    A frame that is not later than the one before is left out.
+    The file appears when the block ends; without a frame there is none. It never replaces another file: if `path`
+    exists by then, the recording is `NAME-2.mp4` beside it, and a warning says so. Its first frame is at time 0. Frames
+    are made even in height and width by leaving out a row or column; those of another size than the first are resized
+    to it. A frame that is not later than the one before is left out.
 
     Args:
         path: an mp4 file.
@@ -46,7 +47,7 @@ def open_recording(path: str | os.PathLike[str], *, fps: float) -> Iterator[Call
                 return
             frame = _frame(frame_HWC, height=height, width=width)
             if encode is None:
-                partial = stack.enter_context(replacing(path))
+                partial = stack.enter_context(replacing(path, overwrite=False))
                 encode = stack.enter_context(
                     open_encoder(partial, like=frame, fps=fps, crf=23, gop=max(round(2 * fps), 1), tick=TICK)
                 )

@@ -71,6 +71,7 @@ def redraw(
     *,
     info: VideoInfo,
     max_pixels: int | None = None,
+    comment: str = "",
     advance: Callable[[], object] = lambda: None,
 ) -> None:
     """Decodes every frame, draws on it and writes it as H.264 (yuv420p); memory does not grow with the length.
@@ -87,6 +88,7 @@ def redraw(
             type. It may change the frame that it gets.
         info: the result of `probe`.
         max_pixels: of a frame of the source, see `read_frames`.
+        comment: kept in the file, see `read_comment`.
         advance: called after each frame.
 
     Raises:
@@ -99,7 +101,7 @@ def redraw(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         try:
-            _write(partial, _Source(source, info, frame_limit(info, max_pixels)), draw, advance)
+            _write(partial, _Source(source, info, frame_limit(info, max_pixels)), draw, comment, advance)
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # a problem of the disk, not of the video
                 raise
@@ -109,7 +111,16 @@ def redraw(
             raise VideoError(source, UNREADABLE, f"its copy has {num_frames} frames instead of {info.num_frames}")
 
 
-def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], object]) -> None:
+def read_comment(path: str | os.PathLike[str]) -> str:
+    """The comment that `redraw` wrote into a file; empty if there is none, or the file is no video."""
+    try:
+        with open_video(path) as (container, _):
+            return container.metadata.get("comment", "")
+    except VideoError:
+        return ""
+
+
+def _write(partial: Path, source: _Source, draw: Draw, comment: str, advance: Callable[[], object]) -> None:
     items = iter(source)
     first = next(items)
     assert isinstance(first, _Frame)
@@ -118,6 +129,8 @@ def _write(partial: Path, source: _Source, draw: Draw, advance: Callable[[], obj
     # in ticks of the file, it states which tracks do not start at 0; FFmpeg's default are milliseconds
     options = {"movie_timescale": str(min(math.lcm(tick.denominator, 1000), _MAX_TICKS))}
     with av.open(os.path.abspath(partial), mode="w", format="mp4", options=options) as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = add_h264(
             container,
             like=_to_yuv420p(first.pixels_HWC, first, converter),
@@ -213,7 +226,8 @@ class _Source:
                 if number == 0:
                     start = (frame.pts or 0) * time_base
                 if number < info.num_frames:
-                    upright_1HWC = turn_upright(torch.from_numpy(converter(frame))[None], info)
+                    pixels_1HWC = torch.from_numpy(converter(frame))[None]
+                    upright_1HWC = turn_upright(pixels_1HWC, info.rotation, info.mirrored)
                     time = _time_of(frame, number, time_base=time_base, start=start, info=info)
                     yield _Frame(upright_1HWC[0].numpy().copy(), time, frame.duration * time_base, frame)
                 yield from waiting
