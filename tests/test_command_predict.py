@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ import stvid
 from stvid.cli import main
 from stvid.commands import predict
 from stvid.errors import UNREADABLE, VideoError
+from stvid.files import replacing
 from stvid.video.writer import write_video
 
 
@@ -289,3 +291,19 @@ def test_the_other_videos_go_on_if_the_output_of_one_cannot_be_written(run_folde
     entries = json.loads((tmp_path / "p.json").read_text())
     assert ["fingerprint" in entry for entry in entries] == [False, True, True]
     assert all(entry["segments"] for entry in entries)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a program can handle")
+def test_sigterm_leaves_no_unfinished_file_and_keeps_what_was_done(run_folder, videos, tmp_path, monkeypatch):
+    def terminated(path, file, **options):
+        with replacing(file) as partial:
+            partial.write_bytes(b"half of a video")
+            if path.parent.name == "b":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(predict, "annotate", terminated)
+    words = ("predict", run_folder, videos / "a", videos / "b" / "short.mp4", "--workers", 0)
+    done = command(*words, "--json", tmp_path / "p.json", "--out", tmp_path / "out")
+    assert done.returncode == 143
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["long.mp4"]
+    assert [entry["path"] for entry in json.loads((tmp_path / "p.json").read_text())] == [str(videos / "a/long.mp4")]

@@ -86,6 +86,8 @@ def mistakes(words, single=(), each=()):
         (["a"], {}, {"srt": "text/readme.txt"}, "there are 2 videos, so it must be a folder"),
         (["a"], {}, {"srt": "text/readme.txt/o"}, "readme.txt is a file, so there can be no such folder"),
         (["a/x.mp4"], {}, {"out": "x.webm"}, "the video must end in .mp4"),
+        (["a"], {}, {"out": "a/annotated"}, "--out a/annotated lies in a, whose videos are read"),
+        (["b", "."], {}, {"out": "new"}, "--out new lies in ., whose videos are read"),
         (["a/x.mp4"], {}, {"srt": "x.vtt"}, "--srt x.vtt: the file must end in .srt"),
         (["a/x.mp4"], {}, {"vtt": "x"}, "--vtt x: the file must end in .vtt"),
         (

@@ -3,12 +3,13 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from stvid.deploy import predictions
-from stvid.deploy.predictions import PredictionFiles, make_entry
+from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry
 from stvid.deploy.segments import Segment
 from stvid.errors import InputError
 from stvid.video.types import VideoInfo
@@ -62,3 +63,14 @@ def test_resume_refuses_another_kind_of_file(tmp_path, content):
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(InputError, match="Leave --resume out to start anew"):
         PredictionFiles([Path("a")], json=tmp_path / "p.json", csv=None, resume=True)
+
+
+def test_a_checkpoint_that_was_replaced_has_another_fingerprint(tmp_path):
+    checkpoint, video = tmp_path / "best.ckpt", tmp_path / "a.mp4"
+    video.write_bytes(b"video")
+    checkpoint.write_bytes(b"weights")
+    trained = SimpleNamespace(path=checkpoint, epoch=3, step=9, temperature=1.0)
+    first = fingerprint_of(video, trained, [])
+    assert fingerprint_of(video, trained, []) == first
+    checkpoint.write_bytes(b"others!!")  # as long a training with another seed
+    assert fingerprint_of(video, trained, []) != first

@@ -27,6 +27,7 @@ from stvid.deploy.windows import Window
 from stvid.device import default_device, limit_cpu_threads
 from stvid.disks import full_disk_error
 from stvid.errors import UNREADABLE, InputError, VideoError, raise_mistakes
+from stvid.exits import exit_on_sigterm
 from stvid.inference import ModelRunner, classify_each
 from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -45,16 +46,18 @@ def run(options: argparse.Namespace) -> None:
     check_classes(options.background, trained.class_names, option="--background")
     batch = Batch(trained, options)
     num_failed = 0
-    try:
-        for entry in batch.predict():
-            show(entry_text(entry))
-            num_failed += "error" in entry
-    except KeyboardInterrupt:
-        if options.json is not None and batch.files.entries:
-            show(f"{visible(options.json)} keeps what is finished; the same command with --resume goes on from there")
-        raise
-    finally:
-        batch.files.write()
+    with exit_on_sigterm():
+        try:
+            for entry in batch.predict():
+                show(entry_text(entry))
+                num_failed += "error" in entry
+        except KeyboardInterrupt:
+            if options.json is not None and batch.files.entries:
+                file = visible(options.json)
+                show(f"{file} keeps what is finished; the same command with --resume goes on from there")
+            raise
+        finally:
+            batch.files.write()
     raise_mistakes(batch.unwritten)
     if num_failed:
         raise SystemExit(1)

@@ -149,7 +149,10 @@ def find_output_mistakes(
             if is_special(file):
                 yield f"--{option} {target}: {file} is no ordinary file, and would be replaced; name another file"
             yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken, resume=resume)
-        yield from _folder_mistakes(f"--{option} {target}", files[0].parent if len(files) == 1 else Path(target))
+        folder = files[0].parent if len(files) == 1 else Path(target)
+        yield from _folder_mistakes(f"--{option} {target}", folder)
+        if option == "out" and (word := _read_folder_around(folder, words)) is not None:
+            yield f"--out {target} lies in {word}, whose videos are read: the next call would read the results, too"
 
 
 def exists_text(said: str, file: Path) -> str:
@@ -177,6 +180,16 @@ def _identity(path: Path) -> tuple[int, int] | str:
     except OSError:
         return os.path.realpath(path)
     return status.st_dev, status.st_ino
+
+
+def _read_folder_around(folder: Path, words: Sequence[str]) -> str | None:
+    """The word for a folder of videos in which a folder lies, or which it is."""
+    place = Path(os.path.realpath(folder))
+    for word in words:
+        named = Path(word).expanduser()
+        if named.is_dir() and place.is_relative_to(os.path.realpath(named)) and not is_frame_folder(named):
+            return word
+    return None
 
 
 def _folder_mistakes(said: str, folder: Path) -> Iterator[str]:

@@ -76,14 +76,15 @@ def make_entry(
 
 
 def fingerprint_of(path: Path, trained: TrainedModel, settings: Sequence) -> str:
-    """A hash of the file (size and time of change), the model and the settings: equal ones have equal results.
+    """A hash of file and checkpoint (size and time of change) and the settings: equal ones have equal results.
 
     Empty for a file that cannot be accessed.
     """
     identity = source_identity(path)
     if identity is None:
         return ""
-    model = [os.path.realpath(trained.path), trained.epoch, trained.step, trained.temperature]
+    checkpoint = os.path.realpath(trained.path)
+    model = [checkpoint, source_identity(checkpoint), trained.epoch, trained.step, trained.temperature]
     return hashlib.sha256(repr([identity, model, list(settings)]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
