@@ -86,7 +86,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
         known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", commands[options.command].format_usage())
         unknown = [text for text in rest if text.startswith("-")] or rest
-        hint = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else ""
+        one_too_many = f"; stvid {options.command} --help shows what it takes"
+        hint = nearest(unknown[0].partition("=")[0], known) if unknown[0].startswith("-") else one_too_many
         raise InputError(f"stvid {options.command} does not know {' '.join(unknown)}{hint}")
     if rest:
         options.overrides += rest

@@ -102,6 +102,12 @@ def file_in_the_way(folder: str | os.PathLike) -> Path | None:
     return next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
 
 
+def is_special(path: str | os.PathLike) -> bool:
+    """Whether a path is a device, a pipe or a name of the system such as /dev/stdout, which no file may replace."""
+    path = Path(path).absolute()
+    return path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
+
+
 def why_not_writable(folder: str | os.PathLike) -> str | None:
     """Why no file can be written into a folder, which need not exist yet; None if it can be written."""
     existing = Path(folder).absolute()

@@ -168,3 +168,10 @@ def test_without_windows_the_probability_is_that_of_the_segment(tmp_path):
     filled = (np.abs(frame - PALETTE[0]).max(-1) < 60).sum(axis=1).max()
     rest = (np.abs(frame - 90).max(-1) < 20).sum(axis=1).max()
     assert filled / (filled + rest) == pytest.approx(0.25, abs=0.08)
+
+
+@pytest.mark.parametrize("width", [64, 80, 100, 320])
+def test_the_panel_of_a_long_name_ends_inside_the_frame(width):
+    overlay = Overlay(80, width, colours={"a_long_name_of_a_class": (255, 0, 0)})
+    drawn_HWC = overlay.draw(np.full((80, width, 3), 200, np.uint8), "a_long_name_of_a_class", 1.0)
+    assert (drawn_HWC[:, -overlay.margin :] == 200).all()

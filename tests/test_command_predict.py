@@ -174,7 +174,9 @@ def test_resume_of_a_finished_batch_does_nothing(run_folder, videos, tmp_path):
     assert (tmp_path / "subs" / "long.srt").exists()
 
 
-def test_resume_keeps_what_an_interrupted_batch_has_done_and_other_videos(run_folder, videos, tmp_path, monkeypatch):
+def test_resume_keeps_what_an_interrupted_batch_has_done_and_other_videos(
+    run_folder, videos, tmp_path, monkeypatch, capsys
+):
     predicted(run_folder, tmp_path, videos / "b" / "short.mp4")
 
     def interrupted(*args, **options):
@@ -184,6 +186,7 @@ def test_resume_keeps_what_an_interrupted_batch_has_done_and_other_videos(run_fo
         patch.setattr(predict, "segment_video", interrupted)
         with pytest.raises(KeyboardInterrupt):
             predict_in_pieces(run_folder, videos, tmp_path)
+    assert "the same command with --resume goes on from there" in capsys.readouterr().out
     kept = json.loads((tmp_path / "p.json").read_text())
     assert [entry["path"] for entry in kept] == [str(videos / "b" / "short.mp4")]
     _, entries = predicted(run_folder, tmp_path, videos / "a", "--resume")

@@ -1,11 +1,12 @@
 import json
 import multiprocessing
+import os
 import shutil
 
 import pytest
 
 from stvid.disks import system_error_text
-from stvid.files import file_lock, replacing, write_json
+from stvid.files import file_lock, is_special, replacing, write_json
 from stvid.run.folder import RunFolder
 from stvid.run.lock import locked_folder
 from stvid.run.start import locked_run
@@ -18,6 +19,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         partial.write_text(f"half, then {1 / 0}")
     assert json.loads(path.read_text(encoding="utf-8")) == {"accuracy": 0.5, "name": "é"}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_and_devices_are_special(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    assert all(is_special(path) for path in (tmp_path / "pipe", "/dev/null", "/dev/stdout"))
+    assert not any(is_special(path) for path in (tmp_path, tmp_path / "file", tmp_path / "new"))
 
 
 def test_names_that_are_not_utf_8_are_the_same_after_reading(tmp_path):

@@ -39,7 +39,7 @@ def test_patterns_match_videos_and_frame_folders_and_nothing_else(root):
         ("absent.mp4", "absent.mp4 does not exist; give video files"),
         ("text", "text holds no video files and no folders of images"),
         ("*.webm", "*.webm matches nothing"),
-        ("text/*", "text/* matches 1 files, but no video"),
+        ("text/*", "text/* matches no video, only other files"),
         ("wrong.csv", "missing: path"),
         ("empty.csv", "names no videos"),
         ("absent.csv", "absent.csv does not exist"),

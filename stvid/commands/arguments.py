@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_limits
-from stvid.data.layouts.discovery import resolve_folder
+from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.data.prepare_plan import check_output
 from stvid.deploy.display import check_display
 from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
-from stvid.files import why_not_writable
+from stvid.files import is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
-from stvid.video.sources import check_source
+from stvid.video.sources import check_source, kind_of
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 CROPS = (1, 3, 5)
@@ -48,6 +48,8 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
             yield f"--{option} has no value; name a file"
         elif path.is_dir():
             yield f"--{option} {name}: that is a folder; name a file"
+        elif is_special(path):
+            yield f"--{option} {name}: that is no ordinary file, and would be replaced; name another file"
         elif not path.parent.is_dir():
             yield f"--{option} {name}: there is no folder {path.parent}"
 
@@ -143,7 +145,11 @@ def _check_is_no_video(verb: str, run: str, sources: Sequence[str]) -> None:
 
 
 def _check_stream(options: argparse.Namespace) -> Iterable[str]:
-    yield from check_source(options.source, size=options.size, fps=options.fps, realtime=options.realtime)
+    mistakes = check_source(options.source, size=options.size, fps=options.fps, realtime=options.realtime)
+    yield from mistakes
+    is_file = not mistakes and kind_of(options.source) == "file"
+    if is_file and (path := Path(options.source)).is_dir() and not is_frame_folder(path):
+        yield f"{options.source} is a folder without images; name one video, or a folder of its images"
     if options.source == "-" and sys.stdin.isatty():
         yield "-: stdin is the terminal; let another program write raw frames to it"
     yield from find_wrong_limits(options)

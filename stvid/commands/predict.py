@@ -51,7 +51,12 @@ def run(options: argparse.Namespace) -> None:
             for entry in batch.predict():
                 show(entry_text(entry))
                 num_failed += "error" in entry
-        finally:  # also after Ctrl-C
+        except KeyboardInterrupt:
+            if options.json is not None and batch.files.entries:
+                file = visible(options.json)
+                show(f"{file} keeps what is finished; the same command with --resume goes on from there")
+            raise
+        finally:
             batch.files.write()
     raise_mistakes(batch.unwritten)
     if num_failed:

@@ -81,7 +81,7 @@ def summary(live: LiveRecognition) -> str:
         f"{slot.dropped:,} frames dropped",
     ]
     if slot.connections:
-        parts.append(f"{slot.connections} times connected again")
+        parts.append(f"connected again: {slot.connections}")
     if live.restarts > slot.connections:
-        parts.append(f"model started anew {live.restarts} times")
+        parts.append(f"model started anew: {live.restarts}")
     return "; ".join(parts)

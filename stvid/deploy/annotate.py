@@ -73,7 +73,8 @@ class Overlay:
         self.line = sum(self.font.getmetrics())  # pixels from one line to the next
         number = " 100%" if self.has_bar else ""
         widest = max(self.font.getlength(visible(label[:_LONGEST_NAME]) + number) for label in colours)
-        self.width = min(round(widest) + 2 * self.padding, max(width * 2 // 3, min(width, _MIN_WIDTH)))
+        most = max(width * 2 // 3, min(width - 2 * self.margin, _MIN_WIDTH))
+        self.width = min(round(widest) + 2 * self.padding, most)
         self.key: tuple[str, int] | None = None
 
     def draw(self, frame_HWC: np.ndarray, label: str, probability: float) -> np.ndarray:

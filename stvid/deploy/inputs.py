@@ -11,7 +11,7 @@ from pathlib import Path
 from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_frame_folder, is_video
 from stvid.data.tables import read_table
 from stvid.errors import InputError, raise_mistakes
-from stvid.files import file_in_the_way, why_not_writable
+from stvid.files import file_in_the_way, is_special, why_not_writable
 
 HINT = "give video files, folders of them, patterns in quotes, or a table .csv with a column path"
 EACH = {"srt": ".srt", "vtt": ".vtt", "out": ".mp4"}  # option -> ending of the file that is made of each video
@@ -71,7 +71,7 @@ def _sources_of(word: str) -> list[Source]:
     matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     videos = [match for match in matches if is_video(match) or is_frame_folder(match)]
     if not videos:
-        what = f"matches {len(matches)} files, but no video" if matches else "matches nothing"
+        what = "matches no video, only other files" if matches else "matches nothing"
         raise InputError(f"{word} {what}; {HINT}")
     parts = path.parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
@@ -146,6 +146,8 @@ def find_output_mistakes(
             what = "the video" if option == "out" else "the file"
             yield f"--{option} {target}: {what} must end in {ending}"
         for source, file in zip(sources, files, strict=True):
+            if is_special(file):
+                yield f"--{option} {target}: {file} is no ordinary file, and would be replaced; name another file"
             yield from _mistakes_of(file, f"--{option} {target}", str(source.path), inputs, taken, resume=resume)
         folder = files[0].parent if len(files) == 1 else Path(target)
         yield from _folder_mistakes(f"--{option} {target}", folder)
@@ -167,7 +169,7 @@ def _mistakes_of(
         yield exists_text(said, file)
     other = taken.setdefault(os.path.realpath(file).casefold(), origin)  # many file systems do not distinguish case
     if other != origin:
-        remedy = "name the folder that holds them, or predict them one after the other"
+        remedy = "name the folder that holds them, or predict each into a folder of its own"
         yield f"{said}: {other} and {origin} would both be written to {file}; {remedy}"
 
 

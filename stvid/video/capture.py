@@ -93,7 +93,10 @@ class NetworkStream:
         if error.errno == errno.EIO and self.has_frames:
             return f"{name}: the connection was lost"
         if error.errno == errno.EIO:
-            return f"{name}: no connection, or what came was no video; are the host and the address right?"
+            return (
+                f"{name}: no connection, or what came was no video; are the host and the address right? An MP4 file "
+                "with its index at the end needs a server that can send parts of a file"
+            )
         if isinstance(error, av.InvalidDataError | av.ArgumentError):
             return f"{name} answers, but not with a video of a format that stvid reads; is it a web page?"
         return f"{name}: {error_text(error)}"

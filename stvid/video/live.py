@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.errors import InputError, VideoError
+from stvid.errors import UNREADABLE, InputError, VideoError
 from stvid.video.capture import Camera, NetworkStream, held_back
 from stvid.video.playback import iter_frames
 from stvid.video.probe import probe
@@ -100,7 +100,9 @@ class VideoFile:
         try:
             yield from frames if self.waits else held_back(frames, self.closed)
         except VideoError as error:
-            raise InputError(str(error)) from error
+            reason = "no video, or damaged" if error.reason == UNREADABLE else error.reason
+            detail = f" ({error.detail})" if error.detail else ""
+            raise InputError(f"{self.name} could not be read: {reason}{detail}") from error
 
     def _read(self) -> Iterator[tuple[float, Tensor]]:
         info = probe(self.path, decode_all=False, max_pixels=self.max_pixels)
