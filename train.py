@@ -9,7 +9,7 @@ python train.py --help                                  all choices and keys
 
 import sys
 
-from stvid.exits import interrupt_normally, report_errors
+from stvid.exits import exit_on_sigterm, interrupt_normally, report_errors
 from stvid.run.overrides import prepare_arguments
 
 if __name__ == "__main__":  # a mistake in the command line does not wait for the imports below
@@ -50,7 +50,7 @@ from stvid.run.start import (
     with_used_values,
 )
 from stvid.sweep.proposals import pruning_reporter
-from stvid.sweep.sweep import exit_on_sigterm, register_sweeper
+from stvid.sweep.sweep import register_sweeper
 from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
 from stvid.training.callbacks import build_callbacks, build_plugins, close_logger, logger_arguments
