@@ -5,6 +5,7 @@ reaches. The second one also holds where branches meet.
 """
 
 import copy
+import os
 
 import pytest
 import torch
@@ -161,10 +162,12 @@ def test_a_chain_of_layers_has_the_values_of_the_same_network_without_padding_in
 
 
 INFLATED = ("alexnet", "mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_1")
-SLOW = ("densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "vgg11")
+MORE = (
+    ("densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "vgg11") if os.environ.get("STVID_TEST_ALL") else ()
+)
 
 
-@pytest.mark.parametrize("network", [*INFLATED, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("network", [*INFLATED, *MORE])
 def test_every_family_that_i3d_inflates_reads_streams(network):
     torch.manual_seed(0)
     model = I3D(num_classes=NUM_CLASSES, network=network).eval()
