@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from test_damage import changed
 
 from stvid.checks import parse_json, read_json, text
 from stvid.data.feature_cache import FeatureCache
@@ -123,15 +124,6 @@ def nested(content):
     text_of_name = b"X" + len(name).to_bytes(4, "little") + name
     assert text_of_name in content
     return content.replace(text_of_name, b"]" * 50_000 + b"a" * 49_999, 1)
-
-
-def changed(change):
-    def apply(path):
-        content = torch.load(path, weights_only=True)
-        change(content)
-        torch.save(content, path)
-
-    return apply
 
 
 def weights(change):
