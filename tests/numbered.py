@@ -39,7 +39,8 @@ def write_video(
     quick = {"h264": {"preset": "veryfast", "bf": str(bframes)}, "vp9": {"cpu-used": "8", "deadline": "realtime"}}
     if codec == "vp9" and bframes:  # its likeness of B-frames: references that are not shown
         quick["vp9"] = {"cpu-used": "8", "deadline": "good", "auto-alt-ref": "1", "lag-in-frames": "16"}
-    x265 = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:pools=1:frame-threads=1:log-level=none"
+    reordered = bframes if num_frames > bframes else 0  # fewer frames end x265 with a packet that cannot be muxed
+    x265 = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={reordered}:pools=1:frame-threads=1:log-level=none"
     quick["hevc"] = {"preset": "ultrafast", "x265-params": x265}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(ENCODERS[codec], rate=25, options={**quick.get(codec, {}), **dict(options)})
