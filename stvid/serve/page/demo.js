@@ -1,0 +1,183 @@
+// The page of stvid demo: videos go to the service one after another, their answers are shown.
+import { byId, create, named, speak, visible } from "./dom.js";
+import { Result } from "./result.js";
+import { ServiceError, requestJson, token } from "./service.js";
+import { Webcam } from "./webcam.js";
+
+const SHORT = 4; // clips; stvid predict divides longer videos into segments
+const WORDS = { waiting: "waiting", sending: "sending", working: "recognising…", done: "", failed: "", cancelled: "cancelled" };
+const entries = []; // {file, isFirst, state, share, answer, whole, error, controller, item}
+let model = null, shown = null, webcam = null, busy = false;
+
+// ---- the model ----
+async function start() {
+  try {
+    model = await requestJson("GET", "model");
+  } catch (error) {
+    if (!(error instanceof ServiceError)) throw error;
+    byId("page-error").textContent = error.message;
+    byId("page-error").hidden = false;
+    return;
+  }
+  document.title = `${visible(model.name)} · stvid demo`;
+  byId("model-name").textContent = visible(model.name);
+  const { num_frames: frames, size: [height, width] } = model.clip;
+  const clips = frames ? `clips of ${frames} frames, ${width} × ${height} pixels` : `whole videos, ${width} × ${height} pixels`;
+  byId("model-text").textContent = `${model.class_names.length} classes, ${clips}`;
+  byId("version").textContent = model.version;
+  if (token) byId("docs").href = `docs?token=${encodeURIComponent(token)}`;
+  for (const button of [byId("choose"), byId("camera")]) button.disabled = false;
+}
+
+// ---- choosing videos ----
+function add(files) {
+  if (!model) return;
+  stopWebcam();
+  for (const file of files) {
+    const isFirst = file === files[0]; // it is shown when it is ready, whatever is shown then
+    const entry = { file, isFirst, state: "waiting", share: 0, answer: null, whole: null, error: "", controller: new AbortController() };
+    entries.push(entry);
+    entry.item = makeItem(entry);
+    byId("videos").append(entry.item);
+    draw(entry);
+  }
+  byId("session").hidden = !entries.length;
+  byId("drop").classList.toggle("small", entries.length);
+  work();
+}
+
+byId("choose").addEventListener("click", () => byId("files").click());
+byId("files").addEventListener("change", (event) => {
+  add(event.target.files);
+  event.target.value = "";
+});
+for (const [type, over] of [["dragenter", true], ["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(type, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    byId("drop").classList.toggle("over", over);
+    if (type === "drop") add(event.dataTransfer.files);
+  });
+}
+
+// ---- one video after another ----
+async function work() {
+  if (busy) return;
+  busy = true;
+  for (let entry; (entry = entries.find((one) => one.state === "waiting")); ) await recognise(entry);
+  busy = false;
+}
+
+async function recognise(entry) {
+  try {
+    await ask(entry);
+    change(entry, "done");
+    if (entry.isFirst && !webcam) open(entry);
+  } catch (error) {
+    if (error.name === "AbortError") return change(entry, "cancelled");
+    entry.error = error instanceof ServiceError ? error.message : `The page has an error: ${error.message}`;
+    change(entry, "failed");
+    speak(`${visible(entry.file.name)}: ${entry.error}`);
+    if (!(error instanceof ServiceError)) throw error;
+  }
+}
+
+// Fills in `answer` (segments), or for a video of a few clips `whole`.
+async function ask(entry) {
+  const limit = model.limits?.max_upload_bytes, { file } = entry;
+  if (limit && file.size > limit) throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
+  if (!file.size) throw new ServiceError("The file is empty.");
+  const onProgress = (share) => {
+    entry.share = share;
+    change(entry, share < 1 ? "sending" : "working");
+  };
+  const options = { file, onProgress, signal: entry.controller.signal };
+  change(entry, "sending");
+  if (model.clip.num_frames !== null) {
+    const answer = await requestJson("POST", "segments?windows=true", options);
+    const clip = answer.windows[0].end - answer.windows[0].start;
+    if (answer.duration > SHORT * clip) {
+      entry.answer = answer;
+      return;
+    }
+  }
+  entry.whole = await requestJson("POST", "predict?top=5", options);
+}
+
+const megabytes = (bytes) => `${Math.ceil(bytes / 2 ** 20).toLocaleString("en")} MiB`;
+
+// ---- the list ----
+function makeItem(entry) {
+  const opener = create("button", { type: "button", className: "opener" }, named(entry.file.name));
+  opener.addEventListener("click", () => open(entry));
+  const state = create("span", { className: "state" }), progress = create("progress", { max: 1 });
+  progress.setAttribute("aria-label", `Progress of ${visible(entry.file.name)}`);
+  const action = create("button", { type: "button", className: "button" });
+  action.addEventListener("click", () => {
+    if (isOver(entry)) return again(entry);
+    entry.controller.abort();
+    if (entry.state === "waiting") change(entry, "cancelled");
+  });
+  return create("li", {}, opener, progress, state, action);
+}
+
+const isOver = ({ state }) => state === "failed" || state === "cancelled";
+
+function again(entry) {
+  Object.assign(entry, { error: "", share: 0, controller: new AbortController() });
+  change(entry, "waiting");
+  work();
+}
+
+function change(entry, state) {
+  entry.state = state;
+  draw(entry);
+}
+
+function draw(entry) {
+  const [opener, progress, state, action] = entry.item.children, { state: now } = entry;
+  entry.item.className = now;
+  opener.disabled = now !== "done";
+  progress.hidden = now !== "sending" && now !== "working";
+  if (now === "sending") progress.value = entry.share;
+  else progress.removeAttribute("value");
+  state.textContent = visible(entry.error) || (now === "sending" ? `sending, ${Math.round(100 * entry.share)} %` : WORDS[now]);
+  action.hidden = now === "done";
+  action.textContent = isOver(entry) ? "Try again" : "Cancel";
+  action.setAttribute("aria-label", `${action.textContent}: ${visible(entry.file.name)}`);
+}
+
+function open(entry) {
+  stopWebcam();
+  close();
+  shown = new Result(entry, model);
+  entry.item.firstChild.setAttribute("aria-current", "true");
+  byId("result").scrollIntoView({ block: "nearest" });
+}
+
+function close() {
+  shown?.close();
+  shown = null;
+  for (const entry of entries) entry.item.firstChild.removeAttribute("aria-current");
+}
+
+// ---- the webcam ----
+byId("camera").addEventListener("click", () => {
+  if (webcam) return stopWebcam();
+  close();
+  byId("drop").classList.add("small");
+  webcam = new Webcam(model, () => {
+    webcam = null;
+    byId("camera").textContent = "Use the webcam";
+  });
+  byId("camera").textContent = "Stop the webcam";
+  webcam.start();
+});
+
+function stopWebcam() {
+  webcam?.stop();
+  byId("live").hidden = true;
+}
+
+for (const button of [byId("choose"), byId("camera")]) button.disabled = true; // until the model is there
+start();
