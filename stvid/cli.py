@@ -34,6 +34,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
   stvid serve    RUN [--host H] [--port N] [--token T] [--root DIR]   answer requests of other programs over HTTP
+  stvid demo     RUN [--port N] [--no-browser]     open a page to try the model with videos and the webcam
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
 Before a run you override a config (model=cnn_lstm optimizer.lr=1e-3); after a run you name the run.
@@ -109,6 +110,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_predict(commands)
     _add_stream(commands)
     _add_serve(commands)
+    _add_demo(commands)
     return parser, commands.choices
 
 
@@ -299,6 +301,14 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-queue", **number, default=64, help=description)
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     _add_trust(parser)
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "demo", "open a page to try the model with videos and the webcam", output_files=())
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    description = "only print the address of the page"
+    parser.add_argument("--no-browser", dest="browser", action="store_false", help=description)
+    add_service_options(parser)
 
 
 if __name__ == "__main__":

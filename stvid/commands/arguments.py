@@ -228,4 +228,5 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "predict": _check_predict,
     "stream": _check_stream,
     "serve": _check_serve,
+    "demo": _check_serve,
 }

@@ -27,7 +27,7 @@ class WindowAnswer(TypedDict):
 
 
 class SegmentsAnswer(TypedDict):
-    """What happens when in a video; times in seconds on its own clock."""
+    """What happens when in a video; times in seconds on its own clock, of which players show `clock_start` as 0."""
 
     path: str
     duration: float
@@ -36,6 +36,7 @@ class SegmentsAnswer(TypedDict):
     segments: list[SegmentAnswer]
     threshold: float
     windows: NotRequired[list[WindowAnswer]]
+    clock_start: NotRequired[float]  # with `windows`
     error: NotRequired[str]  # why the video could not be read to its end
 
 

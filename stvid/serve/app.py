@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ from stvid.serve.answers import ModelAnswer, PredictAnswer, SegmentsAnswer
 from stvid.serve.batching import BatchFailed, QueueFull
 from stvid.serve.metrics import CONTENT_TYPE, CountRequests
 from stvid.serve.options import ServeOptions
-from stvid.serve.security import Guard
+from stvid.serve.security import OPEN_PATHS, Guard
 from stvid.serve.service import SegmentedVideo, Service, fingerprint_of
 from stvid.serve.uploads import ReceivedVideo, received_video
 
@@ -39,12 +39,13 @@ RETRY_AFTER = 1  # seconds
 GONE = 499  # status in the metrics of a request whose client has gone; nobody receives it
 
 
-def create_app(recognizer: Recognizer, options: ServeOptions) -> FastAPI:
+def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Collection[str] = ()) -> FastAPI:
     """An application that answers requests with a model.
 
     Args:
         recognizer: the model.
         options: who is answered, and the limits.
+        open_paths: paths beside /health that need no token.
 
     Returns:
         The application; `app.state.service` is its `Service`, which starts and ends with it.
@@ -70,7 +71,7 @@ def create_app(recognizer: Recognizer, options: ServeOptions) -> FastAPI:
     app.state.service = service
     _add_information(app, service)
     _add_recognition(app, service)
-    app.add_middleware(Guard, token=options.token, hosts=options.hosts)
+    app.add_middleware(Guard, token=options.token, hosts=options.hosts, open_paths=OPEN_PATHS.union(open_paths))
     app.add_middleware(
         CountRequests, metrics=service.metrics, endpoints=lambda: {getattr(route, "path", "") for route in app.routes}
     )
@@ -147,9 +148,9 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
         clips: Annotated[int | None, Query(ge=1, description="clips spread over the video")] = None,
         crops: Annotated[int | None, Query(ge=1, description="crops of each clip: 1, 3 or 5")] = None,
     ) -> Response:
-        async with _work_on(request, path, service) as video:
+        async with work_on(request, path, service) as video:
             work = service.predict(video.path, num_clips=clips, num_crops=crops)
-            info, probabilities_K = await _unless_gone(request, work)
+            info, probabilities_K = await unless_gone(request, work)
         names = service.recognizer.class_names
         entry = make_entry(Path(video.name), info, probabilities_K, names, top=top)
         probabilities = dict(zip(names, map(float, probabilities_K), strict=True))
@@ -169,8 +170,8 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
     ) -> Response:
         check_classes(background, service.recognizer.class_names, option="background")
         options = SegmentOptions(threshold=threshold, window=window, hop=hop, min_duration=min_duration)
-        async with _work_on(request, path, service) as video:
-            result = await _unless_gone(request, service.segments(video.path, options))
+        async with work_on(request, path, service) as video:
+            result = await unless_gone(request, service.segments(video.path, options))
         if format == "json":
             return AsciiJSON(_segments_answer(video, result, service, threshold, with_windows=windows))
         if result.video.error is not None:
@@ -194,6 +195,7 @@ def _segments_answer(
         "threshold": resolve_threshold(service.recognizer.trained, threshold)[0],
     }
     if with_windows:
+        answer["clock_start"] = round(result.clock_start, 6)
         answer["windows"] = [
             {
                 "start": round(window.start, 3),
@@ -206,7 +208,7 @@ def _segments_answer(
 
 
 @contextlib.asynccontextmanager
-async def _work_on(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
+async def work_on(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
     """Admits a request and yields its video; errors of the video are told with the client's name for it."""
     with service.admitted():
         received = received_video(
@@ -227,7 +229,7 @@ def _named(video: ReceivedVideo, message: str) -> str:
     return message.replace(str(video.path), video.name)
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work; cancels it and raises ClientDisconnect if the client goes away. The body was read."""
 
     async def disconnected() -> None:

@@ -22,7 +22,7 @@ export class Result {
     byId("answer").hidden = !whole;
     byId("over-time").hidden = byId("save-srt").hidden = Boolean(whole);
     byId("save-json").onclick = () => this.save(JSON.stringify(whole ?? answer, null, 2), "json");
-    byId("save-srt").onclick = () => this.save(subtitles(answer.segments, answer.player_start ?? 0), "srt");
+    byId("save-srt").onclick = () => this.save(subtitles(answer.segments, answer.clock_start), "srt");
     this.listen();
     this.open(entry.file);
   }
@@ -118,7 +118,7 @@ export class Result {
     try {
       const { file } = this.entry, copy = this.entry.copy ?? (await request("POST", "playable", { file, signal: this.copying.signal }));
       this.entry.copy = copy;
-      this.offset = Number(copy.getResponseHeader("Stvid-Start") ?? 0);
+      this.offset = Number(copy.getResponseHeader("Stvid-Offset") ?? 0);
       if (!this.closed) this.open(copy.response);
     } catch (error) {
       if (error.name === "AbortError") return;
