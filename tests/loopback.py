@@ -5,13 +5,14 @@ import http.server
 import io
 import socket
 import threading
+from fractions import Fraction
 
 import av
 import numpy as np
 
 
-def mpegts(*, num_frames=50, fps=25, size=(48, 64)):
-    """Bytes of an MPEG-TS video: frame i is a grey picture of level `5 i mod 250`."""
+def mpegts(*, num_frames=50, fps=25, size=(48, 64), first=0):
+    """Bytes of an MPEG-TS video: frame i is a grey picture of level `5 i mod 250`, shown at `(first + i) / fps`."""
     out = io.BytesIO()
     with av.open(out, "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=fps)
@@ -19,7 +20,9 @@ def mpegts(*, num_frames=50, fps=25, size=(48, 64)):
         stream.pix_fmt, stream.codec_context.gop_size, stream.codec_context.max_b_frames = "yuv420p", 10, 0
         for i in range(num_frames):
             picture = np.full((*size, 3), 5 * i % 250, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = first + i, Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return out.getvalue()
 

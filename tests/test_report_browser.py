@@ -1,43 +1,15 @@
 """The report as a browser shows it: headless Chromium, driven by selenium; skipped where either is missing."""
 
 import json
-import shutil
 
 import pytest
+from chromium import CONTRAST, DARK, LIGHT, NO_MOTION, open_browser, press, show_as, wait
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from test_report import NASTY, NUM_FRAMES, make_evaluation, make_report
 
 from stvid.evaluation.compare import compare_runs
 from stvid.report.report import MAX_BYTES, write_comparison, write_report
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
-
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)"
-)
-
-NO_MOTION = {"name": "prefers-reduced-motion", "value": "reduce"}
-DARK = {"name": "prefers-color-scheme", "value": "dark"}
-LIGHT = {"name": "prefers-color-scheme", "value": "light"}
-# contrast of two colours as WCAG 2 has it; a canvas turns whatever CSS may say into numbers
-CONTRAST = """
-const [element] = arguments, canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-const rgb = (colour) => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-                          return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
-const light = (colour) => rgb(colour).map((v) => v / 255)
-  .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-const clear = (one) => /rgba\\(.*, 0\\)|transparent/.test(getComputedStyle(one).backgroundColor);
-let behind = element;
-while (behind && clear(behind)) behind = behind.parentElement;
-const pair = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)];
-return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-"""
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +24,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--hide-scrollbars", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -67,17 +33,11 @@ def opened(browser, address):
     """Opens the page: `opened(width, *media features)`."""
 
     def open_page(width=1280, *features):
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": list(features)})
+        show_as(browser, width, *features)
         browser.get(address)
         return browser
 
     return open_page
-
-
-def wait(browser, condition):
-    return WebDriverWait(browser, 10, poll_frequency=0.05).until(condition)
 
 
 def drawn(browser, number):
@@ -93,11 +53,6 @@ def drawn(browser, number):
 
 def focused(browser, name):
     return browser.execute_script("return document.activeElement.getAttribute(arguments[0])", name)
-
-
-def press(browser, *keys):
-    for key in keys:
-        ActionChains(browser).send_keys(key).perform()
 
 
 def screen(browser):

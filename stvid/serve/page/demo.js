@@ -26,7 +26,9 @@ async function start() {
   byId("model-text").textContent = `${model.class_names.length} classes, ${clips}`;
   byId("version").textContent = model.version;
   if (token) byId("docs").href = `docs?token=${encodeURIComponent(token)}`;
-  for (const button of [byId("choose"), byId("camera")]) button.disabled = false;
+  byId("choose").disabled = false;
+  byId("camera").disabled = !model.limits.stream_mode;
+  if (!model.limits.stream_mode) byId("camera").title = "This model reads whole videos, so it cannot answer while one goes on.";
 }
 
 // ---- choosing videos ----
@@ -84,8 +86,8 @@ async function recognise(entry) {
 
 // Fills in `answer` (segments), or for a video of a few clips `whole`.
 async function ask(entry) {
-  const limit = model.limits?.max_upload_bytes, { file } = entry;
-  if (limit && file.size > limit) throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
+  const limit = model.limits.max_upload_bytes, { file } = entry;
+  if (file.size > limit) throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
   if (!file.size) throw new ServiceError("The file is empty.");
   const onProgress = (share) => {
     entry.share = share;

@@ -1,6 +1,6 @@
 // The webcam: its frames go over the socket as JPEG, the answers come back as JSON.
 import { Bars } from "./bars.js";
-import { UNKNOWN, byId, percent, speak, visible } from "./dom.js";
+import { UNKNOWN, byId, pauses, percent, speak, visible } from "./dom.js";
 import { openSocket } from "./service.js";
 
 const MAX_FPS = 30;
@@ -55,7 +55,8 @@ export class Webcam {
   connect(fps) {
     this.socket = openSocket("stream");
     this.period = 1000 / fps;
-    this.socket.onopen = () => this.socket.send(JSON.stringify({ fps, format: "jpeg", realtime: true }));
+    const background = this.model.class_names.filter((name) => name !== UNKNOWN && pauses.has(name));
+    this.socket.onopen = () => this.socket.send(JSON.stringify({ fps, format: "jpeg", realtime: true, background }));
     this.socket.onmessage = (event) => this.receive(JSON.parse(event.data), fps);
     this.socket.onclose = () => this.fail("The service closed the connection. Is stvid demo still running?");
   }
