@@ -78,7 +78,7 @@ class Stream:
 
     @property
     def key(self) -> Hashable:
-        """Streams of one runner with equal keys share their next forward pass, see `push_together`."""
+        """Streams of one runner with equal keys share their next forward pass, see `step_together`."""
         return (self.predictor.runner, key) if (key := self.predictor.key) is not None else self
 
     def restart(self) -> None:
@@ -119,12 +119,8 @@ class Stream:
         return crop_and_resize(frame_CHW[None], box, self.clip.size)
 
 
-@torch.inference_mode()
 def push_together(streams: Sequence[Stream], frames: Sequence[Tensor]) -> list[Tensor | None]:
-    """The next frame of several streams, in as few forward passes as possible.
-
-    Streams share a pass if they have the same `ModelRunner`, and their next steps are alike (`VideoModel.stream_key`);
-    windows always do. The numbers are those of `Stream.push`.
+    """The next frame of several streams of one `ModelRunner`, in as few forward passes as possible.
 
     Args:
         streams: each of them once.
@@ -136,15 +132,25 @@ def push_together(streams: Sequence[Stream], frames: Sequence[Tensor]) -> list[T
     Raises:
         InputError: a model whose outputs are not finite.
     """
-    waiting = [deque(stream.add(frame_1CHW)) for stream, frame_1CHW in zip(streams, frames, strict=True)]
-    while any(waiting):
+    return step_together([(s, s.add(frame_1CHW)) for s, frame_1CHW in zip(streams, frames, strict=True)])
+
+
+@torch.inference_mode()
+def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tensor | None]:
+    """Runs the model on what `Stream.add` returned for several streams of one `ModelRunner`.
+
+    Streams share a forward pass if their next steps are alike (`VideoModel.stream_key`); windows always do. The numbers
+    are those of `Stream.push`, and it returns and raises what `push_together` does.
+    """
+    waiting = [(stream, deque(inputs)) for stream, inputs in steps]
+    while any(inputs for _, inputs in waiting):
         groups: dict[Hashable, list[tuple[Stream, Tensor]]] = {}
-        for stream, inputs in zip(streams, waiting, strict=True):
+        for stream, inputs in waiting:
             if inputs:
                 groups.setdefault(stream.key, []).append((stream, inputs.popleft()))
         for group in groups.values():
-            _answer([stream for stream, _ in group], torch.stack([clip for _, clip in group]))
-    return [stream.probabilities_K for stream in streams]
+            _answer([stream for stream, _ in group], torch.stack([model_input for _, model_input in group]))
+    return [stream.probabilities_K for stream, _ in steps]
 
 
 def _answer(streams: Sequence[Stream], inputs: Tensor) -> None:
