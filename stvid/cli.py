@@ -33,6 +33,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
+  stvid serve    RUN [--host H] [--port N] [--token T] [--root DIR]   answer requests of other programs over HTTP
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
 Before a run you override a config (model=cnn_lstm optimizer.lr=1e-3); after a run you name the run.
@@ -107,6 +108,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_report(commands)
     _add_predict(commands)
     _add_stream(commands)
+    _add_serve(commands)
     return parser, commands.choices
 
 
@@ -269,6 +271,35 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--show", action="store_true", help="open a window with the frames and the label")
     parser.add_argument("--out", metavar="F.mp4", help="record the frames with the label")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds of the source")
+    _add_trust(parser)
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(commands, "serve", "answer requests of other programs over HTTP", output_files=())
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    add_service_options(parser)
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that starts the service."""
+    description = "address to listen on; another than this machine's own needs a token (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=description)
+    parser.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    description = "what clients must send (default: the variable STVID_TOKEN; on other hosts a new one, which is shown)"
+    parser.add_argument("--token", metavar="T", help=description)
+    description = "clients may also name videos in this folder, with path= (default: none)"
+    parser.add_argument("--root", metavar="DIR", help=description)
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("--max-upload", type=int, metavar="MB", default=100, help="of one video (default: 100)")
+    description = "milliseconds that a request waits for others, to share a call of the model (default: 5)"
+    parser.add_argument("--max-delay", type=float, metavar="MS", default=5.0, help=description)
+    description = "clips in one call of the model (default: the batch size of the training)"
+    parser.add_argument("--max-batch", **number, help=description)
+    description = "requests in work at a time; more are refused with status 429 (default: 64)"
+    parser.add_argument("--max-queue", **number, default=64, help=description)
+    description = "sockets that send frames at a time; more are refused (default: 16)"
+    parser.add_argument("--max-streams", **number, default=16, help=description)
+    parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     _add_trust(parser)
 
 

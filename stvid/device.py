@@ -87,6 +87,22 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def resolve_device(name: str | None) -> torch.device:
+    """The device of a name such as `cuda:1`; None: see `default_device`.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name is None:
+        return default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last: a device without kernels
+        raise InputError(
+            f"--device {name}: PyTorch finds no such device on this machine; leave it out for {default_device()}"
+        ) from error
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context for a precision returned by `resolve_precision`; disabled for `32-true`."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

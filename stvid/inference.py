@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -207,6 +207,19 @@ def _merge(parts: Sequence[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[Tens
     logits_VK = torch.cat([logits for logits, _, _ in parts])[order]
     failed = {video: reason for _, _, reasons in parts for video, reason in reasons.items()}
     return logits_VK, videos_V[order], failed
+
+
+class Runner(Protocol):
+    """What classifies clips: the model itself, or a way to it that many share.
+
+    Attributes:
+        device: where the model computes.
+    """
+
+    device: torch.device
+
+    def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None, /) -> Tensor:
+        """uint8 `V x T x C x H x W` -> float32 logits `V x K`, at the model's temperature."""
 
 
 class ModelRunner:

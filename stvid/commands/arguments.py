@@ -19,6 +19,7 @@ from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
 from stvid.files import is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
+from stvid.serve.options import bind_port, check_packages, find_serve_mistakes
 from stvid.video.sources import check_source, kind_of
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -163,6 +164,15 @@ def _check_stream(options: argparse.Namespace) -> Iterable[str]:
     _check_runs([options.run])
 
 
+def _check_serve(options: argparse.Namespace) -> Iterable[str]:
+    mistakes = list(find_serve_mistakes(options))
+    yield from mistakes
+    check_packages()
+    _check_runs([options.run])
+    if not mistakes:
+        options.listener = bind_port(options.host, options.port)
+
+
 def _recording(path: Path) -> Iterable[str]:
     if path.suffix.lower() != ".mp4":
         yield f"--out {path}: the recording must end in .mp4"
@@ -217,4 +227,5 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "report": _check_report,
     "predict": _check_predict,
     "stream": _check_stream,
+    "serve": _check_serve,
 }

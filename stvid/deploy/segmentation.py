@@ -13,7 +13,7 @@ from stvid.deploy.segments import DEFAULT_THRESHOLD, Segment, find_segments
 from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import VideoViews, Window, classify_windows
 from stvid.errors import InputError, VideoError, nearest
-from stvid.inference import ModelRunner
+from stvid.inference import Runner
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
 
@@ -73,7 +73,7 @@ def segment_video(
     path: str | os.PathLike[str],
     *,
     info: VideoInfo,
-    runner: ModelRunner,
+    runner: Runner,
     options: SegmentOptions,
     on_window: Callable[[Window], object] = lambda window: None,
 ) -> VideoSegments:

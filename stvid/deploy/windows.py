@@ -26,7 +26,7 @@ from stvid.data import sampling
 from stvid.deploy.window_plan import WindowPlan, plan_windows
 from stvid.device import num_cores
 from stvid.errors import VideoError
-from stvid.inference import ModelRunner, batch_size_of, check_finite
+from stvid.inference import ModelRunner, Runner, batch_size_of, check_finite
 from stvid.metrics import average_views
 from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 from stvid.run.checkpoint import TrainedModel
@@ -71,7 +71,7 @@ class VideoViews:
         self.request = Request(needed, reading_size(info.height, info.width, boxes[0], trained.clip.size))
         self.crops: dict[int, list[Tensor]] = {}  # frame number -> its crops
 
-    def classify(self, runner: ModelRunner) -> np.ndarray:
+    def classify(self, runner: Runner) -> np.ndarray:
         """Probabilities `K` of the video, as `inference.classify` computes them; the video has been read."""
         views = make_views(self.clips, self.crops, self.trained.clip)
         clips_VTCHW = torch.stack(views)
@@ -85,7 +85,7 @@ def classify_windows(
     path: str | os.PathLike[str],
     *,
     info: VideoInfo | None = None,
-    runner: ModelRunner | None = None,
+    runner: Runner | None = None,
     window: float | None = None,
     hop: float | None = None,
     views: VideoViews | None = None,
@@ -116,7 +116,7 @@ def _read_windows(
     trained: TrainedModel,
     path: str | os.PathLike[str],
     plan: WindowPlan,
-    runner: ModelRunner,
+    runner: Runner,
     views: VideoViews | None,
 ) -> Iterator[Window]:
     read = partial(_small_frames, trained, path, plan, views, device=runner.device)
@@ -178,7 +178,7 @@ def make_views(clips: Sequence[Sequence[int]], crops: Mapping[int, Sequence[Tens
 
 
 def _in_batches(
-    windows: Iterable[tuple[int, list[Tensor]]], plan: WindowPlan, trained: TrainedModel, runner: ModelRunner
+    windows: Iterable[tuple[int, list[Tensor]]], plan: WindowPlan, trained: TrainedModel, runner: Runner
 ) -> Iterator[Window]:
     """Classifies windows in batches of the run's batch size; after an error of the video those before it, too."""
     batch: list[tuple[int, list[Tensor]]] = []
@@ -195,7 +195,7 @@ def _in_batches(
 
 
 def _classify(
-    batch: Sequence[tuple[int, list[Tensor]]], plan: WindowPlan, trained: TrainedModel, runner: ModelRunner
+    batch: Sequence[tuple[int, list[Tensor]]], plan: WindowPlan, trained: TrainedModel, runner: Runner
 ) -> Iterator[Window]:
     if not batch:
         return

@@ -72,7 +72,7 @@ def read_settings(text: str, trained: TrainedModel, *, max_frame: int) -> Stream
         raise StreamError("the first message is no JSON, or has a key twice") from error
     names = tuple(StreamSettings.__dataclass_fields__)
     if not isinstance(values, dict):
-        raise StreamError(f'the first message must be a JSON object, such as {json.dumps({"fps": 25})}')
+        raise StreamError(f"the first message must be a JSON object, such as {json.dumps({'fps': 25})}")
     if unknown := sorted(set(values) - set(names)):
         raise StreamError(f"there is no key {unknown[0][:50]!r}{nearest(unknown[0][:50], names)}")
     given = {name: value for name, value in values.items() if value is not None}

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from torch import Tensor
@@ -22,7 +21,7 @@ from stvid.deploy.live import live_hop
 from stvid.deploy.pace import Pace
 from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.steady_label import SteadyLabel
-from stvid.deploy.stream import WINDOWS, Stream, step_together
+from stvid.deploy.stream import WINDOWS, step_together
 from stvid.serve.batching import BatchFailed, QueueFull
 from stvid.serve.service import Service
 from stvid.serve.stream_protocol import (

@@ -1,0 +1,56 @@
+"""`stvid serve`: a model that answers other programs over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+
+from stvid.deploy.segmentation import resolve_threshold
+from stvid.device import limit_cpu_threads, resolve_device
+from stvid.recognizer import Recognizer, load
+from stvid.serve.app import create_app
+from stvid.serve.options import ServeOptions, serve_options, token_of
+from stvid.serve.server import run_server
+from stvid.serve.service import THREAD_NAMES
+from stvid.terminal import show
+
+LAST_SECONDS = 1.0  # in which threads end that have nothing to do
+
+
+def run(options: argparse.Namespace) -> None:
+    recognizer = load_recognizer(options)
+    settings = serve_options(options)
+    app = create_app(recognizer, settings)
+    run_server(app, options.listener, on_start=lambda address: show(start_text(options, settings, address), flush=True))
+    show("stopped", flush=True)
+    leave_threads_behind()
+
+
+def load_recognizer(options: argparse.Namespace) -> Recognizer:
+    """The model of the command; says which threshold it has."""
+    device = resolve_device(options.device)
+    limit_cpu_threads(device.type)
+    recognizer = load(options.run, device=device, trust=options.trust)
+    threshold, origin = resolve_threshold(recognizer.trained, None)
+    show(f"{type(recognizer.trained.model).__name__} on {device}; threshold {threshold:g} ({origin})", flush=True)
+    return recognizer
+
+
+def start_text(options: argparse.Namespace, settings: ServeOptions, address: str) -> str:
+    """What the command says once requests are answered."""
+    lines = [f"serving {options.run} on {address}; {address}/docs describes it; Ctrl-C stops"]
+    if settings.token is not None and token_of(options) is None:
+        lines.append(f"clients need this token: {settings.token}")
+    return "\n".join(lines)
+
+
+def leave_threads_behind() -> None:
+    """Ends the program if a thread still decodes a video that nobody waits for: Python would wait for it."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAMES)]
+    for thread in threads:
+        thread.join(timeout=LAST_SECONDS)
+    if any(thread.is_alive() for thread in threads):
+        sys.stdout.flush()
+        os._exit(0)

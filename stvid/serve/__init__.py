@@ -1,0 +1,1 @@
+"""A service that answers over HTTP: one model, requests of many clients."""

@@ -1,0 +1,295 @@
+"""The application: what each address answers.
+
+app = create_app(stvid.load("RUN"), ServeOptions())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from stvid import __version__
+from stvid.deploy.predictions import make_entry
+from stvid.deploy.segmentation import SegmentOptions, check_classes, resolve_threshold
+from stvid.deploy.subtitles import subtitles
+from stvid.errors import InputError, VideoError
+from stvid.recognizer import Recognizer
+from stvid.serve.answers import ModelAnswer, PredictAnswer, SegmentsAnswer
+from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.metrics import CONTENT_TYPE, CountRequests
+from stvid.serve.options import ServeOptions
+from stvid.serve.security import Guard
+from stvid.serve.service import SegmentedVideo, Service, fingerprint_of
+from stvid.serve.streams import add_streams
+from stvid.serve.uploads import ReceivedVideo, received_video
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+RETRY_AFTER = 1  # seconds
+GONE = 499  # status in the metrics of a request whose client has gone; nobody receives it
+
+
+def create_app(recognizer: Recognizer, options: ServeOptions) -> FastAPI:
+    """An application that answers requests with a model.
+
+    Args:
+        recognizer: the model.
+        options: who is answered, and the limits.
+
+    Returns:
+        The application; `app.state.service` is its `Service`, which starts and ends with it.
+    """
+    service = Service(recognizer, options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="stvid",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers=HANDLERS,
+    )
+    app.state.service = service
+    _add_information(app, service)
+    _add_recognition(app, service)
+    add_streams(app, service)
+    app.add_middleware(Guard, token=options.token, hosts=options.hosts)
+    app.add_middleware(
+        CountRequests, metrics=service.metrics, endpoints=lambda: {getattr(route, "path", "") for route in app.routes}
+    )
+    return app
+
+
+class AsciiJSON(JSONResponse):
+    """JSON in ASCII: names may hold bytes that are not UTF-8, which JSON can escape."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _add_information(app: FastAPI, service: Service) -> None:
+    trained = service.recognizer.trained
+    model: ModelAnswer = {
+        "name": trained.folder.name,
+        "model": type(trained.model).__name__,
+        "class_names": list(trained.class_names),
+        "clip": trained.clip.to_dict(),
+        "threshold": resolve_threshold(trained, None)[0],
+        "fingerprint": fingerprint_of(trained.path),
+        "version": __version__,
+        "limits": {"max_upload_bytes": service.options.max_upload, "stream_mode": stream_mode(service.recognizer)},
+    }
+
+    @app.get("/health", summary="Whether the service takes work")
+    async def health() -> dict[str, str]:
+        if service.is_stopping:
+            raise HTTPException(503, "the service is stopping")
+        return {"status": "ok"}
+
+    @app.get("/model", summary="The model and the limits", response_model=ModelAnswer)
+    async def describe_model() -> Response:
+        return AsciiJSON(model)
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def stream_mode(recognizer: Recognizer) -> str | None:
+    """How the model reads a stream, see `Stream.mode`; None if it cannot."""
+    try:
+        return recognizer.stream(25).mode
+    except InputError:
+        return None
+
+
+FORM = {
+    "requestBody": {
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}, "path": {"type": "string"}},
+                }
+            }
+        }
+    }
+}
+PathQuery = Annotated[str | None, Query(description="instead of a file: a video below --root")]
+Seconds = Annotated[float | None, Query(gt=0, allow_inf_nan=False)]
+
+
+def _add_recognition(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/predict", summary="The most probable classes of a video", response_model=PredictAnswer, openapi_extra=FORM
+    )
+    async def predict(
+        request: Request,
+        path: PathQuery = None,
+        top: Annotated[int, Query(ge=1, description="how many classes to name")] = 5,
+        clips: Annotated[int | None, Query(ge=1, description="clips spread over the video")] = None,
+        crops: Annotated[int | None, Query(ge=1, description="crops of each clip: 1, 3 or 5")] = None,
+    ) -> Response:
+        async with _work_on(request, path, service) as video:
+            work = service.predict(video.path, num_clips=clips, num_crops=crops)
+            info, probabilities_K = await _unless_gone(request, work)
+        names = service.recognizer.class_names
+        entry = make_entry(Path(video.name), info, probabilities_K, names, top=top)
+        probabilities = dict(zip(names, map(float, probabilities_K), strict=True))
+        return AsciiJSON({**entry, "path": video.name, "probabilities": probabilities})
+
+    @app.post("/segments", summary="What happens when in a video", response_model=SegmentsAnswer, openapi_extra=FORM)
+    async def segments(
+        request: Request,
+        path: PathQuery = None,
+        threshold: Annotated[float | None, Query(gt=0, le=1, description="at which a class begins")] = None,
+        window: Seconds = None,
+        hop: Seconds = None,
+        min_duration: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
+        background: Annotated[list[str], Query(description="classes without subtitles")] = [],  # noqa: B006
+        windows: Annotated[bool, Query(description="also the probabilities of each window")] = False,
+        format: Annotated[Literal["json", "srt", "vtt"], Query()] = "json",
+    ) -> Response:
+        check_classes(background, service.recognizer.class_names, option="background")
+        options = SegmentOptions(threshold=threshold, window=window, hop=hop, min_duration=min_duration)
+        async with _work_on(request, path, service) as video:
+            result = await _unless_gone(request, service.segments(video.path, options))
+        if format == "json":
+            return AsciiJSON(_segments_answer(video, result, service, threshold, with_windows=windows))
+        if result.video.error is not None:
+            raise HTTPException(415, f"{video.name} could not be read to its end: {result.video.error.reason}")
+        text = subtitles(result.video.segments, kind=format, offset=result.clock_start, background=background)
+        kind = "text/vtt" if format == "vtt" else "application/x-subrip"
+        return Response(text.encode("utf-8", "backslashreplace"), media_type=f"{kind}; charset=utf-8")
+
+
+def _segments_answer(
+    video: ReceivedVideo, result: SegmentedVideo, service: Service, threshold: float | None, *, with_windows: bool
+) -> dict:
+    names = service.recognizer.class_names
+    segments, error = result.video.segments, result.video.error
+    entry = make_entry(Path(video.name), result.info, None, names, top=0, segments=segments, error=error)
+    del entry["top"]
+    answer = {
+        **entry,
+        "path": video.name,
+        "class_names": list(names),
+        "threshold": resolve_threshold(service.recognizer.trained, threshold)[0],
+    }
+    if with_windows:
+        answer["windows"] = [
+            {
+                "start": round(window.start, 3),
+                "end": round(window.end, 3),
+                "probabilities": window.probabilities_K.tolist(),
+            }
+            for window in result.video.windows
+        ]
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def _work_on(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
+    """Admits a request and yields its video; errors of the video are told with the client's name for it."""
+    with service.admitted():
+        received = received_video(
+            request, path, folder=service.folder, options=service.options, metrics=service.metrics
+        )
+        async with received as video:
+            try:
+                yield video
+            except VideoError as error:
+                detail = f" ({error.detail})" if error.detail else ""
+                raise HTTPException(415, _named(video, f"{video.name}: {error.reason}{detail}")) from error
+            except InputError as error:
+                raise HTTPException(422, _named(video, str(error))) from error
+
+
+def _named(video: ReceivedVideo, message: str) -> str:
+    """A message without paths of this machine."""
+    return message.replace(str(video.path), video.name)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work; cancels it and raises ClientDisconnect if the client goes away. The body was read."""
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+def _error(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if request.method == "POST":
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return AsciiJSON({"detail": detail}, status_code=status, headers=headers)
+
+
+async def _on_http_error(request: Request, error: Any) -> Response:
+    return _error(request, error.status_code, str(error.detail), error.headers)
+
+
+async def _on_wrong_values(request: Request, error: Any) -> Response:
+    mistakes = [f"{detail['loc'][-1]} (={detail['input']}): {detail['msg']}" for detail in error.errors()]
+    return _error(request, 422, "; ".join(mistakes))
+
+
+async def _on_input_error(request: Request, error: Exception) -> Response:
+    return _error(request, 422, str(error))
+
+
+async def _on_queue_full(request: Request, error: Exception) -> Response:
+    return _error(request, 429, f"too much to do: {error}; try again", {"Retry-After": str(RETRY_AFTER)})
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+async def _on_failed_batch(request: Request, error: Exception) -> Response:
+    return _error(request, 500, str(error))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return _error(request, 500, "an error of the service; its log has the traceback")
+
+
+HANDLERS: dict = {
+    StarletteHTTPException: _on_http_error,
+    RequestValidationError: _on_wrong_values,
+    InputError: _on_input_error,
+    QueueFull: _on_queue_full,
+    ClientDisconnect: _on_disconnect,
+    BatchFailed: _on_failed_batch,
+    Exception: _on_bug,
+}
