@@ -22,6 +22,7 @@ from stvid.deploy.pace import Pace
 from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import WINDOWS, step_together
+from stvid.errors import InputError
 from stvid.serve.batching import BatchFailed, QueueFull
 from stvid.serve.service import Service
 from stvid.serve.stream_protocol import (
@@ -69,6 +70,8 @@ async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[W
         return
     except StreamError as error:
         closing = error
+    except InputError as error:  # the model cannot read streams
+        closing = StreamError(str(error))
     except BatchFailed as error:
         closing = StreamError(str(error), OURS)
     except (WebSocketDisconnect, asyncio.CancelledError):
@@ -187,8 +190,11 @@ class _Connection:
             background=settings.background,
         )
         self.pace = Pace(fps, period=self.stream.hop or 1)
-        # frames of a window are kept while one is computed, since keeping them takes no time
-        capacity = self.stream.first if self.stream.mode == WINDOWS and settings.realtime else 1
+        capacity = 1
+        if (
+            self.stream.mode == WINDOWS and settings.realtime
+        ):  # keeping frames takes no time, also while one is computed
+            capacity, self.pace.load = self.stream.first, 0.0
         self.inbox = _Inbox(capacity, drops=settings.realtime)
         self.began = time.monotonic()
         self.latest: tuple[str | None, float] = (None, 0.0)  # class and its probability
@@ -235,7 +241,7 @@ class _Connection:
                 await self._run_model(inputs)
                 if (probabilities_K := self.stream.probabilities_K) is not None:
                     self.latest = self.label.update(probabilities_K, seconds)
-            if self.settings.realtime:
+            if self.settings.realtime and self.stream.mode != WINDOWS:
                 self.pace.measure(time.monotonic() - began, times)
             await self._send_answer(frame)
 
