@@ -299,6 +299,8 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch", **number, help=description)
     description = "requests in work at a time; more are refused with status 429 (default: 64)"
     parser.add_argument("--max-queue", **number, default=64, help=description)
+    description = "sockets that send frames at a time; more are refused (default: 16)"
+    parser.add_argument("--max-streams", **number, default=16, help=description)
     parser.add_argument("--device", metavar="D", help="such as cpu or cuda:1 (default: an accelerator if there is one)")
     _add_trust(parser)
 

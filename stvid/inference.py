@@ -5,10 +5,11 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -236,6 +237,13 @@ class ModelRunner:
         self.temperature = trained.temperature
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)
         self.model = channels_last(trained.model.to(self.device).eval())
+        self.num_frames = trained.clip.num_frames
+
+    @functools.cached_property
+    @torch.inference_mode()
+    def stream_start(self) -> Any:
+        """`VideoModel.start_stream`, called once: streams that start from one state can share their steps."""
+        return self.model.start_stream(self.num_frames)
 
     @torch.inference_mode()
     def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:

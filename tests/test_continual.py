@@ -161,6 +161,44 @@ def test_a_chain_of_layers_has_the_values_of_the_same_network_without_padding_in
         assert_same_logits(logits, wanted)
 
 
+SHARING = ("default", "strides 2, 3, 1", "a stride longer than the kernel", "mc3_18")
+LARGE = ("c3d", "r3d_18", "s3d") if os.environ.get("STVID_TEST_ALL") else ()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*SHARING, *LARGE])
+def test_streams_of_different_age_share_a_step_where_they_keep_the_same(name, small_c3d):  # noqa: F811
+    """Streams that are `period` frames apart, with the frames and answers of each alone; others never share."""
+    torch.manual_seed(0)
+    model = ready(CHAINS[name]() if name in CHAINS else build_model(CONFIGS[name], num_classes=5, pretrained=False))
+    start = model.start_stream(4)
+    network = start.network
+    age, num_frames = network.period, network.settled + 2 * network.period + 1
+    videos, states = torch.randn(2, 1, 3, num_frames, SIZE, SIZE), [start, start]
+    alone = [dict(push_all(model, video, start)[0]) for video in videos]
+    together = {}
+    for t in range(num_frames + age):
+        there = [i for i in range(2) if 0 <= t - i * age < num_frames]
+        keys = {model.stream_key(states[i]) for i in there}
+        frames = [videos[i][:, :, t - i * age] for i in there]
+        if len(there) == 2 and len(keys) == 1:
+            logits, state = model.stream_step(torch.cat(frames), model.stack_states([states[i] for i in there]))
+            states, logits = model.split_states(state, 2), [None] * 2 if logits is None else logits.split(1)
+            together |= {t: logits}
+        else:
+            steps = [model.stream_step(frame, states[i]) for i, frame in zip(there, frames, strict=True)]
+            logits = [step[0] for step in steps]
+            for i, (_, state) in zip(there, steps, strict=True):
+                states[i] = state
+        for i, answer in zip(there, logits, strict=True):
+            wanted = alone[i].get(t - i * age)
+            assert (answer is None) == (wanted is None)
+            if answer is not None:
+                assert_same_logits(answer, wanted)
+    assert list(together) == list(range(network.settled + age, num_frames))
+    assert model.stream_key(start) != model.stream_key(model.start_stream(4))  # another network
+
+
 INFLATED = ("alexnet", "mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_1")
 MORE = (
     ("densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "vgg11") if os.environ.get("STVID_TEST_ALL") else ()

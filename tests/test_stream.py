@@ -9,7 +9,7 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.data.sampling import earlier_frames
-from stvid.deploy.stream import Stream
+from stvid.deploy.stream import Stream, push_together
 from stvid.errors import InputError
 from stvid.inference import ModelRunner
 from stvid.models.base import VideoModel
@@ -190,6 +190,56 @@ def test_a_stream_that_is_started_anew_gives_the_answers_of_a_new_one(tmp_path, 
     assert [answer is None for answer in answers] == [answer is None for answer in wanted]
     assert all(torch.equal(a, b) for a, b in zip(answers, wanted, strict=True) if a is not None)
     assert answers[-1] is not None
+
+
+SHARED = {  # options of a cnn_lstm, how many of three streams that begin at frames 0, 3 and 12 share a forward pass
+    "lstm, attention": ({"pooling": "attention", "num_layers": 2}, 3),
+    "gru, mean": ({"recurrent": "gru", "pooling": "mean"}, 3),
+    "no recurrent layer, max": ({"recurrent": "none", "pooling": "max"}, 3),
+    "bidirectional": ({"bidirectional": True}, 3),
+    "conv3d": (None, 2),  # every second frame has more steps than the others
+    "conv3d of whole videos": (None, 1),  # each answer is the mean of another number of steps
+    "of a user": (None, 1),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_streams_that_share_forward_passes_have_the_answers_of_each_alone(tmp_path, kind):
+    options, largest = SHARED[kind]
+    whole = options is None and "whole" in kind
+    clip = dataclasses.replace(CLIP, num_frames=None if whole else 4, input="rgb_diff" if options else "rgb")
+    model = None if options else Alone() if kind == "of a user" else small_conv3d()
+    run = trained(tmp_path, clip, model, **(options or {}))
+    runner = ModelRunner(run, device=CPU)
+    videos = [video_of(40 - start, 30 + start, 50) for start in (0, 3, 12)]
+    wanted = []
+    for video in videos:
+        stream = Stream(run, fps=20, runner=runner)
+        wanted.append([stream.push(frame) for frame in video])
+    streams = [Stream(run, fps=20, runner=runner) for _ in videos]
+    passes = []
+    run.model.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    step = run.model.stream_step
+    run.model.stream_step = lambda frame, state: passes.append(len(frame)) or step(frame, state)
+    for t in range(40):
+        there = [i for i, video in enumerate(videos) if t >= 40 - len(video)]
+        frames = [streams[i].prepare(videos[i][t - 40 + len(videos[i])]) for i in there]
+        for i, answer in zip(there, push_together([streams[i] for i in there], frames), strict=True):
+            alone = wanted[i][streams[i].num_frames - 1]
+            assert (answer is None) == (alone is None)
+            if answer is not None:
+                torch.testing.assert_close(answer, alone, atol=1e-5, rtol=0)
+    assert sum(passes) == sum(map(len, videos)) - (3 * 3 if streams[0].mode == "windows" else 0)
+    assert max(passes) == largest
+
+
+class Alone(CNNLSTM):
+    """A user's model that reads streams, and does not say how they could share a step."""
+
+    def __init__(self):
+        super().__init__(num_classes=3)
+
+    stream_key, stack_states, split_states = VideoModel.stream_key, VideoModel.stack_states, VideoModel.split_states
 
 
 def test_what_cannot_be_a_stream_is_refused(tmp_path):

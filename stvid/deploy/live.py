@@ -52,13 +52,20 @@ class LiveEvent:
     note: str = ""
 
 
-def _pools_all_frames(trained: TrainedModel) -> bool:
-    """Whether a carried state pools all frames since the start, so that answers hardly change after some minutes.
+def live_hop(trained: TrainedModel, fps: float, *, windows: bool = False) -> int | None:
+    """`hop` of the `Stream` for a source that does not end; None: its own choice.
 
-    Such a model reads windows instead, if its clips have a length.
+    A carried state that pools all frames since the start hardly changes its answers after some minutes. Such a model
+    reads windows instead, if its clips have a length.
+
+    Args:
+        trained: the model.
+        fps: frames per second of the source.
+        windows: the model reads windows in any case.
     """
     model = trained.model
-    return isinstance(model, CNNLSTM) and model.pooling.kind != "last" and trained.clip.num_frames is not None
+    pools_all = isinstance(model, CNNLSTM) and model.pooling.kind != "last" and trained.clip.num_frames is not None
+    return default_hop(trained.clip, fps) if windows or pools_all else None
 
 
 class LiveRecognition:
@@ -189,9 +196,9 @@ class LiveRecognition:
         return self._forget(seconds, note=note)
 
     def _new_stream(self, hop: int | None = None) -> Stream:
-        """See `Stream`; `hop` None: its own choice, and windows if they are asked for or needed."""
-        if hop is None and (self.windows or _pools_all_frames(self.trained)):
-            hop = default_hop(self.trained.clip, self.fps)
+        """See `Stream`; `hop` None: see `live_hop`."""
+        if hop is None:
+            hop = live_hop(self.trained, self.fps, windows=self.windows)
         stream = Stream(self.trained, fps=self.fps, runner=self.runner, hop=hop)
         self.slot.capacity = stream.hop or 1  # the frames that arrive during a window
         return stream

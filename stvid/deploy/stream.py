@@ -1,12 +1,13 @@
-"""A stream: frames one by one, and the class probabilities after each.
+"""A stream: frames one by one, and the class probabilities after each; several streams share forward passes.
 
-K classes   T frames   C channels   H, W height and width
+B streams   K classes   T frames   C channels   H, W height and width
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -60,27 +61,36 @@ class Stream:
             raise InputError(f"fps (={fps}) must be above 0")
         if hop is not None and hop < 1:
             raise InputError(f"hop (={hop}) must be at least 1 frame")
-        self.clip, self.fps = trained.clip, fps
+        self.trained, self.clip, self.fps = trained, trained.clip, fps
         runner = runner or ModelRunner(trained)
         self.hop: int | None = None
-        self._predictor: _FrameByFrame | _Windows
+        self.predictor: _FrameByFrame | _Windows
         if hop is None and trained.model.supports_streaming and self.clip.normalize != "clip":
             self.mode = CONTINUAL if isinstance(trained.model, ContinualModel) else CARRIED_STATE
-            self._predictor = _FrameByFrame(trained, fps, runner)
+            self.predictor = _FrameByFrame(trained, fps, runner)
         else:
             self.mode = WINDOWS
-            self._predictor = _Windows(trained, fps, runner, hop)
-            self.hop = self._predictor.hop
-        self.first = self._predictor.first
+            self.predictor = _Windows(trained, fps, runner, hop)
+            self.hop = self.predictor.hop
+        self.first = self.predictor.first
         self.num_frames = 0
         self.probabilities_K: Tensor | None = None
 
+    @property
+    def key(self) -> Hashable:
+        """Streams of one runner with equal keys share their next forward pass, see `step_together`."""
+        return (self.predictor.runner, key) if (key := self.predictor.key) is not None else self
+
     def restart(self) -> None:
-        """Forgets all frames: the next one is the first. A new stream does the same, but prepares the network anew."""
-        self._predictor.restart()
+        """Forgets all frames: the next one is the first."""
+        self.predictor.restart()
         self.num_frames, self.probabilities_K = 0, None
 
-    @torch.inference_mode()
+    def add(self, frame_1CHW: Tensor) -> list[Tensor]:
+        """Takes a prepared frame; returns what the model gets next: frames `C x H x W`, or a clip `T x C x H x W`."""
+        self.num_frames += 1
+        return self.predictor.add(frame_1CHW)
+
     def push(self, frame: Tensor | np.ndarray) -> Tensor | None:
         """Takes the next frame of the stream.
 
@@ -97,24 +107,71 @@ class Stream:
         Raises:
             InputError: a frame of another type or shape; a model whose outputs are not finite.
         """
+        return push_together([self], [self.prepare(frame)])[0]
+
+    def prepare(self, frame: Tensor | np.ndarray) -> Tensor:
+        """Crops and resizes a frame, see `push`, to the uint8 `1 x 3 x H x W` that `push_together` takes.
+
+        It does not change the stream, so other threads may prepare frames.
+        """
         frame_CHW = _frame_of(frame)
-        self.num_frames += 1
         box = crop_box(frame_CHW.shape[1], frame_CHW.shape[2], self.clip.size)
-        probabilities_K = self._predictor.push(crop_and_resize(frame_CHW[None], box, self.clip.size))
-        if probabilities_K is not None:
-            self.probabilities_K = probabilities_K
-        return self.probabilities_K
+        return crop_and_resize(frame_CHW[None], box, self.clip.size)
+
+
+def push_together(streams: Sequence[Stream], frames: Sequence[Tensor]) -> list[Tensor | None]:
+    """The next frame of several streams of one `ModelRunner`, in as few forward passes as possible.
+
+    Args:
+        streams: each of them once.
+        frames: one for each stream, from `Stream.prepare`.
+
+    Returns:
+        For each stream what `Stream.push` returns.
+
+    Raises:
+        InputError: a model whose outputs are not finite.
+    """
+    return step_together([(s, s.add(frame_1CHW)) for s, frame_1CHW in zip(streams, frames, strict=True)])
+
+
+@torch.inference_mode()
+def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tensor | None]:
+    """Runs the model on what `Stream.add` returned for several streams of one `ModelRunner`.
+
+    Streams share a forward pass if their next steps are alike (`VideoModel.stream_key`); windows always do. The numbers
+    are those of `Stream.push`, and it returns and raises what `push_together` does.
+    """
+    waiting = [(stream, deque(inputs)) for stream, inputs in steps]
+    while any(inputs for _, inputs in waiting):
+        groups: dict[Hashable, list[tuple[Stream, Tensor]]] = {}
+        for stream, inputs in waiting:
+            if inputs:
+                groups.setdefault(stream.key, []).append((stream, inputs.popleft()))
+        for group in groups.values():
+            _answer([stream for stream, _ in group], torch.stack([model_input for _, model_input in group]))
+    return [stream.probabilities_K for stream, _ in steps]
+
+
+def _answer(streams: Sequence[Stream], inputs: Tensor) -> None:
+    """One forward pass for streams with the same key; their probabilities are then the new ones, if there are any."""
+    predictors = [stream.predictor for stream in streams]
+    logits_BK = type(predictors[0]).run(predictors, inputs)
+    if logits_BK is None:
+        return
+    check_finite(logits_BK, streams[0].trained)
+    for stream, probabilities_K in zip(streams, logits_BK.softmax(dim=1).cpu(), strict=True):
+        stream.probabilities_K = probabilities_K
 
 
 class _FrameByFrame:
     """Gives a model with `supports_streaming` the frames that its clips would take, one at a time."""
 
     def __init__(self, trained: TrainedModel, fps: float, runner: ModelRunner):
-        self.trained, self.runner = trained, runner
+        self.runner = runner
         self.clip, self.stride = trained.clip, stride_of(trained.clip, fps)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        with torch.inference_mode():
-            self.start = runner.model.start_stream(self.clip.num_frames)
+        self.start = runner.stream_start
         steps = self.start.network.first if isinstance(self.start, ContinualState) else 1
         self.first = math.floor((steps - 1) * self.stride + 1e-9) + 1
         self.restart()
@@ -124,30 +181,39 @@ class _FrameByFrame:
         self.num_frames, self.num_steps = 0, 0
         self.state = self.start
 
-    def push(self, frame_1CHW: Tensor) -> Tensor | None:
-        """uint8 `1 x 3 x H x W` of the clip's size -> new probabilities, if there are any."""
+    def add(self, frame_1CHW: Tensor) -> list[Tensor]:
+        """uint8 `1 x 3 x H x W` of the clip's size -> `C x H x W` for the next steps: none, one, or more."""
         self.recent.append(frame_1CHW)
         self.num_frames += 1
-        probabilities_K = None
+        before = self.num_steps
         while int(self.num_steps * self.stride + 1e-9) < self.num_frames:  # a slow stream's frames are used twice
             self.num_steps += 1
-            logits_BK = self._step()
-            if logits_BK is not None:
-                probabilities_K = _probabilities(logits_BK / self.runner.temperature, self.trained)
-        return probabilities_K
-
-    def _step(self) -> Tensor | None:
         pictures = [self.recent[0], self.recent[-1]] if self.clip.input != "rgb" else [self.recent[-1]]
-        frame_1CHW = as_input(torch.cat(pictures), self.clip)
-        runner = self.runner
-        clips_BCTHW = runner.preprocess(frame_1CHW[None].to(runner.device))
+        return [as_input(torch.cat(pictures), self.clip)[0]] * (self.num_steps - before)
+
+    @property
+    def key(self) -> Hashable | None:
+        return self.runner.model.stream_key(self.state)
+
+    @staticmethod
+    def run(predictors: Sequence[_FrameByFrame], frames_BCHW: Tensor) -> Tensor | None:
+        """The next step of streams whose keys are equal: logits `B x K`, or None."""
+        runner = predictors[0].runner
+        model, states = runner.model, [predictor.state for predictor in predictors]
+        clips_BCTHW = runner.preprocess(frames_BCHW[:, None].to(runner.device))
+        state = states[0] if len(states) == 1 else model.stack_states(states)
         with runner.autocast:
-            logits_BK, self.state = runner.model.stream_step(clips_BCTHW[:, :, 0], self.state)
-        return None if logits_BK is None else logits_BK.float()
+            logits_BK, state = model.stream_step(clips_BCTHW[:, :, 0], state)
+        states = [state] if len(states) == 1 else model.split_states(state, len(states))
+        for predictor, state in zip(predictors, states, strict=True):
+            predictor.state = state
+        return None if logits_BK is None else logits_BK.float() / runner.temperature
 
 
 class _Windows:
     """Keeps the last frames and gives a model one clip of them every `hop` frames."""
+
+    key = WINDOWS
 
     def __init__(self, trained: TrainedModel, fps: float, runner: ModelRunner, hop: int | None):
         clip, (height, width) = trained.clip, trained.clip.size
@@ -158,7 +224,7 @@ class _Windows:
                 "model.bidirectional=false, or a 3D network; clip.normalize=frame or fixed), or one trained on clips "
                 "of a fixed length, such as clip.num_frames=16"
             )
-        self.trained, self.runner, self.clip = trained, runner, clip
+        self.runner, self.clip = runner, clip
         self.first = clip_span(clip, fps)
         self.hop = default_hop(clip, fps) if hop is None else hop
         info = VideoInfo(
@@ -172,26 +238,24 @@ class _Windows:
         self.recent.clear()
         self.frames_to_next = self.first
 
-    def push(self, frame_1CHW: Tensor) -> Tensor | None:
-        """uint8 `1 x 3 x H x W` of the clip's size -> new probabilities, if there are any."""
+    def add(self, frame_1CHW: Tensor) -> list[Tensor]:
+        """uint8 `1 x 3 x H x W` of the clip's size -> a clip `T x C x H x W`, if one is due."""
         self.recent.append(frame_1CHW)
         self.frames_to_next -= 1
         if self.frames_to_next:
-            return None
+            return []
         self.frames_to_next = self.hop
-        clip_TCHW = as_input(torch.cat([self.recent[position] for position in self.positions]), self.clip)
-        return _probabilities(self.runner(clip_TCHW[None]), self.trained)
+        return [as_input(torch.cat([self.recent[position] for position in self.positions]), self.clip)]
+
+    @staticmethod
+    def run(predictors: Sequence[_Windows], clips_BTCHW: Tensor) -> Tensor:
+        """Logits `B x K` of a clip of each stream."""
+        return predictors[0].runner(clips_BTCHW)
 
 
 def default_hop(clip: ClipSpec, fps: float) -> int:
     """Frames of a stream from one window to the next: windows overlap by three quarters."""
     return max(clip_span(clip, fps) // HOPS_PER_SPAN, 1)
-
-
-def _probabilities(logits_BK: Tensor, trained: TrainedModel) -> Tensor:
-    """The probabilities of the only clip, on the CPU."""
-    check_finite(logits_BK, trained)
-    return logits_BK[0].softmax(0).cpu()
 
 
 def _frame_of(frame: Tensor | np.ndarray) -> Tensor:

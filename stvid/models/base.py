@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,8 @@ class VideoModel(nn.Module):
             batch norms are by synchronised ones.
         max_chunk: frames that `encode` processes at once; None: all. If it is set, `encode` and `forward` also take
             `preprocess`, see `encode`.
-        supports_streaming: whether `stream_step` is defined, and `start_stream` if it needs a first state.
+        supports_streaming: whether `stream_step` is defined, and `start_stream` if it needs a first state. Streams can
+            share a step if `stream_key` says so.
         supports_feature_cache: whether `encode` and `aggregate` are defined.
     """
 
@@ -185,6 +186,25 @@ class VideoModel(nn.Module):
             number of frames.
         """
         raise NotImplementedError(f"{type(self).__name__} does not support streaming")
+
+    def stream_key(self, state: Any) -> Hashable | None:
+        """Which streams can share a `stream_step`: those with equal keys. None, the default: this one shares none.
+
+        A model that returns a key also defines `stack_states` and `split_states`. The logits of a stream do not depend
+        on the streams that it shares a step with.
+
+        Args:
+            state: of one stream, before its next frame.
+        """
+        return None
+
+    def stack_states(self, states: Sequence[Any]) -> Any:
+        """One state for the batch of these streams, B = 1 each, whose keys are equal (see `stream_key`)."""
+        raise NotImplementedError(f"{type(self).__name__} does not stack the states of streams")
+
+    def split_states(self, state: Any, num_streams: int) -> list[Any]:
+        """What `stream_step` returned for a batch of B = `num_streams` streams, as a state for each of them."""
+        raise NotImplementedError(f"{type(self).__name__} does not split the states of streams")
 
     def encode(
         self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None, *, preprocess: Callable | None = None

@@ -5,7 +5,7 @@ B batch   C channels   T frames   H, W height and width   F' features of a frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -180,3 +180,21 @@ class CNNLSTM(VideoModel):
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
             features_BD, pooled = self.pooling.step(features_BF, pooled)
         return self.forward_head(features_BD), StreamState(recurrent, pooled)
+
+    def stream_key(self, state: StreamState | None) -> str:
+        """All streams share their steps, but for their first ones, which have no state; see `VideoModel`."""
+        return "first" if state is None else "later"
+
+    def stack_states(self, states: Sequence[StreamState | None]) -> StreamState | None:
+        """One state for a batch of streams; see `VideoModel`."""
+        later = [state for state in states if state is not None]
+        if not later:
+            return None
+        recurrent = None if self.recurrent is None else self.recurrent.stack([state.recurrent for state in later])
+        return StreamState(recurrent, Pooled(*map(torch.cat, zip(*(state.pooled for state in later), strict=True))))
+
+    def split_states(self, state: StreamState, num_streams: int) -> list[StreamState]:
+        """The state of each stream of a batch; see `VideoModel`."""
+        recurrent = [None] * num_streams if self.recurrent is None else self.recurrent.split(state.recurrent)
+        pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
+        return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]

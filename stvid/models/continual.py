@@ -15,7 +15,7 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,6 +68,21 @@ class ContinualModel(VideoModel):
         features_BF, state = state.network.step(frame_BCTHW, state)
         return None if features_BF is None else self.forward_head(features_BF), state
 
+    def stream_key(self, state: ContinualState) -> tuple[ContinualNetwork, int]:
+        """Streams with one `start_stream` share steps if they keep as many frames of each layer; see `VideoModel`."""
+        return state.network, state.network.equivalent(state.num_frames)
+
+    def stack_states(self, states: Sequence[ContinualState]) -> ContinualState:
+        """One state for a batch of streams; see `VideoModel`."""
+        network, num_frames = self.stream_key(states[0])
+        memory = {node: _stack([state.memory[node] for state in states]) for node in states[0].memory}
+        return ContinualState(network, num_frames, memory)
+
+    def split_states(self, state: ContinualState, num_streams: int) -> list[ContinualState]:
+        """The state of each stream of a batch; see `VideoModel`."""
+        memories = [{node: _take(kept, i) for node, kept in state.memory.items()} for i in range(num_streams)]
+        return [state._replace(memory=memory) for memory in memories]
+
 
 class ContinualNetwork:
     """A network as a sequence of operators (traced by `torch.fx`), run for one frame at a time.
@@ -83,6 +98,8 @@ class ContinualNetwork:
         strides: layer before the global pooling -> frames from one of its steps to the next.
         first: frames until the first output.
         num_steps: steps of the last volume that an output is the mean of; None: all so far.
+        settled: frames until an output is the mean of `num_steps` steps. From then on, what is kept repeats its shape
+            every `period` frames. None: never, as each output is a mean of more steps than the one before.
     """
 
     def __init__(self, network: nn.Module, num_frames: int | None):
@@ -98,6 +115,7 @@ class ContinualNetwork:
         self.period, self.first = self.timings[last].stride, self.timings[last].first + 1
         self.strides = {modules[node]: self.timings[node].stride for node in before if node in modules}
         self.num_steps = None if num_frames is None else _num_steps(before, kernels, num_frames)[last]
+        self.settled = None if self.num_steps is None else self.first + (self.num_steps - 1) * self.period
         self.kernels = kernels
         self.sources = {node: node.all_input_nodes for node in self.nodes}
         self.junctions = {n for n in before if len({self.timings[source] for source in self.sources[n]}) > 1}
@@ -138,6 +156,12 @@ class ContinualNetwork:
             new[self.pooling] = old[self.pooling]
         return features_BF, ContinualState(self, frame + 1, new)
 
+    def equivalent(self, num_frames: int) -> int:
+        """The least number of frames after which this network goes on in the same way as after these."""
+        if self.settled is None or num_frames < self.settled:
+            return num_frames
+        return self.settled + (num_frames - self.settled) % self.period
+
     def _run(self, node: fx.Node, values: Mapping[fx.Node, Tensor]) -> Tensor:
         args = fx.map_arg(node.args, values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
@@ -162,6 +186,20 @@ class ContinualNetwork:
             return mean.to(step.dtype), (mean, count + 1)
         recent = (*kept, step)[-self.num_steps :]
         return torch.stack(recent).mean(dim=0), recent
+
+
+def _stack(kept: Sequence[Any]) -> Any:
+    """What an operator keeps of several streams (tensors, tuples of them, a count that is equal) as of a batch."""
+    if isinstance(kept[0], Tensor):
+        return torch.cat(list(kept))
+    return tuple(map(_stack, zip(*kept, strict=True))) if isinstance(kept[0], tuple) else kept[0]
+
+
+def _take(kept: Any, index: int) -> Any:
+    """What an operator keeps of one stream of a batch."""
+    if isinstance(kept, Tensor):
+        return kept[index : index + 1]
+    return tuple(_take(part, index) for part in kept) if isinstance(kept, tuple) else kept
 
 
 class _Tracer(fx.Tracer):

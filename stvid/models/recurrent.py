@@ -5,8 +5,8 @@ B batch   T steps   F size of a step   D size of a state
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,18 @@ class Recurrent(nn.Module):
         """The next step of a sequence, `B x F` -> `B x D`, and the state for the step after it (None: the first)."""
         out_B1D, state = self.layers(features_BF[:, None], state)
         return out_B1D[:, 0], state
+
+    def stack(self, states: Sequence[Any]) -> Any:
+        """One state for a batch of sequences, from those that `step` returned for each; torch's batch axis is 1."""
+        if isinstance(self.layers, nn.LSTM):
+            return tuple(torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
+        return torch.cat(list(states), dim=1)
+
+    def split(self, state: Any) -> list[Any]:
+        """The state of each sequence of a batch."""
+        if isinstance(self.layers, nn.LSTM):
+            return list(zip(*(part.split(1, dim=1) for part in state), strict=True))
+        return list(state.split(1, dim=1))
 
     def _run(self, sequence: SequenceT) -> SequenceT:
         if not self.training or self.recurrent_dropout == 0:

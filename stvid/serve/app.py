@@ -31,6 +31,7 @@ from stvid.serve.metrics import CONTENT_TYPE, CountRequests
 from stvid.serve.options import ServeOptions
 from stvid.serve.security import OPEN_PATHS, Guard
 from stvid.serve.service import SegmentedVideo, Service, fingerprint_of
+from stvid.serve.streams import add_streams
 from stvid.serve.uploads import ReceivedVideo, received_video
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Col
     app.state.service = service
     _add_information(app, service)
     _add_recognition(app, service)
+    add_streams(app, service)
     app.add_middleware(Guard, token=options.token, hosts=options.hosts, open_paths=OPEN_PATHS.union(open_paths))
     app.add_middleware(
         CountRequests, metrics=service.metrics, endpoints=lambda: {getattr(route, "path", "") for route in app.routes}

@@ -34,6 +34,8 @@ class Metrics:
         self.active = Gauge("stvid_requests_in_work", "requests that are worked on", registry=registry)
         self.uploads = Gauge("stvid_uploads_in_progress", "files that are being received", registry=registry)
         self.uploaded = Counter("stvid_uploaded_bytes", "bytes of files that were received", registry=registry)
+        self.streams = Gauge("stvid_streams_open", "sockets that send frames", registry=registry)
+        self.frames = Counter("stvid_stream_frames", "frames that were answered", registry=registry)
 
     def add_batch(self, size: int, seconds: float) -> None:
         """Counts a call of the model."""

@@ -36,7 +36,9 @@ class ServeOptions:
         max_delay: seconds that the first clip of a batch waits for others.
         max_batch: views in a forward pass; None: as in training. A request with more views is divided.
         max_queue: requests in work at a time, uploads among them; others are refused (429).
-        idle_seconds: an upload that stands still for this time is refused (408).
+        max_streams: sockets that may send frames at a time.
+        max_frame: bytes of a frame on a socket.
+        idle_seconds: an upload that stands still for this time is refused (408), and a socket without frames closed.
         upload_seconds: a whole upload must be done in this time.
         stop_seconds: running requests may finish in this time when the service stops.
     """
@@ -48,6 +50,8 @@ class ServeOptions:
     max_delay: float = 0.005
     max_batch: int | None = None
     max_queue: int = 64
+    max_streams: int = 16
+    max_frame: int = 8 * MIB
     idle_seconds: float = 30.0
     upload_seconds: float = 600.0
     stop_seconds: float = 30.0
@@ -57,7 +61,7 @@ def find_serve_mistakes(options: argparse.Namespace) -> Iterator[str]:
     """Yields what is wrong with the options of the command, but for the run and the port."""
     if not 0 <= options.port <= 65535:
         yield f"--port (={options.port}) must be from 0 to 65535"
-    for name, low in (("max_upload", 1), ("max_batch", 1), ("max_queue", 1)):
+    for name, low in (("max_upload", 1), ("max_batch", 1), ("max_queue", 1), ("max_streams", 1)):
         value = getattr(options, name)
         if value is not None and value < low:
             yield f"--{name.replace('_', '-')} (={value}) must be at least {low}"
@@ -93,6 +97,7 @@ def serve_options(options: argparse.Namespace) -> ServeOptions:
         max_delay=options.max_delay / 1000,
         max_batch=options.max_batch,
         max_queue=options.max_queue,
+        max_streams=options.max_streams,
     )
 
 

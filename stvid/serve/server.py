@@ -44,7 +44,9 @@ def run_server(
         access_log=False,  # the addresses may hold a token; /metrics counts
         server_header=False,
         timeout_graceful_shutdown=max(round(service.options.stop_seconds), 1),
-        ws_max_size=service.options.max_upload,
+        ws="websockets-sansio",  # takes the next message of a socket only when the last one was read
+        ws_max_size=service.options.max_frame,
+        ws_per_message_deflate=False,  # JPEGs do not become smaller
     )
     server = _Server(config, service, on_start=lambda: on_start(address))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import re
 import struct
@@ -139,6 +140,19 @@ def iter_images(
         digits = info.identity[_CHECK_DIGITS * index :][:_CHECK_DIGITS]
         picture = _read_image(folder, images[index], max_pixels=limit, size=size, shrunk=shrunk, digits=digits)
         yield index, picture
+
+
+def decode_jpeg(content: bytes, *, name: str, max_pixels: int) -> np.ndarray:
+    """uint8 H x W x 3, upright, of a JPEG in memory; `name`: of the picture, for messages.
+
+    Raises:
+        VideoError: unreadable: no JPEG, damaged or truncated, more than `max_pixels`.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        raise VideoError(name, UNREADABLE, "it is no JPEG")
+    with _damage_is_unreadable(name, Path("JPEG")):
+        file = Image.open(io.BytesIO(content), formats=("JPEG",))
+    return _upright_pixels(name, Path("JPEG"), file, max_pixels=max_pixels, size=None, shrunk=False)
 
 
 def _read_image(

@@ -1,0 +1,120 @@
+"""The service on Ray Serve: several replicas of the application, on one machine or on many."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stvid.errors import InputError
+from stvid.exits import stop_on_signals
+from stvid.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+NAME = "stvid"  # of the application on Ray Serve
+PROXY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """How many replicas there are.
+
+    Attributes:
+        replicas: processes that hold the model, at least 1.
+        max_replicas: Ray starts up to so many while there are more requests than the model takes at once, and stops
+            them again. None: there are always `replicas`.
+        num_gpus: GPUs of each replica. It also takes one core, and so many threads.
+        host, port: where Ray's proxy listens.
+    """
+
+    replicas: int = 1
+    max_replicas: int | None = None
+    num_gpus: int = 0
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+def check_ray() -> None:
+    """Raises InputError if Ray Serve is not installed."""
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.serve") is None:
+        raise InputError("--ray needs Ray Serve: pip install 'stvid[ray]'")
+
+
+def run_on_ray(
+    make_app: Callable[[], FastAPI],
+    *,
+    options: ServeOptions,
+    ray_options: RayOptions,
+    on_start: Callable[[str], object] = lambda address: None,
+) -> None:
+    """Runs replicas of an application until Ctrl-C or SIGTERM.
+
+    It joins the Ray cluster that runs on this machine, or that of `RAY_ADDRESS`. If there is none, it starts a local
+    one, which ends with it.
+
+    Args:
+        make_app: a plain function, which Ray sends to each replica; loads the model and returns `create_app(...)`.
+        options: of the service.
+        ray_options: how many replicas, and where Ray's proxy listens.
+        on_start: called with the address once all replicas answer.
+
+    Raises:
+        InputError: Ray Serve runs on the cluster already, and listens somewhere else.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers
+    import ray
+    from ray import serve
+
+    ray.init(ignore_reinit_error=True, include_dashboard=False)
+    try:
+        with stop_on_signals() as stopped:  # after `init`, which has a handler of its own
+            serve.start(http_options={"host": ray_options.host, "port": ray_options.port})
+            ingress = serve.deployment(serve.ingress(make_app)(), name="model")
+            deployment = ingress.options(**deployment_options(options, ray_options))
+            serve.run(deployment.bind(), name=NAME)
+            address = f"http://{ray_options.host}:{ray_options.port}"
+            _check_proxy(address)
+            on_start(address)
+            stopped.wait()
+        serve.delete(NAME)
+    finally:
+        ray.shutdown()
+
+
+def _check_proxy(address: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{address}/-/healthz", timeout=PROXY_SECONDS):
+            return
+    except OSError as error:
+        raise InputError(
+            f"{address}: no proxy of Ray Serve listens there ({error}). If Ray Serve runs on this cluster already, "
+            "name its --host and --port, or end it: serve shutdown"
+        ) from error
+
+
+def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[str, Any]:
+    """Options of the Ray Serve deployment."""
+    at_once = options.max_batch or options.max_queue
+    scaling: dict = {"num_replicas": ray_options.replicas}
+    if ray_options.max_replicas is not None:
+        scaling = {
+            "num_replicas": None,
+            "autoscaling_config": {
+                "min_replicas": ray_options.replicas,
+                "max_replicas": ray_options.max_replicas,
+                "target_ongoing_requests": at_once,
+            },
+        }
+    return {
+        **scaling,
+        # a replica batches and refuses by itself; Ray's default of 5 would leave it nothing to batch
+        "max_ongoing_requests": options.max_queue + options.max_streams,
+        "max_queued_requests": options.max_queue,
+        "graceful_shutdown_timeout_s": options.stop_seconds,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": ray_options.num_gpus},
+    }
