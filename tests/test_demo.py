@@ -354,6 +354,17 @@ def test_several_videos_one_after_another(page, videos):
     assert [item.get_attribute("aria-current") for item in find_all(browser, ".opener")] == [None, None, None, "true"]
 
 
+def test_a_video_is_dropped(page):
+    browser = page()
+    browser.execute_script("""
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File(["no video"], "dropped.mp4"));
+        document.body.dispatchEvent(new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true}));
+    """)
+    wait(browser, lambda b: states(b) == ["failed"])
+    assert find(browser, "#videos .state").text.startswith("dropped.mp4: ")
+
+
 def test_a_video_is_cancelled_and_tried_again(page, videos, recognizer, app):
     gate = recognizer.trained.model.gate
     browser = page()

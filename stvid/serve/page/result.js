@@ -53,7 +53,8 @@ export class Result {
     const { segments, duration: seconds, error } = this.entry.answer;
     const found = segments.filter((segment) => !pauses.has(segment.class));
     const names = new Set(found.map((segment) => segment.class));
-    const text = `${count(found.length, "segment")} of ${count(names.size, "class", "classes")} in ${duration(seconds)}`;
+    const counted = `${count(found.length, "segment")} of ${count(names.size, "class", "classes")}`;
+    const text = `${found.length ? counted : "No class is found"} in ${duration(seconds)}`;
     const broken = error ? ` The video could not be read to its end: ${error}.` : "";
     byId("result-text").textContent = `${text}. A class begins at a probability of ${percent(threshold)}.${broken}`;
   }
