@@ -18,6 +18,8 @@ from loopback import mpegts
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from starlette.testclient import TestClient
+
 from stvid.commands import demo
 from stvid.deploy.segments import Segment
 from stvid.deploy.subtitles import subtitles
@@ -25,13 +27,11 @@ from stvid.models.base import VideoModel
 from stvid.recognizer import Recognizer
 from stvid.run.checkpoint import load_checkpoint
 from stvid.serve.demo import _TemporaryFile, create_demo
-from stvid.serve.options import MIB, ServeOptions
+from stvid.serve.options import MIB, ServeOptions, address_text, bind_port
+from stvid.serve.server import Server
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.writer import write_video
-
-uvicorn = pytest.importorskip("uvicorn", reason="stvid[serve] is not installed")
-from starlette.testclient import TestClient  # noqa: E402
 
 FPS, K = 12, 12
 HTML, LONG, REVERSED = "<img src=x onerror=\"document.title='hacked'\">", "bright " * 28, "\u202egnp.exe"
@@ -80,18 +80,13 @@ def avi_of(path, *, num_frames=12):
 @contextlib.contextmanager
 def serving(app):
     """Yields the address of an application that answers in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
     started = threading.Event()
-
-    async def startup(sockets=None, usual=server.startup):
-        await usual(sockets)
-        started.set()
-
-    server.startup = startup
-    thread = threading.Thread(target=server.run, daemon=True)
+    server, listener = Server(app, on_start=started.set), bind_port("127.0.0.1", 0)
+    listener.listen()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     assert started.wait(60)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield address_text(listener)
     server.should_exit = True
     thread.join()
 
