@@ -17,7 +17,6 @@ from chromium import CONTRAST, DARK, FAKE_CAMERA, LIGHT, NO_MOTION, open_browser
 from loopback import mpegts
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-
 from starlette.testclient import TestClient
 
 from stvid.commands import demo

@@ -41,10 +41,11 @@ export const pauses = new Set([UNKNOWN]); // classes that are grey, and left out
 
 // Gives an element the colour of a class, the same for all videos of the session; pauses are grey.
 export function paint(element, name) {
-  if (!order.has(name)) order.set(name, order.size);
-  const number = order.get(name);
   element.dataset.class = name;
   element.classList.toggle("pause", pauses.has(name));
+  if (name === UNKNOWN) return element;
+  if (!order.has(name)) order.set(name, order.size);
+  const number = order.get(name);
   element.style.setProperty("--hue", ((250 + 137.508 * number) % 360).toFixed(1)); // the golden angle
   element.style.setProperty("--shade", [0, 0.1, -0.06][number % 3]);
   return element;

@@ -70,13 +70,17 @@ export class Webcam {
     }
     if (message.event === "answer") {
       if (message.probabilities) this.bars.show(message.probabilities);
-      if (message.class !== null && message.class !== undefined) this.answer(message.class, message.class === UNKNOWN ? "" : percent(message.probability));
+      if (message.class !== null) {
+        const isClass = message.class !== UNKNOWN;
+        this.answer(message.class, isClass ? percent(message.probability) : "", isClass);
+      }
       const dropped = message.dropped ? `, ${message.dropped} frames dropped` : "";
       byId("live-numbers").textContent = `${fps} frames/s, latency ${Math.round(message.latency_ms)} ms${dropped}`;
     }
   }
 
-  answer(name, number) {
+  answer(name, number, isClass = false) {
+    byId("live-answer").classList.toggle("none", !isClass);
     byId("live-answer").firstChild.textContent = visible(name);
     byId("live-answer").lastChild.textContent = number;
     if (name !== this.label) speak(visible(name));
