@@ -5,8 +5,10 @@ import { ServiceError, requestJson, token } from "./service.js";
 import { Webcam } from "./webcam.js";
 
 const SHORT = 4; // clips; stvid predict divides longer videos into segments
-const WORDS = { waiting: "waiting", sending: "sending", working: "recognising…", done: "", failed: "", cancelled: "cancelled" };
-const entries = []; // {file, isFirst, state, share, answer, whole, error, controller, item}
+const WORDS = { waiting: "waiting", working: "recognising…", done: "", failed: "", cancelled: "cancelled" }; // of states
+// file; state; share: that was sent; answer, whole: see `ask`; error: message; opens: it is shown when it is ready;
+// controller: cancels its requests; item: in the list
+const entries = [];
 let model = null, shown = null, webcam = null, busy = false;
 
 // ---- the model ----
@@ -22,13 +24,13 @@ async function start() {
   document.title = `${visible(model.name)} · stvid demo`;
   byId("model-name").textContent = visible(model.name);
   const { num_frames: frames, size: [height, width] } = model.clip;
-  const clips = frames ? `clips of ${frames} frames, ${width} × ${height} pixels` : `whole videos, ${width} × ${height} pixels`;
+  const clips = `${frames ? `clips of ${frames} frames` : "whole videos"}, ${width} × ${height} pixels`;
   byId("model-text").textContent = `${model.class_names.length} classes, ${clips}`;
   byId("version").textContent = model.version;
   if (token) byId("docs").href = `docs?token=${encodeURIComponent(token)}`;
   byId("choose").disabled = false;
   byId("camera").disabled = !model.limits.stream_mode;
-  if (!model.limits.stream_mode) byId("camera").title = "This model reads whole videos, so it cannot answer while one goes on.";
+  if (!model.limits.stream_mode) byId("camera").title = "This model reads whole videos, so it cannot read a stream.";
 }
 
 // ---- choosing videos ----
@@ -36,8 +38,8 @@ function add(files) {
   if (!model) return;
   stopWebcam();
   for (const file of files) {
-    const isFirst = file === files[0]; // it is shown when it is ready, whatever is shown then
-    const entry = { file, isFirst, state: "waiting", share: 0, answer: null, whole: null, error: "", controller: new AbortController() };
+    const entry = { file, state: "waiting", share: 0, answer: null, whole: null, error: "", opens: file === files[0] };
+    entry.controller = new AbortController();
     entries.push(entry);
     entry.item = makeItem(entry);
     byId("videos").append(entry.item);
@@ -74,20 +76,23 @@ async function recognise(entry) {
   try {
     await ask(entry);
     change(entry, "done");
-    if (entry.isFirst && !webcam) open(entry);
+    if (entry.opens && !webcam) open(entry);
   } catch (error) {
     if (error.name === "AbortError") return change(entry, "cancelled");
-    entry.error = error instanceof ServiceError ? error.message : `The page has an error: ${error.message}`;
+    const isOurs = !(error instanceof ServiceError);
+    if (isOurs) console.error(error);
+    entry.error = isOurs ? `The page has an error: ${error.message}` : error.message;
     change(entry, "failed");
-    speak(`${visible(entry.file.name)}: ${entry.error}`);
-    if (!(error instanceof ServiceError)) throw error;
+    speak(`${visible(entry.file.name)}: ${visible(entry.error)}`);
   }
 }
 
 // Fills in `answer` (segments), or for a video of a few clips `whole`.
 async function ask(entry) {
   const limit = model.limits.max_upload_bytes, { file } = entry;
-  if (file.size > limit) throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
+  if (file.size > limit) {
+    throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
+  }
   if (!file.size) throw new ServiceError("The file is empty.");
   const onProgress = (share) => {
     entry.share = share;
@@ -98,7 +103,7 @@ async function ask(entry) {
   if (model.clip.num_frames !== null) {
     const answer = await requestJson("POST", "segments?windows=true", options);
     const clip = answer.windows[0].end - answer.windows[0].start;
-    if (answer.duration > SHORT * clip) {
+    if (answer.error || answer.duration > SHORT * clip) {
       entry.answer = answer;
       return;
     }
@@ -126,7 +131,7 @@ function makeItem(entry) {
 const isOver = ({ state }) => state === "failed" || state === "cancelled";
 
 function again(entry) {
-  Object.assign(entry, { error: "", share: 0, controller: new AbortController() });
+  Object.assign(entry, { error: "", share: 0, opens: true, controller: new AbortController() });
   change(entry, "waiting");
   work();
 }
@@ -143,7 +148,8 @@ function draw(entry) {
   progress.hidden = now !== "sending" && now !== "working";
   if (now === "sending") progress.value = entry.share;
   else progress.removeAttribute("value");
-  state.textContent = visible(entry.error) || (now === "sending" ? `sending, ${Math.round(100 * entry.share)} %` : WORDS[now]);
+  const word = now === "sending" ? `sending, ${Math.round(100 * entry.share)} %` : WORDS[now];
+  state.textContent = visible(entry.error) || word;
   action.hidden = now === "done";
   action.textContent = isOver(entry) ? "Try again" : "Cancel";
   action.setAttribute("aria-label", `${action.textContent}: ${visible(entry.file.name)}`);

@@ -10,7 +10,10 @@ export function create(tag, properties = {}, ...children) {
 }
 
 // Characters that are not seen, or turn the text around them, as escapes: "\\u202e". Joiners stay: scripts need them.
-export const visible = (text) => text.replace(/(?![\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu, (one) => `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`);
+export function visible(text) {
+  const escape = (character) => `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
+  return text.replace(/(?![\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu, escape);
+}
 
 export function named(text) {
   const shown = visible(text);
@@ -54,5 +57,6 @@ export function paint(element, name) {
 // Makes a class a pause, or a class again.
 export function togglePause(name) {
   if (!pauses.delete(name)) pauses.add(name);
-  for (const element of document.querySelectorAll("[data-class]")) if (element.dataset.class === name) paint(element, name);
+  const painted = [...document.querySelectorAll("[data-class]")];
+  for (const element of painted.filter((one) => one.dataset.class === name)) paint(element, name);
 }

@@ -1,6 +1,7 @@
 // One finished video: it plays, its segments lie on a timeline, its probabilities move with it.
 import { Bars } from "./bars.js";
-import { UNKNOWN, byId, clock, create, duration, named, paint, pauses, percent, speak, togglePause, visible } from "./dom.js";
+import { UNKNOWN, byId, clock, create, duration, named, percent, speak, visible } from "./dom.js";
+import { paint, pauses, togglePause } from "./dom.js";
 import { ServiceError, request } from "./service.js";
 import { subtitles } from "./subtitles.js";
 import { Timeline } from "./timeline.js";
@@ -40,7 +41,8 @@ export class Result {
   showSegments(answer, threshold) {
     const { segments, windows } = answer;
     this.centres = windows.map((window) => (window.start + window.end) / 2);
-    this.timeline = new Timeline(byId("timeline"), { segments, windows, threshold, onJump: (...at) => this.jump(...at) });
+    const onJump = (...at) => this.jump(...at);
+    this.timeline = new Timeline(byId("timeline"), { segments, windows, threshold, onJump });
     byId("legend").replaceChildren(...this.legend(segments));
     byId("segments").tBodies[0].replaceChildren(...segments.map((segment) => this.tableRow(segment)));
     this.summarise(threshold);
@@ -63,7 +65,8 @@ export class Result {
   legend(segments) {
     const names = new Set(segments.map((segment) => segment.class)), hasUnknown = names.delete(UNKNOWN);
     const items = [...names].map((name) => {
-      const button = paint(create("button", { type: "button", title: "Show as a pause, or as a class again" }, named(name)), name);
+      const title = "Show as a pause, or as a class again";
+      const button = paint(create("button", { type: "button", title }, named(name)), name);
       button.setAttribute("aria-pressed", !pauses.has(name));
       button.addEventListener("click", () => {
         togglePause(name);
@@ -77,8 +80,9 @@ export class Result {
   }
 
   tableRow(segment) {
-    const row = create("tr"), jump = create("button", { type: "button", className: "jump", textContent: clock(segment.start) });
-    jump.setAttribute("aria-label", `Jump to ${clock(segment.start)}`);
+    const row = create("tr"), start = clock(segment.start);
+    const jump = create("button", { type: "button", className: "jump", textContent: start });
+    jump.setAttribute("aria-label", `Jump to ${start}`);
     jump.addEventListener("click", () => this.jump(segment.start, segment));
     const name = create("td", { className: "class" }, paint(create("i"), segment.class), named(segment.class));
     const cells = [create("td", {}, jump), create("td", { textContent: clock(segment.end) }), name];
@@ -117,8 +121,8 @@ export class Result {
     text.textContent = "This browser cannot play the format. Making a copy that it can play…";
     this.copying = new AbortController();
     try {
-      const { file } = this.entry, copy = this.entry.copy ?? (await request("POST", "playable", { file, signal: this.copying.signal }));
-      this.entry.copy = copy;
+      const options = { file: this.entry.file, signal: this.copying.signal };
+      const copy = (this.entry.copy ??= await request("POST", "playable", options));
       this.offset = Number(copy.getResponseHeader("Stvid-Offset") ?? 0);
       if (!this.closed) this.open(copy.response);
     } catch (error) {
@@ -175,7 +179,8 @@ export class Result {
   close() {
     this.closed = true;
     this.copying?.abort();
-    video.onerror = video.onloadedmetadata = video.onplay = video.ontimeupdate = video.onseeking = video.onseeked = null;
+    video.onerror = video.onloadedmetadata = video.onplay = null;
+    video.ontimeupdate = video.onseeking = video.onseeked = null;
     video.pause();
     video.removeAttribute("src");
     video.load();

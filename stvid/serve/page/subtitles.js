@@ -14,5 +14,6 @@ export function subtitles(segments, start) {
 function time(seconds) {
   const pad = (number, digits = 2) => String(number).padStart(digits, "0");
   const ms = Math.max(Math.round(1000 * seconds), 0);
-  return `${pad(Math.floor(ms / 3_600_000))}:${pad(Math.floor(ms / 60_000) % 60)}:${pad(Math.floor(ms / 1000) % 60)},${pad(ms % 1000, 3)}`;
+  const [hours, minutes, rest] = [ms / 3_600_000, (ms / 60_000) % 60, (ms / 1000) % 60].map(Math.floor);
+  return `${pad(hours)}:${pad(minutes)}:${pad(rest)},${pad(ms % 1000, 3)}`;
 }

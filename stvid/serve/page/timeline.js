@@ -46,7 +46,8 @@ export class Timeline {
 
   // Scrolls the timeline until the playing position is at `place`, 0 (left) to 1; only if it is hidden, or always.
   keepInSight(place, always = false) {
-    const { scrollLeft, clientWidth, scrollWidth } = this.root, x = (parseFloat(this.head.style.left) / 100) * scrollWidth;
+    const { scrollLeft, clientWidth, scrollWidth } = this.root;
+    const x = (parseFloat(this.head.style.left) / 100) * scrollWidth;
     if (always || x < scrollLeft || x > scrollLeft + clientWidth) this.root.scrollLeft = x - place * clientWidth;
   }
 
@@ -55,8 +56,9 @@ export class Timeline {
   button(segment, onJump) {
     const { start, end, probability } = segment, name = visible(segment.class);
     const text = name === UNKNOWN ? "no class is sure enough" : percent(probability);
-    const button = create("button", { type: "button", tabIndex: -1, title: `${name}, ${clock(start)} to ${clock(end)}, ${text}` });
-    button.setAttribute("aria-label", button.title);
+    const title = `${name}, ${clock(start)} to ${clock(end)}, ${text}`;
+    const button = create("button", { type: "button", tabIndex: -1, title });
+    button.setAttribute("aria-label", title);
     if (name !== UNKNOWN) button.append(create("bdi", { textContent: name }));
     paint(button, segment.class);
     button.style.left = `${100 * this.share(start)}%`;
@@ -72,7 +74,9 @@ export class Timeline {
 
   key(event) {
     const current = this.buttons.indexOf(event.target), last = this.buttons.length - 1;
-    const next = { ArrowRight: current + 1, ArrowDown: current + 1, ArrowLeft: current - 1, ArrowUp: current - 1, Home: 0, End: last }[event.key];
+    const after = current + 1, before = current - 1;
+    const places = { ArrowRight: after, ArrowDown: after, ArrowLeft: before, ArrowUp: before, Home: 0, End: last };
+    const next = places[event.key];
     if (next === undefined) return;
     event.preventDefault();
     this.buttons[Math.min(Math.max(next, 0), last)].focus();

@@ -25,7 +25,8 @@ export class Webcam {
   async start() {
     try {
       if (!navigator.mediaDevices) throw new DOMException("", "SecurityError");
-      this.stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, frameRate: { ideal: 25 } } });
+      const wishes = { width: { ideal: 640 }, frameRate: { ideal: 25 } };
+      this.stream = await navigator.mediaDevices.getUserMedia({ video: wishes });
     } catch (error) {
       return this.fail(cameraError(error));
     }
@@ -132,7 +133,7 @@ function cameraError(error) {
     NotAllowedError: "The browser was not allowed to use the camera. Allow it beside the address, then try again.",
     NotFoundError: "No camera was found.",
     NotReadableError: "The camera is used by another program.",
-    SecurityError: "Browsers give the camera only to pages on localhost or over https. Open the page on the machine of the service.",
+    SecurityError: "Browsers give the camera only to pages on localhost or over https.",
   };
   return words[error.name] ?? `The camera cannot be opened: ${error.message}`;
 }
