@@ -80,7 +80,8 @@ def test_every_name_in_the_order_is_or_will_be_a_part():
 
 WITHOUT_UNIX = """
 import builtins, importlib, os, signal, sys
-import fastapi, hydra, pytorch_lightning, torch, torchvision, uvicorn  # these may need what is hidden
+import fastapi, hydra, pytorch_lightning, torch, torchvision  # on Linux these may need what is hidden from here on
+import uvicorn
 
 usual = builtins.__import__
 

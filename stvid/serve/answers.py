@@ -8,6 +8,12 @@ ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": f
 SegmentAnswer = TypedDict("SegmentAnswer", {"start": float, "end": float, "class": str, "probability": float})
 
 
+class ErrorAnswer(TypedDict):
+    """What is wrong, in one message."""
+
+    detail: str
+
+
 class PredictAnswer(TypedDict):
     """The most probable classes of a video; times in seconds."""
 

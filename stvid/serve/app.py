@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from stvid import __version__
 from stvid.deploy.predictions import make_entry
@@ -25,7 +25,8 @@ from stvid.deploy.segmentation import SegmentOptions, check_classes, resolve_thr
 from stvid.deploy.subtitles import subtitles
 from stvid.errors import InputError, VideoError
 from stvid.recognizer import Recognizer
-from stvid.serve.answers import ModelAnswer, PredictAnswer, SegmentsAnswer
+from stvid.serve.answers import ErrorAnswer, ModelAnswer, PredictAnswer, SegmentsAnswer
+from stvid.serve.api_page import POLICY, api_page
 from stvid.serve.batching import BatchFailed, QueueFull
 from stvid.serve.metrics import CONTENT_TYPE, CountRequests
 from stvid.serve.options import ServeOptions
@@ -67,6 +68,7 @@ def create_app(recognizer: Recognizer, options: ServeOptions) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         exception_handlers=HANDLERS,
+        responses={"4XX": {"model": ErrorAnswer, "description": "the request is wrong, or comes at the wrong time"}},
     )
     app.state.service = service
     _add_information(app, service)
@@ -112,6 +114,10 @@ def _add_information(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(api_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
 
 def stream_mode(recognizer: Recognizer) -> str | None:

@@ -30,37 +30,45 @@ def run_server(
     Raises:
         InputError: another program has taken the port meanwhile.
     """
-    service: Service = app.state.service
     address = address_text(listener)
     try:
         listener.listen(BACKLOG)
     except OSError as error:
         raise InputError(f"{address}: the port is in use meanwhile; take another: --port") from error
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        log_config=None,  # stvid's own, which escapes control characters
-        log_level="warning",
-        access_log=False,  # the addresses may hold a token; /metrics counts
-        server_header=False,
-        timeout_graceful_shutdown=max(round(service.options.stop_seconds), 1),
-        ws="websockets-sansio",  # takes the next message of a socket only when the last one was read
-        ws_max_size=service.options.max_frame,
-        ws_per_message_deflate=False,  # JPEGs do not become smaller
-    )
-    server = _Server(config, service, on_start=lambda: on_start(address))
+    server = Server(app, on_start=lambda: on_start(address))
     try:
         with stop_on_signals():  # uvicorn raises its signals again when it is done
             server.run(sockets=[listener])
     finally:
         listener.close()
-        service.close()  # also after a second Ctrl-C, when uvicorn ends at once
+        server.service.close()  # also after a second Ctrl-C, when uvicorn ends at once
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service, *, on_start: Callable[[], object]):
+class Server(uvicorn.Server):
+    """uvicorn with the settings of the service.
+
+    Args:
+        app: what `create_app` returns.
+        on_start: called once requests are answered.
+    """
+
+    def __init__(self, app: FastAPI, *, on_start: Callable[[], object] = lambda: None):
+        self.service: Service = app.state.service
+        self.on_start = on_start
+        options = self.service.options
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            log_config=None,  # stvid's own, which escapes control characters
+            log_level="warning",
+            access_log=False,  # the addresses may hold a token; /metrics counts
+            server_header=False,
+            timeout_graceful_shutdown=max(round(options.stop_seconds), 1),
+            ws="websockets-sansio",  # takes the next message of a socket only when the last one was read
+            ws_max_size=options.max_frame,
+            ws_per_message_deflate=False,  # JPEGs do not become smaller
+        )
         super().__init__(config)
-        self.service, self.on_start = service, on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from stvid.data.dataset import Failure
+from stvid.data.loading import check_views
 from stvid.data.manifest import Item
 from stvid.data.sampling import resolve_num_frames, timeline
 from stvid.deploy.segmentation import SegmentOptions, VideoSegments, segment_video
@@ -232,11 +233,11 @@ def read_views(
         VideoError: the file cannot be read.
         InputError: see `Recognizer.predict`; more pixels than the service takes.
     """
+    clips = trained.protocol["num_clips"] if num_clips is None else num_clips
+    crops = trained.protocol["num_crops"] if num_crops is None else num_crops
+    check_views(clips, crops, trained.clip)
     info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
-    protocol = trained.protocol
-    check_cost(
-        trained, info, num_clips=num_clips or protocol["num_clips"], num_crops=num_crops or protocol["num_crops"]
-    )
+    check_cost(trained, info, num_clips=clips, num_crops=crops)
     item = Item(path=str(path), label="", split="test")
     sample = make_views(trained, [item], [info], num_clips=num_clips, num_crops=num_crops)[0]
     if isinstance(sample, Failure):
