@@ -280,6 +280,12 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(commands, "serve", "answer requests of other programs over HTTP", output_files=())
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     add_service_options(parser)
+    group = parser.add_argument_group("Ray Serve", "several processes that hold the model, on one machine or on many")
+    group.add_argument("--ray", action="store_true", help="run on Ray Serve; starts Ray, if it does not run")
+    description = "processes that hold the model (default: 1)"
+    group.add_argument("--replicas", type=int, metavar="N", default=1, help=description)
+    description = "start up to so many under load, and stop them again (default: always as many as --replicas)"
+    group.add_argument("--max-replicas", type=int, metavar="N", help=description)
 
 
 def add_service_options(parser: argparse.ArgumentParser) -> None:

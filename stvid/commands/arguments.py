@@ -19,7 +19,8 @@ from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
 from stvid.files import is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
-from stvid.serve.options import bind_port, check_packages, find_serve_mistakes
+from stvid.serve.options import bind_port, check_packages, find_ray_mistakes, find_serve_mistakes
+from stvid.serve.ray_app import check_ray, has_proxy
 from stvid.video.sources import check_source, kind_of
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -165,12 +166,17 @@ def _check_stream(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_serve(options: argparse.Namespace) -> Iterable[str]:
-    mistakes = list(find_serve_mistakes(options))
+    mistakes = [*find_serve_mistakes(options), *find_ray_mistakes(options)]
     yield from mistakes
     check_packages()
+    if options.ray:
+        check_ray()
     _check_runs([options.run])
-    if not mistakes:
-        options.listener = bind_port(options.host, options.port)
+    if mistakes or (options.ray and has_proxy(options.host, options.port)):
+        return
+    options.listener = bind_port(options.host, options.port)
+    if options.ray:  # the port is for Ray's own process
+        options.listener.close()
 
 
 def _recording(path: Path) -> Iterable[str]:

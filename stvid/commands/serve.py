@@ -3,29 +3,60 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stvid.deploy.segmentation import resolve_threshold
 from stvid.device import limit_cpu_threads, resolve_device
 from stvid.recognizer import Recognizer, load
 from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, serve_options, token_of
+from stvid.serve.ray_app import RayOptions, run_on_ray
 from stvid.serve.server import run_server
 from stvid.serve.service import THREAD_NAMES
 from stvid.terminal import show
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 LAST_SECONDS = 1.0  # in which threads end that have nothing to do
 
 
 def run(options: argparse.Namespace) -> None:
-    recognizer = load_recognizer(options)
     settings = serve_options(options)
+    if options.ray:
+        run_replicas(options, settings)
+        return
+    recognizer = load_recognizer(options)
     app = create_app(recognizer, settings)
     run_server(app, options.listener, on_start=lambda address: show(start_text(options, settings, address), flush=True))
     show("stopped", flush=True)
     leave_threads_behind()
+
+
+def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
+    """The same application on Ray Serve."""
+    device = load_recognizer(options).runner.device  # mistakes are told here, and not by each replica
+    run, device_name, trust = str(Path(options.run).expanduser().resolve()), str(device), options.trust
+
+    def make_app() -> FastAPI:
+        limit_cpu_threads(device_name)
+        return create_app(load(run, device=device_name, trust=trust), settings)
+
+    ray_options = RayOptions(
+        replicas=options.replicas,
+        max_replicas=options.max_replicas,
+        num_gpus=int(device.type == "cuda"),
+        host=options.host,
+        port=options.port,
+    )
+    text = functools.partial(start_text, options, settings)
+    run_on_ray(make_app, options=settings, ray_options=ray_options, on_start=lambda at: show(text(at), flush=True))
+    show("stopped", flush=True)
 
 
 def load_recognizer(options: argparse.Namespace) -> Recognizer:

@@ -79,6 +79,19 @@ def find_serve_mistakes(options: argparse.Namespace) -> Iterator[str]:
         yield f"--device {options.device}: name cpu, cuda, cuda:1, mps or xpu"
 
 
+def find_ray_mistakes(options: argparse.Namespace) -> Iterator[str]:
+    """Yields what is wrong with the options for Ray Serve."""
+    replicas, max_replicas = options.replicas, options.max_replicas
+    if not options.ray and (replicas != 1 or max_replicas is not None):
+        yield "--replicas and --max-replicas are for Ray Serve; add --ray"
+    if replicas < 1:
+        yield f"--replicas (={replicas}) must be at least 1"
+    if max_replicas is not None and max_replicas < replicas:
+        yield f"--max-replicas (={max_replicas}) must be at least --replicas (={replicas})"
+    if options.ray and options.port == 0:
+        yield "--port 0: Ray Serve needs the number of a port"
+
+
 def token_of(options: argparse.Namespace) -> str | None:
     """The token that the user chose: the option, or the variable of the environment."""
     return os.environ.get(TOKEN_VARIABLE) or None if options.token is None else options.token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
 import urllib.request
@@ -77,24 +78,25 @@ def run_on_ray(
             ingress = serve.deployment(serve.ingress(make_app)(), name="model")
             deployment = ingress.options(**deployment_options(options, ray_options))
             serve.run(deployment.bind(), name=NAME)
-            address = f"http://{ray_options.host}:{ray_options.port}"
-            _check_proxy(address)
-            on_start(address)
+            if not has_proxy(ray_options.host, ray_options.port):
+                raise InputError(
+                    f"--host {ray_options.host} --port {ray_options.port}: Ray Serve runs on this cluster already, and "
+                    "listens somewhere else; name its host and port, or end it: serve shutdown"
+                )
+            on_start(f"http://{ray_options.host}:{ray_options.port}")
             stopped.wait()
         serve.delete(NAME)
     finally:
         ray.shutdown()
 
 
-def _check_proxy(address: str) -> None:
+def has_proxy(host: str, port: int) -> bool:
+    """Whether a proxy of Ray Serve listens there."""
     try:
-        with urllib.request.urlopen(f"{address}/-/healthz", timeout=PROXY_SECONDS):
-            return
-    except OSError as error:
-        raise InputError(
-            f"{address}: no proxy of Ray Serve listens there ({error}). If Ray Serve runs on this cluster already, "
-            "name its --host and --port, or end it: serve shutdown"
-        ) from error
+        with urllib.request.urlopen(f"http://{host}:{port}/-/healthz", timeout=PROXY_SECONDS):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[str, Any]:

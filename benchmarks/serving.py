@@ -1,0 +1,402 @@
+"""The service under load: throughput with and without batching, good and bad requests mixed, replicas that are killed.
+
+    python benchmarks/serving.py RUN                     8 clients; batched against --max-batch 1: some minutes
+    python benchmarks/serving.py RUN --videos DIR        also with the videos of a folder
+    python benchmarks/serving.py RUN --minutes 10        good and bad requests for 10 minutes: failures, memory
+    python benchmarks/serving.py RUN --ray               two local replicas on Ray Serve, one of which is killed
+
+The service is a process of its own on loopback; each client sends its next request when it has its answer. Throughput
+is measured for three kinds of clients, in turns for both services (`--rounds`):
+
+- cameras: frames over the socket `/stream`, as raw pixels of the model's size, each of them answered;
+- small files: one clip of one file, H.264 of the model's size, so that there is little to decode;
+- real files: the videos of `--videos`, sent to `/predict` as it is; mostly decoding, which batching cannot make faster.
+
+With `--minutes`: exits with 1 if a good request failed, a bad one got another answer than it should, or memory grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from stvid.run.provenance import hardware
+from stvid.video.writer import write_video
+
+TOKEN = "token-of-the-benchmark"
+PACKAGES = ("torch", "fastapi", "uvicorn", "websockets", "av", "ray")
+MAX_GROWTH_MIB = 30  # of the memory, from the first quarter of the time to the end
+BOUNDARY = "benchmark"
+Client = Callable[[], None]  # sends one request and reads its answer; raises an error if that is not as it should be
+
+
+class Service:
+    """`stvid serve` in a process of its own.
+
+    Args:
+        run: a run folder or a checkpoint.
+        options: further options.
+    """
+
+    def __init__(self, run: str, *options: str):
+        command = [sys.executable, "-c", "from stvid.cli import main; main()", "serve", run, "--token", TOKEN, *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if (found := re.search(r"serving .* on (http://[\w.]+:\d+);", line)) is not None:
+                break
+        else:
+            sys.exit("".join(lines))
+        self.url = found[1]
+        threading.Thread(target=self.process.stdout.read, daemon=True).start()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.send_signal(signal.SIGINT)
+        if self.process.wait(60):
+            sys.exit(f"the service ended with code {self.process.returncode}")
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(self.request(path)) as answer:
+            return json.load(answer)
+
+    def request(self, path: str, body: bytes | None = None, *, token: str = TOKEN) -> urllib.request.Request:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        return urllib.request.Request(self.url + path, body, headers, method="GET" if body is None else "POST")
+
+    def resident_mib(self) -> float:
+        """Memory of the process (Linux)."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def form(content: bytes, name: str = "video.mp4") -> bytes:
+    """The body of an upload."""
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def small_file(size: tuple[int, int], num_frames: int) -> bytes:
+    """An H.264 file of noise that moves."""
+    height, width = (max(side // 2 * 2, 16) for side in size)
+    rows = np.random.default_rng(0).integers(0, 256, (height + num_frames, width, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.mp4"
+        write_video(path, np.stack([rows[t : t + height] for t in range(num_frames)]), fps=25)
+        return path.read_bytes()
+
+
+def uploads(service: Service, path: str, files: list[bytes], number: int) -> Iterator[Client]:
+    """A client that sends the files in turn."""
+    bodies = itertools.cycle([form(content) for content in files[number % len(files) :] + files[: number % len(files)]])
+
+    def send() -> None:
+        while True:
+            try:
+                with urllib.request.urlopen(service.request(path, next(bodies)), timeout=60) as answer:
+                    assert abs(sum(json.load(answer)["probabilities"].values()) - 1) < 1e-3
+                return
+            except urllib.error.HTTPError as error:
+                if error.code != 429:  # too much at once: the client comes again
+                    raise
+                time.sleep(0.05)
+
+    yield send
+
+
+def camera(service: Service, size: tuple[int, int], number: int) -> Iterator[Client]:
+    """A client that sends frames over a socket, which is open as long as the client."""
+    frames = np.random.default_rng(number).integers(0, 256, (32, *size, 3), dtype=np.uint8)
+    contents = itertools.cycle([frame.tobytes() for frame in frames])
+    url = f"{service.url.replace('http', 'ws')}/stream?token={TOKEN}"
+    with connect(url, compression=None) as socket:
+        settings = {"fps": 25, "format": "rgb24", "size": [size[1], size[0]], "realtime": False}
+        socket.send(json.dumps(settings))
+        assert json.loads(socket.recv())["event"] == "start"
+
+        def send() -> None:
+            socket.send(next(contents))
+            answer = json.loads(socket.recv(timeout=60))
+            assert answer["event"] == "answer", answer
+
+        yield send
+
+
+def run_clients(makers: list[Callable[[], Iterator[Client]]], seconds: float) -> tuple[list[float], Counter[str]]:
+    """Latencies in ms of the requests of all clients, which run at the same time, and the errors."""
+    latencies: list[float] = []
+    errors: Counter[str] = Counter()
+    begin, deadline = threading.Barrier(len(makers)), [0.0]
+
+    def run(maker: Callable[[], Iterator[Client]]) -> None:
+        with contextlib.closing(maker()) as client:  # type: ignore[type-var] # a generator
+            send = next(client)
+            send()  # the first answer takes longer
+            begin.wait()
+            deadline[0] = deadline[0] or time.perf_counter() + seconds
+            while (start := time.perf_counter()) < deadline[0]:
+                try:
+                    send()
+                    latencies.append(1e3 * (time.perf_counter() - start))
+                except Exception as error:
+                    errors[f"{type(error).__name__}: {error}"[:120]] += 1
+
+    threads = [threading.Thread(target=run, args=(maker,)) for maker in makers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return latencies, errors
+
+
+def compare_batching(options: argparse.Namespace, real_files: list[bytes]) -> None:
+    """Prints a table: requests per second of both services, and their latencies."""
+    serving = ["--port", "0", "--max-delay", str(options.max_delay)]
+    with Service(options.run, *serving) as batched, Service(options.run, *serving, "--max-batch", "1") as single:
+        clip = batched.get("/model")["clip"]
+        size, num_frames = tuple(clip["size"]), 2 * (clip["num_frames"] or 16)
+        small = [small_file(size, num_frames)]
+        kinds = {
+            "cameras": lambda service, number: camera(service, size, number),
+            "small files": lambda service, number: uploads(service, "/predict?clips=1&crops=1", small, number),
+        }
+        if real_files:
+            kinds["real files"] = lambda service, number: uploads(service, "/predict", real_files, number)
+        print("| clients | batched, 1/s | p50, p99 ms | --max-batch 1, 1/s | p50, p99 ms | ratio |")
+        print("|---|---|---|---|---|---|")
+        for name, kind in kinds.items():
+            rates: dict[Service, list[float]] = {batched: [], single: []}
+            latencies: dict[Service, list[float]] = {batched: [], single: []}
+            for _ in range(options.rounds):
+                for service in (batched, single):
+                    makers = [lambda s=service, k=kind, i=i: k(s, i) for i in range(options.clients)]  # type: ignore[misc]
+                    taken, errors = run_clients(makers, options.seconds)
+                    if errors:
+                        sys.exit(f"{name}: {errors}")
+                    rates[service].append(len(taken) / options.seconds)
+                    latencies[service] += taken
+            columns = []
+            for service in (batched, single):
+                p50, p99 = np.percentile(latencies[service], (50, 99))
+                columns.append(f"{statistics.median(rates[service]):.0f} | {p50:.1f}, {p99:.1f}")
+            ratio = statistics.median(a / b for a, b in zip(rates[batched], rates[single], strict=True))
+            print(f"| {options.clients} {name} | {' | '.join(columns)} | {ratio:.2f} |", flush=True)
+
+
+def bad_clients(service: Service, video: bytes) -> dict[str, Client]:
+    """Name -> client that makes a mistake, and raises an error if the answer is not the one it should be."""
+
+    def refused(status: int, body: bytes, *, token: str = TOKEN) -> Client:
+        def send() -> None:
+            try:
+                urllib.request.urlopen(service.request("/predict", body, token=token), timeout=60).close()
+            except urllib.error.HTTPError as error:
+                assert error.code in (status, 429), f"{error.code} instead of {status}"
+                return
+            except (ConnectionError, urllib.error.URLError):
+                assert status == 413  # the service does not read what is too large
+                return
+            raise AssertionError(f"200 instead of {status}")
+
+        return send
+
+    def aborted() -> None:
+        request = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: "
+        request += f"multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: 500000\r\n\r\n"
+        raw(request.encode() + form(video)[: len(video) // 2], reads=False)
+
+    def raw(content: bytes, *, reads: bool = True) -> None:
+        host, port = service.url.removeprefix("http://").split(":")
+        with contextlib.suppress(ConnectionError), socket_to(host, int(port)) as socket:
+            socket.sendall(content)
+            if reads:
+                socket.recv(1000)
+
+    def wrong_frames() -> None:
+        url = f"{service.url.replace('http', 'ws')}/stream?token={TOKEN}"
+        with connect(url, compression=None) as socket:
+            socket.send(json.dumps({"fps": 25, "format": "jpeg"}))
+            socket.recv()
+            socket.send(b"\xff\xd8" + os.urandom(1000))
+            with contextlib.suppress(ConnectionClosed):
+                message = json.loads(socket.recv(timeout=60))
+                assert message["event"] == "error", message
+
+    return {
+        "no video": refused(415, form(b"no video at all" * 100)),
+        "a truncated video": refused(415, form(video[: len(video) // 2])),
+        "too large": refused(413, form(b"\0" * (3 * 2**20))),
+        "a wrong token": refused(401, form(video), token="another-token"),
+        "an upload that stops": aborted,
+        "garbage instead of HTTP": lambda: raw(os.urandom(2000) + b"\r\n\r\n"),
+        "garbage on the socket": wrong_frames,
+    }
+
+
+def socket_to(host: str, port: int):
+    import socket
+
+    return socket.create_connection((host, port), timeout=60)
+
+
+def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
+    """Good and bad requests at the same time; whether all was as it should be."""
+    with Service(options.run, "--port", "0", "--max-upload", "2") as service:
+        clip = service.get("/model")["clip"]
+        size = tuple(clip["size"])
+        video = small_file(size, 2 * (clip["num_frames"] or 16))
+        files = [video, *(content for content in real_files if len(content) < 2 * 2**20)]
+        good = [lambda i=i: camera(service, size, i) for i in range(3)]
+        good += [lambda i=i: uploads(service, "/predict", files, i) for i in range(options.clients - 3)]
+        bad, wrong, is_over = bad_clients(service, video), Counter(), threading.Event()
+        sent: Counter[str] = Counter()
+
+        def misbehave(offset: int) -> None:
+            for name in itertools.islice(itertools.cycle(bad), offset, None):
+                if is_over.is_set():
+                    return
+                try:
+                    bad[name]()
+                except Exception as error:
+                    wrong[f"{name}: {type(error).__name__}: {error}"[:120]] += 1
+                sent[name] += 1
+                time.sleep(0.02)
+
+        memory: list[float] = []
+
+        def watch() -> None:
+            while not is_over.wait(60 * options.minutes / 20):
+                memory.append(service.resident_mib())
+
+        others = [threading.Thread(target=misbehave, args=(i,)) for i in (0, 3)] + [threading.Thread(target=watch)]
+        for thread in others:
+            thread.start()
+        latencies, errors = run_clients(good, 60 * options.minutes)
+        is_over.set()
+        for thread in others:
+            thread.join()
+        leftover = [path for path in Path(tempfile.gettempdir()).glob("stvid-serve-*/*")]
+    growth = memory[-1] - memory[len(memory) // 4]
+    p50, p99 = np.percentile(latencies, (50, 99))
+    print(f"{options.minutes:g} minutes, {len(good)} good clients (3 cameras), 2 bad ones")
+    print(
+        f"{len(latencies):,} good requests, {sum(errors.values())} failed {dict(errors)}; p50 {p50:.1f}, p99 {p99:.1f} ms"
+    )
+    print(f"{sum(sent.values()):,} bad requests {dict(sent)}, {sum(wrong.values())} with a wrong answer {dict(wrong)}")
+    print(f"memory {', '.join(f'{size:.0f}' for size in memory)} MiB: {growth:+.1f} after the first quarter")
+    print(f"{len(leftover)} files left in the folder of uploads while it ran")
+    return not errors and not wrong and growth <= MAX_GROWTH_MIB
+
+
+def kill_a_replica(options: argparse.Namespace) -> bool:
+    """Whether every request was answered although a replica was killed while they came."""
+    import ray
+
+    with Service(options.run, "--ray", "--replicas", "2", "--port", str(options.ray_port)) as service:
+        clip = service.get("/model")["clip"]
+        body = form(small_file(tuple(clip["size"]), 2 * (clip["num_frames"] or 16)))
+        answered: Counter[str] = Counter()
+        retries: Counter[str] = Counter()
+        deadline = time.perf_counter() + options.seconds * 3
+
+        def ask() -> None:
+            while time.perf_counter() < deadline:
+                while True:
+                    try:
+                        with urllib.request.urlopen(service.request("/predict", body), timeout=60) as answer:
+                            answered[json.load(answer)["top"][0]["class"]] += 1
+                        break
+                    except OSError as error:
+                        retries[str(error)] += 1
+
+        threads = [threading.Thread(target=ask) for _ in range(options.clients)]
+        for thread in threads:
+            thread.start()
+        ray.init(address="auto", log_to_driver=False)
+        time.sleep(options.seconds)
+        before = replicas_of(ray)
+        ray.kill(ray.get_actor(before[0], namespace="serve"), no_restart=False)
+        killed = time.perf_counter()
+        while len([name for name in replicas_of(ray) if name != before[0]]) < 2:
+            time.sleep(0.1)
+        print(f"another replica was there {time.perf_counter() - killed:.1f} s after one of {len(before)} was killed")
+        for thread in threads:
+            thread.join()
+        ray.shutdown()
+    print(
+        f"{sum(answered.values()):,} requests answered ({dict(answered)}), {sum(retries.values())} retries ({dict(retries)})"
+    )
+    return len(answered) == 1
+
+
+def replicas_of(ray) -> list[str]:
+    """Names of the replicas that are alive."""
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(name for name in names if name.startswith("SERVE_REPLICA::stvid#"))
+
+
+def print_machine() -> None:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES if installed(name)]
+    facts = hardware()
+    gpus = ", ".join(gpu["name"] for gpu in facts["gpus"]) or "no GPU"
+    print(f"{datetime.date.today()}; {facts['machine']}, {facts['cpu']}, {facts['cores']} cores, {gpus}")
+    print(f"Python {platform.python_version()}, {', '.join(versions)}\n", flush=True)
+
+
+def installed(name: str) -> bool:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.version(name))
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each service (default: 3)")
+    parser.add_argument("--max-delay", type=float, default=5, metavar="MS", help="as of stvid serve (default: 5)")
+    parser.add_argument("--videos", metavar="DIR", help="a folder of real files")
+    parser.add_argument("--minutes", type=float, help="instead: good and bad requests for so long")
+    parser.add_argument("--ray", action="store_true", help="instead: two replicas, one of which is killed")
+    parser.add_argument("--ray-port", type=int, default=8421)
+    options = parser.parse_args()
+    files = [] if options.videos is None else sorted(Path(options.videos).rglob("*.*"))
+    contents = [path.read_bytes() for path in files if path.suffix.lower() in (".mp4", ".avi", ".webm", ".mkv")]
+    print_machine()
+    if options.minutes is not None:
+        sys.exit(0 if soak(options, contents) else 1)
+    if options.ray:
+        sys.exit(0 if kill_a_replica(options) else 1)
+    compare_batching(options, contents)
+
+
+if __name__ == "__main__":
+    main()
