@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import CONTRAST, DARK, FAKE_CAMERA, LIGHT, NO_MOTION, open_browser, press, show_as, wait
+from conftest import break_half_way
 from loopback import mpegts
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -346,6 +347,14 @@ def test_several_videos_one_after_another(page, videos):
     find_all(browser, ".opener")[3].click()
     wait(browser, lambda b: find(b, "#timeline").is_displayed())
     assert [item.get_attribute("aria-current") for item in find_all(browser, ".opener")] == [None, None, None, "true"]
+
+
+def test_a_video_that_breaks_half_way_shows_what_was_read(page, tmp_path):
+    path = video_of(tmp_path / "broken.mp4", 0, 1, seconds=4)
+    break_half_way(path)
+    browser = page(path)
+    assert "could not be read to its end: truncated" in text(browser, "#result-text")
+    assert find(browser, ".track button").get_attribute("title").startswith(HTML)
 
 
 def test_a_video_is_dropped(page):

@@ -5,7 +5,7 @@ import { ServiceError, requestJson, token } from "./service.js";
 import { Webcam } from "./webcam.js";
 
 const SHORT = 4; // clips; stvid predict divides longer videos into segments
-const WORDS = { waiting: "waiting", working: "recognising…", done: "", failed: "", cancelled: "cancelled" }; // of states
+const WORDS = { waiting: "waiting", working: "recognising…", done: "", failed: "", cancelled: "cancelled" };
 // file; state; share: that was sent; answer, whole: see `ask`; error: message; opens: it is shown when it is ready;
 // controller: cancels its requests; item: in the list
 const entries = [];
