@@ -142,7 +142,7 @@ class Service:
         info, clips_VTCHW = await in_thread(
             self.decoders, lambda: read_views(trained, path, num_clips=num_clips, num_crops=num_crops)
         )
-        logits_VK = await asyncio.wrap_future(self._submit(clips_VTCHW))
+        logits_VK = await asyncio.wrap_future(self.submit_clips(clips_VTCHW))
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return info, probabilities_NK[0].numpy()
 
@@ -168,7 +168,12 @@ class Service:
 
         return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
 
-    def _submit(self, clips_VTCHW: Tensor) -> Future[Tensor]:
+    def submit_clips(self, clips_VTCHW: Tensor) -> Future[Tensor]:
+        """Logits `V x K` of uint8 clips `V x T x C x H x W`, computed together with those of others.
+
+        Raises:
+            QueueFull, BatchFailed: see `Batcher.submit`.
+        """
         return self.batcher.submit(self._classify, clips_VTCHW, key=tuple(clips_VTCHW.shape[1:]), size=len(clips_VTCHW))
 
     def _classify(self, clips: Sequence[Tensor]) -> list[Tensor]:
@@ -193,7 +198,7 @@ class _SharedRunner:
 
     def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
         assert lengths_V is None  # windows of one video are equally long
-        self._waiting = self.service._submit(clips_VTCHW)
+        self._waiting = self.service.submit_clips(clips_VTCHW)
         if self._is_cancelled.is_set():
             self._waiting.cancel()
         try:
