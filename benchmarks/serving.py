@@ -1,7 +1,7 @@
 """The service under load: throughput with and without batching, good and bad requests mixed, replicas that are killed.
 
-    python benchmarks/serving.py RUN                     8 clients; batched against --max-batch 1: some minutes
-    python benchmarks/serving.py RUN --videos DIR        also with the videos of a folder
+    python benchmarks/serving.py                         8 clients; batched against --max-batch 1: some minutes
+    python benchmarks/serving.py RUN --videos DIR        the same with a run, and also with the videos of a folder
     python benchmarks/serving.py RUN --minutes 10        good and bad requests for 10 minutes: failures, memory
     python benchmarks/serving.py RUN --ray               two local replicas on Ray Serve, one of which is killed
 
@@ -12,7 +12,12 @@ is measured for three kinds of clients, in turns for both services (`--rounds`):
 - small files: one clip of one file, H.264 of the model's size, so that there is little to decode;
 - real files: the videos of `--videos`, sent to `/predict` as it is; mostly decoding, which batching cannot make faster.
 
-With `--minutes`: exits with 1 if a good request failed, a bad one got another answer than it should, or memory grew.
+Without RUN, the models are untrained, which takes the same time: a cnn_lstm whose encoder is a MobileNet, and conv3d.
+For each row it prints requests per second, their latency, the CPU time of the service for one, and the ratio of the
+services in throughput and in CPU time. The ratio in CPU time hardly depends on what else the machine does.
+
+Exits with 1 if batching brings less than 1.5 times the throughput for cameras of the cnn_lstm, or small files of
+conv3d. With `--minutes`: if a good request failed, a bad one got another answer than it should, or memory grew.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -40,15 +46,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from startup import save_untrained
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.conv3d import Conv3D
 from stvid.run.provenance import hardware
 from stvid.video.writer import write_video
 
 TOKEN = "token-of-the-benchmark"
 PACKAGES = ("torch", "fastapi", "uvicorn", "websockets", "av", "ray")
 MAX_GROWTH_MIB = 30  # of the memory, from the first quarter of the time to the end
+MIN_RATIO = 1.5  # of the throughput, batched / single
+ENCODER = "mobilenet_v3_small"
 BOUNDARY = "benchmark"
 Client = Callable[[], None]  # sends one request and reads its answer; raises an error if that is not as it should be
 
@@ -87,6 +98,18 @@ class Service:
         with urllib.request.urlopen(self.request(path)) as answer:
             return json.load(answer)
 
+    def num_batches(self) -> np.ndarray:
+        """Calls of the model so far, and the clips or frames in them."""
+        with urllib.request.urlopen(self.request("/metrics")) as answer:
+            text = answer.read().decode()
+        found = [re.search(rf"^stvid_batch_size_{name} (.*)$", text, re.M) for name in ("count", "sum")]
+        return np.array([float(match[1]) for match in found if match is not None])
+
+    def cpu_ms(self) -> float:
+        """CPU time of the process so far (Linux)."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return 1e3 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def request(self, path: str, body: bytes | None = None, *, token: str = TOKEN) -> urllib.request.Request:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
         return urllib.request.Request(self.url + path, body, headers, method="GET" if body is None else "POST")
@@ -104,12 +127,13 @@ def form(content: bytes, name: str = "video.mp4") -> bytes:
 
 
 def small_file(size: tuple[int, int], num_frames: int) -> bytes:
-    """An H.264 file of noise that moves."""
+    """An H.264 file of a smooth picture that moves to the right."""
     height, width = (max(side // 2 * 2, 16) for side in size)
-    rows = np.random.default_rng(0).integers(0, 256, (height + num_frames, width, 3), dtype=np.uint8)
+    picture_HW1 = (np.add.outer(np.arange(height), np.arange(width)) % 256).astype(np.uint8)[..., None]
+    frames = [np.roll(picture_HW1, t, axis=1).repeat(3, axis=2) for t in range(num_frames)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.mp4"
-        write_video(path, np.stack([rows[t : t + height] for t in range(num_frames)]), fps=25)
+        write_video(path, np.stack(frames), fps=25)
         return path.read_bytes()
 
 
@@ -176,12 +200,12 @@ def run_clients(makers: list[Callable[[], Iterator[Client]]], seconds: float) ->
     return latencies, errors
 
 
-def compare_batching(options: argparse.Namespace, real_files: list[bytes]) -> None:
-    """Prints a table: requests per second of both services, and their latencies."""
+def compare_batching(run: str, options: argparse.Namespace, real_files: list[bytes]) -> dict[str, float]:
+    """Prints rows of a table about one model; returns the ratio in throughput for each kind of clients."""
     serving = ["--port", "0", "--max-delay", str(options.max_delay)]
-    with Service(options.run, *serving) as batched, Service(options.run, *serving, "--max-batch", "1") as single:
-        clip = batched.get("/model")["clip"]
-        size, num_frames = tuple(clip["size"]), 2 * (clip["num_frames"] or 16)
+    with Service(run, *serving) as batched, Service(run, *serving, "--max-batch", "1") as single:
+        model = batched.get("/model")
+        size, num_frames = tuple(model["clip"]["size"]), 2 * (model["clip"]["num_frames"] or 16)
         small = [small_file(size, num_frames)]
         kinds = {
             "cameras": lambda service, number: camera(service, size, number),
@@ -189,25 +213,74 @@ def compare_batching(options: argparse.Namespace, real_files: list[bytes]) -> No
         }
         if real_files:
             kinds["real files"] = lambda service, number: uploads(service, "/predict", real_files, number)
-        print("| clients | batched, 1/s | p50, p99 ms | --max-batch 1, 1/s | p50, p99 ms | ratio |")
-        print("|---|---|---|---|---|---|")
+        ratios = {}
         for name, kind in kinds.items():
-            rates: dict[Service, list[float]] = {batched: [], single: []}
-            latencies: dict[Service, list[float]] = {batched: [], single: []}
+            measured = {service: Measured() for service in (batched, single)}
+            before = batched.num_batches()
             for _ in range(options.rounds):
-                for service in (batched, single):
-                    makers = [lambda s=service, k=kind, i=i: k(s, i) for i in range(options.clients)]  # type: ignore[misc]
-                    taken, errors = run_clients(makers, options.seconds)
-                    if errors:
-                        sys.exit(f"{name}: {errors}")
-                    rates[service].append(len(taken) / options.seconds)
-                    latencies[service] += taken
-            columns = []
-            for service in (batched, single):
-                p50, p99 = np.percentile(latencies[service], (50, 99))
-                columns.append(f"{statistics.median(rates[service]):.0f} | {p50:.1f}, {p99:.1f}")
-            ratio = statistics.median(a / b for a, b in zip(rates[batched], rates[single], strict=True))
-            print(f"| {options.clients} {name} | {' | '.join(columns)} | {ratio:.2f} |", flush=True)
+                for service, result in measured.items():
+                    result.measure(service, kind, options)
+            num_batches, num_items = batched.num_batches() - before
+            many, one = measured.values()
+            ratios[name] = many.rate / one.rate
+            print(
+                f"| {model['model']}, {options.clients} {name} | {many.columns()} | {num_items / num_batches:.1f} "
+                f"| {one.columns()} | {ratios[name]:.2f} | {one.cpu_ms / many.cpu_ms:.2f} |",
+                flush=True,
+            )
+    return ratios
+
+
+class Measured:
+    """What was measured of one service, over all rounds."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.latencies: list[float] = []
+        self.total_cpu_ms = 0.0
+
+    def measure(self, service: Service, kind: Callable, options: argparse.Namespace) -> None:
+        makers = [functools.partial(kind, service, number) for number in range(options.clients)]
+        before = service.cpu_ms()
+        latencies, errors = run_clients(makers, options.seconds)
+        if errors:
+            sys.exit(f"errors: {errors}")
+        self.total_cpu_ms += service.cpu_ms() - before
+        self.latencies += latencies
+        self.rates.append(len(latencies) / options.seconds)
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+    @property
+    def cpu_ms(self) -> float:
+        return self.total_cpu_ms / len(self.latencies)
+
+    def columns(self) -> str:
+        p50, p99 = np.percentile(self.latencies, (50, 99))
+        return f"{self.rate:.0f} | {p50:.1f}, {p99:.1f} | {self.cpu_ms:.1f}"
+
+
+def make_runs(folder: Path) -> list[str]:
+    """Checkpoints of untrained models."""
+    paths = [str(folder / "cnn_lstm.ckpt"), str(folder / "conv3d.ckpt")]
+    save_untrained(CNNLSTM(num_classes=2, encoder=ENCODER), Path(paths[0]), encoder=ENCODER)
+    save_untrained(Conv3D(num_classes=2), Path(paths[1]))
+    return paths
+
+
+def print_table(options: argparse.Namespace, real_files: list[bytes]) -> bool:
+    """Whether batching is as much faster as it should be, where that is asked for."""
+    service = "1/s | p50, p99 ms | CPU ms"
+    print(f"| clients | batched: {service} | in a batch | --max-batch 1: {service} | ratio | CPU ratio |")
+    print("|" + "---|" * 10)
+    if options.run is not None:
+        compare_batching(options.run, options, real_files)
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        cnn_lstm, conv3d = (compare_batching(run, options, real_files) for run in make_runs(Path(folder)))
+    return min(cnn_lstm["cameras"], conv3d["small files"]) >= MIN_RATIO
 
 
 def bad_clients(service: Service, video: bytes) -> dict[str, Client]:
@@ -218,7 +291,8 @@ def bad_clients(service: Service, video: bytes) -> dict[str, Client]:
             try:
                 urllib.request.urlopen(service.request("/predict", body, token=token), timeout=60).close()
             except urllib.error.HTTPError as error:
-                assert error.code in (status, 429), f"{error.code} instead of {status}"
+                if error.code not in (status, 429):
+                    raise AssertionError(f"{error.code} instead of {status}") from error
                 return
             except (ConnectionError, urllib.error.URLError):
                 assert status == 413  # the service does not read what is too large
@@ -302,13 +376,12 @@ def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
         is_over.set()
         for thread in others:
             thread.join()
-        leftover = [path for path in Path(tempfile.gettempdir()).glob("stvid-serve-*/*")]
+        leftover = list(Path(tempfile.gettempdir()).glob("stvid-serve-*/*"))
     growth = memory[-1] - memory[len(memory) // 4]
     p50, p99 = np.percentile(latencies, (50, 99))
     print(f"{options.minutes:g} minutes, {len(good)} good clients (3 cameras), 2 bad ones")
-    print(
-        f"{len(latencies):,} good requests, {sum(errors.values())} failed {dict(errors)}; p50 {p50:.1f}, p99 {p99:.1f} ms"
-    )
+    failed = f"{sum(errors.values())} failed {dict(errors)}"
+    print(f"{len(latencies):,} good requests, {failed}; p50 {p50:.1f}, p99 {p99:.1f} ms")
     print(f"{sum(sent.values()):,} bad requests {dict(sent)}, {sum(wrong.values())} with a wrong answer {dict(wrong)}")
     print(f"memory {', '.join(f'{size:.0f}' for size in memory)} MiB: {growth:+.1f} after the first quarter")
     print(f"{len(leftover)} files left in the folder of uploads while it ran")
@@ -350,9 +423,8 @@ def kill_a_replica(options: argparse.Namespace) -> bool:
         for thread in threads:
             thread.join()
         ray.shutdown()
-    print(
-        f"{sum(answered.values()):,} requests answered ({dict(answered)}), {sum(retries.values())} retries ({dict(retries)})"
-    )
+    print(f"{sum(answered.values()):,} requests answered: {dict(answered)}")
+    print(f"{sum(retries.values())} retries: {dict(retries)}")
     return len(answered) == 1
 
 
@@ -378,7 +450,7 @@ def installed(name: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="default: untrained models")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each service (default: 3)")
@@ -391,11 +463,13 @@ def main() -> None:
     files = [] if options.videos is None else sorted(Path(options.videos).rglob("*.*"))
     contents = [path.read_bytes() for path in files if path.suffix.lower() in (".mp4", ".avi", ".webm", ".mkv")]
     print_machine()
+    if options.run is None and (options.ray or options.minutes is not None):
+        parser.error("--minutes and --ray need a RUN")
     if options.minutes is not None:
-        sys.exit(0 if soak(options, contents) else 1)
-    if options.ray:
-        sys.exit(0 if kill_a_replica(options) else 1)
-    compare_batching(options, contents)
+        is_good = soak(options, contents)
+    else:
+        is_good = kill_a_replica(options) if options.ray else print_table(options, contents)
+    sys.exit(0 if is_good else 1)
 
 
 if __name__ == "__main__":
