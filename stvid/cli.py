@@ -317,6 +317,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     description = "only print the address of the page"
     parser.add_argument("--no-browser", dest="browser", action="store_false", help=description)
     add_service_options(parser)
+    parser.set_defaults(ray=False, replicas=1, max_replicas=None)  # one process
 
 
 if __name__ == "__main__":
