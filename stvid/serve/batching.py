@@ -145,7 +145,8 @@ class Batcher:
     def _oldest_batch(self) -> tuple[list[_Job], bool]:
         """The oldest job and those that go with it, as many as fit; and whether no other would fit."""
         oldest = self._jobs[0]
-        batch, size = [], 0
+        batch: list[_Job] = []
+        size = 0
         for job in self._jobs:
             if job.key == oldest.key:
                 if batch and size + job.size > self.max_batch:

@@ -59,6 +59,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             lifespan="on",
+            http="h11",  # it limits the size of a header; the other parser of uvicorn does not
             log_config=None,  # stvid's own, which escapes control characters
             log_level="warning",
             access_log=False,  # the addresses may hold a token; /metrics counts

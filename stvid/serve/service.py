@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -166,7 +166,7 @@ class Service:
                 clock_start=clock_start(path, max_pixels=trained.max_pixels),
             )
 
-        return await in_thread(self.segmenters, work, on_cancel=runner.is_cancelled.set)
+        return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
 
     def submit_clips(self, clips_VTCHW: Tensor) -> Future[Tensor]:
         """Logits `V x K` of uint8 clips `V x T x C x H x W`, computed together with those of others.
@@ -193,13 +193,24 @@ class _SharedRunner:
 
     def __init__(self, service: Service):
         self.service, self.device = service, service.recognizer.runner.device
-        self.is_cancelled = threading.Event()
+        self._is_cancelled = threading.Event()
+        self._waiting: Future[Tensor] | None = None
 
     def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
         assert lengths_V is None  # windows of one video are equally long
-        if self.is_cancelled.is_set():
-            raise _Cancelled
-        return self.service.submit_clips(clips_VTCHW).result()
+        self._waiting = self.service.submit_clips(clips_VTCHW)
+        if self._is_cancelled.is_set():
+            self._waiting.cancel()
+        try:
+            return self._waiting.result()
+        except CancelledError as error:
+            raise _Cancelled from error
+
+    def cancel(self) -> None:
+        """Ends the work of the thread at its next call, or the one that waits."""
+        self._is_cancelled.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 async def in_thread(
