@@ -70,11 +70,14 @@ class Service:
     Args:
         run: a run folder or a checkpoint.
         options: further options.
+        folder: for temporary files; None: that of the system.
     """
 
-    def __init__(self, run: str, *options: str):
+    def __init__(self, run: str, *options: str, folder: str | None = None):
         command = [sys.executable, "-c", "from stvid.cli import main; main()", "serve", run, "--token", TOKEN, *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment = os.environ if folder is None else {**os.environ, "TMPDIR": folder}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)  # type: ignore[call-overload]
         assert self.process.stdout is not None
         lines = []
         for line in self.process.stdout:
@@ -342,7 +345,8 @@ def socket_to(host: str, port: int):
 
 def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
     """Good and bad requests at the same time; whether all was as it should be."""
-    with Service(options.run, "--port", "0", "--max-upload", "2") as service:
+    folder = tempfile.TemporaryDirectory()
+    with folder, Service(options.run, "--port", "0", "--max-upload", "2", folder=folder.name) as service:
         clip = service.get("/model")["clip"]
         size = tuple(clip["size"])
         video = small_file(size, 2 * (clip["num_frames"] or 16))
@@ -376,7 +380,8 @@ def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
         is_over.set()
         for thread in others:
             thread.join()
-        leftover = list(Path(tempfile.gettempdir()).glob("stvid-serve-*/*"))
+        time.sleep(1)  # uploads that stopped in the last moment
+        leftover = list(Path(folder.name).rglob("*.*"))
     growth = memory[-1] - memory[len(memory) // 4]
     p50, p99 = np.percentile(latencies, (50, 99))
     print(f"{options.minutes:g} minutes, {len(good)} good clients (3 cameras), 2 bad ones")
@@ -384,8 +389,8 @@ def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
     print(f"{len(latencies):,} good requests, {failed}; p50 {p50:.1f}, p99 {p99:.1f} ms")
     print(f"{sum(sent.values()):,} bad requests {dict(sent)}, {sum(wrong.values())} with a wrong answer {dict(wrong)}")
     print(f"memory {', '.join(f'{size:.0f}' for size in memory)} MiB: {growth:+.1f} after the first quarter")
-    print(f"{len(leftover)} files left in the folder of uploads while it ran")
-    return not errors and not wrong and growth <= MAX_GROWTH_MIB
+    print(f"{len(leftover)} files left in the folder of uploads")
+    return not errors and not wrong and not leftover and growth <= MAX_GROWTH_MIB
 
 
 def kill_a_replica(options: argparse.Namespace) -> bool:

@@ -27,6 +27,7 @@ ONLY_IN = {
     "uvicorn": {"serve/"},
     "python_multipart": {"serve/"},
     "prometheus_client": {"serve/"},
+    "ray": {"serve/ray_app.py"},
 }
 FORBIDDEN = {
     "models": {"files", "video", "data", "metrics"},

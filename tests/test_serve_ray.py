@@ -66,6 +66,7 @@ def replicas():
 
 
 @needs_ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 @pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="starts Ray; set STVID_TEST_ALL=1")
 def test_no_good_request_is_lost_when_a_replica_is_killed(run_folder, video_folder, monkeypatch):
     import ray
@@ -108,11 +109,11 @@ def test_no_good_request_is_lost_when_a_replica_is_killed(run_folder, video_fold
 
 
 def test_the_options_of_the_deployment():
-    options = ServeOptions(max_queue=10, max_streams=3, stop_seconds=7.0, max_batch=4)
+    options = ServeOptions(max_queue=10, max_streams=3, stop_seconds=7.0)
     fixed = deployment_options(options, RayOptions(replicas=2))
     assert (fixed["num_replicas"], fixed["max_ongoing_requests"], fixed["max_queued_requests"]) == (2, 13, 10)
     assert fixed["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
-    scaled = deployment_options(options, RayOptions(replicas=2, max_replicas=5, num_gpus=1))
+    scaled = deployment_options(options, RayOptions(replicas=2, max_replicas=5, at_once=4, num_gpus=1))
     assert scaled["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 4}
     assert scaled["ray_actor_options"]["num_gpus"] == 1
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stvid.deploy.segmentation import resolve_threshold
 from stvid.device import limit_cpu_threads, resolve_device
+from stvid.inference import batch_size_of
 from stvid.recognizer import Recognizer, load
 from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, serve_options, token_of
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace) -> None:
 
 def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
     """The same application on Ray Serve."""
-    device = load_recognizer(options).runner.device  # mistakes are told here, and not by each replica
+    recognizer = load_recognizer(options)  # mistakes are told here, and not by each replica
+    device = recognizer.runner.device
     run, device_name, trust = str(Path(options.run).expanduser().resolve()), str(device), options.trust
 
     def make_app() -> FastAPI:
@@ -50,6 +52,7 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
     ray_options = RayOptions(
         replicas=options.replicas,
         max_replicas=options.max_replicas,
+        at_once=settings.max_batch or batch_size_of(recognizer.trained),
         num_gpus=int(device.type == "cuda"),
         host=options.host,
         port=options.port,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tens
 
 def _answer(streams: Sequence[Stream], inputs: Tensor) -> None:
     """One forward pass for streams with the same key; their probabilities are then the new ones, if there are any."""
-    predictors = [stream.predictor for stream in streams]
+    predictors: list[Any] = [stream.predictor for stream in streams]  # of one class
     logits_BK = type(predictors[0]).run(predictors, inputs)
     if logits_BK is None:
         return

@@ -22,6 +22,7 @@ TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,}")  # characters of a bearer token: R
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 MAX_DELAY = 1000  # milliseconds
 MIB = 2**20
+DEAF_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,8 @@ def bind_port(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     if os.name == "posix":  # on Windows, this would share the port with another program
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * DEAF_SECONDS)
     try:
         listener.bind(address)
     except OSError as error:

@@ -27,14 +27,16 @@ class RayOptions:
 
     Attributes:
         replicas: processes that hold the model, at least 1.
-        max_replicas: Ray starts up to so many while there are more requests than the model takes at once, and stops
-            them again. None: there are always `replicas`.
+        max_replicas: Ray starts up to so many while there are more requests than `at_once` for each, and stops them
+            again. None: there are always `replicas`.
+        at_once: requests that a replica can work on together.
         num_gpus: GPUs of each replica. It also takes one core, and so many threads.
         host, port: where Ray's proxy listens.
     """
 
     replicas: int = 1
     max_replicas: int | None = None
+    at_once: int = 16
     num_gpus: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
@@ -75,9 +77,8 @@ def run_on_ray(
     try:
         with stop_on_signals() as stopped:  # after `init`, which has a handler of its own
             serve.start(http_options={"host": ray_options.host, "port": ray_options.port})
-            ingress = serve.deployment(serve.ingress(make_app)(), name="model")
-            deployment = ingress.options(**deployment_options(options, ray_options))
-            serve.run(deployment.bind(), name=NAME)
+            deployment = serve.deployment(name="model", **deployment_options(options, ray_options))
+            serve.run(deployment(serve.ingress(make_app)()).bind(), name=NAME)
             if not has_proxy(ray_options.host, ray_options.port):
                 raise InputError(
                     f"--host {ray_options.host} --port {ray_options.port}: Ray Serve runs on this cluster already, and "
@@ -101,7 +102,6 @@ def has_proxy(host: str, port: int) -> bool:
 
 def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[str, Any]:
     """Options of the Ray Serve deployment."""
-    at_once = options.max_batch or options.max_queue
     scaling: dict = {"num_replicas": ray_options.replicas}
     if ray_options.max_replicas is not None:
         scaling = {
@@ -109,7 +109,7 @@ def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[s
             "autoscaling_config": {
                 "min_replicas": ray_options.replicas,
                 "max_replicas": ray_options.max_replicas,
-                "target_ongoing_requests": at_once,
+                "target_ongoing_requests": ray_options.at_once,
             },
         }
     return {
