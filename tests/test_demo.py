@@ -338,12 +338,12 @@ def test_only_the_most_probable_classes_are_shown_and_others_are_found(page, vid
 
 
 def test_several_videos_one_after_another(page, videos):
-    browser = page(videos["short"], videos["text"], videos["large"], videos["long"])
-    wait(browser, lambda b: states(b) == ["done", "failed", "failed", "done"])
+    browser = page(videos["text"], videos["short"], videos["large"], videos["long"])
+    wait(browser, lambda b: states(b) == ["failed", "done", "failed", "done"])
     messages = [item.text for item in find_all(browser, "#videos .failed .state")]
     assert messages[0].startswith("notes.txt: ")
     assert messages[1] == "The video is too large: 2 MiB, and the limit is 1 MiB."
-    assert text(browser, "#result-title") == "short.mp4", "the first one stays"
+    assert text(browser, "#result-title") == "short.mp4", "the first answer stays"
     find_all(browser, ".opener")[3].click()
     wait(browser, lambda b: find(b, "#timeline").is_displayed())
     assert [item.get_attribute("aria-current") for item in find_all(browser, ".opener")] == [None, None, None, "true"]

@@ -76,7 +76,7 @@ async function recognise(entry) {
   try {
     await ask(entry);
     change(entry, "done");
-    if (entry.opens && !webcam) open(entry);
+    if ((entry.opens || !shown) && !webcam) open(entry);
   } catch (error) {
     if (error.name === "AbortError") return change(entry, "cancelled");
     const isOurs = !(error instanceof ServiceError);
