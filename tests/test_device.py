@@ -128,3 +128,10 @@ def test_processes_of_a_launcher_share_the_cores(cores, number, variables, expec
 def test_a_given_number_of_processes_overrides_the_launcher(cores):
     cores(16, LOCAL_WORLD_SIZE="2")
     assert [device.cores_per_process(number) for number in (1, 2, 8, 32)] == [16, 8, 2, 1]
+
+
+def test_a_device_that_this_machine_lacks_is_told():
+    assert device.resolve_device("cpu") == torch.device("cpu")
+    assert device.resolve_device(None) == device.default_device()
+    with pytest.raises(InputError, match="--device cuda:99: PyTorch finds no such device"):
+        device.resolve_device("cuda:99")

@@ -22,10 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import WebSocketDenialResponse
 
 import stvid
+from stvid.cli import _parse
 from stvid.deploy.subtitles import subtitles
-from stvid.errors import InputError
+from stvid.errors import InputError, VideoError
+from stvid.run.checkpoint import MAX_CLIP_PIXELS
 from stvid.serve.app import create_app
-from stvid.serve.options import ServeOptions, bind_port, is_loopback
+from stvid.serve.options import ServeOptions, bind_port, check_packages, is_loopback, serve_options
+from stvid.serve.server import Server
 from stvid.serve.uploads import MAX_FIELD, MAX_PARTS
 from stvid.video.writer import write_video
 
@@ -516,6 +519,16 @@ def test_too_many_requests_are_told_to_come_again(recognizer, video):
         blocker.result(timeout=60)
 
 
+def test_clips_that_would_fill_the_memory_together_are_told_to_come_again(recognizer, video):
+    with serving(recognizer) as (client, service), service.reserved(2 * MAX_CLIP_PIXELS):
+        refused = client.post("/predict", files=upload(video))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    with serving(recognizer) as (client, service):
+        assert client.post("/predict", files=upload(video)).status_code == 200
+        assert client.post("/segments", files=upload(video)).status_code == 200
+        assert service.num_pixels == 0
+
+
 def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -549,7 +562,56 @@ def test_damaged_weights_are_no_mistake_of_a_client(recognizer, video, monkeypat
         assert client.post("/predict", files=upload(video)).status_code == 500
 
 
+def test_stopping_does_not_wait_for_a_decoder_that_hangs(recognizer, video, monkeypatch):
+    hanging, go_on, started = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*arguments, **options):
+        hanging.set()
+        go_on.wait(60)
+        raise VideoError("a.mp4", "timeout")
+
+    monkeypatch.setattr("stvid.serve.service.probe", hang)
+    listener = bind_port("127.0.0.1", 0)
+    app = create_app(recognizer, ServeOptions(stop_seconds=1))
+    server = Server(app, on_start=started.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    listener.listen()
+    port = listener.getsockname()[1]
+    thread.start()
+    try:
+        assert started.wait(60)
+        folder = app.state.service.folder
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            body = PART + video.read_bytes() + b"\r\n--x--"
+            connection.request("POST", "/predict", body, {"Content-Type": BOUNDARY, "Host": "localhost"})
+            assert hanging.wait(60)
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+        assert not folder.exists()
+    finally:
+        go_on.set()
+
+
 # --- the program ---
+
+
+def test_a_missing_package_is_told_with_its_command(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else True)
+    with pytest.raises(InputError, match=r"needs uvicorn: pip install 'stvid\[serve\]'"):
+        check_packages()
+
+
+@pytest.mark.parametrize(("host", "needs_token"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_a_token_is_made_where_others_can_reach_the_service(monkeypatch, host, needs_token):
+    monkeypatch.delenv("STVID_TOKEN", raising=False)
+    words = ["serve", "RUN", "--host", host]
+    options = [serve_options(_parse(words)) for _ in range(2)]
+    assert [made.token is not None for made in options] == [needs_token] * 2
+    assert not needs_token or (len(options[0].token) >= 32 and options[0].token != options[1].token)
+    monkeypatch.setenv("STVID_TOKEN", TOKEN)
+    assert serve_options(_parse(words)).token == TOKEN
+    assert serve_options(_parse([*words, "--token", "another-one"])).token == "another-one"
 
 
 def test_a_port_in_use_is_told():
