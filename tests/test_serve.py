@@ -25,6 +25,7 @@ import stvid
 from stvid.cli import _parse
 from stvid.deploy.subtitles import subtitles
 from stvid.errors import InputError, VideoError
+from stvid.run.checkpoint import MAX_CLIP_PIXELS
 from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, bind_port, check_packages, is_loopback, serve_options
 from stvid.serve.server import Server
@@ -516,6 +517,16 @@ def test_too_many_requests_are_told_to_come_again(recognizer, video):
             go_on.set()
             assert first.result(timeout=60).status_code == 200
         blocker.result(timeout=60)
+
+
+def test_clips_that_would_fill_the_memory_together_are_told_to_come_again(recognizer, video):
+    with serving(recognizer) as (client, service), service.reserved(2 * MAX_CLIP_PIXELS):
+        refused = client.post("/predict", files=upload(video))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    with serving(recognizer) as (client, service):
+        assert client.post("/predict", files=upload(video)).status_code == 200
+        assert client.post("/segments", files=upload(video)).status_code == 200
+        assert service.num_pixels == 0
 
 
 def until(condition, seconds=60):

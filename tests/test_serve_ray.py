@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, stvid
 
 from stvid.errors import InputError
-from stvid.serve import ray_app
+from stvid.serve import options as serve_options
 from stvid.serve.options import ServeOptions
 from stvid.serve.ray_app import RayOptions, deployment_options
 
@@ -119,9 +119,9 @@ def test_the_options_of_the_deployment():
 
 
 def test_without_ray_the_command_names_what_to_install(monkeypatch):
-    monkeypatch.setattr(ray_app.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(serve_options.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--ray needs Ray Serve: pip install 'stvid\[ray\]'"):
-        ray_app.check_ray()
+        serve_options.check_ray()
 
 
 def test_wrong_numbers_of_replicas_are_told(run_folder):

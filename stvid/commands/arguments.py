@@ -19,8 +19,14 @@ from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
 from stvid.files import is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
-from stvid.serve.options import bind_port, check_packages, find_ray_mistakes, find_serve_mistakes
-from stvid.serve.ray_app import check_ray, has_proxy
+from stvid.serve.options import (
+    bind_port,
+    check_packages,
+    check_ray,
+    find_ray_mistakes,
+    find_serve_mistakes,
+    has_proxy,
+)
 from stvid.video.sources import check_source, kind_of
 
 PICTURE_SUFFIXES = (".png", ".svg", ".pdf")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stvid.deploy.segmentation import resolve_threshold
 from stvid.device import limit_cpu_threads, resolve_device
@@ -20,9 +18,6 @@ from stvid.serve.ray_app import RayOptions, run_on_ray
 from stvid.serve.server import run_server
 from stvid.serve.service import THREAD_NAMES
 from stvid.terminal import show
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 LAST_SECONDS = 1.0  # in which threads end that have nothing to do
 
@@ -43,12 +38,6 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
     """The same application on Ray Serve."""
     recognizer = load_recognizer(options)  # mistakes are told here, and not by each replica
     device = recognizer.runner.device
-    run, device_name, trust = str(Path(options.run).expanduser().resolve()), str(device), options.trust
-
-    def make_app() -> FastAPI:
-        limit_cpu_threads(device_name)
-        return create_app(load(run, device=device_name, trust=trust), settings)
-
     ray_options = RayOptions(
         replicas=options.replicas,
         max_replicas=options.max_replicas,
@@ -57,8 +46,14 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
         host=options.host,
         port=options.port,
     )
-    text = functools.partial(start_text, options, settings)
-    run_on_ray(make_app, options=settings, ray_options=ray_options, on_start=lambda at: show(text(at), flush=True))
+    run_on_ray(
+        str(Path(options.run).expanduser().resolve()),
+        device=device.type,  # Ray shows a replica only its own GPU
+        trust=options.trust,
+        options=settings,
+        ray_options=ray_options,
+        on_start=lambda address: show(start_text(options, settings, address), flush=True),
+    )
     show("stopped", flush=True)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import http.client
 import importlib.util
 import ipaddress
 import os
 import re
 import secrets
 import socket
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,}")  # characters of a bearer token: R
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 MAX_DELAY = 1000  # milliseconds
 MIB = 2**20
+PROXY_SECONDS = 10.0  # in which Ray's proxy must answer
 DEAF_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
 
 
@@ -106,7 +109,7 @@ def serve_options(options: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         token=token,
         hosts=(options.host,),
-        root=None if options.root is None else Path(options.root).expanduser(),
+        root=None if options.root is None else Path(options.root).expanduser().resolve(),
         max_upload=options.max_upload * MIB,
         max_delay=options.max_delay / 1000,
         max_batch=options.max_batch,
@@ -119,6 +122,21 @@ def check_packages() -> None:
     """Raises InputError if a package of the service is missing."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise InputError(f"the service needs {', '.join(missing)}: pip install 'stvid[serve]'")
+
+
+def check_ray() -> None:
+    """Raises InputError if Ray Serve is not installed."""
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.serve") is None:
+        raise InputError("--ray needs Ray Serve: pip install 'stvid[ray]'")
+
+
+def has_proxy(host: str, port: int) -> bool:
+    """Whether a proxy of Ray Serve listens there."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/-/healthz", timeout=PROXY_SECONDS):
+            return True
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import importlib.util
 import os
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastapi import FastAPI
+
+from stvid.device import limit_cpu_threads
 from stvid.errors import InputError
 from stvid.exits import stop_on_signals
-from stvid.serve.options import ServeOptions
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
+from stvid.recognizer import load
+from stvid.serve.app import create_app
+from stvid.serve.options import ServeOptions, has_proxy
 
 NAME = "stvid"  # of the application on Ray Serve
-PROXY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +40,24 @@ class RayOptions:
     port: int = 8000
 
 
-def check_ray() -> None:
-    """Raises InputError if Ray Serve is not installed."""
-    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("ray.serve") is None:
-        raise InputError("--ray needs Ray Serve: pip install 'stvid[ray]'")
-
-
 def run_on_ray(
-    make_app: Callable[[], FastAPI],
+    run: str,
     *,
+    device: str,
+    trust: Sequence[str],
     options: ServeOptions,
     ray_options: RayOptions,
     on_start: Callable[[str], object] = lambda address: None,
 ) -> None:
-    """Runs replicas of an application until Ctrl-C or SIGTERM.
+    """Runs replicas of the application until Ctrl-C or SIGTERM.
 
     It joins the Ray cluster that runs on this machine, or that of `RAY_ADDRESS`. If there is none, it starts a local
     one, which ends with it.
 
     Args:
-        make_app: a plain function, which Ray sends to each replica; loads the model and returns `create_app(...)`.
+        run: a run folder or a checkpoint, with the same path on all machines.
+        device: where each replica computes.
+        trust: see `stvid.load`.
         options: of the service.
         ray_options: how many replicas, and where Ray's proxy listens.
         on_start: called with the address once all replicas answer.
@@ -69,6 +65,11 @@ def run_on_ray(
     Raises:
         InputError: Ray Serve runs on the cluster already, and listens somewhere else.
     """
+
+    def make_app() -> FastAPI:  # called in each replica
+        limit_cpu_threads(device)
+        return create_app(load(run, device=device, trust=trust), options)
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers
     import ray
     from ray import serve
@@ -78,26 +79,23 @@ def run_on_ray(
         with stop_on_signals() as stopped:  # after `init`, which has a handler of its own
             serve.start(http_options={"host": ray_options.host, "port": ray_options.port})
             deployment = serve.deployment(name="model", **deployment_options(options, ray_options))
-            serve.run(deployment(serve.ingress(make_app)()).bind(), name=NAME)
-            if not has_proxy(ray_options.host, ray_options.port):
-                raise InputError(
-                    f"--host {ray_options.host} --port {ray_options.port}: Ray Serve runs on this cluster already, and "
-                    "listens somewhere else; name its host and port, or end it: serve shutdown"
-                )
-            on_start(f"http://{ray_options.host}:{ray_options.port}")
-            stopped.wait()
-        serve.delete(NAME)
+            try:
+                serve.run(deployment(serve.ingress(make_app)()).bind(), name=NAME)
+                _check_proxy(ray_options)
+                on_start(f"http://{ray_options.host}:{ray_options.port}")
+                stopped.wait()
+            finally:
+                serve.delete(NAME)
     finally:
         ray.shutdown()
 
 
-def has_proxy(host: str, port: int) -> bool:
-    """Whether a proxy of Ray Serve listens there."""
-    try:
-        with urllib.request.urlopen(f"http://{host}:{port}/-/healthz", timeout=PROXY_SECONDS):
-            return True
-    except (OSError, http.client.HTTPException):
-        return False
+def _check_proxy(ray_options: RayOptions) -> None:
+    if not has_proxy(ray_options.host, ray_options.port):
+        raise InputError(
+            f"--host {ray_options.host} --port {ray_options.port}: Ray Serve runs on this cluster already, and listens "
+            "somewhere else; name its host and port, or end it: serve shutdown"
+        )
 
 
 def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[str, Any]:

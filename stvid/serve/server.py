@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=max(round(options.stop_seconds), 1),
             ws="websockets-sansio",  # takes the next message of a socket only when the last one was read
-            ws_max_size=options.max_frame,
+            ws_max_size=2 * options.max_frame,  # above this, the connection is cut without a word
             ws_per_message_deflate=False,  # JPEGs do not become smaller
         )
         super().__init__(config)

@@ -42,7 +42,8 @@ from stvid.video.types import VideoInfo
 
 THREAD_NAMES = ("decoder", "segmenter")
 MAX_DECODERS = 16
-MAX_TICKS = 10**7  # of the timeline of a video, with `clip.fps`
+MAX_PIXELS_IN_WORK = 2 * MAX_CLIP_PIXELS  # of all requests; 1.5 GiB
+MAX_TICKS = 10**6  # of the timeline of a video, with `clip.fps`
 T = TypeVar("T")
 
 
@@ -92,6 +93,7 @@ class Service:
         self.segmenters = ThreadPoolExecutor(num_decoders, thread_name_prefix=THREAD_NAMES[1])  # busy for minutes
         self.is_stopping = False
         self.num_active = 0
+        self.num_pixels = 0  # of the clips in memory
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -128,6 +130,17 @@ class Service:
             self.num_active -= 1
             self.metrics.active.dec()
 
+    @contextlib.contextmanager
+    def reserved(self, num_pixels: int) -> Iterator[None]:
+        """Around work with so many pixels in memory; raises QueueFull if there are too many already."""
+        if self.num_pixels and self.num_pixels + num_pixels > MAX_PIXELS_IN_WORK:
+            raise QueueFull(f"the videos of {self.num_active} requests are in memory")
+        self.num_pixels += num_pixels
+        try:
+            yield
+        finally:
+            self.num_pixels -= num_pixels
+
     async def predict(
         self, path: Path, *, num_clips: int | None, num_crops: int | None
     ) -> tuple[VideoInfo, np.ndarray]:
@@ -139,10 +152,17 @@ class Service:
             QueueFull, BatchFailed: see `Batcher.submit`.
         """
         trained = self.recognizer.trained
-        info, clips_VTCHW = await in_thread(
-            self.decoders, lambda: read_views(trained, path, num_clips=num_clips, num_crops=num_crops)
+        clips = trained.protocol["num_clips"] if num_clips is None else num_clips
+        crops = trained.protocol["num_crops"] if num_crops is None else num_crops
+        check_views(clips, crops, trained.clip)
+        info, num_pixels = await in_thread(
+            self.decoders, lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops)
         )
-        logits_VK = await asyncio.wrap_future(self.submit_clips(clips_VTCHW))
+        with self.reserved(num_pixels):
+            clips_VTCHW = await in_thread(
+                self.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
+            )
+            logits_VK = await asyncio.wrap_future(self.submit_clips(clips_VTCHW))
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return info, probabilities_NK[0].numpy()
 
@@ -153,20 +173,22 @@ class Service:
             VideoError, InputError: see `segment_video`.
             QueueFull, BatchFailed: see `Batcher.submit`.
         """
-        runner = _SharedRunner(self)
+        trained, runner = self.recognizer.trained, _SharedRunner(self)
 
         def work() -> SegmentedVideo:
-            trained = self.recognizer.trained
-            info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
-            clips, crops = trained.protocol["num_clips"], trained.protocol["num_crops"]
-            check_cost(trained, info, num_clips=clips, num_crops=crops, seconds=options.window)
             return SegmentedVideo(
                 info=info,
                 video=segment_video(trained, path, info=info, runner=runner, options=options),
                 clock_start=clock_start(path, max_pixels=trained.max_pixels),
             )
 
-        return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
+        clips, crops = trained.protocol["num_clips"], trained.protocol["num_crops"]
+        info, num_pixels = await in_thread(
+            self.decoders,
+            lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops, seconds=options.window),
+        )
+        with self.reserved(num_pixels):
+            return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
 
     def submit_clips(self, clips_VTCHW: Tensor) -> Future[Tensor]:
         """Logits `V x K` of uint8 clips `V x T x C x H x W`, computed together with those of others.
@@ -236,37 +258,37 @@ async def in_thread(
 
 
 def read_views(
-    trained: TrainedModel, path: Path, *, num_clips: int | None, num_crops: int | None
-) -> tuple[VideoInfo, Tensor]:
-    """Properties of a file, and its views as `Recognizer.predict` takes them: uint8 `V x T x C x H x W`.
+    trained: TrainedModel, path: Path, info: VideoInfo, *, num_clips: int | None, num_crops: int | None
+) -> Tensor:
+    """The views of a file as `Recognizer.predict` takes them: uint8 `V x T x C x H x W`.
 
     Raises:
         VideoError: the file cannot be read.
-        InputError: see `Recognizer.predict`; more pixels than the service takes.
+        InputError: see `Recognizer.predict`.
     """
-    clips = trained.protocol["num_clips"] if num_clips is None else num_clips
-    crops = trained.protocol["num_crops"] if num_crops is None else num_crops
-    check_views(clips, crops, trained.clip)
-    info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
-    check_cost(trained, info, num_clips=clips, num_crops=crops)
     item = Item(path=str(path), label="", split="test")
     sample = make_views(trained, [item], [info], num_clips=num_clips, num_crops=num_crops)[0]
     if isinstance(sample, Failure):
         raise VideoError(path, sample.reason, sample.detail)
-    return info, sample["clips"]
+    return sample["clips"]
 
 
-def check_cost(
-    trained: TrainedModel, info: VideoInfo, *, num_clips: int, num_crops: int, seconds: float | None = None
-) -> None:
-    """Raises InputError if a request would take more memory than a client may cost; a file can lie about anything.
+def probe_cost(
+    trained: TrainedModel, path: Path, *, num_clips: int, num_crops: int, seconds: float | None = None
+) -> tuple[VideoInfo, int]:
+    """Properties of a file, and the pixels in memory while its views are read: a file can lie about anything.
 
     Args:
         trained: the model.
-        info: of the file.
+        path: the file.
         num_clips, num_crops: the views that are in memory at once.
         seconds: of the file, that a view of a model of whole videos shows; None: all.
+
+    Raises:
+        VideoError: the file cannot be read.
+        InputError: more pixels than a client may ask for.
     """
+    info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
     clip, (height, width) = trained.clip, trained.clip.size
     if clip.fps is not None and (ticks := (info.end - info.start) * clip.fps) > MAX_TICKS:
         raise InputError(f"the video lasts {ticks / clip.fps:g} s, and at {clip.fps:g} frames/s that is too long")
@@ -282,6 +304,7 @@ def check_cost(
             f"{num_clips} clips with {num_crops} crops of {num_pictures} frames are {pixels:,} pixels, and this "
             f"service takes {MAX_CLIP_PIXELS:,} at once; ask for fewer clips, or send a shorter video or a narrower one"
         )
+    return info, pixels
 
 
 def fingerprint_of(path: Path) -> str:
