@@ -43,8 +43,8 @@ def clip_frames(num_frames, fps, clip, num_clips):
     slack, gap = max(num_frames - 1 - offsets[-1], 0), max(round(clip["diff_seconds"] * fps), 1)
     for start in [slack * (2 * i + 1) // (2 * num_clips) for i in range(num_clips)]:
         inside = [start + offset for offset in offsets if start + offset < num_frames]
-        fill = {"repeat_last": [num_frames - 1] * length, "wrap": inside * length}.get(clip["short"], [])
-        frames = (inside + fill)[:length]
+        rest = {"repeat_last": [num_frames - 1], "wrap": inside}.get(clip["short"], [])
+        frames = (inside + rest * length)[:length]
         yield frames if clip["input"] == "rgb" else [max(frame - gap, 0) for frame in frames] + frames
 
 
@@ -85,19 +85,17 @@ def predict(session, path):
     model = json.loads(session.get_modelmeta().custom_metadata_map["stvid"])
     clip, size, crops = model["clip"], model["clip"]["size"], CROPS[model["protocol"]["num_crops"]]
     with av.open(path) as video:
-        frames = video.decode(video=0)
-        first = next(frames)
-        stamps = [first.pts, *(frame.pts for frame in frames)]
+        stamps, shapes = zip(*((f.pts, (f.height, f.width, f.rotation)) for f in video.decode(video=0)), strict=True)
         fps = frame_rate(video.streams.video[0], stamps) if clip["fps"] or clip["input"] != "rgb" else 0
-    native = (first.width, first.height) if round(first.rotation / 90) % 2 else (first.height, first.width)
+    native = shapes[0][1::-1] if round(shapes[0][2] / 90) % 2 else shapes[0][:2]
     scale = min(native[0] / size[0], native[1] / size[1]) * (7 / 8 if len(crops) == 5 else 1)
     box = [min(pixels, round(wanted * scale)) for pixels, wanted in zip(native, size, strict=True)]
     short_side = max(round(min(native) * min(max(size[0] / box[0], size[1] / box[1]), 1)), 1)
     small = [max(round(pixels * short_side / min(native)), 1) for pixels in native]
     clips = list(clip_frames(len(stamps), fps, clip, model["protocol"]["num_clips"]))
-    needed, views = {number for numbers in clips for number in numbers}, []
     with av.open(path) as video:
-        pixels = {i: to_rgb(frame, small) for i, frame in enumerate(video.decode(video=0)) if i in needed}
+        pixels = {i: to_rgb(f, small) for i, f in enumerate(video.decode(video=0)) if any(i in n for n in clips)}
+    views = []
     for numbers, shares in [(numbers, shares) for numbers in clips for shares in crops]:
         view = crop(np.stack([pixels[i] for i in numbers]), native, box, shares, size)[None]
         length = len(numbers) if clip["input"] == "rgb" else len(numbers) // 2
