@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from stvid.errors import InputError
@@ -31,10 +33,12 @@ def trace(form: Form) -> ExportedProgram:
         InputError: torch.export cannot trace the module; the message names the part that it stops in.
         Exception: the module fails on the example itself; its own error.
     """
+    # as torch's ONNX exporter does: without it, a layer whose output could have one step in time fixes the size
+    sizes_of_one = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     with torch.no_grad():
         form.module(*form.example)
         try:
-            with _silent():
+            with silent(), sizes_of_one:
                 program = torch.export.export(form.module, form.example, dynamic_shapes=dynamic_shapes(form))
         except InputError:
             raise
@@ -45,13 +49,12 @@ def trace(form: Form) -> ExportedProgram:
     return program
 
 
-def dynamic_shapes(form: Form) -> tuple[dict[int, Dim], ...]:
-    """For each input, the axes whose size may differ from call to call, as torch's exporters take them."""
+def dynamic_shapes(form: Form) -> dict[str, Any]:
+    """For each argument of the module the axes whose size may differ, as torch's exporters take them."""
     names = {size for spec in form.inputs for size in spec.shape if isinstance(size, str)}
     dims = {name: Dim(name, min=1) for name in sorted(names)}
-    return tuple(
-        {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in form.inputs
-    )
+    shapes = [{axis: dims[size] for axis, size in enumerate(spec.shape) if size in dims} for spec in form.inputs]
+    return inspect.signature(form.module.forward).bind(*shapes).arguments
 
 
 def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
@@ -60,8 +63,22 @@ def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         InputError: see `trace`.
     """
+    program = trace(form)
     with open(path, "wb") as file:
-        torch.export.save(trace(form), file, extra_files=dict(metadata))
+        torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """A `.pt2` file as a function from its inputs to its outputs, on the CPU."""
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs = module(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return run
 
 
 def _untraceable(module: nn.Module, error: Exception) -> str:
@@ -85,8 +102,8 @@ def _part_of(module: nn.Module, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without torch's own reports of what it cannot trace, which fill a screen; the error tells it in one line."""
+def silent() -> Iterator[None]:
+    """Without the reports of torch's exporters, which fill a screen; an error tells what matters in one line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
