@@ -171,10 +171,17 @@ def _check_export(options: argparse.Namespace) -> Iterable[str]:
         check_onnx_packages()
     if options.out and Path(options.out).suffix != suffix:
         yield f"--out {options.out}: a file of --format {options.format} must end in {suffix}"
+    if options.int8 and options.format != "onnx":
+        yield f"--int8 writes ONNX only; leave out --format {options.format}"
+    if options.max_loss is not None and not options.int8:
+        yield f"--max-loss {options.max_loss:g} needs --int8"
+    if options.max_loss is not None and not 0 <= options.max_loss <= 1:
+        yield f"--max-loss {options.max_loss:g}: a loss of accuracy must be from 0 to 1"
     _check_runs([options.run])
     find_checkpoint(options.run)  # a sweep has none
     folder = RunFolder.of(options.run)
-    options.out = options.out or str({"onnx": folder.model_onnx, "torch": folder.model_pt2}[options.format])
+    default = folder.model_int8_onnx if options.int8 else folder.model_onnx if suffix == ".onnx" else folder.model_pt2
+    options.out = options.out or str(default)
     path = Path(options.out).absolute()
     if os.path.lexists(path):
         yield f"{options.out} exists already; delete it, or name another file with --out"

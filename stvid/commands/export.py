@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 
 from stvid.device import limit_cpu_threads
 from stvid.export.checked_file import export_record, export_text, write_checked
 from stvid.export.clip_form import clip_form
+from stvid.export.int8 import MAX_LOSS, int8_text, write_int8
 from stvid.export.metadata import metadata
 from stvid.export.parity import check_parity
 from stvid.files import write_json
@@ -21,10 +23,18 @@ def run(options: argparse.Namespace) -> None:
     limit_cpu_threads("cpu")
     trained, out = load_checkpoint(options.run, trust=options.trust), Path(options.out)
     form = clip_form(trained)
-    check = functools.partial(check_parity, trained, form)
-    parity = write_checked(form, out, metadata(trained), file_format=options.format, check=check)
-    record = export_record(trained, form, parity, out, file_format=options.format)
-    show(export_text(record))
+    if options.int8:
+        max_loss = MAX_LOSS if options.max_loss is None else options.max_loss
+        parity, int8 = write_int8(trained, form, out, metadata(trained), max_loss=max_loss)
+        record = export_record(trained, form, parity, out, file_format=options.format) | {
+            "int8": dataclasses.asdict(int8)
+        }
+        show(export_text(record) + "\n" + int8_text(int8))
+    else:
+        check = functools.partial(check_parity, trained, form)
+        parity = write_checked(form, out, metadata(trained), file_format=options.format, check=check)
+        record = export_record(trained, form, parity, out, file_format=options.format)
+        show(export_text(record))
     if options.json:
         write_json(options.json, record)
     show(f"\nwritten to {display_path(out.absolute())} ({record['bytes'] / 1e6:.1f} MB)")

@@ -51,6 +51,7 @@ class RunFolder:
     lock_holder = _file(".lock.json")  # which process
     # exported; see `stvid export`
     model_onnx = _file("model.onnx")
+    model_int8_onnx = _file("model.int8.onnx")
     model_pt2 = _file("model.pt2")
     # a sweep; its trials are the runs 0, 1, ...
     sweep_yaml = _file("sweep.yaml")
