@@ -163,6 +163,8 @@ def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
 def _standardise_clips(pictures_BTCHW: Tensor, valid_BT: Tensor | None) -> None:
     """The same for whole clips without a loop over the batch, for an exporter; it needs more memory."""
     dims = (1, 3, 4)
+    if not pictures_BTCHW.shape[2]:  # difference images only
+        return
     if valid_BT is None:
         std, mean = torch.std_mean(pictures_BTCHW, dim=dims, keepdim=True, unbiased=False)
     else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from torch import Tensor
+
+from stvid.errors import InputError
 from stvid.export.form import Form
 from stvid.export.onnx_file import open_onnx, write_onnx
 from stvid.export.parity import TOLERANCE, Exported, Parity
-from stvid.export.program import open_program, write_program
+from stvid.export.program import REMEDY, open_program, write_program
 from stvid.files import replacing
 from stvid.run.checkpoint import TrainedModel
 
@@ -32,11 +35,34 @@ def write_checked(
         check: takes the file as a function from inputs to outputs, such as `check_parity`.
 
     Raises:
-        InputError: the model cannot be exported, see `write_onnx` and `write_program`; the check fails.
+        InputError: the model cannot be exported, see `write_onnx` and `write_program`; the file does not run; the
+            check fails.
     """
     with replacing(path, overwrite=False) as partial:
         WRITERS[file_format](form, partial, metadata)
-        return check(OPENERS[file_format](partial))
+        return check(_open(partial, file_format))
+
+
+def _open(path: Path, file_format: str) -> Exported:
+    """The file as a function from inputs to outputs; where it fails, a size is usually taken for a constant in it."""
+    try:
+        exported = OPENERS[file_format](path)
+    except Exception as error:  # each runtime has its own errors
+        raise InputError(_failure("cannot be opened", error)) from error
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        try:
+            return exported(inputs)
+        except Exception as error:
+            shapes = ", ".join(" x ".join(map(str, value.shape)) for value in inputs)
+            raise InputError(_failure(f"fails for inputs of {shapes}", error)) from error
+
+    return run
+
+
+def _failure(problem: str, error: Exception) -> str:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"the exported file {problem}: {reason}\nNo file was written. {REMEDY}"
 
 
 def export_record(trained: TrainedModel, form: Form, parity: Parity, path: Path, *, file_format: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # what torch's exporter writes without converting; onnxruntime reads it since 1.14
 MAX_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less what is not weights
+OPERATOR = re.compile(r"target=torch\.ops\.([\w.]+)")  # in a message of torch's exporter
 
 
 def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
@@ -46,9 +48,10 @@ def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        operator = OPERATOR.search(str(error))
+        reason = f"no operator of ONNX computes {operator[1]}" if operator else str(error).strip().splitlines()[0]
         raise InputError(
-            f"this model cannot be written as ONNX: {reason}\nUse --format torch, or another layer in its place"
+            f"this model cannot be written as ONNX: {reason}. Use --format torch, or a layer that does without it"
         ) from error
     assert exported is not None  # None only for torch's older exporter
     _remove_traces(exported)
@@ -62,7 +65,7 @@ def open_onnx(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # errors are raised too
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
