@@ -11,8 +11,8 @@ from conftest import ROOT
 ORDER = [
     "terminal", "errors", "disks", "exits", "checks", "files", "progress", "device", "distributed", "clip",
     "preprocess", "video", "data", "models",
-    "cost", "metrics", "training", "run", "inference", "deploy", "recognizer", "evaluation", "report", "sweep",
-    "commands", "cli", "__main__",
+    "cost", "metrics", "training", "run", "inference", "export", "deploy", "recognizer", "evaluation", "report",
+    "sweep", "commands", "cli", "__main__",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/reader.py"},
@@ -22,6 +22,9 @@ ONLY_IN = {
     "h5py": {"data/feature_cache.py", "data/feature_entries.py"},
     "hydra": {"train.py", "run/", "sweep/", "commands/"},
     "optuna": {"sweep/"},
+    "onnx": {"export/"},
+    "onnxscript": {"export/"},
+    "onnxruntime": {"export/"},
 }
 FORBIDDEN = {
     "models": {"files", "video", "data", "metrics"},

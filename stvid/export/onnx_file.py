@@ -1,0 +1,74 @@
+"""ONNX files, for onnxruntime and other programs that know no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from stvid.errors import InputError
+from stvid.export.form import Form
+from stvid.export.program import dynamic_shapes, trace
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+OPSET = 18  # what torch's exporter writes without converting; onnxruntime reads it since 1.14
+MAX_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less what is not weights
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Raises InputError if a package for ONNX is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'stvid[export]'")
+
+
+def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes one `.onnx` file, which holds the weights too; the metadata are its `metadata_props`.
+
+    Raises:
+        InputError: a package is missing; the model is too large for one file; torch.export cannot trace it, see
+            `trace`; ONNX has no operator for a part of it.
+    """
+    check_packages()
+    size = sum(value.numel() * value.element_size() for value in form.module.state_dict().values())
+    if size > MAX_BYTES:
+        raise InputError(
+            f"the weights have {size / 2**30:.1f} GiB, and one ONNX file holds at most 2 GiB; use --format torch"
+        )
+    program = trace(form)
+    try:
+        with torch.no_grad():
+            exported = torch.onnx.export(
+                program,
+                input_names=[spec.name for spec in form.inputs],
+                output_names=[spec.name for spec in form.outputs],
+                dynamic_shapes=dynamic_shapes(form),  # here only the names of the axes
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(
+            f"this model cannot be written as ONNX: {reason}\nUse --format torch, or another layer in its place"
+        ) from error
+    assert exported is not None  # None only for torch's older exporter
+    _remove_traces(exported)
+    exported.model.metadata_props.update(metadata)
+    exported.save(path, external_data=False)
+
+
+def _remove_traces(exported: ONNXProgram) -> None:
+    """Removes what torch notes about its own source files: paths of this computer, and half of a small file."""
+    model = exported.model
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
