@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import re
@@ -46,16 +45,13 @@ def trace(form: Form) -> ExportedProgram:
     return program
 
 
-def dynamic_shapes(form: Form) -> tuple:
+def dynamic_shapes(form: Form) -> tuple[dict[int, Dim], ...]:
     """For each input, the axes whose size may differ from call to call, as torch's exporters take them."""
     names = {size for spec in form.inputs for size in spec.shape if isinstance(size, str)}
     dims = {name: Dim(name, min=1) for name in sorted(names)}
-    shapes = tuple(
+    return tuple(
         {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in form.inputs
     )
-    parameters = inspect.signature(form.module.forward).parameters.values()
-    is_variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    return (shapes,) if is_variadic else shapes  # `*inputs` is one parameter
 
 
 def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
