@@ -9,6 +9,7 @@ B batch   T frames   C channels   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,11 @@ from stvid.models.recurrent import Pooled
 from stvid.preprocess import Preprocess, difference_image
 from stvid.run.checkpoint import TrainedModel
 
+RECURRENT_STATES = ("hidden", "cell")  # a GRU has only the first
 COUNT = "count"  # the state with the number of chunks so far
-NEW = "new_"  # before the name of a state: the output with its value for the next call
+# before the name of a state: the output with its next value. A prefix keeps the alphabetical order, by which Triton
+# (25.12) assigns outputs to states: issue 8586 of triton-inference-server/server
+NEW = "new_"
 States = dict[str, Tensor]
 
 
@@ -75,14 +79,19 @@ def stream_form(trained: TrainedModel) -> Form:
     )
 
 
+def stream_states(form: Form) -> dict[str, str]:
+    """Name of each state of a streaming form -> name of the output that holds its next value."""
+    outputs = [spec.name for spec in form.outputs]
+    return {spec.name: NEW + spec.name for spec in form.inputs if NEW + spec.name in outputs}
+
+
 def stream_metadata(form: Form) -> dict:
     """What a caller of a streaming form needs to know, as plain data.
 
-    `period`: frames of a call. `first`: frames until the first answer. `states`: name of a state -> name of the output
-    that holds its next value.
+    `period`: frames of a call. `first`: frames until the first answer. `states`: see `stream_states`.
     """
-    states = {name.removeprefix(NEW): name for name in (spec.name for spec in form.outputs) if name.startswith(NEW)}
-    return {"period": form.module.step.period, "first": form.module.step.first, "states": states}
+    step: Any = form.module.step
+    return {"period": step.period, "first": step.first, "states": stream_states(form)}
 
 
 class StreamStep(nn.Module):
@@ -153,22 +162,17 @@ class CarriedStateStep(nn.Module):
 
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, None, States]:
         """Clips of one frame -> logits `B x K`, no flag (every frame has an answer), and the new states."""
-        features_BF, new = self.model.encode(clips_BCTHW)[:, 0], {}
+        images_NCHW = clips_BCTHW[:, :, 0].unflatten(1, (-1, 3)).flatten(0, 1)  # of 6 channels, two images
+        features_BF = self.model.encoder(images_NCHW).unflatten(0, (-1, self.model.in_channels // 3)).flatten(1)
+        new: States = {}
         if self.model.recurrent is not None:
-            features_BF, new = self._recur(features_BF, states)
+            given = tuple(states[name].transpose(0, 1).contiguous() for name in RECURRENT_STATES if name in states)
+            features_BF, after = self.model.recurrent.step(features_BF, given if len(given) > 1 else given[0])
+            after = after if isinstance(after, tuple) else (after,)
+            new |= {name: state.transpose(0, 1) for name, state in zip(RECURRENT_STATES, after, strict=False)}
         features_BF, pooled = self.model.pooling.step(features_BF, self._pooled(states))
         new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}
         return self.model.forward_head(features_BF), None, new
-
-    def _recur(self, features_BF: Tensor, states: States) -> tuple[Tensor, States]:
-        """torch has the layers first and one state (GRU) or two (LSTM)."""
-        hidden = states["hidden"].transpose(0, 1).contiguous()
-        if "cell" not in states:
-            features_BF, hidden = self.model.recurrent.step(features_BF, hidden)
-            return features_BF, {"hidden": hidden.transpose(0, 1)}
-        cell = states["cell"].transpose(0, 1).contiguous()
-        features_BF, (hidden, cell) = self.model.recurrent.step(features_BF, (hidden, cell))
-        return features_BF, {"hidden": hidden.transpose(0, 1), "cell": cell.transpose(0, 1)}
 
     def _pooled(self, states: States) -> Pooled | None:
         """The state of the pooling. A weight of 0 means: no step so far, so that the next one replaces the state."""
@@ -192,7 +196,7 @@ class ContinualStep(nn.Module):
 
     def __init__(self, model: ContinualModel, *, num_frames: int | None, size: tuple[int, int]):
         super().__init__()
-        self.model, self.chunks = model, ContinualChunks(model, num_frames=num_frames, size=size)
+        self.chunks, self.head = ContinualChunks(model, num_frames=num_frames, size=size), model.head
         self.period, self.first = self.chunks.period, self.chunks.first
         shapes = self.chunks.states.items()
         steps = (TensorSpec(name, torch.float32, ("batch", *shape)) for name, shape in shapes)
@@ -201,7 +205,7 @@ class ContinualStep(nn.Module):
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, Tensor, States]:
         """`period` frames -> logits `B x K`, whether they are an answer `B x 1`, and the new states."""
         features_BF, valid_B1, new = self.chunks(clips_BCTHW, states[COUNT], states)
-        return self.model.forward_head(features_BF), valid_B1, {**new, COUNT: states[COUNT] + 1}
+        return self.head(features_BF), valid_B1, {**new, COUNT: states[COUNT] + 1}
 
 
 def _why_not(trained: TrainedModel) -> str | None:

@@ -13,7 +13,7 @@ B batch   C channels   T frames   H, W height and width   F features (`num_featu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -81,7 +81,8 @@ class ContinualChunks(nn.Module):
         Returns:
             Features `B x F`; bool `B x 1`, whether they are an answer; and the new states.
         """
-        values, new = {self.network.nodes[0]: chunk_BCTHW}, {}
+        values = {self.network.nodes[0]: chunk_BCTHW}
+        new: dict[str, Tensor] = {}
         for node in self.network.nodes[1 : self.network.num_before_pooling]:
             inputs = dict(values)
             for position, source in enumerate(self.network.sources[node]):
@@ -101,9 +102,7 @@ class ContinualChunks(nn.Module):
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         return self.functions[node](*args, **kwargs)
 
-    def _with_earlier(
-        self, x_BCTHW: Tensor, delay: Delay, states: dict[str, Tensor], new: dict[str, Tensor]
-    ) -> Tensor:
+    def _with_earlier(self, x_BCTHW: Tensor, delay: Delay, states: dict[str, Tensor], new: dict[str, Tensor]) -> Tensor:
         """The steps that an operator takes, and what to keep for the next call."""
         if delay.kept:
             shape = (x_BCTHW.shape[0], x_BCTHW.shape[1], delay.kept, *x_BCTHW.shape[3:])
@@ -158,9 +157,9 @@ def _chunk_layer(network: ContinualNetwork, node: fx.Node) -> Callable:
     """The operator for several steps at once."""
     if node not in network.kernels:
         return network.functions[node]
-    layer: Any = network.functions[node]
+    layer, norm = network.functions[node], network.norms[node]
     if isinstance(layer, nn.Conv3d):
-        return ConvolutionChunk(layer, network.norms[node])
+        return ConvolutionChunk(layer, norm)
     return without_time_padding(layer)
 
 

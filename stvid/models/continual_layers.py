@@ -102,7 +102,7 @@ class PoolingStep:
 
 
 def fused_weights(layer: nn.Conv3d, norm: nn.BatchNorm3d | None) -> tuple[Tensor, Tensor | None]:
-    """Weight `C' x C x T x H x W` and bias of a convolution, with the batch norm after it (None: none) as part of it."""
+    """Weight `C' x C x T x H x W` and bias of a convolution, with the batch norm after it, if any, as part of it."""
     weight, bias = layer.weight, layer.bias
     if norm is not None:
         mean, var = norm.running_mean, norm.running_var
