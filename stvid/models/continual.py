@@ -15,7 +15,7 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -105,7 +105,8 @@ class ContinualNetwork:
         self.sources = {node: node.all_input_nodes for node in self.nodes}
         self.junctions = {n for n in before if len({self.timings[source] for source in self.sources[n]}) > 1}
         self.functions = {node: modules.get(node) or _function_of(node) for node in self.nodes[1:]}
-        self.layers, self.norms = {}, {}
+        self.layers = {}
+        self.norms: dict[fx.Node, Any] = {}  # convolution -> the batch norm after it, or None
         for node in kernels:
             norm = _norm_after(node, modules)
             self.norms[node] = None if norm is None else modules[norm]

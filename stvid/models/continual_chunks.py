@@ -13,7 +13,7 @@ B batch   C channels   T frames   H, W height and width   F features (`num_featu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -157,9 +157,9 @@ def _chunk_layer(network: ContinualNetwork, node: fx.Node) -> Callable:
     """The operator for several steps at once."""
     if node not in network.kernels:
         return network.functions[node]
-    layer, norm = network.functions[node], network.norms[node]
+    layer: Any = network.functions[node]
     if isinstance(layer, nn.Conv3d):
-        return ConvolutionChunk(layer, norm)
+        return ConvolutionChunk(layer, network.norms[node])
     return without_time_padding(layer)
 
 
