@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +33,12 @@ def trace(form: Form) -> ExportedProgram:
         InputError: torch.export cannot trace the module; the message names the part that it stops in.
         Exception: the module fails on the example itself; its own error.
     """
+    # as torch's ONNX exporter does: without it, a layer whose output could have one step in time fixes the size
+    sizes_of_one = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     with torch.no_grad():
         form.module(*form.example)
         try:
-            with _silent():
+            with _silent(), sizes_of_one:
                 program = torch.export.export(form.module, form.example, dynamic_shapes=dynamic_shapes(form))
         except InputError:
             raise
@@ -45,13 +49,12 @@ def trace(form: Form) -> ExportedProgram:
     return program
 
 
-def dynamic_shapes(form: Form) -> tuple[dict[int, Dim], ...]:
-    """For each input, the axes whose size may differ from call to call, as torch's exporters take them."""
+def dynamic_shapes(form: Form) -> dict[str, Any]:
+    """For each argument of the module the axes whose size may differ, as torch's exporters take them."""
     names = {size for spec in form.inputs for size in spec.shape if isinstance(size, str)}
     dims = {name: Dim(name, min=1) for name in sorted(names)}
-    return tuple(
-        {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in form.inputs
-    )
+    shapes = [{axis: dims[size] for axis, size in enumerate(spec.shape) if size in dims} for spec in form.inputs]
+    return inspect.signature(form.module.forward).bind(*shapes).arguments
 
 
 def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ B batch   C channels   T frames   H, W height and width   F' features of a frame
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class CNNLSTM(VideoModel):
         InputError: an unknown name, a value out of range, `bidirectional` without a recurrent layer.
     """
 
+    exports_lengths = True
     supports_feature_cache = True
 
     def __init__(
@@ -141,7 +143,7 @@ class CNNLSTM(VideoModel):
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
-        with torch.autocast(features_BTF.device.type, enabled=False):
+        with _float32(features_BTF.device):
             states_BTD = features_BTF if self.recurrent is None else self.recurrent(features_BTF, lengths_B)
             return self.pooling(states_BTD, lengths_B)
 
@@ -175,8 +177,13 @@ class CNNLSTM(VideoModel):
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
         recurrent, pooled = (None, None) if state is None else state
         features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
-        with torch.autocast(features_BF.device.type, enabled=False):
+        with _float32(features_BF.device):
             if self.recurrent is not None:
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
             features_BD, pooled = self.pooling.step(features_BF, pooled)
         return self.forward_head(features_BD), StreamState(recurrent, pooled)
+
+
+def _float32(device: torch.device) -> AbstractContextManager:
+    """No autocast. An exported model has none, and its file cannot hold the switch."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device.type, enabled=False)
