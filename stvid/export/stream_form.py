@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.export.form import Form, TensorSpec
-from stvid.models.cnn_lstm import CNNLSTM
+from stvid.models.cnn_lstm import CNNLSTM, StreamState
 from stvid.models.continual import ContinualModel
 from stvid.models.continual_chunks import ContinualChunks
 from stvid.models.recurrent import Pooled
-from stvid.preprocess import Preprocess, difference_image
+from stvid.preprocess import Preprocess, with_differences
 from stvid.run.checkpoint import TrainedModel
 
 RECURRENT_STATES = ("hidden", "cell")  # a GRU has only the first
@@ -104,34 +103,21 @@ class StreamStep(nn.Module):
 
     def __init__(self, trained: TrainedModel, step: CarriedStateStep | ContinualStep):
         super().__init__()
-        self.pixels, self.step, self.temperature = ClipPixels(trained.clip), step, trained.temperature
+        self.preprocess, self.step = Preprocess(clip=trained.clip), step
+        self.clip, self.temperature = trained.clip, trained.temperature
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """See `stream_form`."""
         names = [state.name for state in self.step.states]
         pixels = [x if x.ndim == 5 else x[:, None] for x in inputs[: len(inputs) - len(names)]]
         states = dict(zip(names, inputs[len(pixels) :], strict=True))
-        logits_BK, valid_B1, new = self.step(self.pixels(*pixels), states)
+        clips_BTCHW, *earlier = (x_BTHWC.permute(0, 1, 4, 2, 3) for x_BTHWC in pixels)
+        if earlier:
+            clips_BTCHW = with_differences(*earlier, clips_BTCHW, self.clip)
+        logits_BK, valid_B1, new = self.step(self.preprocess(clips_BTCHW), states)
         probabilities_BK = (logits_BK / self.temperature).softmax(dim=1)
         answer = (probabilities_BK,) if valid_B1 is None else (torch.where(valid_B1, probabilities_BK, 0.0), valid_B1)
         return *answer, *(new[name] for name in names)
-
-
-class ClipPixels(nn.Module):
-    """uint8 `B x T x H x W x 3`, and for difference images the earlier frames -> the model's input."""
-
-    def __init__(self, clip: ClipSpec):
-        super().__init__()
-        self.clip, self.preprocess = clip, Preprocess(clip=clip)
-
-    def forward(self, frames_BTHWC: Tensor, earlier_BTHWC: Tensor | None = None) -> Tensor:
-        """Float32 `B x C x T x H x W`."""
-        frames_BTCHW = frames_BTHWC.permute(0, 1, 4, 2, 3)
-        if earlier_BTHWC is not None:
-            moved_BTCHW = difference_image(earlier_BTHWC.permute(0, 1, 4, 2, 3), frames_BTCHW, gain=self.clip.diff_gain)
-            is_both = self.clip.input == "rgb_diff"
-            frames_BTCHW = torch.cat([frames_BTCHW, moved_BTCHW], dim=2) if is_both else moved_BTCHW
-        return self.preprocess(frames_BTCHW)
 
 
 class CarriedStateStep(nn.Module):
@@ -162,17 +148,15 @@ class CarriedStateStep(nn.Module):
 
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, None, States]:
         """Clips of one frame -> logits `B x K`, no flag (every frame has an answer), and the new states."""
-        images_NCHW = clips_BCTHW[:, :, 0].unflatten(1, (-1, 3)).flatten(0, 1)  # of 6 channels, two images
-        features_BF = self.model.encoder(images_NCHW).unflatten(0, (-1, self.model.in_channels // 3)).flatten(1)
-        new: States = {}
-        if self.model.recurrent is not None:
-            given = tuple(states[name].transpose(0, 1).contiguous() for name in RECURRENT_STATES if name in states)
-            features_BF, after = self.model.recurrent.step(features_BF, given if len(given) > 1 else given[0])
-            after = after if isinstance(after, tuple) else (after,)
-            new |= {name: state.transpose(0, 1) for name, state in zip(RECURRENT_STATES, after, strict=False)}
-        features_BF, pooled = self.model.pooling.step(features_BF, self._pooled(states))
+        # layers first, as torch has them; `stack`, because torch.export fixes the batch in a `transpose` for the LSTM
+        given = tuple(torch.stack(states[name].unbind(1)) for name in RECURRENT_STATES if name in states)
+        recurrent = None if not given else given if len(given) > 1 else given[0]
+        state = StreamState(recurrent, self._pooled(states))
+        logits_BK, (recurrent, pooled) = self.model.stream_step(clips_BCTHW[:, :, 0], state)
+        after = recurrent if isinstance(recurrent, tuple) else (recurrent,)
+        new = {name: x.transpose(0, 1) for name, x in zip(RECURRENT_STATES, after, strict=False) if name in states}
         new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}
-        return self.model.forward_head(features_BF), None, new
+        return logits_BK, None, new
 
     def _pooled(self, states: States) -> Pooled | None:
         """The state of the pooling. A weight of 0 means: no step so far, so that the next one replaces the state."""
