@@ -32,6 +32,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
+  stvid export   RUN [--format onnx|torch] [--out F] [--json F]   a file that runs without stvid
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
@@ -107,6 +108,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_report(commands)
     _add_predict(commands)
     _add_stream(commands)
+    _add_export(commands)
     return parser, commands.choices
 
 
@@ -270,6 +272,19 @@ def _add_stream(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", metavar="F.mp4", help="record the frames with the label")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds of the source")
     _add_trust(parser)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "export", "write the model to a file that runs without stvid", output_files=("json", "out")
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    description = "onnx: for onnxruntime and others; torch: for torch.export.load (default: onnx)"
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help=description)
+    description = "the new file, .onnx or .pt2 (default: model.onnx or model.pt2 in the run folder)"
+    parser.add_argument("--out", metavar="F", help=description)
+    _add_trust(parser)
+    parser.add_argument("--json", metavar="F", help="also write the report of the comparison to this file")
 
 
 if __name__ == "__main__":

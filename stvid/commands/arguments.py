@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from stvid.data.prepare_plan import check_output
 from stvid.deploy.display import check_display
 from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
+from stvid.export.packages import check_onnx_packages
 from stvid.files import is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
 from stvid.video.sources import check_source, kind_of
@@ -163,6 +165,23 @@ def _check_stream(options: argparse.Namespace) -> Iterable[str]:
     _check_runs([options.run])
 
 
+def _check_export(options: argparse.Namespace) -> Iterable[str]:
+    suffix = {"onnx": ".onnx", "torch": ".pt2"}[options.format]
+    if options.format == "onnx":
+        check_onnx_packages()
+    if options.out and Path(options.out).suffix != suffix:
+        yield f"--out {options.out}: a file of --format {options.format} must end in {suffix}"
+    _check_runs([options.run])
+    find_checkpoint(options.run)  # a sweep has none
+    folder = RunFolder.of(options.run)
+    options.out = options.out or str({"onnx": folder.model_onnx, "torch": folder.model_pt2}[options.format])
+    path = Path(options.out).absolute()
+    if os.path.lexists(path):
+        yield f"{options.out} exists already; delete it, or name another file with --out"
+    elif path.parent.is_dir() and (reason := why_not_writable(path.parent)) is not None:
+        yield f"{options.out} cannot be written: {reason}; name another file with --out"
+
+
 def _recording(path: Path) -> Iterable[str]:
     if path.suffix.lower() != ".mp4":
         yield f"--out {path}: the recording must end in .mp4"
@@ -217,4 +236,5 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "report": _check_report,
     "predict": _check_predict,
     "stream": _check_stream,
+    "export": _check_export,
 }

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from stvid.errors import InputError
 from stvid.export.form import Form
-from stvid.export.program import dynamic_shapes, trace
+from stvid.export.packages import check_onnx_packages
+from stvid.export.program import dynamic_shapes, silent, trace
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 OPSET = 18  # what torch's exporter writes without converting; onnxruntime reads it since 1.14
 MAX_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less what is not weights
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def check_packages() -> None:
-    """Raises InputError if a package for ONNX is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'stvid[export]'")
 
 
 def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
@@ -35,7 +28,7 @@ def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
         InputError: a package is missing; the model is too large for one file; torch.export cannot trace it, see
             `trace`; ONNX has no operator for a part of it.
     """
-    check_packages()
+    check_onnx_packages()
     size = sum(value.numel() * value.element_size() for value in form.module.state_dict().values())
     if size > MAX_BYTES:
         raise InputError(
@@ -43,7 +36,7 @@ def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
         )
     program = trace(form)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), silent():
             exported = torch.onnx.export(
                 program,
                 input_names=[spec.name for spec in form.inputs],
@@ -61,6 +54,23 @@ def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     _remove_traces(exported)
     exported.model.metadata_props.update(metadata)
     exported.save(path, external_data=False)
+
+
+def open_onnx(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """An `.onnx` file as a function from its inputs to its outputs: onnxruntime, on as many threads as torch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        arrays = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, arrays)]
+
+    return run
 
 
 def _remove_traces(exported: ONNXProgram) -> None:

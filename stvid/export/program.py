@@ -8,12 +8,12 @@ import io
 import logging
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from stvid.errors import InputError
@@ -38,7 +38,7 @@ def trace(form: Form) -> ExportedProgram:
     with torch.no_grad():
         form.module(*form.example)
         try:
-            with _silent(), sizes_of_one:
+            with silent(), sizes_of_one:
                 program = torch.export.export(form.module, form.example, dynamic_shapes=dynamic_shapes(form))
         except InputError:
             raise
@@ -63,8 +63,22 @@ def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         InputError: see `trace`.
     """
+    program = trace(form)
     with open(path, "wb") as file:
-        torch.export.save(trace(form), file, extra_files=dict(metadata))
+        torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """A `.pt2` file as a function from its inputs to its outputs, on the CPU."""
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs = module(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return run
 
 
 def _untraceable(module: nn.Module, error: Exception) -> str:
@@ -88,8 +102,8 @@ def _part_of(module: nn.Module, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without torch's own reports of what it cannot trace, which fill a screen; the error tells it in one line."""
+def silent() -> Iterator[None]:
+    """Without the reports of torch's exporters, which fill a screen; an error tells what matters in one line."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

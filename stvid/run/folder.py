@@ -49,6 +49,9 @@ class RunFolder:
     report_html = _file("report.html")
     lock = _file(".lock")  # held while a process trains in the folder of a run or a sweep
     lock_holder = _file(".lock.json")  # which process
+    # exported; see `stvid export`
+    model_onnx = _file("model.onnx")
+    model_pt2 = _file("model.pt2")
     # a sweep; its trials are the runs 0, 1, ...
     sweep_yaml = _file("sweep.yaml")
     trials_json = _file("trials.json")
