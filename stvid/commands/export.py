@@ -10,7 +10,10 @@ from stvid.device import limit_cpu_threads
 from stvid.export.checked_file import export_record, export_text, write_checked
 from stvid.export.clip_form import clip_form
 from stvid.export.metadata import metadata
-from stvid.export.parity import check_parity
+from stvid.export.parity import Parity, check_parity
+from stvid.export.stream_form import stream_form, stream_metadata
+from stvid.export.stream_parity import check_stream_parity
+from stvid.export.triton import MODEL, write_triton_model
 from stvid.files import write_json
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import display_path
@@ -19,10 +22,20 @@ from stvid.terminal import show
 
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads("cpu")
-    trained, out = load_checkpoint(options.run, trust=options.trust), Path(options.out)
-    form = clip_form(trained)
-    check = functools.partial(check_parity, trained, form)
-    parity = write_checked(form, out, metadata(trained), file_format=options.format, check=check)
+    trained = load_checkpoint(options.run, trust=options.trust)
+    is_stream = options.stream or options.triton
+    form = stream_form(trained) if is_stream else clip_form(trained)
+    check = functools.partial(check_stream_parity if is_stream else check_parity, trained, form)
+    notes = metadata(trained, stream=stream_metadata(form) if is_stream else None)
+
+    def write(path: Path) -> Parity:
+        return write_checked(form, path, notes, file_format=options.format, check=check)
+
+    out = Path(options.triton) / MODEL if options.triton else Path(options.out)
+    if options.triton:
+        parity = write_triton_model(Path(options.triton), form, trained.class_names, write)
+    else:
+        parity = write(out)
     record = export_record(trained, form, parity, out, file_format=options.format)
     show(export_text(record))
     if options.json:

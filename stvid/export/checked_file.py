@@ -40,7 +40,7 @@ def write_checked(
 
 
 def export_record(trained: TrainedModel, form: Form, parity: Parity, path: Path, *, file_format: str) -> dict:
-    """Plain data about an exported clip form: what `stvid export --json` writes."""
+    """Plain data about an exported form: what `stvid export --json` writes."""
     return {
         "file": str(path),
         "format": file_format,
@@ -77,8 +77,8 @@ def export_text(record: Mapping) -> str:
     lines += [
         f"{'checked':<10}{parity['source']}, batch {batches}, {frames} frames: the same classes; largest difference "
         f"of a probability {parity['max_difference']:.1e} (allowed {parity['tolerance']:g})",
-        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms a clip of {speed['num_frames']} frames with torch, "
-        f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, one clip at a time)",
+        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms for {speed['num_frames']} frames with torch, "
+        f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
     if precision["run"] != precision["file"]:
         lines.append(

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -25,38 +26,37 @@ from stvid.terminal import visible
 DTYPES = {torch.uint8: "TYPE_UINT8", torch.bool: "TYPE_BOOL", torch.int64: "TYPE_INT64", torch.float32: "TYPE_FP32"}
 MAX_BATCH, MAX_STREAMS = 32, 256
 MAX_IDLE = 60  # seconds; after Triton's own second, a stream with 16 frames a call would have lost its state
-MODEL, CONFIG, LABELS = "model.onnx", "config.pbtxt", "labels.txt"
+MODEL, CONFIG, LABELS = "1/model.onnx", "config.pbtxt", "labels.txt"
+T = TypeVar("T")
 
 
-def write_triton_model(folder: Path, form: Form, class_names: Sequence[str], write: Callable[[Path], None]) -> None:
-    """Makes the folder of one model in a repository, complete or not at all.
+def write_triton_model(folder: Path, form: Form, class_names: Sequence[str], write: Callable[[Path], T]) -> T:
+    """Makes the folder of one model in a repository; if an error is raised, there is none.
 
     Args:
-        folder: `REPOSITORY/NAME`, which must not exist; the repository may.
+        folder: `REPOSITORY/NAME`; the repository is made if it does not exist.
         form: a streaming form.
         class_names: in the order of the probabilities.
-        write: writes the form to a file `model.onnx`.
+        write: writes the form to an ONNX file, and checks it.
+
+    Returns:
+        What `write` returns.
 
     Raises:
-        InputError: the folder exists; and what `write` raises.
+        InputError: the folder exists already; and what `write` raises.
     """
-    check_is_new(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        (partial / "1").mkdir(parents=True)
-        write(partial / "1" / MODEL)
+        (partial / MODEL).parent.mkdir(parents=True)
+        result = write(partial / MODEL)
         (partial / CONFIG).write_bytes(triton_config(form).encode())
         (partial / LABELS).write_bytes("".join(f"{visible(name)}\n" for name in class_names).encode())
-        check_is_new(folder)
+        if os.path.lexists(folder):  # on POSIX, `rename` would replace an empty folder
+            raise InputError(f"{folder} exists already and is not replaced; delete it, or name another folder")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_is_new(folder: Path) -> None:
-    """Raises InputError if the folder of a model exists already."""
-    if os.path.lexists(folder):
-        raise InputError(f"{folder} exists already and is not replaced; remove it, or give another repository")
+    return result
 
 
 def triton_config(form: Form) -> str:
