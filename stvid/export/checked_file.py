@@ -66,7 +66,7 @@ def export_record(trained: TrainedModel, form: Form, parity: Parity, path: Path,
 
 def export_text(record: Mapping) -> str:
     """The record for the terminal."""
-    parity, speed, precision = record["parity"], record["speed"], record["precision"]
+    parity, speed, precision = record["parity"], record["speed"], record["precision"]["run"]
     specs = [("in", record["inputs"]), ("out", record["outputs"])]
     lines = [
         f"{label:<10}{name}: {dtype} {' x '.join(map(str, shape))}"
@@ -80,8 +80,6 @@ def export_text(record: Mapping) -> str:
         f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms for {speed['num_frames']} frames with torch, "
         f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
-    if precision["run"] != precision["file"]:
-        lines.append(
-            f"{'precision':<10}the file computes in float32; the run's trainer.precision is {precision['run']}"
-        )
+    if precision != record["precision"]["file"]:
+        lines.append(f"{'precision':<10}the file computes in float32; the run's trainer.precision is {precision}")
     return "\n".join(lines)

@@ -117,9 +117,9 @@ def compare(actual_NK: Tensor, expected_NK: Tensor, *, place: str) -> float:
     num_other = 0 if difference == math.inf else int((actual_NK.argmax(1) != expected_NK.argmax(1)).sum())
     if not difference <= TOLERANCE or num_other:  # NaN is not at most anything
         raise InputError(
-            f"the exported model does not give the model's probabilities: one differs by {difference:.2g}, {TOLERANCE:g} "
-            f"is allowed, and {num_other} of {len(expected_NK)} clips have another most probable class ({place}). No "
-            "file was written. The reason can be a layer that does something else while it is exported "
+            f"the exported model does not give the model's probabilities: one differs by {difference:.2g} (allowed: "
+            f"{TOLERANCE:g}), and {num_other} of {len(expected_NK)} clips have another most probable class ({place}). "
+            "No file was written. The reason can be a layer that does something else while it is exported "
             "(torch.compiler.is_exporting()), or an operator that the other runtime computes in another way"
         )
     return difference
