@@ -32,7 +32,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
-  stvid export   RUN [--format onnx|torch] [--stream] [--out F] [--triton DIR] [--json F]   a file that runs without stvid
+  stvid export   RUN [--format onnx|torch] [--stream] [--out F] [--triton DIR]   a file that runs without stvid
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.

@@ -56,7 +56,7 @@ def pixels(form, clip, frames_BTHWC, t):
 
 def zero_states(form, batch):
     names = stream_states(form)
-    return [torch.zeros(batch, *spec.shape[1:], dtype=spec.dtype) for spec in form.inputs if spec.name in names]
+    return [spec.zeros(batch=batch) for spec in form.inputs if spec.name in names]
 
 
 @torch.no_grad()

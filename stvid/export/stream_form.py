@@ -74,7 +74,7 @@ def stream_form(trained: TrainedModel) -> Form:
         module=StreamStep(trained, step).eval(),
         inputs=inputs,
         outputs=(probabilities, *valid, *new),
-        example=tuple(torch.zeros(2, *spec.shape[1:], dtype=spec.dtype) for spec in inputs),
+        example=tuple(spec.zeros(batch=2) for spec in inputs),
     )
 
 
@@ -151,10 +151,11 @@ class CarriedStateStep(nn.Module):
         # layers first, as torch has them; `stack`, because torch.export fixes the batch in a `transpose` for the LSTM
         given = tuple(torch.stack(states[name].unbind(1)) for name in RECURRENT_STATES if name in states)
         recurrent = None if not given else given if len(given) > 1 else given[0]
-        state = StreamState(recurrent, self._pooled(states))
-        logits_BK, (recurrent, pooled) = self.model.stream_step(clips_BCTHW[:, :, 0], state)
-        after = recurrent if isinstance(recurrent, tuple) else (recurrent,)
+        logits_BK, state = self.model.stream_step(clips_BCTHW[:, :, 0], StreamState(recurrent, self._pooled(states)))
+        after: Any = state.recurrent if len(given) > 1 else [state.recurrent]
         new = {name: x.transpose(0, 1) for name, x in zip(RECURRENT_STATES, after, strict=False) if name in states}
+        pooled = state.pooled
+        assert pooled is not None
         new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}
         return logits_BK, None, new
 

@@ -57,6 +57,7 @@ def check_stream_parity(trained: TrainedModel, form: Form, exported: Exported) -
             place = f"frame {start + period} of a stream, batch {batch_size}, {source}"
             largest = max(largest, _compare(file.push(frames), model.push(frames), place=place))
     frames = _frames(pictures_NTCHW[:1], trained.clip, 0, period)
+    model.restart()
     file.restart(1)
     return Parity(
         source=source,
@@ -122,12 +123,12 @@ class FileStream:
 
     def restart(self, number: int) -> None:
         """Begins this many streams."""
-        self.kept = [torch.zeros(number, *spec.shape[1:], dtype=spec.dtype) for spec in self.states]
+        self.kept = [spec.zeros(batch=number) for spec in self.states]
 
     def push(self, pictures_NTCHW: Tensor) -> Sequence[Tensor]:
         """Takes the next frames, as `read_clips` returns them; all outputs but the states."""
         parts = pictures_NTCHW.permute(0, 1, 3, 4, 2).chunk(len(self.pixels), dim=1)
-        frames = [part.reshape(len(part), *spec.shape[1:]) for part, spec in zip(parts, self.pixels, strict=True)]
+        frames = [part if len(self.pixels[0].shape) == part.ndim else part[:, 0] for part in parts]
         outputs = self.exported([*reversed(frames), *self.kept])  # of difference images, the earlier ones come second
         self.kept = list(outputs[len(outputs) - len(self.states) :])
         return outputs[: len(outputs) - len(self.states)]
