@@ -73,11 +73,12 @@ def export_text(record: Mapping) -> str:
         for label, group in specs
         for name, (dtype, *shape) in group.items()
     ]
+    unit = "frame" if speed["num_frames"] == 1 else f"{speed['num_frames']} frames"
     batches, frames = (" and ".join(map(str, parity[key])) for key in ("batch_sizes", "num_frames"))
     lines += [
         f"{'checked':<10}{parity['source']}, batch {batches}, {frames} frames: the same classes; largest difference "
         f"of a probability {parity['max_difference']:.1e} (allowed {parity['tolerance']:g})",
-        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms for {speed['num_frames']} frames with torch, "
+        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms per {unit} with torch, "
         f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
     if precision != record["precision"]["file"]:

@@ -111,9 +111,8 @@ class StreamStep(nn.Module):
         names = [state.name for state in self.step.states]
         pixels = [x if x.ndim == 5 else x[:, None] for x in inputs[: len(inputs) - len(names)]]
         states = dict(zip(names, inputs[len(pixels) :], strict=True))
-        clips_BTCHW, *earlier = (x_BTHWC.permute(0, 1, 4, 2, 3) for x_BTHWC in pixels)
-        if earlier:
-            clips_BTCHW = with_differences(*earlier, clips_BTCHW, self.clip)
+        pictures = [x_BTHWC.permute(0, 1, 4, 2, 3) for x_BTHWC in pixels]
+        clips_BTCHW = pictures[0] if len(pictures) == 1 else with_differences(pictures[1], pictures[0], self.clip)
         logits_BK, valid_B1, new = self.step(self.preprocess(clips_BTCHW), states)
         probabilities_BK = (logits_BK / self.temperature).softmax(dim=1)
         answer = (probabilities_BK,) if valid_B1 is None else (torch.where(valid_B1, probabilities_BK, 0.0), valid_B1)

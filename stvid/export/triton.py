@@ -82,7 +82,7 @@ def triton_config(form: Form) -> str:
     for spec in form.inputs:
         if spec.name in states:
             lines.append(f'  state {{ input_name: "{spec.name}" output_name: "{states[spec.name]}" {_shape(spec)}')
-            lines.append(f'    initial_state {{ name: "zeros" zero_data: true {_shape(spec)} }} }}')
+            lines.append(f'    initial_state {{ name: "{spec.name}" zero_data: true {_shape(spec)} }} }}')
     return "\n".join([*lines, "}\n"])
 
 
