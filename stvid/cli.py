@@ -32,7 +32,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
-  stvid export   RUN [--format onnx|torch] [--int8] [--out F]     a file that runs without stvid
+  stvid export   RUN [--format onnx|torch] [--stream] [--int8] [--out F] [--triton DIR]   a file without stvid
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
 
 DATA is a folder of videos (data=folder data.root=DATA, or the published data set that is recognised) or a CSV table.
@@ -281,12 +281,16 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     description = "onnx: for onnxruntime and others; torch: for torch.export.load (default: onnx)"
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help=description)
-    description = "the new file (default: model.onnx, model.int8.onnx or model.pt2 in the run folder)"
+    description = "the new file (default: model.onnx, model.int8.onnx, stream.onnx or .pt2, in the run folder)"
     parser.add_argument("--out", metavar="F", help=description)
     description = "compute with 8-bit integers, calibrated on training clips (onnx); compares the accuracy on val"
     parser.add_argument("--int8", action="store_true", help=description)
     description = "accuracy that --int8 may cost, 0 to 1 (default: 0.01); if it costs more, no file is written"
     parser.add_argument("--max-loss", type=float, metavar="P", help=description)
+    description = "the streaming form: the next frames and the state in, probabilities and the new state out"
+    parser.add_argument("--stream", action="store_true", help=description)
+    description = "the streaming form as a new model in a repository of Triton Inference Server, named as the run"
+    parser.add_argument("--triton", metavar="DIR", help=description)
     _add_trust(parser)
     parser.add_argument("--json", metavar="F", help="also write the report of the comparison to this file")
 

@@ -12,7 +12,10 @@ from stvid.export.checked_file import export_record, export_text, write_checked
 from stvid.export.clip_form import clip_form
 from stvid.export.int8 import MAX_LOSS, int8_text, write_int8
 from stvid.export.metadata import metadata
-from stvid.export.parity import check_parity
+from stvid.export.parity import Parity, check_parity
+from stvid.export.stream_form import stream_form, stream_metadata
+from stvid.export.stream_parity import check_stream_parity
+from stvid.export.triton import MODEL, write_triton_model
 from stvid.files import write_json
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import display_path
@@ -21,20 +24,28 @@ from stvid.terminal import show
 
 def run(options: argparse.Namespace) -> None:
     limit_cpu_threads("cpu")
-    trained, out = load_checkpoint(options.run, trust=options.trust), Path(options.out)
-    form = clip_form(trained)
-    if options.int8:
+    trained = load_checkpoint(options.run, trust=options.trust)
+    is_stream = options.stream or options.triton
+    form = stream_form(trained) if is_stream else clip_form(trained)
+    check = functools.partial(check_stream_parity if is_stream else check_parity, trained, form)
+    notes = metadata(trained, stream=stream_metadata(form) if is_stream else None)
+
+    def write(path: Path) -> Parity:
+        return write_checked(form, path, notes, file_format=options.format, check=check)
+
+    out, int8 = Path(options.triton) / MODEL if options.triton else Path(options.out), None
+    if options.triton:
+        parity = write_triton_model(Path(options.triton), form, trained.class_names, write)
+    elif options.int8:
         max_loss = MAX_LOSS if options.max_loss is None else options.max_loss
-        parity, int8 = write_int8(trained, form, out, metadata(trained), max_loss=max_loss)
-        record = export_record(trained, form, parity, out, file_format=options.format) | {
-            "int8": dataclasses.asdict(int8)
-        }
-        show(export_text(record) + "\n" + int8_text(int8))
+        parity, int8 = write_int8(trained, form, out, notes, max_loss=max_loss)
     else:
-        check = functools.partial(check_parity, trained, form)
-        parity = write_checked(form, out, metadata(trained), file_format=options.format, check=check)
-        record = export_record(trained, form, parity, out, file_format=options.format)
-        show(export_text(record))
+        parity = write(out)
+    record = export_record(trained, form, parity, out, file_format=options.format)
+    show(export_text(record))
+    if int8 is not None:
+        record["int8"] = dataclasses.asdict(int8)
+        show(int8_text(int8))
     if options.json:
         write_json(options.json, record)
     show(f"\nwritten to {display_path(out.absolute())} ({record['bytes'] / 1e6:.1f} MB)")

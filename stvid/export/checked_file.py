@@ -66,7 +66,7 @@ def _failure(problem: str, error: Exception) -> str:
 
 
 def export_record(trained: TrainedModel, form: Form, parity: Parity, path: Path, *, file_format: str) -> dict:
-    """Plain data about an exported clip form: what `stvid export --json` writes."""
+    """Plain data about an exported form: what `stvid export --json` writes."""
     return {
         "file": str(path),
         "format": file_format,
@@ -99,12 +99,13 @@ def export_text(record: Mapping) -> str:
         for label, group in specs
         for name, (dtype, *shape) in group.items()
     ]
+    unit = "frame" if speed["num_frames"] == 1 else f"{speed['num_frames']} frames"
     batches, frames = (" and ".join(map(str, parity[key])) for key in ("batch_sizes", "num_frames"))
     lines += [
         f"{'checked':<10}{parity['source']}, batch {batches}, {frames} frames: the same classes; largest difference "
         f"of a probability {parity['max_difference']:.1e} (allowed {parity['tolerance']:g})",
-        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms a clip of {speed['num_frames']} frames with torch, "
-        f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, one clip at a time)",
+        f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms per {unit} with torch, "
+        f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
     if precision != record["precision"]["file"]:
         lines.append(f"{'precision':<10}the file computes in float32; the run's trainer.precision is {precision}")

@@ -23,6 +23,11 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int | str, ...]
 
+    def zeros(self, **sizes: int) -> Tensor:
+        """Zeros of this type and shape, with these sizes for the axes that have names."""
+        shape = [sizes[size] if isinstance(size, str) else size for size in self.shape]
+        return torch.zeros(shape, dtype=self.dtype)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Form:

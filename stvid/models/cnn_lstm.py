@@ -23,7 +23,7 @@ class StreamState(NamedTuple):
     """State of a stream after some frames; its size does not depend on their number."""
 
     recurrent: object | None
-    pooled: Pooled
+    pooled: Pooled | None  # None: no step so far; `last` needs none either
 
 
 class CNNLSTM(VideoModel):

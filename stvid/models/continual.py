@@ -15,7 +15,7 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -83,6 +83,9 @@ class ContinualNetwork:
         strides: layer before the global pooling -> frames from one of its steps to the next.
         first: frames until the first output.
         num_steps: steps of the last volume that an output is the mean of; None: all so far.
+        timings: operator before the global pooling -> when its steps come.
+        kernels: convolution or pooling -> its kernel along time.
+        junctions: operators whose inputs come at different times.
     """
 
     def __init__(self, network: nn.Module, num_frames: int | None):
@@ -103,9 +106,11 @@ class ContinualNetwork:
         self.junctions = {n for n in before if len({self.timings[source] for source in self.sources[n]}) > 1}
         self.functions = {node: modules.get(node) or _function_of(node) for node in self.nodes[1:]}
         self.layers = {}
+        self.norms: dict[fx.Node, Any] = {}  # convolution -> the batch norm after it, or None
         for node in kernels:
             norm = _norm_after(node, modules)
-            self.layers[node] = one_step(modules[node], None if norm is None else modules[norm])
+            self.norms[node] = None if norm is None else modules[norm]
+            self.layers[node] = one_step(modules[node], self.norms[node])
             if norm is not None:
                 self.functions[norm] = nn.Identity()
 

@@ -240,7 +240,7 @@ class Pooling(nn.Module):
 
     def step(self, state_BD: Tensor, pooled: Pooled | None) -> tuple[Tensor, Pooled]:
         """Adds a step, `B x D`: the pooled vector of all steps so far, `B x D`, and the state for the next step."""
-        ones = state_BD.new_ones(len(state_BD), 1)
+        ones = state_BD.new_ones(state_BD.shape[0], 1)  # not `len`, which torch.export takes for a constant
         score = self.score(state_BD) if self.kind == "attention" else ones
         if pooled is None or self.kind == "last":
             return state_BD, Pooled(state_BD, ones, score)

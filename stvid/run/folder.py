@@ -53,6 +53,8 @@ class RunFolder:
     model_onnx = _file("model.onnx")
     model_int8_onnx = _file("model.int8.onnx")
     model_pt2 = _file("model.pt2")
+    stream_onnx = _file("stream.onnx")
+    stream_pt2 = _file("stream.pt2")
     # a sweep; its trials are the runs 0, 1, ...
     sweep_yaml = _file("sweep.yaml")
     trials_json = _file("trials.json")
