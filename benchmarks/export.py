@@ -1,6 +1,6 @@
 """Exported models beside torch: largest difference of a probability, size, and time for a clip.
 
-    python benchmarks/export.py VIDEOS                         about twenty minutes on two cores
+    python benchmarks/export.py VIDEOS                         about fifteen minutes
     python benchmarks/export.py VIDEOS --models conv3d r3d_18
 
 VIDEOS is a folder with a folder of videos for each class, such as UT-Interaction. Every model is written as an ONNX
@@ -9,8 +9,9 @@ quantised on clips of the same videos. It has random weights, but for `weights=D
 package holds them. Its batch norms have the statistics of the clips, and the temperature gives its logits the
 deviation 1: otherwise all probabilities would be equal, and no difference could be seen.
 
-Times: one process, the median over rounds in which torch, onnxruntime and the int8 file alternate, in milliseconds per
-clip. "int8 difference" is that of a probability to the float file, on 4 clips.
+Times: CPU time of one thread in milliseconds per clip, so that other work on the machine counts little; the median over
+rounds in which torch, onnxruntime and the int8 file alternate. "int8 difference" is that of a probability to the float
+file, on 4 clips.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.data.manifest import Item, Manifest
-from stvid.device import num_cores
 from stvid.export.clip_form import clip_form
 from stvid.export.clips import clip_inputs, read_clips
 from stvid.export.int8 import quantize
@@ -47,7 +47,7 @@ from stvid.run.config import compose_config
 from stvid.run.folder import RunFolder
 from stvid.run.model import build_model
 
-BATCH_SIZES, CALIBRATION_CLIPS = (1, 4), 16
+BATCH_SIZES, CALIBRATION_CLIPS = (1, 4), 8
 SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm")
 VIT = "timm/vit_tiny_patch16_224"
 SMALL, LARGE, LSTM = ["clip.size=64"], ["clip.size=112"], ["model=cnn_lstm"]
@@ -114,14 +114,14 @@ def make_model(overrides: list[str], manifest: Manifest, folder: Path) -> Traine
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each function, after a first round that does not count."""
+    """Median CPU time of each function in milliseconds, after a first round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if number:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (time.process_time() - start))
     return {name: median(values) for name, values in times.items()}
 
 
@@ -152,17 +152,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("videos", type=Path, help="a folder with one folder of videos per class")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_options()
     warnings.filterwarnings("ignore", module="torch.onnx")
-    torch.set_num_threads(options.threads)
-    print(
-        f"{platform.machine()}, {options.threads} of {num_cores()} cores, Python {platform.python_version()},", end=" "
-    )
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, one thread, Python {platform.python_version()},", end=" ")
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {date.today()};", end=" ")
     print(f"median of {options.rounds} rounds\n")
     times = " | ".join(f"batch {size}: torch / onnxruntime / int8, ms a clip" for size in BATCH_SIZES)
