@@ -26,7 +26,7 @@ from stvid.export.clip_form import clip_form
 from stvid.export.clips import clip_inputs, synthetic_clips
 from stvid.export.metadata import metadata
 from stvid.export.onnx_file import open_onnx, write_onnx
-from stvid.export.parity import TOLERANCE, check_parity, original
+from stvid.export.parity import SYNTHETIC, TOLERANCE, check_parity, original
 from stvid.export.program import open_program, trace, write_program
 from stvid.models.base import VideoModel
 from stvid.models.conv3d import Conv3D
@@ -165,7 +165,7 @@ def test_an_exported_lstm_takes_any_number_of_frames_in_onnxruntime(tmp_path):
         file_format="onnx",
         check=functools.partial(check_parity, run, form),
     )
-    assert (parity.source, parity.num_frames, parity.batch_sizes) == ("synthetic clips", (8, 40), (1, 4))
+    assert (parity.source, parity.num_frames, parity.batch_sizes) == (SYNTHETIC, (8, 40), (1, 4))
     session = open_onnx(tmp_path / "model.onnx")
     pictures = synthetic_clips(run, number=2, num_frames=1)
     torch.testing.assert_close(session(clip_inputs(form, pictures))[0], original(run, pictures), atol=1e-5, rtol=0)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from stvid.device import default_device, inference_precision
 from stvid.errors import InputError
 from stvid.export.form import Form
 from stvid.export.onnx_file import open_onnx, write_onnx
@@ -19,6 +20,7 @@ from stvid.run.checkpoint import TrainedModel
 T = TypeVar("T")
 WRITERS = {"onnx": write_onnx, "torch": write_program}
 OPENERS = {"onnx": open_onnx, "torch": open_program}
+FLOAT32 = "32-true"  # of every file, and of the model that it is compared with
 RUNTIMES = {"onnx": "onnxruntime", "torch": "torch.export"}  # names for reports
 
 
@@ -86,13 +88,17 @@ def export_record(trained: TrainedModel, form: Form, parity: Parity, path: Path,
             "milliseconds_file": parity.milliseconds_file,
             "runtime": RUNTIMES[file_format],
         },
-        "precision": {"file": "32-true", "run": trained.config["trainer"]["precision"]},
+        "precision": {
+            "file": FLOAT32,
+            "run": trained.config["trainer"]["precision"],
+            "predict": inference_precision(trained.config["trainer"]["precision"], default_device().type),
+        },
     }
 
 
 def export_text(record: Mapping) -> str:
     """The record for the terminal."""
-    parity, speed, precision = record["parity"], record["speed"], record["precision"]["run"]
+    parity, speed, precision = record["parity"], record["speed"], record["precision"]["predict"]
     specs = [("in", record["inputs"]), ("out", record["outputs"])]
     lines = [
         f"{label:<10}{name}: {dtype} {' x '.join(map(str, shape))}"
@@ -107,6 +113,9 @@ def export_text(record: Mapping) -> str:
         f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms per {unit} with torch, "
         f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
-    if precision != record["precision"]["file"]:
-        lines.append(f"{'precision':<10}the file computes in float32; the run's trainer.precision is {precision}")
+    if precision != FLOAT32:
+        lines.append(
+            f"{'precision':<10}the file computes in float32; stvid predict computes in {precision} on this computer, "
+            "as the run's training did, so its probabilities differ by more"
+        )
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from stvid.run.checkpoint import TrainedModel
 
 Exported = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # an exported file: inputs -> outputs
 TOLERANCE = 1e-4  # of a probability
+SYNTHETIC = "synthetic clips (the run's val videos cannot be read here)"
 BATCH_SIZES = (1, 4)
 NUM_FRAMES = (8, 40)  # T, where the form takes any
 TIMED_FRAMES = 16  # T of the clips of the speed, where the model reads whole videos
@@ -141,7 +142,7 @@ def _clips(trained: TrainedModel, number: int, num_frames: int) -> tuple[Tensor,
     clips_NTCHW = read_clips(trained, "val", number=number, num_frames=num_frames)
     if clips_NTCHW is not None:
         return clips_NTCHW, "clips of the run's val split"
-    return synthetic_clips(trained, number=number, num_frames=num_frames), "synthetic clips"
+    return synthetic_clips(trained, number=number, num_frames=num_frames), SYNTHETIC
 
 
 def _lengths(batch_size: int, num_frames: int) -> Tensor:
