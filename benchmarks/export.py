@@ -10,8 +10,8 @@ package holds them. Its batch norms have the statistics of the clips, and the te
 deviation 1: otherwise all probabilities would be equal, and no difference could be seen.
 
 Times: CPU time of one thread in milliseconds per clip, so that other work on the machine counts little; the median over
-rounds in which torch, onnxruntime and the int8 file alternate. "int8 difference" is that of a probability to the float
-file, on 4 clips.
+rounds in which torch, onnxruntime and the int8 file alternate. What int8 costs in accuracy depends on the
+trained weights: `stvid export RUN --int8` measures it.
 """
 
 from __future__ import annotations
@@ -135,7 +135,6 @@ def row(name: str, trained: TrainedModel, folder: Path, *, rounds: int) -> list[
     quantize(float_file, int8_file, (clip_inputs(form, clip[None]) for clip in calibration))
     files = {"onnxruntime": open_onnx(float_file), "int8": open_onnx(int8_file)}
     pictures = read_clips(trained, "val", number=max(BATCH_SIZES), num_frames=num_frames)
-    (expected,), (actual,) = (file(clip_inputs(form, pictures)) for file in files.values())
     cells = [f"{num_frames} x {trained.clip.size[0]} x {trained.clip.size[1]}", f"{parity.max_difference:.0e}"]
     cells += [f"{float_file.stat().st_size / 1e6:.1f}", f"{int8_file.stat().st_size / 1e6:.1f}"]
     for size in BATCH_SIZES:
@@ -144,7 +143,7 @@ def row(name: str, trained: TrainedModel, folder: Path, *, rounds: int) -> list[
         runs = {"torch": lambda batch=batch: original(trained, batch)}
         runs |= {key: lambda file=file, inputs=inputs: file(inputs) for key, file in files.items()}
         cells.append(" / ".join(f"{ms / size:.1f}" for ms in alternate(runs, rounds=rounds).values()))
-    return [name, *cells, f"{(actual - expected).abs().max().item():.3f}"]
+    return [name, *cells]
 
 
 def parse_options() -> argparse.Namespace:
@@ -163,8 +162,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {date.today()};", end=" ")
     print(f"median of {options.rounds} rounds\n")
     times = " | ".join(f"batch {size}: torch / onnxruntime / int8, ms a clip" for size in BATCH_SIZES)
-    print(f"| model | clip | largest difference | MB | int8 MB | {times} | int8 difference |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| model | clip | largest difference | MB | int8 MB | {times} |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = list_videos(options.videos, folder, max(BATCH_SIZES) + CALIBRATION_CLIPS)
