@@ -32,6 +32,7 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
+  stvid export   RUN [--format onnx|torch] [--stream] [--int8] [--out F] [--triton DIR]   a file without stvid
   stvid stream   RUN SOURCE [--json] [--show] [--out F.mp4]   a camera's number, a URL, a file, or - (raw frames)
   stvid serve    RUN [--host H] [--port N] [--token T] [--root DIR]   answer requests of other programs over HTTP
   stvid demo     RUN [--port N] [--no-browser]     open a page to try the model with videos and the webcam
@@ -111,6 +112,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_stream(commands)
     _add_serve(commands)
     _add_demo(commands)
+    _add_export(commands)
     return parser, commands.choices
 
 
@@ -318,6 +320,27 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-browser", dest="browser", action="store_false", help=description)
     add_service_options(parser)
     parser.set_defaults(ray=False, replicas=1, max_replicas=None)  # one process
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "export", "write the model to a file that runs without stvid", output_files=("json", "out")
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    description = "onnx: for onnxruntime and others; torch: for torch.export.load (default: onnx)"
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help=description)
+    description = "the new file (default: model.onnx, model.int8.onnx, stream.onnx or .pt2, in the run folder)"
+    parser.add_argument("--out", metavar="F", help=description)
+    description = "compute with 8-bit integers, calibrated on training clips (onnx); compares the accuracy on val"
+    parser.add_argument("--int8", action="store_true", help=description)
+    description = "accuracy that --int8 may cost, 0 to 1 (default: 0.01); if it costs more, no file is written"
+    parser.add_argument("--max-loss", type=float, metavar="P", help=description)
+    description = "the streaming form: the next frames and the state in, probabilities and the new state out"
+    parser.add_argument("--stream", action="store_true", help=description)
+    description = "the streaming form as a new model in a repository of Triton Inference Server, named as the run"
+    parser.add_argument("--triton", metavar="DIR", help=description)
+    _add_trust(parser)
+    parser.add_argument("--json", metavar="F", help="also write the report of the comparison to this file")
 
 
 if __name__ == "__main__":

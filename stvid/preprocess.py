@@ -46,8 +46,19 @@ def as_input(pictures_TCHW: Tensor, clip: ClipSpec) -> Tensor:
     if clip.input == "rgb":
         return pictures_TCHW
     earlier_TCHW, frames_TCHW = pictures_TCHW.chunk(2)
+    return with_differences(earlier_TCHW, frames_TCHW, clip)
+
+
+def with_differences(earlier_TCHW: Tensor, frames_TCHW: Tensor, clip: ClipSpec) -> Tensor:
+    """For `clip.input` `diff` difference images, for `rgb_diff` frames and difference images.
+
+    Args:
+        earlier_TCHW: uint8, the pictures `clip.diff_seconds` before the frames; any axes may stand before C.
+        frames_TCHW: uint8 of the same shape.
+        clip: the clip's geometry.
+    """
     moved_TCHW = difference_image(earlier_TCHW, frames_TCHW, gain=clip.diff_gain)
-    return moved_TCHW if clip.input == "diff" else torch.cat([frames_TCHW, moved_TCHW], dim=1)
+    return moved_TCHW if clip.input == "diff" else torch.cat([frames_TCHW, moved_TCHW], dim=-3)
 
 
 class Preprocess(nn.Module):
@@ -96,6 +107,8 @@ class Preprocess(nn.Module):
             x[:, :, pictures.shape[2] :].sub_(NO_CHANGE).div_(32)
             if self.normalize == "frame":
                 _standardise(pictures, dims=(-1, -2))
+            elif torch.compiler.is_exporting():
+                _standardise_clips(pictures, valid_BT)
             else:
                 for clip, n in zip(pictures, [None] * len(x) if lengths_B is None else lengths_B.tolist(), strict=True):
                     _standardise(clip[:n], dims=(0, -1, -2))
@@ -145,6 +158,21 @@ def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
     if x.numel():
         std, mean = torch.std_mean(x, dim=dims, keepdim=True, unbiased=False)
         x.sub_(mean).div_(std.clamp_min(1.0))
+
+
+def _standardise_clips(pictures_BTCHW: Tensor, valid_BT: Tensor | None) -> None:
+    """The same for whole clips without a loop over the batch, for an exporter; it needs more memory."""
+    dims = (1, 3, 4)
+    if not pictures_BTCHW.shape[2]:  # difference images only
+        return
+    if valid_BT is None:
+        std, mean = torch.std_mean(pictures_BTCHW, dim=dims, keepdim=True, unbiased=False)
+    else:
+        valid_BT111 = valid_BT[..., None, None, None]
+        num_pixels = valid_BT111.sum(dim=1, keepdim=True) * pictures_BTCHW.shape[3] * pictures_BTCHW.shape[4]
+        mean = (pictures_BTCHW * valid_BT111).sum(dim=dims, keepdim=True) / num_pixels
+        std = (((pictures_BTCHW - mean) * valid_BT111).square().sum(dim=dims, keepdim=True) / num_pixels).sqrt()
+    pictures_BTCHW.sub_(mean).div_(std.clamp_min(1.0))
 
 
 def crop_box(height: int, width: int, size: tuple[int, int], *, crop: int = 0, num_crops: int = 1) -> tuple[int, ...]:

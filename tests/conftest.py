@@ -117,3 +117,14 @@ def run_folder(video_folder, shared_folder, tmp_path_factory) -> Path:
             done = stvid(*overrides, f"hydra.run.dir={run}", program=(sys.executable, str(ROOT / "train.py")))
             assert done.returncode == 0, done.stdout + done.stderr
     return Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "first"))
+
+
+@pytest.fixture(scope="session")
+def onnx_file(run_folder, shared_folder) -> Path:
+    """The run's model as `stvid export` writes it."""
+    file = shared_folder / "first.onnx"
+    with FileLock(shared_folder / "onnx.lock"):
+        if not file.exists():
+            done = stvid("export", str(run_folder), "--out", str(file))
+            assert done.returncode == 0, done.stdout + done.stderr
+    return file

@@ -11,7 +11,7 @@ from conftest import ROOT
 ORDER = [
     "terminal", "errors", "disks", "exits", "checks", "files", "progress", "device", "distributed", "clip",
     "preprocess", "video", "data", "models",
-    "cost", "metrics", "training", "run", "inference", "deploy", "recognizer", "serve", "evaluation",
+    "cost", "metrics", "training", "run", "inference", "export", "deploy", "recognizer", "serve", "evaluation",
     "report", "sweep", "commands", "cli", "__main__",
 ]  # fmt: skip
 ONLY_IN = {
@@ -28,6 +28,9 @@ ONLY_IN = {
     "python_multipart": {"serve/"},
     "prometheus_client": {"serve/"},
     "ray": {"serve/ray_app.py"},
+    "onnx": {"export/"},
+    "onnxscript": {"export/"},
+    "onnxruntime": {"export/"},
 }
 FORBIDDEN = {
     "models": {"files", "video", "data", "metrics"},

@@ -129,6 +129,9 @@ MISTAKES = [  # words, and what the message says
     (["stream", "RUN", "0", "--out", "VIDEO"], "exists already; name another file"),
     (["stream", "RUN", "0", "--out", "/nowhere/x.mp4"], "there is no folder /nowhere"),
     (["stream", "VIDEO", "RUN"], "the run comes first: stvid stream RUN VIDEO"),
+    (["export", "RUN", "--triton", "VIDEO"], "VIDEO is a file; name a folder"),
+    (["export", "RUN", "--triton", "TMP", "--out", "x.onnx"], "cannot be combined with --out"),
+    (["export", "RUN", "--triton", "TMP", "--format", "torch"], "cannot be combined with --format torch"),
     (["stream", "/nowhere", "0"], "/nowhere does not exist"),
     (["stream", "RUN", "0", "--jsonl"], "did you mean '--json'?"),
     (["serve", "/nowhere"], "/nowhere does not exist"),
@@ -145,6 +148,19 @@ MISTAKES = [  # words, and what the message says
     (["demo", "/nowhere"], "/nowhere does not exist"),
     (["demo", "RUN", "--port", "70000"], "--port (=70000) must be from 0 to 65535"),
     (["demo", "RUN", "--no-brwser"], "did you mean '--no-browser'?"),
+    (["export", "/nowhere"], "/nowhere does not exist"),
+    (["export", "RUNS"], "name one of the runs in it, such as RUN"),
+    (["export", "RUN/config.yaml"], "is no readable checkpoint"),
+    (["export", "RUN", "--format", "tflite"], "invalid choice: 'tflite'"),
+    (["export", "RUN", "--out", "x.pt2"], "a file of --format onnx must end in .onnx"),
+    (["export", "RUN", "--out", "/nowhere/x.onnx"], "there is no folder /nowhere"),
+    (["export", "RUN", "--out", ""], "--out has no value; name a file"),
+    (["export", "RUN", "--format", "torch", "--out", "MODEL"], "MODEL exists already; delete it, or name another file"),
+    (["export", "RUN", "--formats", "torch"], "did you mean '--format'?"),
+    (["export", "RUN", "--int8", "--format", "torch"], "so it cannot be combined with --format torch"),
+    (["export", "RUN", "--int8", "--stream"], "so it cannot be combined with --stream"),
+    (["export", "RUN", "--max-loss", "0.1"], "--max-loss 0.1 needs --int8"),
+    (["export", "RUN", "--int8", "--max-loss", "nan"], "a loss of accuracy must be from 0 to 1"),
     (["check", "/nowhere"], "there is no such folder"),
     (["check", "data=folder"], "data.root must be given"),
     (["check", "data=folder", "data.root=/nowhere"], "data.root /nowhere does not exist"),
@@ -281,13 +297,13 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     (run / "checkpoints" / "x").mkdir(parents=True)
     with zipfile.ZipFile(run / "checkpoints" / "best.ckpt", "w") as file:
         file.writestr("archive/data.pkl", b"")
-    for path in (run / "config.yaml", video):
+    for path in (run / "config.yaml", video, tmp_path / "model.pt2"):
         path.write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "wave").mkdir()
     (tmp_path / "wave" / "1.mp4").touch()
     names = {"RUNS": str(tmp_path), "RUN": str(run), "VIDEO": str(video), "TMP": str(tmp_path / "empty")}
-    names["CLASS"] = str(tmp_path / "wave")
+    names |= {"CLASS": str(tmp_path / "wave"), "MODEL": str(tmp_path / "model.pt2")}
 
     cases = MISTAKES + [
         ([program, *words], text) for program in ("train.py", "train") for words, text in TRAIN_MISTAKES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import zipfile
@@ -17,7 +18,8 @@ from stvid.data.prepare_plan import check_output
 from stvid.deploy.display import check_display
 from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
-from stvid.files import is_special, why_not_writable
+from stvid.export.packages import check_onnx_packages
+from stvid.files import file_in_the_way, is_special, why_not_writable
 from stvid.run.folder import RunFolder, check_runs_exist, find_checkpoint, resolve_runs
 from stvid.serve.options import (
     bind_port,
@@ -185,6 +187,59 @@ def _check_serve(options: argparse.Namespace) -> Iterable[str]:
         options.listener.close()
 
 
+def _check_export(options: argparse.Namespace) -> Iterable[str]:
+    suffix = {"onnx": ".onnx", "torch": ".pt2"}[options.format]
+    if options.format == "onnx":
+        check_onnx_packages()
+    if options.out and Path(options.out).suffix != suffix:
+        yield f"--out {options.out}: a file of --format {options.format} must end in {suffix}"
+    if options.triton and (options.out or options.format != "onnx"):
+        other = "--out" if options.out else "--format torch"
+        yield f"--triton {options.triton} writes ONNX into that folder, so it cannot be combined with {other}"
+    yield from _int8_mistakes(options)
+    _check_runs([options.run])
+    find_checkpoint(options.run)  # a sweep has none
+    folder = RunFolder.of(options.run)
+    if options.triton:
+        yield from _triton_model(options, folder)
+        return
+    default = {
+        "onnx": folder.stream_onnx if options.stream else folder.model_onnx,
+        "torch": folder.stream_pt2 if options.stream else folder.model_pt2,
+    }[options.format]
+    if options.int8:
+        default = folder.model_int8_onnx
+    options.out = options.out or str(default)
+    path = Path(options.out).absolute()
+    if os.path.lexists(path):
+        yield f"{options.out} exists already; delete it, or name another file with --out"
+    elif path.parent.is_dir() and (reason := why_not_writable(path.parent)) is not None:
+        yield f"{options.out} cannot be written: {reason}; name another file with --out"
+
+
+def _int8_mistakes(options: argparse.Namespace) -> Iterable[str]:
+    others = {"--format torch": options.format == "torch", "--stream": options.stream, "--triton": options.triton}
+    if options.int8 and any(others.values()):
+        other = next(name for name, given in others.items() if given)
+        yield f"--int8 writes an ONNX file for whole clips, so it cannot be combined with {other}"
+    if options.max_loss is not None and not options.int8:
+        yield f"--max-loss {options.max_loss:g} needs --int8"
+    if options.max_loss is not None and not 0 <= options.max_loss <= 1:
+        yield f"--max-loss {options.max_loss:g}: a loss of accuracy must be from 0 to 1"
+
+
+def _triton_model(options: argparse.Namespace, folder: RunFolder) -> Iterable[str]:
+    """The model in the repository has the name of the run's folder."""
+    repository, model = options.triton, Path(options.triton) / folder.path.resolve().name
+    options.triton = str(model)
+    if (file := file_in_the_way(repository)) is not None:
+        yield f"--triton {repository}: {file} is a file; name a folder"
+    elif os.path.lexists(model):
+        yield f"{model} exists already; delete it, or name another folder with --triton"
+    elif (reason := why_not_writable(repository)) is not None:
+        yield f"{model} cannot be written: {reason}; name another folder with --triton"
+
+
 def _recording(path: Path) -> Iterable[str]:
     if path.suffix.lower() != ".mp4":
         yield f"--out {path}: the recording must end in .mp4"
@@ -241,4 +296,5 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "stream": _check_stream,
     "serve": _check_serve,
     "demo": _check_serve,
+    "export": _check_export,
 }

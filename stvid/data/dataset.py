@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
@@ -204,19 +204,31 @@ class Views(VideoDataset):
     def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
         index = resolve_key(key, len(self)).index
         try:
-            frames, fps = self.timeline(index)
-            rng = np.random.default_rng((self.seed, self.item_seed(index)))
-            info = self.info(index)
-            clips = sampling.view_frames(frames, fps, self.clip, info, self.num_clips, playback=self.playback, rng=rng)
-            needed = sorted({frame for selected in clips for frame in selected})
-            crops = self.read(index, needed, self._boxes(info))  # every frame is decoded once
+            pictures = self.pictures(index)
         except VideoError as error:
             return self.make_failure(index, error)
-        place = {frame: i for i, frame in enumerate(needed)}
-        positions = [torch.tensor([place[frame] for frame in selected]) for selected in clips]
-        views_VTCHW = torch.stack([as_input(crop[position], self.clip) for position in positions for crop in crops])
+        views_VTCHW = torch.stack([as_input(pictures_TCHW, self.clip) for pictures_TCHW in pictures])
         item = self.items[index]
         return Sample(clips=views_VTCHW, label=self.class_index(item.label), video=index, path=item.path)
+
+    def pictures(self, index: int) -> Iterator[Tensor]:
+        """The views of an item as pictures, before difference images are made of them; see `as_input`.
+
+        Returns:
+            Of each view, uint8 `T x 3 x H x W`, or `2T x 3 x H x W` with the earlier pictures first.
+
+        Raises:
+            VideoError: the file cannot be read.
+        """
+        frames, fps = self.timeline(index)
+        rng = np.random.default_rng((self.seed, self.item_seed(index)))
+        info = self.info(index)
+        clips = sampling.view_frames(frames, fps, self.clip, info, self.num_clips, playback=self.playback, rng=rng)
+        needed = sorted({frame for selected in clips for frame in selected})
+        crops = self.read(index, needed, self._boxes(info))  # every frame is decoded once
+        place = {frame: i for i, frame in enumerate(needed)}
+        positions = [torch.tensor([place[frame] for frame in selected]) for selected in clips]
+        return (crop[position] for position in positions for crop in crops)
 
     def _boxes(self, info: VideoInfo) -> list[tuple[int, ...]]:
         return [

@@ -44,6 +44,8 @@ class VideoModel(nn.Module):
             batch norms are by synchronised ones.
         max_chunk: frames that `encode` processes at once; None: all. If it is set, `encode` and `forward` also take
             `preprocess`, see `encode`.
+        exports_lengths: whether an exported model takes `lengths_B`. While `torch.compiler.is_exporting()`, `forward`
+            then has no loop over them and no shape that depends on them.
         supports_streaming: whether `stream_step` is defined, and `start_stream` if it needs a first state. Streams can
             share a step if `stream_key` says so.
         supports_feature_cache: whether `encode` and `aggregate` are defined.
@@ -54,6 +56,7 @@ class VideoModel(nn.Module):
     normalization: Normalization | None = None
     frozen: Sequence[str] = ()
     max_chunk: int | None = None
+    exports_lengths: bool = False
     supports_streaming: bool = False
     supports_feature_cache: bool = False
     head: nn.Module

@@ -6,6 +6,7 @@ B batch   C channels   T frames   H, W height and width   F' features of a frame
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ class StreamState(NamedTuple):
     """State of a stream after some frames; its size does not depend on their number."""
 
     recurrent: object | None
-    pooled: Pooled
+    pooled: Pooled | None  # None: no step so far; `last` needs none either
 
 
 class CNNLSTM(VideoModel):
@@ -52,6 +53,7 @@ class CNNLSTM(VideoModel):
         InputError: an unknown name, a value out of range, `bidirectional` without a recurrent layer.
     """
 
+    exports_lengths = True
     supports_feature_cache = True
 
     def __init__(
@@ -141,7 +143,7 @@ class CNNLSTM(VideoModel):
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
-        with torch.autocast(features_BTF.device.type, enabled=False):
+        with _float32(features_BTF.device):
             states_BTD = features_BTF if self.recurrent is None else self.recurrent(features_BTF, lengths_B)
             return self.pooling(states_BTD, lengths_B)
 
@@ -175,7 +177,7 @@ class CNNLSTM(VideoModel):
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
         recurrent, pooled = (None, None) if state is None else state
         features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
-        with torch.autocast(features_BF.device.type, enabled=False):
+        with _float32(features_BF.device):
             if self.recurrent is not None:
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
             features_BD, pooled = self.pooling.step(features_BF, pooled)
@@ -198,3 +200,8 @@ class CNNLSTM(VideoModel):
         recurrent = [None] * num_streams if self.recurrent is None else self.recurrent.split(state.recurrent)
         pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
         return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]
+
+
+def _float32(device: torch.device) -> AbstractContextManager:
+    """No autocast. An exported model has none, and its file cannot hold the switch."""
+    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device.type, enabled=False)

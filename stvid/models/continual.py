@@ -100,6 +100,9 @@ class ContinualNetwork:
         num_steps: steps of the last volume that an output is the mean of; None: all so far.
         settled: frames until an output is the mean of `num_steps` steps. From then on, what is kept repeats its shape
             every `period` frames. None: never, as each output is a mean of more steps than the one before.
+        timings: operator before the global pooling -> when its steps come.
+        kernels: convolution or pooling -> its kernel along time.
+        junctions: operators whose inputs come at different times.
     """
 
     def __init__(self, network: nn.Module, num_frames: int | None):
@@ -121,9 +124,11 @@ class ContinualNetwork:
         self.junctions = {n for n in before if len({self.timings[source] for source in self.sources[n]}) > 1}
         self.functions = {node: modules.get(node) or _function_of(node) for node in self.nodes[1:]}
         self.layers = {}
+        self.norms: dict[fx.Node, Any] = {}  # convolution -> the batch norm after it, or None
         for node in kernels:
             norm = _norm_after(node, modules)
-            self.layers[node] = one_step(modules[node], None if norm is None else modules[norm])
+            self.norms[node] = None if norm is None else modules[norm]
+            self.layers[node] = one_step(modules[node], self.norms[node])
             if norm is not None:
                 self.functions[norm] = nn.Identity()
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+PoolingT = TypeVar("PoolingT", nn.MaxPool3d, nn.AvgPool3d)
 LAYERS = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)  # may span time
 
 
@@ -71,13 +72,7 @@ class ConvolutionStep:
     """
 
     def __init__(self, layer: nn.Conv3d, norm: nn.BatchNorm3d | None):
-        weight, bias = layer.weight, layer.bias
-        if norm is not None:
-            mean, var = norm.running_mean, norm.running_var
-            assert mean is not None
-            assert var is not None
-            weight, bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, norm.weight, norm.bias)
-        weight = weight.detach()  # C' x C x T x H x W
+        weight, bias = fused_weights(layer, norm)
         weight = (weight.transpose(1, 2) if layer.groups == 1 else weight).flatten(1, 2)
         self.weight, self.bias = weight.contiguous(memory_format=torch.channels_last), bias
         self.stride, self.padding = layer.stride[1:], triple(layer.padding)[1:]
@@ -97,14 +92,31 @@ class PoolingStep:
     """One step in time of a pooling layer, without padding in time."""
 
     def __init__(self, layer: nn.MaxPool3d | nn.AvgPool3d):
-        self.layer = copy.copy(layer)
-        self.layer.padding = (0, *triple(layer.padding)[1:])
+        self.layer = without_time_padding(layer)
         if isinstance(self.layer, nn.MaxPool3d):
             self.layer.dilation = (1, *triple(self.layer.dilation)[1:])
 
     def __call__(self, frames: Sequence[Tensor]) -> Tensor:
         """As of `ConvolutionStep`."""
         return self.layer(torch.cat(list(frames), dim=2))
+
+
+def fused_weights(layer: nn.Conv3d, norm: nn.BatchNorm3d | None) -> tuple[Tensor, Tensor | None]:
+    """Weight `C' x C x T x H x W` and bias of a convolution, with the batch norm after it, if any, as part of it."""
+    weight, bias = layer.weight, layer.bias
+    if norm is not None:
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert var is not None
+        weight, bias = fuse_conv_bn_weights(weight, bias, mean, var, norm.eps, norm.weight, norm.bias)
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def without_time_padding(layer: PoolingT) -> PoolingT:
+    """A copy of a pooling layer that pads height and width only."""
+    layer = copy.copy(layer)
+    layer.padding = (0, *triple(layer.padding)[1:])
+    return layer
 
 
 def one_step(layer: Any, norm: Any) -> ConvolutionStep | PoolingStep:

@@ -41,6 +41,8 @@ class Conv3D(ContinualModel):
             another architecture.
     """
 
+    exports_lengths = True
+
     def __init__(
         self,
         *,

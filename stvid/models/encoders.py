@@ -110,7 +110,8 @@ def encode_frames(
 ) -> Tensor:
     """`B x C x T x H x W` -> features `B x T x (C/3 * F)`; those of frames after a clip's length are 0.
 
-    Such frames are not encoded at all, so that they do not enter batch norm statistics. If C is 6, a frame is two
+    Such frames are not encoded at all, so that they do not enter batch norm statistics (in an exported model, which has
+    none, they are). If C is 6, a frame is two
     images (picture and difference image), whose features are concatenated.
 
     Args:
@@ -132,6 +133,11 @@ def encode_frames(
     valid = None
     if lengths_B is not None:
         valid_BT = torch.arange(num_frames, device=images_NCHW.device)[None] < lengths_B[:, None]
+    if torch.compiler.is_exporting():  # without loops, and without shapes that depend on the lengths
+        features_NF = _encode_chunk(encoder, images_NCHW, None, slice(None), preprocess)
+        features_BTF = features_NF.unflatten(0, (batch, num_frames))
+        return features_BTF if lengths_B is None else torch.where(valid_BT[..., None], features_BTF, 0.0)
+    if lengths_B is not None:
         valid = valid_BT.flatten().nonzero()[:, 0]
     total = len(images_NCHW) if valid is None else len(valid)
     encode = functools.partial(_encode_chunk, encoder)
@@ -162,4 +168,4 @@ def _encode_chunk(
     if features.ndim != 2 or features.shape[1] != encoder.num_features:
         shape = " x ".join(map(str, features.shape[1:]))
         raise InputError(f"the encoder returns {shape} for an image, expected {encoder.num_features} features")
-    return features.unflatten(0, (len(images), -1)).flatten(1)
+    return features.unflatten(0, (images.shape[0], -1)).flatten(1)  # `len` would be a constant in an exported model

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -28,6 +29,8 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """`B x C x T x H x W` -> `B x C' x T' x H' x W'`."""
+        if torch.compiler.is_exporting():  # only gradients are wrong, and the sizes are not known yet
+            return super().forward(x_BCTHW)
         axes = zip(x_BCTHW.shape[2:], self.kernel_size, self.padding, strict=True)
         if x_BCTHW.device.type != "cpu" or not any(size <= kernel and padding for size, kernel, padding in axes):
             return super().forward(x_BCTHW)

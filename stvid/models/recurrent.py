@@ -1,6 +1,6 @@
 """LSTM and GRU over sequences of different lengths, and pooling of their states to one vector.
 
-B batch   T steps   F size of a step   D size of a state
+B batch   T steps   F size of a step   D size of a state   G gates: 4 D (LSTM) or 3 D (GRU)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from stvid.errors import InputError
@@ -66,6 +67,8 @@ class Recurrent(nn.Module):
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x T x F` -> states `B x T' x D`; T' is the greatest length, states after a sequence's length are 0."""
+        if torch.compiler.is_exporting():
+            return self._scan(features_BTF, lengths_B)
         if lengths_B is None:
             return self._run(features_BTF)
         packed = pack_padded_sequence(features_BTF, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
@@ -88,6 +91,16 @@ class Recurrent(nn.Module):
         if isinstance(self.layers, nn.LSTM):
             return list(zip(*(part.split(1, dim=1) for part in state), strict=True))
         return list(state.split(1, dim=1))
+
+    def _scan(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """The same for an exporter: it cannot trace packed sequences, and would unroll the LSTM of the example's T."""
+        for layer in range(self.layers.num_layers):
+            states = [_scan_layer(self.layers, sequence_BTF, f"_l{layer}")]
+            if self.layers.bidirectional:
+                backward_BTF = _reverse(sequence_BTF, lengths_B)
+                states.append(_reverse(_scan_layer(self.layers, backward_BTF, f"_l{layer}_reverse"), lengths_B))
+            sequence_BTF = torch.cat(states, dim=2)
+        return sequence_BTF if lengths_B is None else sequence_BTF * valid_steps(sequence_BTF, lengths_B)[..., None]
 
     def _run(self, sequence: SequenceT) -> SequenceT:
         if not self.training or self.recurrent_dropout == 0:
@@ -115,6 +128,53 @@ def _with_weights(layers: nn.RNNBase, sequence: SequenceT, weights: dict[str, Te
     if isinstance(sequence, PackedSequence):
         return sequence._replace(data=function(data, batch_sizes, initial, flat, *options)[0])
     return function(data, initial, flat, *options, layers.batch_first)[0]
+
+
+def _scan_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor:
+    """The states of one layer in one direction, `B x T x F` -> `B x T x D`, by the operator `scan`.
+
+    The steps are the formulas of `nn.LSTM` and `nn.GRU`; the part of the gates that needs no state is computed before.
+    """
+    from torch._higher_order_ops.scan import scan  # it has no public name yet
+
+    input_weight, recurrent_weight, input_bias, recurrent_bias = (
+        getattr(layers, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+
+    def lstm_step(state: tuple[Tensor, Tensor], gates_BG: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        hidden_BD, cell_BD = state
+        gates_BG = gates_BG + F.linear(hidden_BD, recurrent_weight, recurrent_bias)
+        take, keep, new, show = gates_BG.chunk(4, dim=1)
+        cell_BD = keep.sigmoid() * cell_BD + take.sigmoid() * new.tanh()
+        hidden_BD = show.sigmoid() * cell_BD.tanh()
+        return (hidden_BD, cell_BD), hidden_BD.clone()  # an operator's outputs must not share memory
+
+    def gru_step(hidden_BD: Tensor, gates_BG: Tensor) -> tuple[Tensor, Tensor]:
+        recurrent_BG = F.linear(hidden_BD, recurrent_weight, recurrent_bias)
+        (reset, keep, new), (old_reset, old_keep, old) = gates_BG.chunk(3, dim=1), recurrent_BG.chunk(3, dim=1)
+        new = (new + (reset + old_reset).sigmoid() * old).tanh()
+        hidden_BD = new + (keep + old_keep).sigmoid() * (hidden_BD - new)
+        return hidden_BD, hidden_BD.clone()
+
+    zeros_BD = sequence_BTF.new_zeros(sequence_BTF.shape[0], layers.hidden_size)
+    gates_TBG = F.linear(sequence_BTF, input_weight, input_bias).transpose(0, 1)
+    is_lstm = isinstance(layers, nn.LSTM)
+    step, start = (lstm_step, (zeros_BD, zeros_BD.clone())) if is_lstm else (gru_step, zeros_BD)
+    return scan(step, start, gates_TBG)[1].transpose(0, 1)
+
+
+def _reverse(sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """The valid steps of each sequence in reversed order; the steps after its length stay where they are."""
+    if lengths_B is None:
+        return sequence_BTF.flip(1)
+    steps_T = torch.arange(sequence_BTF.shape[1], device=sequence_BTF.device)
+    order_BT = torch.where(valid_steps(sequence_BTF, lengths_B), lengths_B[:, None] - 1 - steps_T, steps_T)
+    return sequence_BTF.gather(1, order_BT[..., None].expand_as(sequence_BTF))
+
+
+def valid_steps(sequence_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+    """Which steps lie before the length of their sequence: bool `B x T`."""
+    return torch.arange(sequence_BTF.shape[1], device=sequence_BTF.device)[None] < lengths_B[:, None]
 
 
 @torch.no_grad()
@@ -164,13 +224,13 @@ class Pooling(nn.Module):
         """`B x T x D` -> `B x D`; steps after a length have no influence."""
         if lengths_B is None:
             return self._pool_all(states_BTD)
-        batch, steps, size = states_BTD.shape
+        batch, _, size = states_BTD.shape
         if self.kind == "last":
             last_BD = states_BTD[torch.arange(batch, device=states_BTD.device), lengths_B - 1]
             if not self.bidirectional:
                 return last_BD
             return torch.cat([last_BD[:, : size // 2], states_BTD[:, 0, size // 2 :]], dim=1)
-        valid_BT1 = (torch.arange(steps, device=states_BTD.device)[None] < lengths_B[:, None])[..., None]
+        valid_BT1 = valid_steps(states_BTD, lengths_B)[..., None]
         if self.kind == "mean":
             return (states_BTD * valid_BT1).sum(dim=1) / lengths_B[:, None]
         if self.kind == "max":
@@ -192,7 +252,7 @@ class Pooling(nn.Module):
 
     def step(self, state_BD: Tensor, pooled: Pooled | None) -> tuple[Tensor, Pooled]:
         """Adds a step, `B x D`: the pooled vector of all steps so far, `B x D`, and the state for the next step."""
-        ones = state_BD.new_ones(len(state_BD), 1)
+        ones = state_BD.new_ones(state_BD.shape[0], 1)  # not `len`, which torch.export takes for a constant
         score = self.score(state_BD) if self.kind == "attention" else ones
         if pooled is None or self.kind == "last":
             return state_BD, Pooled(state_BD, ones, score)

@@ -49,6 +49,12 @@ class RunFolder:
     report_html = _file("report.html")
     lock = _file(".lock")  # held while a process trains in the folder of a run or a sweep
     lock_holder = _file(".lock.json")  # which process
+    # exported; see `stvid export`
+    model_onnx = _file("model.onnx")
+    model_int8_onnx = _file("model.int8.onnx")
+    model_pt2 = _file("model.pt2")
+    stream_onnx = _file("stream.onnx")
+    stream_pt2 = _file("stream.pt2")
     # a sweep; its trials are the runs 0, 1, ...
     sweep_yaml = _file("sweep.yaml")
     trials_json = _file("trials.json")

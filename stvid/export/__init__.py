@@ -1,0 +1,1 @@
+"""A trained model as a file that runs without stvid: ONNX, or a program of torch.export."""

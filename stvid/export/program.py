@@ -1,0 +1,115 @@
+"""`torch.export`: a form becomes a program (`ExportedProgram`), which `.pt2` files hold and ONNX files are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from stvid.errors import InputError
+from stvid.export.form import Form
+
+REMEDY = (
+    "What is exported must do the same for every clip: no `if`, loop, `int()` or `.item()` that depends on the values "
+    "of a tensor, on the batch or on the number of frames. torch.where, masks and torch.cond can be exported. In "
+    "`if torch.compiler.is_exporting():` a forward can do the same in another way"
+)
+
+
+def trace(form: Form) -> ExportedProgram:
+    """Traces a form with torch.export.
+
+    Raises:
+        InputError: torch.export cannot trace the module; the message names the part that it stops in.
+        Exception: the module fails on the example itself; its own error.
+    """
+    # as torch's ONNX exporter does: without it, a layer whose output could have one step in time fixes the size
+    sizes_of_one = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        form.module(*form.example)
+        try:
+            with silent(), sizes_of_one:
+                program = torch.export.export(form.module, form.example, dynamic_shapes=dynamic_shapes(form))
+        except InputError:
+            raise
+        except Exception as error:  # torch.export has no common class for what it cannot trace
+            raise InputError(_untraceable(form.module, error)) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this computer
+    return program
+
+
+def dynamic_shapes(form: Form) -> dict[str, Any]:
+    """For each argument of the module the axes whose size may differ, as torch's exporters take them."""
+    names = {size for spec in form.inputs for size in spec.shape if isinstance(size, str)}
+    dims = {name: Dim(name, min=1) for name in sorted(names)}
+    shapes = [{axis: dims[size] for axis, size in enumerate(spec.shape) if size in dims} for spec in form.inputs]
+    return inspect.signature(form.module.forward).bind(*shapes).arguments
+
+
+def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a `.pt2` file, which `torch.export.load(path).module()` runs; the metadata are its `extra_files`.
+
+    Raises:
+        InputError: see `trace`.
+    """
+    program = trace(form)
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files=dict(metadata))
+
+
+def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+    """A `.pt2` file as a function from its inputs to its outputs, on the CPU."""
+    with open(path, "rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs = module(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    return run
+
+
+def _untraceable(module: nn.Module, error: Exception) -> str:
+    """What torch.export cannot trace, where it stands, and what would help."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if fixed := re.match(r"Constraints violated \(([\w, ]+)\)", reason):
+        reason = f"it fixes what may differ from call to call: {fixed[1]}"
+    place = _part_of(module, error)
+    return f"this model cannot be exported: torch.export stops in {place}: {reason}\n{REMEDY}"
+
+
+def _part_of(module: nn.Module, error: Exception) -> str:
+    """The innermost part of a module whose method raised an error: its name and class."""
+    names = {id(part): name for name, part in module.named_modules()}
+    found = f"the whole model ({type(module).__name__})"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        part = frame.f_locals.get("self")
+        if isinstance(part, nn.Module) and names.get(id(part)):
+            found = f"{names[id(part)]} ({type(part).__name__})"
+    return found
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without the reports of torch's exporters, which fill a screen; an error tells what matters in one line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
