@@ -115,7 +115,7 @@ def export_text(record: Mapping) -> str:
     ]
     if precision != FLOAT32:
         lines.append(
-            f"{'precision':<10}the file computes in float32; stvid predict on this computer in {precision}, as the run's "
-            "training, so its probabilities differ by more"
+            f"{'precision':<10}the file computes in float32; stvid predict computes in {precision} on this computer, "
+            "as the run's training did, so its probabilities differ by more"
         )
     return "\n".join(lines)

@@ -38,13 +38,14 @@ def clip_form(trained: TrainedModel) -> Form:
     is_recurrent = isinstance(trained.model, CNNLSTM)
     any_length = is_recurrent or clip.num_frames is None or clip.short == "pad"
     takes_lengths = any_length and trained.model.exports_lengths
-    frames = TensorSpec("frames", torch.uint8, ("batch", "time" if any_length else clip.num_frames, *clip.size, 3))
+    fixed = None if any_length else clip.num_frames
+    num_frames = fixed or (TRACED_FRAMES if is_recurrent else TRACED_FRAMES_3D)
+    frames = TensorSpec("frames", torch.uint8, ("batch", fixed or "time", *clip.size, 3))
     inputs = [frames]
     if clip.input != "rgb":
         inputs.append(TensorSpec("earlier", torch.uint8, frames.shape))
     if takes_lengths:
         inputs.append(TensorSpec("lengths", torch.int64, ("batch",)))
-    num_frames = TRACED_FRAMES if is_recurrent else TRACED_FRAMES_3D if any_length else clip.num_frames
     pictures = torch.randint(0, 256, (2, num_frames, *clip.size, 3), generator=torch.Generator().manual_seed(0))
     example = {
         "frames": pictures.to(torch.uint8),

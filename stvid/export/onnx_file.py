@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,8 +78,8 @@ def open_onnx(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
 
 def _remove_traces(exported: ONNXProgram) -> None:
     """Removes what torch notes about its own source files: paths of this computer, and half of a small file."""
-    model = exported.model
-    for graph in (model.graph, *model.functions.values()):
+    graphs: list[Any] = [exported.model.graph, *exported.model.functions.values()]
+    for graph in graphs:
         graph.metadata_props.clear()
         for node in graph.all_nodes():
             node.metadata_props.clear()

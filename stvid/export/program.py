@@ -35,7 +35,7 @@ def trace(form: Form) -> ExportedProgram:
         Exception: the module fails on the example itself; its own error.
     """
     # as torch's ONNX exporter does: without it, a layer whose output could have one step in time fixes the size
-    sizes_of_one = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    sizes_of_one = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad():
         form.module(*form.example)
         try:
