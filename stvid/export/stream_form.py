@@ -150,7 +150,9 @@ class CarriedStateStep(nn.Module):
         # layers first, as torch has them; `stack`, because torch.export fixes the batch in a `transpose` for the LSTM
         given = tuple(torch.stack(states[name].unbind(1)) for name in RECURRENT_STATES if name in states)
         recurrent = None if not given else given if len(given) > 1 else given[0]
-        logits_BK, state = self.model.stream_step(clips_BCTHW[:, :, 0], StreamState(recurrent, self._pooled(states)))
+        # `contiguous`: for channels-last images, torch.export would keep whether the batch of the example is 1
+        frame_BCHW = clips_BCTHW[:, :, 0].contiguous()
+        logits_BK, state = self.model.stream_step(frame_BCHW, StreamState(recurrent, self._pooled(states)))
         after: Any = state.recurrent if len(given) > 1 else [state.recurrent]
         new = {name: x.transpose(0, 1) for name, x in zip(RECURRENT_STATES, after, strict=False) if name in states}
         pooled = state.pooled

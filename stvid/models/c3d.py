@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stvid.models.base import StagedLayers, check_clips, check_probability, forward_by_length
 from stvid.models.continual import ContinualModel
-from stvid.models.layers import Conv3d
+from stvid.models.layers import Conv3d, GridPool3d
 from stvid.models.weights import load_weights, read_weights
 
 # (output channels of the convolutions before a pooling, the pooling's kernel and stride as time, height, width)
@@ -62,7 +62,7 @@ class C3D(ContinualModel):
             stages.append([*layers, nn.MaxPool3d(pool, stride=pool, padding=padding, ceil_mode=True)])
         self.layers = StagedLayers(*stages)
         self.in_channels = in_channels
-        self.pool = nn.AdaptiveAvgPool3d(GRID)
+        self.pool = GridPool3d(GRID)
         self.num_features = 4096
         self.wide = nn.Sequential(
             nn.Flatten(),

@@ -17,7 +17,7 @@ from stvid.errors import InputError
 from stvid.models.base import check_clips, check_probability, find_stages, forward_by_length
 from stvid.models.continual import ContinualModel
 from stvid.models.image_networks import torchvision_family, torchvision_size
-from stvid.models.layers import Conv3d, with_in_channels
+from stvid.models.layers import Conv3d, GridPool3d, with_in_channels
 from stvid.models.weights import load_weights, nearest_name, normalization_of, read_weights
 
 # torchvision's families that consist only of convolutions, batch norms, poolings and activations; the others have
@@ -158,7 +158,7 @@ def _inflate_layer(layer: nn.Module, depth: int) -> nn.Module | None:
         norm.weight, norm.bias = layer.weight, layer.bias
         return norm
     if isinstance(layer, nn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool3d((None, *_pair(layer.output_size)))
+        return GridPool3d((None, *_pair(layer.output_size)))
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         kernel, stride, padding = _pair(layer.kernel_size), _pair(layer.stride), _pair(layer.padding)
         pool = nn.MaxPool3d if isinstance(layer, nn.MaxPool2d) else nn.AvgPool3d

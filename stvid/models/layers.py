@@ -38,6 +38,25 @@ class Conv3d(nn.Conv3d):
         return F.conv3d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
+class GridPool3d(nn.AdaptiveAvgPool3d):
+    """`nn.AdaptiveAvgPool3d` to a grid of T' x H' x W' with T' = 1, or None for as many frames as there are.
+
+    While it is exported it pools time and frames one after the other: ONNX has no operator that pools to such a grid.
+    """
+
+    output_size: tuple[int | None, int, int]
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """`B x C x T x H x W` -> `B x C x T' x H' x W'`."""
+        if not torch.compiler.is_exporting():
+            return super().forward(x_BCTHW)
+        num_steps, *grid = self.output_size
+        if num_steps == 1:
+            x_BCTHW = x_BCTHW.mean(dim=2, keepdim=True)
+        images = x_BCTHW.flatten(1, 2)
+        return F.adaptive_avg_pool2d(images, grid).unflatten(1, x_BCTHW.shape[1:3])
+
+
 def with_safe_convolutions(network: nn.Module) -> nn.Module:
     """Replaces every `nn.Conv3d` of a network by `Conv3d` with the same parameters; returns the network."""
     for name, child in network.named_children():
