@@ -105,15 +105,15 @@ def test_a_traced_form_has_the_probabilities_of_the_model(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_the_scan_of_an_export_has_the_states_of_torch(kind, monkeypatch):
+def test_a_recurrent_layer_in_an_export_has_the_states_of_torch(kind, monkeypatch):
     torch.manual_seed(0)
     layers = Recurrent(kind, input_size=3, hidden_size=5, num_layers=2, bidirectional=True).eval()
     features, lengths = torch.randn(3, 6, 3), torch.tensor([6, 1, 4])
     with torch.no_grad():
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-        scanned = layers(features, lengths), layers(features)
+        exported = layers(features, lengths), layers(features)
         monkeypatch.undo()
-        torch.testing.assert_close(scanned, (layers(features, lengths), layers(features)))
+        torch.testing.assert_close(exported, (layers(features, lengths), layers(features)))
 
 
 @pytest.fixture(scope="module")

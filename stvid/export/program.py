@@ -39,15 +39,45 @@ def trace(form: Form) -> ExportedProgram:
     with torch.no_grad():
         form.module(*form.example)
         try:
-            with silent(), sizes_of_one:
-                program = torch.export.export(form.module, form.example, dynamic_shapes=dynamic_shapes(form))
+            with silent(), sizes_of_one, recurrent_layers_as_operators():
+                program = torch.export.export(
+                    form.module,
+                    form.example,
+                    dynamic_shapes=dynamic_shapes(form),
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
         except InputError:
             raise
         except Exception as error:  # torch.export has no common class for what it cannot trace
             raise InputError(_untraceable(form.module, error)) from error
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this computer
+    _clean(program)
     return program
+
+
+def _clean(program: ExportedProgram) -> None:
+    """Removes paths of this computer, and asserted sizes: for a recurrent layer, torch asserts a batch other than 1."""
+    graph = program.graph
+    for node in reversed(graph.nodes):
+        node.meta.pop("stack_trace", None)
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+@contextlib.contextmanager
+def recurrent_layers_as_operators() -> Iterator[None]:
+    """LSTM and GRU stay one operator each, for any number of frames; else they are unrolled for those of the example.
+
+    torch's own ONNX exporter enters the same two contexts when it traces a module itself.
+    """
+    from torch.export._patches import (
+        register_gru_while_loop_decomposition,
+        register_lstm_while_loop_decomposition,
+    )
+
+    with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
+        yield
 
 
 def dynamic_shapes(form: Form) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from stvid.errors import InputError
@@ -68,7 +67,7 @@ class Recurrent(nn.Module):
     def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x T x F` -> states `B x T' x D`; T' is the greatest length, states after a sequence's length are 0."""
         if torch.compiler.is_exporting():
-            return self._scan(features_BTF, lengths_B)
+            return self._run_masked(features_BTF, lengths_B)
         if lengths_B is None:
             return self._run(features_BTF)
         packed = pack_padded_sequence(features_BTF, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
@@ -92,13 +91,13 @@ class Recurrent(nn.Module):
             return list(zip(*(part.split(1, dim=1) for part in state), strict=True))
         return list(state.split(1, dim=1))
 
-    def _scan(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
-        """The same for an exporter: it cannot trace packed sequences, and would unroll the LSTM of the example's T."""
+    def _run_masked(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """The same for an exporter, which cannot trace packed sequences: a direction of a layer on all steps."""
         for layer in range(self.layers.num_layers):
-            states = [_scan_layer(self.layers, sequence_BTF, f"_l{layer}")]
+            states = [_run_layer(self.layers, sequence_BTF, f"_l{layer}")]
             if self.layers.bidirectional:
                 backward_BTF = _reverse(sequence_BTF, lengths_B)
-                states.append(_reverse(_scan_layer(self.layers, backward_BTF, f"_l{layer}_reverse"), lengths_B))
+                states.append(_reverse(_run_layer(self.layers, backward_BTF, f"_l{layer}_reverse"), lengths_B))
             sequence_BTF = torch.cat(states, dim=2)
         return sequence_BTF if lengths_B is None else sequence_BTF * valid_steps(sequence_BTF, lengths_B)[..., None]
 
@@ -130,37 +129,13 @@ def _with_weights(layers: nn.RNNBase, sequence: SequenceT, weights: dict[str, Te
     return function(data, initial, flat, *options, layers.batch_first)[0]
 
 
-def _scan_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor:
-    """The states of one layer in one direction, `B x T x F` -> `B x T x D`, by the operator `scan`.
-
-    The steps are the formulas of `nn.LSTM` and `nn.GRU`; the part of the gates that needs no state is computed before.
-    """
-    from torch._higher_order_ops.scan import scan  # it has no public name yet
-
-    input_weight, recurrent_weight, input_bias, recurrent_bias = (
-        getattr(layers, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-
-    def lstm_step(state: tuple[Tensor, Tensor], gates_BG: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        hidden_BD, cell_BD = state
-        gates_BG = gates_BG + F.linear(hidden_BD, recurrent_weight, recurrent_bias)
-        take, keep, new, show = gates_BG.chunk(4, dim=1)
-        cell_BD = keep.sigmoid() * cell_BD + take.sigmoid() * new.tanh()
-        hidden_BD = show.sigmoid() * cell_BD.tanh()
-        return (hidden_BD, cell_BD), hidden_BD.clone()  # an operator's outputs must not share memory
-
-    def gru_step(hidden_BD: Tensor, gates_BG: Tensor) -> tuple[Tensor, Tensor]:
-        recurrent_BG = F.linear(hidden_BD, recurrent_weight, recurrent_bias)
-        (reset, keep, new), (old_reset, old_keep, old) = gates_BG.chunk(3, dim=1), recurrent_BG.chunk(3, dim=1)
-        new = (new + (reset + old_reset).sigmoid() * old).tanh()
-        hidden_BD = new + (keep + old_keep).sigmoid() * (hidden_BD - new)
-        return hidden_BD, hidden_BD.clone()
-
-    zeros_BD = sequence_BTF.new_zeros(sequence_BTF.shape[0], layers.hidden_size)
-    gates_TBG = F.linear(sequence_BTF, input_weight, input_bias).transpose(0, 1)
+def _run_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor:
+    """The states of one layer in one direction, `B x T x F` -> `B x T x D`."""
+    weights = [getattr(layers, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    zeros = sequence_BTF.new_zeros(1, sequence_BTF.shape[0], layers.hidden_size)
     is_lstm = isinstance(layers, nn.LSTM)
-    step, start = (lstm_step, (zeros_BD, zeros_BD.clone())) if is_lstm else (gru_step, zeros_BD)
-    return scan(step, start, gates_TBG)[1].transpose(0, 1)
+    function: Callable[..., tuple[Tensor, ...]] = torch.lstm if is_lstm else torch.gru
+    return function(sequence_BTF, (zeros, zeros) if is_lstm else zeros, weights, True, 1, 0.0, False, False, True)[0]
 
 
 def _reverse(sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
