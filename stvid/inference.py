@@ -5,7 +5,6 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,10 +238,9 @@ class ModelRunner:
         self.model = channels_last(trained.model.to(self.device).eval())
         self.num_frames = trained.clip.num_frames
 
-    @functools.cached_property
     @torch.inference_mode()
-    def stream_start(self) -> Any:
-        """`VideoModel.start_stream`, called once: streams that start from one state can share their steps."""
+    def start_stream(self) -> Any:
+        """`VideoModel.start_stream` with the present weights. Streams that start from one state can share steps."""
         return self.model.start_stream(self.num_frames)
 
     @torch.inference_mode()

@@ -1,6 +1,7 @@
 """A stream: after each frame, what the whole video until then gives, or the last frames as a video of their own."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from torch import nn
 
 from stvid.clip import ClipSpec
 from stvid.data.sampling import earlier_frames
-from stvid.deploy.stream import Stream, push_together
+from stvid.deploy.stream import Stream, step_together
 from stvid.errors import InputError
 from stvid.inference import ModelRunner
 from stvid.models.base import VideoModel
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.models.recurrent import Recurrent
 from stvid.preprocess import Preprocess, as_input
 from stvid.recognizer import Recognizer
 from stvid.run.checkpoint import TrainedModel
@@ -216,15 +218,16 @@ def test_streams_that_share_forward_passes_have_the_answers_of_each_alone(tmp_pa
     for video in videos:
         stream = Stream(run, fps=20, runner=runner)
         wanted.append([stream.push(frame) for frame in video])
-    streams = [Stream(run, fps=20, runner=runner) for _ in videos]
+    start = functools.cache(runner.start_stream)
+    streams = [Stream(run, fps=20, runner=runner, start=start) for _ in videos]
     passes = []
     run.model.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
     step = run.model.stream_step
     run.model.stream_step = lambda frame, state: passes.append(len(frame)) or step(frame, state)
     for t in range(40):
         there = [i for i, video in enumerate(videos) if t >= 40 - len(video)]
-        frames = [streams[i].prepare(videos[i][t - 40 + len(videos[i])]) for i in there]
-        for i, answer in zip(there, push_together([streams[i] for i in there], frames), strict=True):
+        inputs = [streams[i].add(streams[i].prepare(videos[i][t - 40 + len(videos[i])])) for i in there]
+        for i, answer in zip(there, step_together([(streams[i], inputs[n]) for n, i in enumerate(there)]), strict=True):
             alone = wanted[i][streams[i].num_frames - 1]
             assert (answer is None) == (alone is None)
             if answer is not None:
@@ -253,6 +256,32 @@ def test_what_cannot_be_a_stream_is_refused(tmp_path):
             Stream(run, fps=fps)
     with pytest.raises(InputError, match=r"hop \(=0\) must be at least 1 frame"):
         Stream(run, fps=20, hop=0)
+
+
+def test_a_new_stream_has_the_present_weights(tmp_path):
+    run, video = trained(tmp_path, CLIP, small_conv3d()), video_of(40)
+    runner = ModelRunner(run, device=CPU)
+
+    def last_answer(runner):
+        stream = Stream(run, fps=20, runner=runner)
+        return [stream.push(frame) for frame in video][-1]
+
+    before = last_answer(runner)
+    with torch.no_grad():
+        for weight in run.model.parameters():
+            weight.mul_(1.5)
+    after = last_answer(runner)
+    torch.testing.assert_close(after, last_answer(ModelRunner(run, device=CPU)))
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("recurrent", ["lstm", "gru"])
+def test_the_states_of_a_batch_are_divided_into_contiguous_ones(recurrent):
+    """cuDNN refuses others: "rnn: hx is not contiguous"; a CPU takes them."""
+    layers = Recurrent(recurrent, input_size=4, hidden_size=6, num_layers=2)
+    _, state = layers.step(torch.rand(3, 4), None)
+    for alone in layers.split(state):
+        assert all(part.is_contiguous() for part in (alone if recurrent == "lstm" else [alone]))
 
 
 def test_damaged_weights_are_told(tmp_path):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,18 +46,30 @@ class Stream:
         runner: the model on its device; None: a new one.
         hop: frames of the stream from one window to the next, at least 1; it makes any model read windows. None:
             windows only where they are needed, four for each clip's span.
+        start: returns the state before the first frame, see `ModelRunner.start_stream`; not called for windows. Streams
+            share forward passes only if it returns the same object. None: a state of its own, with the present weights.
 
     Attributes:
         mode: `carried state`, `continual convolution` or `windows`.
         first: frames of the stream until the first answer; with windows, what a window spans.
         hop: frames of the stream from one window to the next; None without windows.
+        max_kept: frames of the clip's size that it keeps at most.
+        max_steps: forward passes for one frame at most.
         num_frames: frames so far.
 
     Raises:
         InputError: a number out of range; windows of a model that reads whole videos (`clip.num_frames=null`).
     """
 
-    def __init__(self, trained: TrainedModel, *, fps: float, runner: ModelRunner | None = None, hop: int | None = None):
+    def __init__(
+        self,
+        trained: TrainedModel,
+        *,
+        fps: float,
+        runner: ModelRunner | None = None,
+        hop: int | None = None,
+        start: Callable[[], Any] | None = None,
+    ):
         if not 0 < fps < float("inf"):
             raise InputError(f"fps (={fps}) must be above 0")
         if hop is not None and hop < 1:
@@ -68,19 +80,23 @@ class Stream:
         self.predictor: _FrameByFrame | _Windows
         if hop is None and trained.model.supports_streaming and self.clip.normalize != "clip":
             self.mode = CONTINUAL if isinstance(trained.model, ContinualModel) else CARRIED_STATE
-            self.predictor = _FrameByFrame(trained, fps, runner)
+            self.predictor = _FrameByFrame(trained, fps, runner, start or runner.start_stream)
+            self.max_steps = math.ceil(1 / self.predictor.stride)
         else:
             self.mode = WINDOWS
             self.predictor = _Windows(trained, fps, runner, hop)
-            self.hop = self.predictor.hop
-        self.first = self.predictor.first
+            self.hop, self.max_steps = self.predictor.hop, 1
+        self.first, self.max_kept = self.predictor.first, self.predictor.recent.maxlen or 0
         self.num_frames = 0
         self.probabilities_K: Tensor | None = None
 
     @property
     def key(self) -> Hashable:
         """Streams of one runner with equal keys share their next forward pass, see `step_together`."""
-        return (self.predictor.runner, key) if (key := self.predictor.key) is not None else self
+        key = self.predictor.key
+        if key is None:  # it shares none
+            return self
+        return self.predictor.runner, key
 
     def restart(self) -> None:
         """Forgets all frames: the next one is the first."""
@@ -108,10 +124,10 @@ class Stream:
         Raises:
             InputError: a frame of another type or shape; a model whose outputs are not finite.
         """
-        return push_together([self], [self.prepare(frame)])[0]
+        return step_together([(self, self.add(self.prepare(frame)))])[0]
 
     def prepare(self, frame: Tensor | np.ndarray) -> Tensor:
-        """Crops and resizes a frame, see `push`, to the uint8 `1 x 3 x H x W` that `push_together` takes.
+        """Crops and resizes a frame, see `push`, to the uint8 `1 x 3 x H x W` that `add` takes.
 
         It does not change the stream, so other threads may prepare frames.
         """
@@ -120,28 +136,21 @@ class Stream:
         return crop_and_resize(frame_CHW[None], box, self.clip.size)
 
 
-def push_together(streams: Sequence[Stream], frames: Sequence[Tensor]) -> list[Tensor | None]:
-    """The next frame of several streams of one `ModelRunner`, in as few forward passes as possible.
+@torch.inference_mode()
+def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tensor | None]:
+    """Runs the model on what `Stream.add` returned for several streams of one `ModelRunner`.
+
+    Streams share a forward pass if their next steps are alike (`VideoModel.stream_key`) and their `start` was the same
+    object; windows always do.
 
     Args:
-        streams: each of them once.
-        frames: one for each stream, from `Stream.prepare`.
+        steps: each stream once, and what its `add` returned.
 
     Returns:
         For each stream what `Stream.push` returns.
 
     Raises:
         InputError: a model whose outputs are not finite.
-    """
-    return step_together([(s, s.add(frame_1CHW)) for s, frame_1CHW in zip(streams, frames, strict=True)])
-
-
-@torch.inference_mode()
-def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tensor | None]:
-    """Runs the model on what `Stream.add` returned for several streams of one `ModelRunner`.
-
-    Streams share a forward pass if their next steps are alike (`VideoModel.stream_key`); windows always do. The numbers
-    are those of `Stream.push`, and it returns and raises what `push_together` does.
     """
     waiting = [(stream, deque(inputs)) for stream, inputs in steps]
     while any(inputs for _, inputs in waiting):
@@ -156,8 +165,8 @@ def step_together(steps: Sequence[tuple[Stream, Sequence[Tensor]]]) -> list[Tens
 
 def _answer(streams: Sequence[Stream], inputs: Tensor) -> None:
     """One forward pass for streams with the same key; their probabilities are then the new ones, if there are any."""
-    predictors: list[Any] = [stream.predictor for stream in streams]  # of one class
-    logits_BK = type(predictors[0]).run(predictors, inputs)
+    windows = streams[0].predictor  # or frame by frame: all are of one class
+    logits_BK = windows.runner(inputs) if isinstance(windows, _Windows) else _step(streams, inputs)
     if logits_BK is None:
         return
     check_finite(logits_BK, streams[0].trained)
@@ -165,14 +174,28 @@ def _answer(streams: Sequence[Stream], inputs: Tensor) -> None:
         stream.probabilities_K = probabilities_K
 
 
+def _step(streams: Sequence[Stream], frames_BCHW: Tensor) -> Tensor | None:
+    """The next step of streams whose keys are equal: logits `B x K`, or None."""
+    predictors = [cast(_FrameByFrame, stream.predictor) for stream in streams]
+    runner, states = predictors[0].runner, [predictor.state for predictor in predictors]
+    clips_BCTHW = runner.preprocess(frames_BCHW[:, None].to(runner.device))
+    state = states[0] if len(states) == 1 else runner.model.stack_states(states)
+    with runner.autocast:
+        logits_BK, state = runner.model.stream_step(clips_BCTHW[:, :, 0], state)
+    states = [state] if len(states) == 1 else runner.model.split_states(state, len(states))
+    for predictor, state in zip(predictors, states, strict=True):
+        predictor.state = state
+    return None if logits_BK is None else logits_BK.float() / runner.temperature
+
+
 class _FrameByFrame:
     """Gives a model with `supports_streaming` the frames that its clips would take, one at a time."""
 
-    def __init__(self, trained: TrainedModel, fps: float, runner: ModelRunner):
+    def __init__(self, trained: TrainedModel, fps: float, runner: ModelRunner, start: Callable[[], Any]):
         self.runner = runner
         self.clip, self.stride = trained.clip, stride_of(trained.clip, fps)
         self.recent: deque[Tensor] = deque(maxlen=diff_frames(self.clip, fps) + 1)
-        self.start = runner.stream_start
+        self.start = start()
         steps = self.start.network.first if isinstance(self.start, ContinualState) else 1
         self.first = math.floor((steps - 1) * self.stride + 1e-9) + 1
         self.restart()
@@ -195,20 +218,6 @@ class _FrameByFrame:
     @property
     def key(self) -> Hashable | None:
         return self.runner.model.stream_key(self.state)
-
-    @staticmethod
-    def run(predictors: Sequence[_FrameByFrame], frames_BCHW: Tensor) -> Tensor | None:
-        """The next step of streams whose keys are equal: logits `B x K`, or None."""
-        runner = predictors[0].runner
-        model, states = runner.model, [predictor.state for predictor in predictors]
-        clips_BCTHW = runner.preprocess(frames_BCHW[:, None].to(runner.device))
-        state = states[0] if len(states) == 1 else model.stack_states(states)
-        with runner.autocast:
-            logits_BK, state = model.stream_step(clips_BCTHW[:, :, 0], state)
-        states = [state] if len(states) == 1 else model.split_states(state, len(states))
-        for predictor, state in zip(predictors, states, strict=True):
-            predictor.state = state
-        return None if logits_BK is None else logits_BK.float() / runner.temperature
 
 
 class _Windows:
@@ -247,11 +256,6 @@ class _Windows:
             return []
         self.frames_to_next = self.hop
         return [as_input(torch.cat([self.recent[position] for position in self.positions]), self.clip)]
-
-    @staticmethod
-    def run(predictors: Sequence[_Windows], clips_BTCHW: Tensor) -> Tensor:
-        """Logits `B x K` of a clip of each stream."""
-        return predictors[0].runner(clips_BTCHW)
 
 
 def default_hop(clip: ClipSpec, fps: float) -> int:

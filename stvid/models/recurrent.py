@@ -86,10 +86,10 @@ class Recurrent(nn.Module):
         return torch.cat(list(states), dim=1)
 
     def split(self, state: Any) -> list[Any]:
-        """The state of each sequence of a batch."""
+        """The state of each sequence of a batch, contiguous: cuDNN takes no other."""
         if isinstance(self.layers, nn.LSTM):
-            return list(zip(*(part.split(1, dim=1) for part in state), strict=True))
-        return list(state.split(1, dim=1))
+            return list(zip(*map(_split, state), strict=True))
+        return _split(state)
 
     def _run_masked(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
         """The same for an exporter, which cannot trace packed sequences: a direction of a layer on all steps."""
@@ -127,6 +127,10 @@ def _with_weights(layers: nn.RNNBase, sequence: SequenceT, weights: dict[str, Te
     if isinstance(sequence, PackedSequence):
         return sequence._replace(data=function(data, batch_sizes, initial, flat, *options)[0])
     return function(data, initial, flat, *options, layers.batch_first)[0]
+
+
+def _split(state_LBD: Tensor) -> list[Tensor]:
+    return [part.contiguous() for part in state_LBD.split(1, dim=1)]
 
 
 def _run_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor:
