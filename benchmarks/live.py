@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stvid.deploy import live as live_module
+from stvid.deploy import live_stream
 from stvid.deploy.live import LiveRecognition
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import Stream
@@ -96,7 +96,7 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     limit_cpu_threads(default_device().type)
     trained = load_checkpoint(options.run)
-    live_module.Stream = slow_stream(options.ms / 1000)
+    live_stream.Stream = slow_stream(options.ms / 1000)
     rate = 1000 * options.factor / options.ms
     url = serve(encoded_frames(), rate=rate, cut_after=options.frames // 4)
     label = SteadyLabel(trained.class_names, threshold=0.5, min_duration=0.3)

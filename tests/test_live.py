@@ -9,7 +9,7 @@ import torch
 from test_slot import LONG, Source
 
 from stvid.clip import ClipSpec
-from stvid.deploy import live, meter, slot
+from stvid.deploy import live, live_stream, meter, slot
 from stvid.deploy.live import LiveRecognition
 from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.steady_label import SteadyLabel
@@ -31,7 +31,7 @@ class Model:
     mode, hop, first = "stand-in", None, 5
     pushed, meanwhile, silent = [], staticmethod(lambda: None), 0
 
-    def __init__(self, trained, *, fps, runner, hop):
+    def __init__(self, trained, *, fps, runner, hop, start):
         self.restart()
 
     def restart(self):
@@ -51,7 +51,7 @@ class Model:
 def model(monkeypatch):
     """A fresh stand-in in place of `Stream`."""
     fresh = type("Fresh", (Model,), {"pushed": []})
-    monkeypatch.setattr(live, "Stream", fresh)
+    monkeypatch.setattr(live_stream, "Stream", fresh)
     monkeypatch.setattr(live, "WARM_UP", 0)
     return fresh
 
@@ -126,8 +126,8 @@ def test_a_model_of_windows_gets_all_frames_and_fewer_windows_while_it_is_slow(m
     class Windows(model):
         cost = 8
 
-        def __init__(self, trained, *, fps, runner, hop):
-            super().__init__(trained, fps=fps, runner=runner, hop=hop)
+        def __init__(self, trained, *, fps, runner, hop, start):
+            super().__init__(trained, fps=fps, runner=runner, hop=hop, start=start)
             self.hop = hop
 
         def push(self, frame_CHW):
@@ -136,7 +136,7 @@ def test_a_model_of_windows_gets_all_frames_and_fewer_windows_while_it_is_slow(m
             return super().push(frame_CHW)
 
     source = Source(None)
-    monkeypatch.setattr(live, "Stream", Windows)
+    monkeypatch.setattr(live_stream, "Stream", Windows)
     for module in (live, meter, slot):
         monkeypatch.setattr(module, "time", Clock(source))
     trained = SimpleNamespace(**{**vars(TRAINED), "clip": ClipSpec(num_frames=16, frame_stride=1, size=4)})
@@ -240,14 +240,14 @@ def test_without_frames_the_time_goes_on(model, monkeypatch):
 def test_a_state_that_pools_all_frames_is_no_live_answer(model, pooling, num_frames, hop):
     """After minutes, the mean over all frames would hardly change: such a model reads windows of its clips."""
     hops = []
-    model.__init__ = lambda self, trained, *, fps, runner, hop: hops.append(hop)
+    model.__init__ = lambda self, trained, *, fps, runner, hop, start: hops.append(hop)
     trained = SimpleNamespace(
         clip=ClipSpec(num_frames=num_frames, frame_stride=2, size=4),
         class_names=NAMES,
         model=CNNLSTM(num_classes=3, pooling=pooling),
     )
     label = SteadyLabel(NAMES, threshold=0.5, min_duration=0.0)
-    LiveRecognition(trained, Source(1), label=label, runner=object())._new_stream()
+    LiveRecognition(trained, Source(1), label=label, runner=object())._new_live()
     assert hops == [hop]
 
 

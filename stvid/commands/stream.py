@@ -76,7 +76,7 @@ def summary(live: LiveRecognition) -> str:
     """One line about the whole stream; the labels of its lines and their numbers are in docs/using.md."""
     meter, slot = live.meter, live.slot
     parts = [
-        f"{live.latest.seconds:.1f} s: {meter.num_frames:,} frames, {meter.mean_fps:.1f} frames/s",
+        f"{live.seconds:.1f} s: {meter.num_frames:,} frames, {meter.mean_fps:.1f} frames/s",
         f"latency {meter.mean_ms:.1f} ms on average, 95 % at most {meter.percentile_95_ms:.1f} ms",
         f"{slot.dropped:,} frames dropped",
     ]
