@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from test_stream import CLIP, OfAUser, small_conv3d, trained
 from stvid.recognizer import Recognizer
 from stvid.serve import streams
 from stvid.serve.app import create_app
+from stvid.serve.inbox import Inbox
 from stvid.serve.options import ServeOptions
 
 SOCKET = "ws://127.0.0.1/stream"
@@ -30,17 +32,18 @@ MODES = {
 }
 
 
-def recognizer(tmp_path, mode="carried state"):
+def recognizer(tmp_path, mode="carried state", changes=()):
     torch.manual_seed(0)
     clip, model, options = MODES[mode]()
+    clip = dataclasses.replace(clip, **dict(changes))
     run = trained(tmp_path, clip, model, **options)
     run.path.write_bytes(b"x")  # its checksum is told
     return Recognizer(run, device="cpu")
 
 
-def service(tmp_path, mode="carried state", **options):
-    """A client of the application, to be entered."""
-    app = create_app(recognizer(tmp_path, mode), ServeOptions(**options))
+def service(tmp_path, mode="carried state", changes=(), **options):
+    """A client of the application, to be entered; `changes` are those of the clip."""
+    app = create_app(recognizer(tmp_path, mode, changes), ServeOptions(**options))
     return TestClient(app, base_url="http://127.0.0.1")
 
 
@@ -133,7 +136,15 @@ def test_clients_share_forward_passes(tmp_path, mode):
     assert passes == [3] * (6 if mode == "carried state" else 3)
 
 
-def test_in_real_time_the_newest_frame_is_answered_and_those_before_it_are_dropped(client):
+def test_in_real_time_the_newest_frame_is_answered_and_those_before_it_are_dropped(client, monkeypatch):
+    put, have_arrived = Inbox.put, threading.Event()
+
+    async def put_and_tell(inbox, frame):
+        await put(inbox, frame)
+        if frame.number == 5:
+            have_arrived.set()
+
+    monkeypatch.setattr(Inbox, "put", put_and_tell)
     model = client.app.state.service.recognizer.trained.model
     step, is_running, may_end = model.stream_step, threading.Event(), threading.Event()
 
@@ -149,7 +160,7 @@ def test_in_real_time_the_newest_frame_is_answered_and_those_before_it_are_dropp
         assert is_running.wait(60)
         for frame in video_of(5):
             socket.send_bytes(frame.tobytes())
-        client.get("/health")  # the service has read them meanwhile
+        assert have_arrived.wait(60)
         may_end.set()
         answers = [socket.receive_json() for _ in range(2)]
     assert [(answer["frame"], answer["dropped"]) for answer in answers] == [(0, 4), (5, 4)]
@@ -184,6 +195,58 @@ def test_a_wrong_first_message_is_told(client, message, detail):
     assert detail in told
     assert code == 1008
     assert open_streams(client) == "0.0"
+
+
+AT_25 = {"frame_stride": None, "fps": 25}
+AT_1 = {"frame_stride": None, "fps": 1, "size": (112, 112)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "fps", "detail"),
+    [
+        ("carried state", AT_25, 0.5, "would take 50 steps for each frame, and 32 are allowed; send at least 0.781 fr"),
+        ("windows", AT_1, 1000, "would keep 3001 frames, 37,644,544 pixels, and 16,777,216 are allowed; send fewer"),
+    ],
+)
+def test_a_rate_that_costs_too_much_is_refused(tmp_path, mode, changes, fps, detail):
+    with service(tmp_path, mode, changes) as client, client.websocket_connect(SOCKET) as socket:
+        socket.send_json({**SETTINGS, "fps": fps})
+        told, code = error_of(socket)
+        assert detail in told
+        assert code == 1008
+
+
+def test_a_frame_counts_as_many_steps_and_pixels_as_it_costs(tmp_path, monkeypatch):
+    with service(tmp_path, changes={**AT_25, "input": "diff", "diff_seconds": 1.0}) as client:
+        shared, sizes = client.app.state.service, []
+        submit = shared.batcher.submit
+        monkeypatch.setattr(
+            shared.batcher, "submit", lambda *args, size=1, **key: sizes.append(size) or submit(*args, **key)
+        )
+        with client.websocket_connect(SOCKET) as socket:
+            begin(socket, fps=5)
+            socket.send_bytes(video_of(1).tobytes())
+            assert socket.receive_json()["event"] == "answer"
+            assert shared.num_pixels == 6 * 32 * 32  # the frames of a second, and the one before
+        assert sizes == [5]
+        assert open_streams(client) == "0.0"
+        assert shared.num_pixels == 0
+
+
+def test_a_caller_that_is_cancelled_is_not_taken_for_a_service_that_stops():
+    async def wait_for(cancelled):
+        future = Future()
+        waiting = asyncio.create_task(streams._result_of(future))
+        await asyncio.sleep(0)
+        (waiting if cancelled == "caller" else future).cancel()
+        await asyncio.wait([waiting])
+        return waiting, future
+
+    waiting, future = asyncio.run(wait_for("caller"))
+    assert waiting.cancelled()
+    assert future.cancelled()  # it leaves the queue
+    waiting, _ = asyncio.run(wait_for("future"))
+    assert waiting.exception().code == 1001
 
 
 LARGE = np.zeros((40, 50, 3), np.uint8)

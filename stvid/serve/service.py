@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import tempfile
 import threading
@@ -78,6 +79,7 @@ class Service:
     def __init__(self, recognizer: Recognizer, options: ServeOptions):
         self.recognizer, self.options = recognizer, options
         self.max_batch = options.max_batch or batch_size_of(recognizer.trained)
+        self.stream_start = functools.cache(recognizer.runner.start_stream)  # so that streams share steps
         self.metrics = Metrics()
         self.batcher = Batcher(
             max_batch=self.max_batch,

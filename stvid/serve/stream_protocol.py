@@ -10,13 +10,20 @@ import numpy as np
 
 from stvid.checks import parse_json
 from stvid.deploy.segmentation import check_classes, resolve_threshold
+from stvid.deploy.stream import Stream
 from stvid.errors import InputError, VideoError, nearest
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.images import decode_jpeg
 
-GOING_AWAY, MISTAKE, TOO_LARGE, OURS, LATER = 1001, 1008, 1009, 1011, 1013  # close codes, RFC 6455 7.4
+CLOSE_GOING_AWAY = 1001  # codes with which a socket is closed: RFC 6455 7.4
+CLOSE_POLICY_VIOLATION = 1008
+CLOSE_TOO_LARGE = 1009
+CLOSE_INTERNAL_ERROR = 1011
+CLOSE_TRY_AGAIN_LATER = 1013
 FORMATS = ("jpeg", "rgb24")
 MAX_FPS = 1000.0
+MAX_STEPS = 32  # forward passes for one frame
+MAX_KEPT_PIXELS = 2**24  # of the frames that a stream keeps; 50 MB
 
 
 class StreamError(Exception):
@@ -24,10 +31,10 @@ class StreamError(Exception):
 
     Args:
         detail: what the client reads.
-        code: see `MISTAKE` and those after it.
+        code: one of the `CLOSE_` codes.
     """
 
-    def __init__(self, detail: str, code: int = MISTAKE):
+    def __init__(self, detail: str, code: int = CLOSE_POLICY_VIOLATION):
         super().__init__(detail)
         self.detail, self.code = detail, code
 
@@ -95,7 +102,31 @@ def _check_size(size: tuple[int, int] | None, *, max_pixels: int, max_frame: int
     if size[0] * size[1] > max_pixels:
         raise StreamError(f"size {size[0]} x {size[1]}: more than {max_pixels} pixels")
     if 3 * size[0] * size[1] > max_frame:
-        raise StreamError(f"size {size[0]} x {size[1]}: a frame may have {max_frame} bytes; send JPEGs", TOO_LARGE)
+        raise StreamError(
+            f"size {size[0]} x {size[1]}: a frame may have {max_frame} bytes; send JPEGs", CLOSE_TOO_LARGE
+        )
+
+
+def check_cost(stream: Stream) -> int:
+    """Pixels of the frames that a stream keeps.
+
+    Raises:
+        StreamError: the client's `fps` makes the model compute too much for each frame, or keep too many.
+    """
+    if stream.max_steps > MAX_STEPS:
+        least = stream.fps * stream.max_steps / MAX_STEPS
+        raise StreamError(
+            f"fps (={stream.fps:g}): the model would take {stream.max_steps} steps for each frame, and {MAX_STEPS} are "
+            f"allowed; send at least {least:.3g} frames per second"
+        )
+    height, width = stream.clip.size
+    num_pixels = stream.max_kept * height * width
+    if num_pixels > MAX_KEPT_PIXELS:
+        raise StreamError(
+            f"fps (={stream.fps:g}): the model would keep {stream.max_kept} frames, {num_pixels:,} pixels, and "
+            f"{MAX_KEPT_PIXELS:,} are allowed; send fewer frames per second"
+        )
+    return num_pixels
 
 
 def _number(value: Any, name: str, *, low: float, high: float) -> float:

@@ -7,31 +7,29 @@ import contextlib
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from torch import Tensor
 
-from stvid.deploy.live import live_hop
-from stvid.deploy.pace import Pace
-from stvid.deploy.segments import UNKNOWN
+from stvid.deploy.live_stream import LiveStream
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import WINDOWS, step_together
 from stvid.errors import InputError
 from stvid.serve.batching import BatchFailed, QueueFull
-from stvid.serve.service import Service
+from stvid.serve.inbox import Inbox, SentFrame
+from stvid.serve.service import Service, in_thread
 from stvid.serve.stream_protocol import (
-    GOING_AWAY,
-    LATER,
-    OURS,
-    TOO_LARGE,
+    CLOSE_GOING_AWAY,
+    CLOSE_INTERNAL_ERROR,
+    CLOSE_TOO_LARGE,
+    CLOSE_TRY_AGAIN_LATER,
     StreamError,
     StreamSettings,
+    check_cost,
     decode_frame,
     read_settings,
 )
@@ -39,9 +37,7 @@ from stvid.serve.stream_protocol import (
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_SETTINGS = 64 * 1024  # characters of the first message
-MAX_WAITING = 64 * 2**20  # bytes of the frames of a client that wait for the model
-SEND_SECONDS = 10.0  # a client that reads nothing for so long is given up
-RETRY_SECONDS = 0.02  # when the model's queue is full
+SEND_SECONDS = 10.0  # after which a client that reads nothing is cut off
 
 
 def add_streams(app: FastAPI, service: Service) -> None:
@@ -60,28 +56,34 @@ def add_streams(app: FastAPI, service: Service) -> None:
 
 
 async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[WebSocket]) -> None:
-    """Answers a client until it goes; mistakes and failures are told before the socket is closed."""
+    """Answers a client until it goes. It learns of mistakes and failures before its socket is closed."""
     try:
         limit = service.options.max_streams
         if len(open_sockets) >= limit:
-            raise StreamError(f"{limit} streams are open, and this service takes no more; try again later", LATER)
+            detail = f"{limit} streams are open, and this service takes no more; try again later"
+            raise StreamError(detail, CLOSE_TRY_AGAIN_LATER)
         open_sockets.add(socket)
-        await _Connection(socket, service, await _first_message(socket, service)).run()
+        connection = _Connection(socket, service, await _first_message(socket, service))
+        with service.reserved(connection.num_pixels):
+            await connection.run()
         return
     except StreamError as error:
         closing = error
     except InputError as error:  # the model cannot read streams
         closing = StreamError(str(error))
     except BatchFailed as error:
-        closing = StreamError(str(error), OURS)
+        closing = StreamError(str(error), CLOSE_INTERNAL_ERROR)
+    except QueueFull as error:
+        code = CLOSE_GOING_AWAY if service.is_stopping else CLOSE_TRY_AGAIN_LATER
+        closing = StreamError(f"too much to do: {error}; try again later", code)
     except (WebSocketDisconnect, asyncio.CancelledError):
         raise
     except asyncio.TimeoutError:  # of `_send`: another message would wait, too
-        log.info("a client of /stream reads no answers; its socket is given up")
+        log.info("a client of /stream reads no answers; its socket is closed")
         return
     except Exception:
         log.exception("a stream failed")
-        closing = StreamError("the service failed; its log has the traceback", OURS)
+        closing = StreamError("the service failed; its log has the traceback", CLOSE_INTERNAL_ERROR)
     with contextlib.suppress(asyncio.TimeoutError):
         await _send(socket, {"event": "error", "detail": closing.detail})
         await asyncio.wait_for(socket.close(closing.code), SEND_SECONDS)
@@ -110,98 +112,57 @@ async def _first_message(socket: WebSocket, service: Service) -> StreamSettings:
     if not isinstance(text, str):
         raise StreamError("the first message must be text with the settings, before any frame")
     if len(text) > MAX_SETTINGS:
-        raise StreamError(f"the first message has more than {MAX_SETTINGS} characters", TOO_LARGE)
+        raise StreamError(f"the first message has more than {MAX_SETTINGS} characters", CLOSE_TOO_LARGE)
     return read_settings(text, service.recognizer.trained, max_frame=service.options.max_frame)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    number: int  # counted from 0
-    content: bytes
-    arrived: float  # time.monotonic()
-
-
-class _Inbox:
-    """Frames that have arrived and wait for the model.
-
-    Args:
-        capacity: frames that may wait.
-        drops: the oldest are dropped if there are more; else `put` waits, so that the client must.
-    """
-
-    def __init__(self, capacity: int, *, drops: bool):
-        self.capacity, self.drops = capacity, drops
-        self.dropped = 0
-        self._frames: deque[_Frame] = deque()
-        self._num_bytes = 0
-        self._end: Exception | None = None
-        self._changed = asyncio.Condition()
-
-    async def put(self, frame: _Frame) -> None:
-        async with self._changed:
-            while self._frames and self._is_full(len(frame.content)):
-                if self.drops:
-                    self._num_bytes -= len(self._frames.popleft().content)
-                    self.dropped += 1
-                else:
-                    await self._changed.wait()
-            self._frames.append(frame)
-            self._num_bytes += len(frame.content)
-            self._changed.notify_all()
-
-    def _is_full(self, num_bytes: int) -> bool:
-        return len(self._frames) >= self.capacity or self._num_bytes + num_bytes > MAX_WAITING
-
-    async def end(self, error: Exception) -> None:
-        """No frame comes any more, for this reason."""
-        async with self._changed:
-            self._end = error
-            self._changed.notify_all()
-
-    async def take(self) -> list[_Frame]:
-        """All frames that wait, at least one, oldest first; raises the error of `end` after the last ones."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._frames or self._end)
-            if not self._frames:
-                assert self._end is not None
-                raise self._end
-            frames = list(self._frames)
-            self._frames.clear()
-            self._num_bytes = 0
-            self._changed.notify_all()
-            return frames
+async def _result_of(future: Future[T]) -> T:
+    """The result of a job of the batcher; StreamError if the batcher has cancelled it, because the service stops."""
+    result = asyncio.wrap_future(future)
+    try:
+        await asyncio.wait([result])  # unlike `result` itself, this is cancelled only with the caller
+        if result.cancelled():
+            raise StreamError("the service stops", CLOSE_GOING_AWAY)
+        return result.result()
+    finally:
+        result.cancel()
 
 
 class _Connection:
     """One client: its stream, its label, and the frames that wait.
 
     With `realtime`, the time of a frame is that of its arrival, and `Pace` chooses the frames that the model gets, as
-    for a camera. Else frame `i` has the time `i / fps`, and the model gets each of them.
+    for a camera. A model that reads windows gets all frames, but a window only of the newest ones: the inbox keeps the
+    others while one is computed. Without `realtime`, frame `i` has the time `i / fps`, and the model gets each of them.
     """
 
     def __init__(self, socket: WebSocket, service: Service, settings: StreamSettings):
         self.socket, self.service, self.settings = socket, service, settings
-        trained, fps = service.recognizer.trained, settings.fps
-        self.stream = service.recognizer.stream(fps, hop=live_hop(trained, fps))
-        self.label = SteadyLabel(
-            trained.class_names,
+        label = SteadyLabel(
+            service.recognizer.trained.class_names,
             threshold=settings.threshold,
             min_duration=settings.min_duration,
             background=settings.background,
         )
-        self.pace = Pace(fps, period=self.stream.hop or 1)
-        capacity = 1
-        if (
-            self.stream.mode == WINDOWS and settings.realtime
-        ):  # keeping frames takes no time, also while one is computed
-            capacity, self.pace.load = self.stream.first, 0.0
-        self.inbox = _Inbox(capacity, drops=settings.realtime)
+        self.live = LiveStream(
+            service.recognizer.trained,
+            fps=settings.fps,
+            label=label,
+            runner=service.recognizer.runner,
+            waits=not settings.realtime,
+            start=service.stream_start,
+        )
+        self.num_pixels = check_cost(self.live.stream)
+        self.keeps_all = settings.realtime and self.live.stream.mode == WINDOWS
+        if self.keeps_all:
+            self.live.pace.load = 0.0  # to keep a frame takes no time, also while a window is computed
+        capacity = self.live.stream.first if self.keeps_all else 1
+        self.inbox = Inbox(capacity, drops=settings.realtime)
         self.began = time.monotonic()
-        self.latest: tuple[str | None, float] = (None, 0.0)  # class and its probability
 
     async def run(self) -> None:
         """Answers frames until the client goes (WebSocketDisconnect) or makes a mistake (StreamError)."""
-        stream = self.stream
+        stream = self.live.stream
         names = list(stream.trained.class_names)
         start = {"class_names": names, "mode": stream.mode, "first": stream.first, "threshold": self.settings.threshold}
         await _send(self.socket, {"event": "start", **start})
@@ -221,77 +182,57 @@ class _Connection:
                 if isinstance(content, str):
                     raise StreamError("text in the middle of the frames; other settings need a new socket")
                 if len(content) > limit:
-                    raise StreamError(f"frame {number} has {len(content)} bytes; at most {limit} are taken", TOO_LARGE)
-                await self.inbox.put(_Frame(number, content, time.monotonic()))
+                    detail = f"frame {number} has {len(content)} bytes; at most {limit} are taken"
+                    raise StreamError(detail, CLOSE_TOO_LARGE)
+                await self.inbox.put(SentFrame(number, content, time.monotonic()))
                 number += 1
         except Exception as error:  # raised by `take`
             await self.inbox.end(error)
 
-    async def _answer(self, frames: list[_Frame]) -> None:
+    async def _answer(self, frames: list[SentFrame]) -> None:
         """Gives frames to the model, and answers each of them; only for the last one it computes."""
         inputs: list[Tensor] = []
         for frame in frames:
             began = time.monotonic()
-            seconds, times = self._time_of(frame)
-            if times is None:  # after a gap
-                self._restart()
-                inputs, times = [], 1
-            inputs += await asyncio.to_thread(self._add, frame, times)
+            seconds = frame.arrived - self.began if self.settings.realtime else frame.number / self.settings.fps
+            num_restarts = self.live.restarts
+            times = self.live.repetitions(seconds)
+            if self.live.restarts > num_restarts:
+                inputs = []
+            inputs += await in_thread(self.service.decoders, partial(self._add, frame, times))
             if inputs and frame is frames[-1]:
                 await self._run_model(inputs)
-                if (probabilities_K := self.stream.probabilities_K) is not None:
-                    self.latest = self.label.update(probabilities_K, seconds)
-            if self.settings.realtime and self.stream.mode != WINDOWS:
-                self.pace.measure(time.monotonic() - began, times)
+                if (probabilities_K := self.live.stream.probabilities_K) is not None:
+                    self.live.answer(probabilities_K, seconds)
+            if self.settings.realtime and not self.keeps_all:
+                self.live.pace.measure(time.monotonic() - began, times)
             await self._send_answer(frame)
 
-    def _time_of(self, frame: _Frame) -> tuple[float, int | None]:
-        """Seconds of a frame since the start, and how often the model gets it; None: once, after a new start."""
-        if not self.settings.realtime:
-            return frame.number / self.settings.fps, 1
-        seconds = frame.arrived - self.began
-        return seconds, self.pace.repetitions(seconds)
-
-    def _restart(self) -> None:
-        self.stream.restart()
-        self.label.reset()
-        if self.latest[0] is not None:
-            self.latest = (UNKNOWN, 0.0)
-
-    def _add(self, frame: _Frame, times: int) -> list[Tensor]:
+    def _add(self, frame: SentFrame, times: int) -> list[Tensor]:
         """What the model gets with this frame; called in another thread, because decoding takes milliseconds."""
-        max_pixels = self.stream.trained.max_pixels
+        stream = self.live.stream
+        max_pixels = stream.trained.max_pixels
         picture_HWC = decode_frame(frame.content, frame.number, self.settings, max_pixels=max_pixels)
-        prepared_1CHW = self.stream.prepare(picture_HWC)
-        return [model_input for _ in range(times) for model_input in self.stream.add(prepared_1CHW)]
+        prepared_1CHW = stream.prepare(picture_HWC)
+        inputs: list[Tensor] = []
+        for _ in range(times):
+            inputs += stream.add(prepared_1CHW)
+            if stream.mode == WINDOWS:
+                inputs = inputs[-1:]  # the latest window
+        return inputs
 
     async def _run_model(self, inputs: list[Tensor]) -> None:
         """Waits for the model's answer, which it computes together with those for other clients."""
-        service, stream = self.service, self.stream
+        service, stream = self.service, self.live.stream
         if stream.mode == WINDOWS:  # the latest one; they go with the clips of files
-            logits_VK = await self._batched(lambda: service.submit_clips(inputs[-1][None]))
+            logits_VK = await _result_of(service.submit_clips(inputs[-1][None]))
             stream.probabilities_K = logits_VK[0].softmax(dim=0)
         else:
             step = (stream, inputs)
-            await self._batched(lambda: service.batcher.submit(step_together, step, key=stream.key))
+            await _result_of(service.batcher.submit(step_together, step, key=stream.key, size=len(inputs)))
 
-    async def _batched(self, submit: Callable[[], Future[T]]) -> T:
-        """The result of a job of the batcher, after waiting for room in its queue."""
-        while True:
-            try:
-                future = submit()
-                return await asyncio.wrap_future(future)
-            except QueueFull:
-                if self.service.is_stopping:
-                    raise StreamError("the service stops", GOING_AWAY) from None
-                await asyncio.sleep(RETRY_SECONDS)
-            except asyncio.CancelledError:
-                if future.cancelled() and self.service.is_stopping:
-                    raise StreamError("the service stops", GOING_AWAY) from None
-                raise
-
-    async def _send_answer(self, frame: _Frame) -> None:
-        probabilities_K, (label, probability) = self.stream.probabilities_K, self.latest
+    async def _send_answer(self, frame: SentFrame) -> None:
+        probabilities_K, (label, probability) = self.live.stream.probabilities_K, self.live.latest
         answer = {
             "event": "answer",
             "frame": frame.number,
