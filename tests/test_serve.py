@@ -550,7 +550,7 @@ def test_a_bug_in_the_model_answers_500_and_the_service_stays_up(recognizer, vid
 
 def test_a_bug_elsewhere_answers_500_in_json(recognizer, video, monkeypatch):
     with serving(recognizer) as (client, _):
-        monkeypatch.setattr("stvid.serve.service.probe", lambda *args, **kwargs: 1 / 0)
+        monkeypatch.setattr("stvid.serve.clips.probe", lambda *args, **kwargs: 1 / 0)
         answer = client.post("/predict", files=upload(video))
         assert (answer.status_code, list(answer.json())) == (500, ["detail"])
 
@@ -570,7 +570,7 @@ def test_stopping_does_not_wait_for_a_decoder_that_hangs(recognizer, video, monk
         go_on.wait(60)
         raise VideoError("a.mp4", "timeout")
 
-    monkeypatch.setattr("stvid.serve.service.probe", hang)
+    monkeypatch.setattr("stvid.serve.clips.probe", hang)
     listener = bind_port("127.0.0.1", 0)
     app = create_app(recognizer, ServeOptions(stop_seconds=1))
     server = Server(app, on_start=started.set)

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 from collections.abc import AsyncIterator, Collection, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from stvid import __version__
 from stvid.deploy.predictions import make_entry
@@ -25,20 +21,18 @@ from stvid.deploy.segmentation import SegmentOptions, check_classes, resolve_thr
 from stvid.deploy.subtitles import subtitles
 from stvid.errors import InputError, VideoError
 from stvid.recognizer import Recognizer
+from stvid.run.checkpoint import checkpoint_sha256
 from stvid.serve.answers import ErrorAnswer, ModelAnswer, PredictAnswer, SegmentsAnswer
 from stvid.serve.api_page import POLICY, api_page
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.errors import HANDLERS, AsciiJSON
 from stvid.serve.metrics import CONTENT_TYPE, CountRequests
 from stvid.serve.options import ServeOptions
 from stvid.serve.security import OPEN_PATHS, Guard
-from stvid.serve.service import SegmentedVideo, Service, fingerprint_of
+from stvid.serve.service import SegmentedVideo, Service
 from stvid.serve.streams import add_streams
 from stvid.serve.uploads import ReceivedVideo, received_video
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-RETRY_AFTER = 1  # seconds
-GONE = 499  # status in the metrics of a request whose client has gone; nobody receives it
 
 
 def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Collection[str] = ()) -> FastAPI:
@@ -82,13 +76,6 @@ def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Col
     return app
 
 
-class AsciiJSON(JSONResponse):
-    """JSON in ASCII: names may hold bytes that are not UTF-8, which JSON can escape."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
 def _add_information(app: FastAPI, service: Service) -> None:
     trained = service.recognizer.trained
     model: ModelAnswer = {
@@ -97,7 +84,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
         "class_names": list(trained.class_names),
         "clip": trained.clip.to_dict(),
         "threshold": resolve_threshold(trained, None)[0],
-        "fingerprint": fingerprint_of(trained.path),
+        "fingerprint": checkpoint_sha256(trained.path),
         "version": __version__,
         "limits": {"max_upload_bytes": service.options.max_upload, "stream_mode": stream_mode(service.recognizer)},
     }
@@ -156,9 +143,9 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
         clips: Annotated[int | None, Query(ge=1, description="clips spread over the video")] = None,
         crops: Annotated[int | None, Query(ge=1, description="crops of each clip: 1, 3 or 5")] = None,
     ) -> Response:
-        async with work_on(request, path, service) as video:
+        async with admitted_video(request, path, service) as video:
             work = service.predict(video.path, num_clips=clips, num_crops=crops)
-            info, probabilities_K = await unless_gone(request, work)
+            info, probabilities_K = await cancel_on_disconnect(request, work)
         names = service.recognizer.class_names
         entry = make_entry(Path(video.name), info, probabilities_K, names, top=top)
         probabilities = dict(zip(names, map(float, probabilities_K), strict=True))
@@ -178,8 +165,8 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
     ) -> Response:
         check_classes(background, service.recognizer.class_names, option="background")
         options = SegmentOptions(threshold=threshold, window=window, hop=hop, min_duration=min_duration)
-        async with work_on(request, path, service) as video:
-            result = await unless_gone(request, service.segments(video.path, options))
+        async with admitted_video(request, path, service) as video:
+            result = await cancel_on_disconnect(request, service.segments(video.path, options))
         if format == "json":
             return AsciiJSON(_segments_answer(video, result, service, threshold, with_windows=windows))
         if result.video.error is not None:
@@ -216,7 +203,7 @@ def _segments_answer(
 
 
 @contextlib.asynccontextmanager
-async def work_on(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
+async def admitted_video(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
     """Admits a request and yields its video; errors of the video are told with the client's name for it."""
     with service.admitted():
         received = received_video(
@@ -237,7 +224,7 @@ def _named(video: ReceivedVideo, message: str) -> str:
     return message.replace(str(video.path), video.name)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work; cancels it and raises ClientDisconnect if the client goes away. The body was read."""
 
     async def disconnected() -> None:
@@ -254,50 +241,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         for pending in (task, gone):
             pending.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-def _error(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    if request.method == "POST":
-        headers["Connection"] = "close"  # the rest of the body is not read
-    return AsciiJSON({"detail": detail}, status_code=status, headers=headers)
-
-
-async def _on_http_error(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, str(error.detail), error.headers)
-
-
-async def _on_wrong_values(request: Request, error: Any) -> Response:
-    mistakes = [f"{detail['loc'][-1]} (={detail['input']}): {detail['msg']}" for detail in error.errors()]
-    return _error(request, 422, "; ".join(mistakes))
-
-
-async def _on_input_error(request: Request, error: Exception) -> Response:
-    return _error(request, 422, str(error))
-
-
-async def _on_queue_full(request: Request, error: Exception) -> Response:
-    return _error(request, 429, f"too much to do: {error}; try again", {"Retry-After": str(RETRY_AFTER)})
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=GONE)
-
-
-async def _on_failed_batch(request: Request, error: Exception) -> Response:
-    return _error(request, 500, str(error))
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return _error(request, 500, "an error of the service; its log has the traceback")
-
-
-HANDLERS: dict = {
-    StarletteHTTPException: _on_http_error,
-    RequestValidationError: _on_wrong_values,
-    InputError: _on_input_error,
-    QueueFull: _on_queue_full,
-    ClientDisconnect: _on_disconnect,
-    BatchFailed: _on_failed_batch,
-    Exception: _on_bug,
-}

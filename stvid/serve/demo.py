@@ -15,9 +15,10 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from stvid.recognizer import Recognizer
-from stvid.serve.app import FORM, create_app, unless_gone, work_on
+from stvid.serve.app import FORM, admitted_video, cancel_on_disconnect, create_app
 from stvid.serve.options import ServeOptions
-from stvid.serve.service import Service, in_thread
+from stvid.serve.service import Service
+from stvid.serve.threads import in_thread
 from stvid.video.probe import probe
 from stvid.video.redraw import redraw
 
@@ -70,8 +71,8 @@ def _add_playable(app: FastAPI) -> None:
         "/playable", summary="The same video as H.264 in an mp4 file", response_class=Response, openapi_extra=FORM
     )
     async def playable(request: Request) -> Response:
-        async with work_on(request, None, service) as video:
-            return await unless_gone(request, _playable_copy(service, video.path))
+        async with admitted_video(request, None, service) as video:
+            return await cancel_on_disconnect(request, _playable_copy(service, video.path))
 
 
 async def _playable_copy(service: Service, source: Path) -> Response:
@@ -91,7 +92,7 @@ async def _playable_copy(service: Service, source: Path) -> Response:
 
     with contextlib.ExitStack() as stack:
         stack.callback(folder.cleanup)
-        offset = await in_thread(service.segmenters, work, on_cancel=is_cancelled.set)
+        offset = await in_thread(service.pools.copies, work, on_cancel=is_cancelled.set)
         stack.pop_all()  # from here on the response deletes it
     return _TemporaryFile(copy, folder, headers={OFFSET_HEADER: f"{offset:.6f}"})
 

@@ -25,7 +25,7 @@ DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 MAX_DELAY = 1000  # milliseconds
 MIB = 2**20
 PROXY_SECONDS = 10.0  # in which Ray's proxy must answer
-DEAF_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
+TCP_USER_TIMEOUT_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def bind_port(host: str, port: int) -> socket.socket:
     if os.name == "posix":  # on Windows, this would share the port with another program
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * DEAF_SECONDS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TCP_USER_TIMEOUT_SECONDS)
     try:
         listener.bind(address)
     except OSError as error:

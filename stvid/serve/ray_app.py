@@ -25,16 +25,16 @@ class RayOptions:
 
     Attributes:
         replicas: processes that hold the model, at least 1.
-        max_replicas: Ray starts up to so many while there are more requests than `at_once` for each, and stops them
-            again. None: there are always `replicas`.
-        at_once: requests that a replica can work on together.
+        max_replicas: Ray starts up to so many while there are more than `target_ongoing_requests` for each, and stops
+            them again. None: there are always `replicas`.
+        target_ongoing_requests: requests that a replica can work on together.
         num_gpus: GPUs of each replica. It also takes one core, and so many threads.
         host, port: where Ray's proxy listens.
     """
 
     replicas: int = 1
     max_replicas: int | None = None
-    at_once: int = 16
+    target_ongoing_requests: int = 16
     num_gpus: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
@@ -107,7 +107,7 @@ def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[s
             "autoscaling_config": {
                 "min_replicas": ray_options.replicas,
                 "max_replicas": ray_options.max_replicas,
-                "target_ongoing_requests": ray_options.at_once,
+                "target_ongoing_requests": ray_options.target_ongoing_requests,
             },
         }
     return {

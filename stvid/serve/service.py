@@ -8,44 +8,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.data.dataset import Failure
 from stvid.data.loading import check_views
-from stvid.data.manifest import Item
-from stvid.data.sampling import resolve_num_frames, timeline
 from stvid.deploy.segmentation import SegmentOptions, VideoSegments, segment_video
 from stvid.device import num_cores
-from stvid.errors import InputError, VideoError
-from stvid.inference import batch_size_of, check_finite, make_views
+from stvid.inference import batch_size_of, check_finite
 from stvid.metrics import average_views
-from stvid.preprocess import crop_box, reading_size
 from stvid.recognizer import Recognizer
-from stvid.run.checkpoint import MAX_CLIP_PIXELS, TrainedModel
+from stvid.run.checkpoint import MAX_CLIP_PIXELS
 from stvid.serve.batching import Batcher, QueueFull
+from stvid.serve.clips import probe_and_measure, read_views
 from stvid.serve.metrics import Metrics
 from stvid.serve.options import ServeOptions
+from stvid.serve.threads import ThreadPools, in_thread
 from stvid.video.playback import clock_start
-from stvid.video.probe import probe
-from stvid.video.reader import scaled_size
 from stvid.video.types import VideoInfo
 
-THREAD_NAMES = ("decoder", "segmenter")
 MAX_DECODERS = 16
+NOT_STARTED = "the service was not started: a parent application must run its lifespan, see create_app"
 MAX_PIXELS_IN_WORK = 2 * MAX_CLIP_PIXELS  # of all requests; 1.5 GiB
-MAX_TICKS = 10**6  # of the timeline of a video, with `clip.fps`
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,24 +79,33 @@ class Service:
             on_batch=self.metrics.add_batch,
         )
         self.metrics.queue.set_function(lambda: len(self.batcher))
-        # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
-        cores = num_cores() // 2 if recognizer.runner.device.type == "cpu" else num_cores()
-        num_decoders = min(max(cores, 1), MAX_DECODERS)
-        self.decoders = ThreadPoolExecutor(num_decoders, thread_name_prefix=THREAD_NAMES[0])
-        self.segmenters = ThreadPoolExecutor(num_decoders, thread_name_prefix=THREAD_NAMES[1])  # busy for minutes
         self.is_stopping = False
         self.num_active = 0
         self.num_pixels = 0  # of the clips in memory
+        self.open_sockets: set[object] = set()  # that may send frames
+        self._pools: ThreadPools | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def pools(self) -> ThreadPools:
+        """The threads that decode and write; they exist from `start` to `close`."""
+        if self._pools is None:
+            raise RuntimeError(NOT_STARTED)
+        return self._pools
 
     @property
     def folder(self) -> Path:
         """The private folder of uploads."""
-        assert self._folder is not None, "the service was not started"
+        if self._folder is None:
+            raise RuntimeError(NOT_STARTED)
         return Path(self._folder.name)
 
     def start(self) -> None:
-        """Starts the model's thread, and makes the folder of uploads."""
+        """Starts the threads, and makes the folder of uploads."""
+        # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
+        cores = num_cores() // 2 if self.recognizer.runner.device.type == "cpu" else num_cores()
+        self._pools = ThreadPools(min(max(cores, 1), MAX_DECODERS))
+        self.is_stopping = False
         self._folder = tempfile.TemporaryDirectory(prefix="stvid-serve-", ignore_cleanup_errors=True)
         self.batcher.start()
 
@@ -113,8 +113,8 @@ class Service:
         """Stops the threads and deletes the folder; a second call does nothing."""
         self.is_stopping = True
         self.batcher.stop()
-        for pool in (self.decoders, self.segmenters):
-            pool.shutdown(wait=False, cancel_futures=True)
+        if self._pools is not None:
+            self._pools.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -158,11 +158,11 @@ class Service:
         crops = trained.protocol["num_crops"] if num_crops is None else num_crops
         check_views(clips, crops, trained.clip)
         info, num_pixels = await in_thread(
-            self.decoders, lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops)
+            self.pools.decoders, lambda: probe_and_measure(trained, path, num_clips=clips, num_crops=crops)
         )
         with self.reserved(num_pixels):
             clips_VTCHW = await in_thread(
-                self.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
+                self.pools.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
             )
             logits_VK = await asyncio.wrap_future(self.submit_clips(clips_VTCHW))
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
@@ -186,11 +186,11 @@ class Service:
 
         clips, crops = trained.protocol["num_clips"], trained.protocol["num_crops"]
         info, num_pixels = await in_thread(
-            self.decoders,
-            lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops, seconds=options.window),
+            self.pools.decoders,
+            lambda: probe_and_measure(trained, path, num_clips=clips, num_crops=crops, seconds=options.window),
         )
         with self.reserved(num_pixels):
-            return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
+            return await in_thread(self.pools.segmenters, work, on_cancel=runner.cancel)
 
     def submit_clips(self, clips_VTCHW: Tensor) -> Future[Tensor]:
         """Logits `V x K` of uint8 clips `V x T x C x H x W`, computed together with those of others.
@@ -235,80 +235,3 @@ class _SharedRunner:
         self._is_cancelled.set()
         if self._waiting is not None:
             self._waiting.cancel()
-
-
-async def in_thread(
-    pool: ThreadPoolExecutor, function: Callable[[], T], *, on_cancel: Callable[[], object] = lambda: None
-) -> T:
-    """Calls a function in a pool. A caller that is cancelled waits for its end: it may read the caller's files.
-
-    Args:
-        pool: of threads.
-        function: what to call.
-        on_cancel: called when the caller is cancelled; it may end the function early.
-    """
-    future = pool.submit(function)
-    try:
-        return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
-        on_cancel()
-        if not future.done():
-            ended = asyncio.wrap_future(future)
-            await asyncio.wait([ended])
-            _ = ended.cancelled() or ended.exception()  # otherwise asyncio complains that nobody looked at it
-        raise
-
-
-def read_views(
-    trained: TrainedModel, path: Path, info: VideoInfo, *, num_clips: int | None, num_crops: int | None
-) -> Tensor:
-    """The views of a file as `Recognizer.predict` takes them: uint8 `V x T x C x H x W`.
-
-    Raises:
-        VideoError: the file cannot be read.
-        InputError: see `Recognizer.predict`.
-    """
-    item = Item(path=str(path), label="", split="test")
-    sample = make_views(trained, [item], [info], num_clips=num_clips, num_crops=num_crops)[0]
-    if isinstance(sample, Failure):
-        raise VideoError(path, sample.reason, sample.detail)
-    return sample["clips"]
-
-
-def probe_cost(
-    trained: TrainedModel, path: Path, *, num_clips: int, num_crops: int, seconds: float | None = None
-) -> tuple[VideoInfo, int]:
-    """Properties of a file, and the pixels in memory while its views are read: a file can lie about anything.
-
-    Args:
-        trained: the model.
-        path: the file.
-        num_clips, num_crops: the views that are in memory at once.
-        seconds: of the file, that a view of a model of whole videos shows; None: all.
-
-    Raises:
-        VideoError: the file cannot be read.
-        InputError: more pixels than a client may ask for.
-    """
-    info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
-    clip, (height, width) = trained.clip, trained.clip.size
-    if clip.fps is not None and (ticks := (info.end - info.start) * clip.fps) > MAX_TICKS:
-        raise InputError(f"the video lasts {ticks / clip.fps:g} s, and at {clip.fps:g} frames/s that is too long")
-    frames, fps = timeline(range(info.num_frames), clip, info)
-    num_frames = len(frames) if seconds is None else min(round(seconds * fps), len(frames))
-    num_pictures = (resolve_num_frames(clip, num_frames, fps).num_frames or 1) * (1 if clip.input == "rgb" else 2)
-    box = crop_box(info.height, info.width, clip.size, num_crops=num_crops)
-    read_height, read_width = scaled_size(info, reading_size(info.height, info.width, box, clip.size))
-    num_read = min(num_clips * num_pictures, info.num_frames)
-    pixels = num_clips * num_crops * num_pictures * height * width + num_read * read_height * read_width
-    if pixels > MAX_CLIP_PIXELS:
-        raise InputError(
-            f"{num_clips} clips with {num_crops} crops of {num_pictures} frames are {pixels:,} pixels, and this "
-            f"service takes {MAX_CLIP_PIXELS:,} at once; ask for fewer clips, or send a shorter video or a narrower one"
-        )
-    return info, pixels
-
-
-def fingerprint_of(path: Path) -> str:
-    """SHA-256 of a checkpoint, as in an exported file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

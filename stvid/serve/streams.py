@@ -21,7 +21,7 @@ from stvid.deploy.stream import WINDOWS, step_together
 from stvid.errors import InputError
 from stvid.serve.batching import BatchFailed, QueueFull
 from stvid.serve.inbox import Inbox, SentFrame
-from stvid.serve.service import Service, in_thread
+from stvid.serve.service import Service
 from stvid.serve.stream_protocol import (
     CLOSE_GOING_AWAY,
     CLOSE_INTERNAL_ERROR,
@@ -33,6 +33,7 @@ from stvid.serve.stream_protocol import (
     decode_frame,
     read_settings,
 )
+from stvid.serve.threads import in_thread
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ SEND_SECONDS = 10.0  # after which a client that reads nothing is cut off
 
 def add_streams(app: FastAPI, service: Service) -> None:
     """Adds the socket to the application."""
-    open_sockets: set[WebSocket] = set()
+    open_sockets = service.open_sockets
     service.metrics.streams.set_function(lambda: len(open_sockets))
 
     @app.websocket("/stream")
@@ -55,7 +56,7 @@ def add_streams(app: FastAPI, service: Service) -> None:
             open_sockets.discard(socket)
 
 
-async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[WebSocket]) -> None:
+async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[object]) -> None:
     """Answers a client until it goes. It learns of mistakes and failures before its socket is closed."""
     try:
         limit = service.options.max_streams
@@ -199,7 +200,7 @@ class _Connection:
             times = self.live.repetitions(seconds)
             if self.live.restarts > num_restarts:
                 inputs = []
-            inputs += await in_thread(self.service.decoders, partial(self._add, frame, times))
+            inputs += await in_thread(self.service.pools.frames, partial(self._add, frame, times))
             if inputs and frame is frames[-1]:
                 await self._run_model(inputs)
                 if (probabilities_K := self.live.stream.probabilities_K) is not None:

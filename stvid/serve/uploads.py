@@ -55,12 +55,12 @@ async def received_video(
         metrics: counts uploads.
 
     Raises:
-        HTTPException: 400 a form that cannot be read, or without video; 403, 404 see `find_below`; 408 too slow; 413
-            too large; 415 no form; 507 the disk is full.
+        HTTPException: 400 a form that cannot be read, or without video; 403, 404 see `resolve_below_root`; 408 too
+            slow; 413 too large; 415 no form; 507 the disk is full.
         starlette.requests.ClientDisconnect: the client has gone.
     """
     if named is not None:
-        yield ReceivedVideo(find_below(options.root, named), named)
+        yield ReceivedVideo(resolve_below_root(options.root, named), named)
         return
     form = Form(folder)
     try:
@@ -70,14 +70,14 @@ async def received_video(
             metrics.uploaded.inc(form.num_bytes)
             yield ReceivedVideo(form.path, form.file_name)
         elif form.named is not None:
-            yield ReceivedVideo(find_below(options.root, form.named), form.named)
+            yield ReceivedVideo(resolve_below_root(options.root, form.named), form.named)
         else:
             raise HTTPException(400, "send a video as the file `file` of a form, or name one with path=")
     finally:
         form.delete()
 
 
-def find_below(root: Path | None, named: str) -> Path:
+def resolve_below_root(root: Path | None, named: str) -> Path:
     """The file that a client names, relative to the root or absolute; links are followed before it is compared.
 
     Raises:
