@@ -658,12 +658,12 @@ def test_the_program_cleans_up_after_clients_and_ends_in_good_order(run_folder, 
     )
 
     def uploads():
-        return [path for path in tmp_path.glob("stvid-serve-*/*") if path.stat().st_size]
+        return [path for path in tmp_path.glob("stvid-uploads-*/*") if path.stat().st_size]
 
     def begin():
         connection = socket.create_connection(("127.0.0.1", port), timeout=60)
         connection.sendall(head.encode() + body[:-100])
-        until(lambda: list(tmp_path.glob("stvid-serve-*/*")))
+        until(lambda: list(tmp_path.glob("stvid-uploads-*/*")))
         return connection
 
     with program(run_folder, "--device", "cpu", folder=tmp_path) as (process, port):
@@ -674,7 +674,7 @@ def test_the_program_cleans_up_after_clients_and_ends_in_good_order(run_folder, 
         assert (done.returncode, done.stdout) == (2, "")
         assert "the port is in use" in done.stderr
         begin().close()  # a client that goes away in the middle
-        until(lambda: not list(tmp_path.glob("stvid-serve-*/*")))
+        until(lambda: not list(tmp_path.glob("stvid-uploads-*/*")))
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 200_000)  # a header that is too long
             with contextlib.suppress(ConnectionError):

@@ -233,6 +233,11 @@ def test_a_frame_counts_as_many_steps_and_pixels_as_it_costs(tmp_path, monkeypat
         assert shared.num_pixels == 0
 
 
+def test_a_replica_with_one_core_decodes_in_one_thread(tmp_path):
+    with service(tmp_path, num_decoders=1) as client:
+        assert client.app.state.service.pools.frames._max_workers == 1
+
+
 def test_a_caller_that_is_cancelled_is_not_taken_for_a_service_that_stops():
     async def wait_for(cancelled):
         future = Future()

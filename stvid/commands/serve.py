@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+import torch
+
 from stvid.deploy.segmentation import resolve_threshold
 from stvid.device import limit_cpu_threads, resolve_device
 from stvid.inference import batch_size_of
@@ -36,8 +38,10 @@ def run(options: argparse.Namespace) -> None:
 
 def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
     """The same application on Ray Serve."""
-    recognizer = load_recognizer(options)  # mistakes are told here, and not by each replica
-    device = recognizer.runner.device
+    device = resolve_device(options.device)
+    # only to tell mistakes here and not in each replica: on the CPU, because replicas need the accelerator's memory
+    recognizer = load(options.run, device="cpu", trust=options.trust)
+    show_model(recognizer, device)
     ray_options = RayOptions(
         replicas=options.replicas,
         max_replicas=options.max_replicas,
@@ -46,6 +50,7 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
         host=options.host,
         port=options.port,
     )
+    del recognizer
     run_on_ray(
         str(Path(options.run).expanduser().resolve()),
         device=device.type,  # Ray shows a replica only its own GPU
@@ -62,9 +67,14 @@ def load_recognizer(options: argparse.Namespace) -> Recognizer:
     device = resolve_device(options.device)
     limit_cpu_threads(device.type)
     recognizer = load(options.run, device=device, trust=options.trust)
+    show_model(recognizer, device)
+    return recognizer
+
+
+def show_model(recognizer: Recognizer, device: torch.device) -> None:
+    """Says what runs where."""
     threshold, origin = resolve_threshold(recognizer.trained, None)
     show(f"{type(recognizer.trained.model).__name__} on {device}; threshold {threshold:g} ({origin})", flush=True)
-    return recognizer
 
 
 def start_text(options: argparse.Namespace, settings: ServeOptions, address: str) -> str:

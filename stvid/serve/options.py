@@ -45,6 +45,7 @@ class ServeOptions:
         idle_seconds: an upload that stands still for this time is refused (408), and a socket without frames closed.
         upload_seconds: a whole upload must be done in this time.
         stop_seconds: running requests may finish in this time when the service stops.
+        num_decoders: threads that decode; None: half of the cores, and all of them beside an accelerator.
     """
 
     token: str | None = None
@@ -59,6 +60,7 @@ class ServeOptions:
     idle_seconds: float = 30.0
     upload_seconds: float = 600.0
     stop_seconds: float = 30.0
+    num_decoders: int | None = None
 
 
 def find_serve_mistakes(options: argparse.Namespace) -> Iterator[str]:
@@ -94,6 +96,8 @@ def find_ray_mistakes(options: argparse.Namespace) -> Iterator[str]:
         yield f"--max-replicas (={max_replicas}) must be at least --replicas (={replicas})"
     if options.ray and options.port == 0:
         yield "--port 0: Ray Serve needs the number of a port"
+    if options.ray and ":" in (options.device or ""):
+        yield f"--device {options.device}: Ray gives each replica its own GPU; name the kind alone, such as cuda"
 
 
 def token_of(options: argparse.Namespace) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, has_proxy
 
 NAME = "stvid"  # of the application on Ray Serve
+CORES = 1  # of each replica
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,11 @@ class RayOptions:
     """How many replicas there are.
 
     Attributes:
-        replicas: processes that hold the model, at least 1.
+        replicas: processes that hold a model each, at least 1.
         max_replicas: Ray starts up to so many while there are more than `target_ongoing_requests` for each, and stops
             them again. None: there are always `replicas`.
         target_ongoing_requests: requests that a replica can work on together.
-        num_gpus: GPUs of each replica. It also takes one core, and so many threads.
+        num_gpus: GPUs of each replica, which also takes one core: one thread computes, and one decodes.
         host, port: where Ray's proxy listens.
     """
 
@@ -51,8 +53,8 @@ def run_on_ray(
 ) -> None:
     """Runs replicas of the application until Ctrl-C or SIGTERM.
 
-    It joins the Ray cluster that runs on this machine, or that of `RAY_ADDRESS`. If there is none, it starts a local
-    one, which ends with it.
+    They join the Ray cluster that runs on this machine, or that of `RAY_ADDRESS`. If there is none, a local cluster
+    starts and ends with them.
 
     Args:
         run: a run folder or a checkpoint, with the same path on all machines.
@@ -63,14 +65,15 @@ def run_on_ray(
         on_start: called with the address once all replicas answer.
 
     Raises:
-        InputError: Ray Serve runs on the cluster already, and listens somewhere else.
+        InputError: the cluster runs such an application already, or Ray Serve on it listens somewhere else.
     """
+    options = dataclasses.replace(options, num_decoders=CORES)
 
     def make_app() -> FastAPI:  # called in each replica
         limit_cpu_threads(device)
         return create_app(load(run, device=device, trust=trust), options)
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers otherwise
     import ray
     from ray import serve
 
@@ -78,6 +81,7 @@ def run_on_ray(
     try:
         with stop_on_signals() as stopped:  # after `init`, which has a handler of its own
             serve.start(http_options={"host": ray_options.host, "port": ray_options.port})
+            check_name(serve.status().applications)
             deployment = serve.deployment(name="model", **deployment_options(options, ray_options))
             try:
                 serve.run(deployment(serve.ingress(make_app)()).bind(), name=NAME)
@@ -88,6 +92,16 @@ def run_on_ray(
                 serve.delete(NAME)
     finally:
         ray.shutdown()
+
+
+def check_name(applications: Collection[str]) -> None:
+    """Raises InputError if the cluster runs an application of this name: a second one would replace it silently."""
+    if NAME in applications:
+        raise InputError(
+            f"Ray Serve on this cluster runs an application {NAME!r} already, perhaps of another stvid serve --ray, "
+            "and this one would replace it. Stop that by Ctrl-C; if its command was killed, remove what it left: "
+            f"python -c \"from ray import serve; serve.delete('{NAME}')\""
+        )
 
 
 def _check_proxy(ray_options: RayOptions) -> None:
@@ -116,5 +130,5 @@ def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[s
         "max_ongoing_requests": options.max_queue + options.max_streams,
         "max_queued_requests": options.max_queue,
         "graceful_shutdown_timeout_s": options.stop_seconds,
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": ray_options.num_gpus},
+        "ray_actor_options": {"num_cpus": CORES, "num_gpus": ray_options.num_gpus},
     }

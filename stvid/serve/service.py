@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -31,6 +30,7 @@ from stvid.serve.clips import probe_and_measure, read_views
 from stvid.serve.metrics import Metrics
 from stvid.serve.options import ServeOptions
 from stvid.serve.threads import ThreadPools, in_thread
+from stvid.serve.upload_folder import UploadFolder
 from stvid.video.playback import clock_start
 from stvid.video.types import VideoInfo
 
@@ -84,7 +84,7 @@ class Service:
         self.num_pixels = 0  # of the clips in memory
         self.open_sockets: set[object] = set()  # that may send frames
         self._pools: ThreadPools | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: UploadFolder | None = None
 
     @property
     def pools(self) -> ThreadPools:
@@ -98,15 +98,15 @@ class Service:
         """The private folder of uploads."""
         if self._folder is None:
             raise RuntimeError(NOT_STARTED)
-        return Path(self._folder.name)
+        return self._folder.path
 
     def start(self) -> None:
         """Starts the threads, and makes the folder of uploads."""
         # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
         cores = num_cores() // 2 if self.recognizer.runner.device.type == "cpu" else num_cores()
-        self._pools = ThreadPools(min(max(cores, 1), MAX_DECODERS))
+        self._pools = ThreadPools(self.options.num_decoders or min(max(cores, 1), MAX_DECODERS))
         self.is_stopping = False
-        self._folder = tempfile.TemporaryDirectory(prefix="stvid-serve-", ignore_cleanup_errors=True)
+        self._folder = UploadFolder()
         self.batcher.start()
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Service:
         if self._pools is not None:
             self._pools.shutdown()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.delete()
             self._folder = None
 
     @contextlib.contextmanager
