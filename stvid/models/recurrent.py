@@ -6,7 +6,7 @@ B batch   T steps   F size of a step   D size of a state   G gates: 4 D (LSTM) o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from stvid.models.base import check_probability
 
 SequenceT = TypeVar("SequenceT", Tensor, PackedSequence)
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer; torch adds `_l0`, ...
 POOLING = ("last", "mean", "max", "attention")
 
 
@@ -77,8 +78,23 @@ class Recurrent(nn.Module):
 
     def step(self, features_BF: Tensor, state: object | None) -> tuple[Tensor, object]:
         """The next step of a sequence, `B x F` -> `B x D`, and the state for the step after it (None: the first)."""
+        if torch.compiler.is_exporting():
+            return self._cells(features_BF, state)
         out_B1D, state = self.layers(features_BF[:, None], state)
         return out_B1D[:, 0], state
+
+    def _cells(self, features_BF: Tensor, state: Any) -> tuple[Tensor, object]:
+        """The same for an exporter, which would make a loop of `nn.LSTM`; there must be a state."""
+        is_lstm, states = isinstance(self.layers, nn.LSTM), []
+        for layer in range(self.layers.num_layers):
+            weights = [getattr(self.layers, f"{name}_l{layer}") for name in WEIGHTS]
+            if is_lstm:
+                states.append(torch.lstm_cell(features_BF, [part[layer] for part in state], *weights))
+                features_BF = states[-1][0]
+            else:
+                features_BF = torch.gru_cell(features_BF, state[layer], *weights)
+                states.append(features_BF)
+        return features_BF, tuple(map(torch.stack, zip(*states, strict=True))) if is_lstm else torch.stack(states)
 
     def _scan(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
         """The same for an exporter: it cannot trace packed sequences, and would unroll the LSTM of the example's T."""
@@ -125,9 +141,7 @@ def _scan_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor
     """
     from torch._higher_order_ops.scan import scan  # it has no public name yet
 
-    input_weight, recurrent_weight, input_bias, recurrent_bias = (
-        getattr(layers, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
+    input_weight, recurrent_weight, input_bias, recurrent_bias = (getattr(layers, name + suffix) for name in WEIGHTS)
 
     def lstm_step(state: tuple[Tensor, Tensor], gates_BG: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         hidden_BD, cell_BD = state
