@@ -5,7 +5,7 @@ B batch   T steps   F size of a step   D size of a state   G gates: 4 D (LSTM) o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -88,12 +88,13 @@ class Recurrent(nn.Module):
         is_lstm, states = isinstance(self.layers, nn.LSTM), []
         for layer in range(self.layers.num_layers):
             weights = [getattr(self.layers, f"{name}_l{layer}") for name in WEIGHTS]
-            if is_lstm:
-                states.append(torch.lstm_cell(features_BF, [part[layer] for part in state], *weights))
-                features_BF = states[-1][0]
-            else:
-                features_BF = torch.gru_cell(features_BF, state[layer], *weights)
-                states.append(features_BF)
+            old = [part[layer] for part in state] if is_lstm else state[layer]
+            gates_BG = F.linear(features_BF, weights[0], weights[2])
+            recurrent_BG = F.linear(old[0] if is_lstm else old, weights[1], weights[3])
+            states.append(
+                _lstm_step(old, gates_BG + recurrent_BG) if is_lstm else _gru_step(old, gates_BG, recurrent_BG)
+            )
+            features_BF = states[-1][0] if is_lstm else states[-1]
         return features_BF, tuple(map(torch.stack, zip(*states, strict=True))) if is_lstm else torch.stack(states)
 
     def _scan(self, sequence_BTF: Tensor, lengths_B: Tensor | None) -> Tensor:
@@ -134,6 +135,20 @@ def _with_weights(layers: nn.RNNBase, sequence: SequenceT, weights: dict[str, Te
     return function(data, initial, flat, *options, layers.batch_first)[0]
 
 
+def _lstm_step(state: Sequence[Tensor], gates_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """The next state (hidden, cell) for the sums of the gates, as in `nn.LSTM`."""
+    take, keep, new, show = gates_BG.chunk(4, dim=1)
+    cell_BD = keep.sigmoid() * state[1] + take.sigmoid() * new.tanh()
+    return show.sigmoid() * cell_BD.tanh(), cell_BD
+
+
+def _gru_step(hidden_BD: Tensor, gates_BG: Tensor, recurrent_BG: Tensor) -> Tensor:
+    """The next state for the parts of the gates from the input and from the state, as in `nn.GRU`."""
+    (reset, keep, new), (old_reset, old_keep, old) = gates_BG.chunk(3, dim=1), recurrent_BG.chunk(3, dim=1)
+    new = (new + (reset + old_reset).sigmoid() * old).tanh()
+    return new + (keep + old_keep).sigmoid() * (hidden_BD - new)
+
+
 def _scan_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor:
     """The states of one layer in one direction, `B x T x F` -> `B x T x D`, by the operator `scan`.
 
@@ -144,18 +159,11 @@ def _scan_layer(layers: nn.RNNBase, sequence_BTF: Tensor, suffix: str) -> Tensor
     input_weight, recurrent_weight, input_bias, recurrent_bias = (getattr(layers, name + suffix) for name in WEIGHTS)
 
     def lstm_step(state: tuple[Tensor, Tensor], gates_BG: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        hidden_BD, cell_BD = state
-        gates_BG = gates_BG + F.linear(hidden_BD, recurrent_weight, recurrent_bias)
-        take, keep, new, show = gates_BG.chunk(4, dim=1)
-        cell_BD = keep.sigmoid() * cell_BD + take.sigmoid() * new.tanh()
-        hidden_BD = show.sigmoid() * cell_BD.tanh()
+        hidden_BD, cell_BD = _lstm_step(state, gates_BG + F.linear(state[0], recurrent_weight, recurrent_bias))
         return (hidden_BD, cell_BD), hidden_BD.clone()  # an operator's outputs must not share memory
 
     def gru_step(hidden_BD: Tensor, gates_BG: Tensor) -> tuple[Tensor, Tensor]:
-        recurrent_BG = F.linear(hidden_BD, recurrent_weight, recurrent_bias)
-        (reset, keep, new), (old_reset, old_keep, old) = gates_BG.chunk(3, dim=1), recurrent_BG.chunk(3, dim=1)
-        new = (new + (reset + old_reset).sigmoid() * old).tanh()
-        hidden_BD = new + (keep + old_keep).sigmoid() * (hidden_BD - new)
+        hidden_BD = _gru_step(hidden_BD, gates_BG, F.linear(hidden_BD, recurrent_weight, recurrent_bias))
         return hidden_BD, hidden_BD.clone()
 
     zeros_BD = sequence_BTF.new_zeros(sequence_BTF.shape[0], layers.hidden_size)
