@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from stvid.models.layers import Conv3d, with_safe_convolutions
+from stvid.models.layers import Conv3d, GridPool3d, with_safe_convolutions
 
 
 def gradient(conv, clips, *, bf16=False):
@@ -49,3 +49,12 @@ def test_a_network_keeps_its_parameters_and_its_answers():
     assert [type(layer) for layer in (safe[0][0], safe[2])] == [Conv3d, Conv3d]
     assert all(torch.equal(value, safe.state_dict()[name]) for name, value in before.items())
     torch.testing.assert_close(safe(clips), prediction)
+
+
+@pytest.mark.parametrize("time", [1, None])
+@pytest.mark.parametrize("size", [(3, 9, 8), (2, 2, 2), (1, 7, 5)])
+def test_a_grid_pooling_is_the_same_while_it_is_exported(time, size, monkeypatch):
+    volume, pool = torch.randn(2, 3, *size), GridPool3d((time, 4, 4))
+    expected = pool(volume)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(pool(volume), expected)

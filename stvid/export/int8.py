@@ -189,13 +189,14 @@ def _accuracies(trained: TrainedModel, form: Form, files: Sequence[Exported]) ->
     manifest = RunFolder(trained.folder).manifest_csv
     names = trained.class_names
     items = Manifest.read_csv(manifest, class_names=names).with_paths(trained.moved).select("val")
+    views_of = {key: trained.protocol[key] for key in ("num_clips", "num_crops")}
     correct, num_videos = [0, 0], 0
     with Bar("comparing on val videos", total=len(items), unit="videos") as bar:
         for item in items:
             bar.advance()
             try:
                 info = probe(item.path, decode_all=False, max_pixels=trained.max_pixels)
-                views = Views(items=[item], infos=[info], class_names=names, clip=trained.clip, **trained.protocol)
+                views = Views(items=[item], infos=[info], class_names=names, clip=trained.clip, **views_of)
                 inputs = [clip_inputs(form, pictures_TCHW[None]) for pictures_TCHW in views.pictures(0)]
             except VideoError:
                 continue

@@ -86,7 +86,9 @@ def _untraceable(module: nn.Module, error: Exception) -> str:
     """What torch.export cannot trace, where it stands, and what would help."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if fixed := re.match(r"Constraints violated \(([\w, ]+)\)", reason):
-        reason = f"it fixes what may differ from call to call: {fixed[1]}"
+        reason = f"it takes for a constant what may differ from call to call: {fixed[1]}"
+        if "time" in fixed[1]:
+            reason += ". A model that was trained on clips of one length (clip.num_frames=16) has no such axis"
     place = _part_of(module, error)
     return f"this model cannot be exported: torch.export stops in {place}: {reason}\n{REMEDY}"
 

@@ -173,7 +173,7 @@ class _Tracer(fx.Tracer):
     """Records our own convolutions and poolings as operators, as it does torch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*LAYERS, nn.AdaptiveAvgPool3d)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _norm_after(node: fx.Node, modules: Mapping[fx.Node, nn.Module]) -> fx.Node | None:
