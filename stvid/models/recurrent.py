@@ -85,10 +85,11 @@ class Recurrent(nn.Module):
 
     def _cells(self, features_BF: Tensor, state: Any) -> tuple[Tensor, object]:
         """The same for an exporter, which would make a loop of `nn.LSTM`; there must be a state."""
-        is_lstm, states = isinstance(self.layers, nn.LSTM), []
+        is_lstm = isinstance(self.layers, nn.LSTM)
+        states: list[Any] = []  # of each layer; of an LSTM hidden and cell
         for layer in range(self.layers.num_layers):
             weights = [getattr(self.layers, f"{name}_l{layer}") for name in WEIGHTS]
-            old = [part[layer] for part in state] if is_lstm else state[layer]
+            old: Any = [part[layer] for part in state] if is_lstm else state[layer]
             gates_BG = F.linear(features_BF, weights[0], weights[2])
             recurrent_BG = F.linear(old[0] if is_lstm else old, weights[1], weights[3])
             states.append(
