@@ -1,4 +1,4 @@
-"""Connections of the service: what a client may do to one before the application has a request or a message to answer."""
+"""Connections: what a client may do to one before the application has a request or a message to answer."""
 
 from __future__ import annotations
 
