@@ -71,11 +71,15 @@ def recurrent_layers_as_operators() -> Iterator[None]:
 
     torch's own ONNX exporter enters the same two contexts when it traces a module itself.
     """
-    from torch.export._patches import (
-        register_gru_while_loop_decomposition,
-        register_lstm_while_loop_decomposition,
-    )
-
+    try:
+        from torch.export._patches import (
+            register_gru_while_loop_decomposition,
+            register_lstm_while_loop_decomposition,
+        )
+    except ImportError as error:
+        raise InputError(
+            f"torch {torch.__version__} is too old to export a model: pip install --upgrade 'stvid[export]'"
+        ) from error
     with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
         yield
 

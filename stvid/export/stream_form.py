@@ -147,14 +147,14 @@ class CarriedStateStep(nn.Module):
 
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, None, States]:
         """Clips of one frame -> logits `B x K`, no flag (every frame has an answer), and the new states."""
-        # layers first, as torch has them; `stack`, because torch.export fixes the batch in a `transpose` for the LSTM
+        # layers first, as torch has them; not by `transpose`, with which torch.export would refuse a batch of 1
         given = tuple(torch.stack(states[name].unbind(1)) for name in RECURRENT_STATES if name in states)
         recurrent = None if not given else given if len(given) > 1 else given[0]
         # `contiguous`: for channels-last images, torch.export would keep whether the batch of the example is 1
         frame_BCHW = clips_BCTHW[:, :, 0].contiguous()
         logits_BK, state = self.model.stream_step(frame_BCHW, StreamState(recurrent, self._pooled(states)))
         after: Any = state.recurrent if len(given) > 1 else [state.recurrent]
-        new = {name: x.transpose(0, 1) for name, x in zip(RECURRENT_STATES, after, strict=False) if name in states}
+        new = {n: torch.stack(x.unbind(0), 1) for n, x in zip(RECURRENT_STATES, after, strict=False) if n in states}
         pooled = state.pooled
         assert pooled is not None
         new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}

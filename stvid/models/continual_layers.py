@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-PoolingT = TypeVar("PoolingT", nn.MaxPool3d, nn.AvgPool3d)
+PoolingT = TypeVar("PoolingT", bound=nn.MaxPool3d | nn.AvgPool3d)
 LAYERS = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)  # may span time
 
 

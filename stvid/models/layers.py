@@ -50,11 +50,11 @@ class GridPool3d(nn.AdaptiveAvgPool3d):
         """`B x C x T x H x W` -> `B x C x T' x H' x W'`."""
         if not torch.compiler.is_exporting():
             return super().forward(x_BCTHW)
-        num_steps, *grid = self.output_size
+        num_steps, *_ = self.output_size
         if num_steps == 1:
             x_BCTHW = x_BCTHW.mean(dim=2, keepdim=True)
         images = x_BCTHW.flatten(1, 2)
-        return F.adaptive_avg_pool2d(images, grid).unflatten(1, x_BCTHW.shape[1:3])
+        return F.adaptive_avg_pool2d(images, self.output_size[1:]).unflatten(1, x_BCTHW.shape[1:3])
 
 
 def with_safe_convolutions(network: nn.Module) -> nn.Module:
