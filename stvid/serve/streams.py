@@ -24,7 +24,7 @@ from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import WINDOWS, step_together
 from stvid.errors import InputError
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.batching import BatchFailed, ServiceStopping
 from stvid.serve.service import Service
 from stvid.serve.stream_protocol import (
     CLOSE_GOING_AWAY,
@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 MAX_SETTINGS = 64 * 1024  # characters of the first message
 MAX_WAITING = 64 * 2**20  # bytes of the frames of a client that wait for the model
 SEND_SECONDS = 10.0  # a client that reads nothing for so long is given up
-RETRY_SECONDS = 0.02  # when the model's queue is full
 
 
 def add_streams(app: FastAPI, service: Service) -> None:
@@ -282,19 +281,11 @@ class _Connection:
             await self._batched(lambda: service.batcher.submit(step_together, step, key=stream.key))
 
     async def _batched(self, submit: Callable[[], Future[T]]) -> T:
-        """The result of a job of the batcher, after waiting for room in its queue."""
-        while True:
-            try:
-                future = submit()
-                return await asyncio.wrap_future(future)
-            except QueueFull:
-                if self.service.is_stopping:
-                    raise StreamError("the service stops", CLOSE_GOING_AWAY) from None
-                await asyncio.sleep(RETRY_SECONDS)
-            except asyncio.CancelledError:
-                if future.cancelled() and self.service.is_stopping:
-                    raise StreamError("the service stops", CLOSE_GOING_AWAY) from None
-                raise
+        """The result of a job of the batcher."""
+        try:
+            return await asyncio.wrap_future(submit())
+        except ServiceStopping:
+            raise StreamError("the service stops", CLOSE_GOING_AWAY) from None
 
     async def _send_answer(self, frame: _Frame) -> None:
         probabilities_K, (label, probability) = self.stream.probabilities_K, self.latest
