@@ -122,7 +122,7 @@ def test_large_windows_go_through_the_model_in_small_batches(recognizer, video, 
     frame = trained.clip.size[0] * trained.clip.size[1]
     view = trained.clip.num_frames * frame
     views = trained.protocol["num_clips"] * trained.protocol["num_crops"]
-    with serving(recognizer) as (client, service):
+    with serving(recognizer) as (client, _):
         wanted = client.post(url, files=upload(video)).json()
         assert max(sizes) > views
         # room for the small frames, those of the whole video, and twice those of one window
@@ -138,7 +138,7 @@ def test_large_windows_go_through_the_model_in_small_batches(recognizer, video, 
 
 
 def test_too_many_windows_are_refused_before_they_are_computed(recognizer, video, monkeypatch):
-    with serving(recognizer) as (client, service):
+    with serving(recognizer) as (client, _):
         monkeypatch.setattr("stvid.serve.app.MAX_VALUES", 10)
         answer = client.post("/segments?hop=0.1&windows=true", files=upload(video))
         assert answer.status_code == 422

@@ -6,7 +6,7 @@ import re
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from service_client import LOCAL, TOKEN, serving
+from service_client import LOCAL, TOKEN, serving, upload
 from starlette.testclient import WebSocketDenialResponse
 
 from stvid.serve.app import create_app
