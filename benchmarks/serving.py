@@ -17,9 +17,10 @@ For each row it prints requests per second, their latency, the CPU time of the s
 services in throughput and in CPU time. The ratio in CPU time hardly depends on what else the machine does.
 
 Exits with 1 if batching brings less than 1.5 times the throughput for cameras of the cnn_lstm, or less than 0.9 times
-in any row. The other rows say where it cannot bring much: files are decoded one by one, and 3D networks share only steps
-that come with the same frame. With `--minutes`: if a good request failed, a bad one got another answer than it should,
-or memory grew. With `--ray`: if a request was lost or got another answer, or no replica came in the place of the other.
+in any row. The other rows say where it cannot bring much: files are decoded one by one, and 3D networks share only
+steps that come with the same frame. With `--minutes`: if a good request failed, a bad one got another answer than it
+should, or memory grew. With `--ray`: if a request was lost or got another answer, or the killed replica was not
+replaced.
 """
 
 from __future__ import annotations

@@ -112,10 +112,8 @@ def soak(options: argparse.Namespace, real_files: list[bytes]) -> bool:
     print(f"{options.minutes:g} minutes, {len(good)} good clients ({num_cameras} cameras), 2 bad ones")
     failed = f"{sum(errors.values())} failed {dict(errors)}, {num_refused} refused (429) and sent again"
     print(f"{len(latencies):,} good requests, {failed}; p50 {p50:.1f}, p99 {p99:.1f} ms")
-    num_wrong = sum(bad.wrong.values())
-    print(
-        f"{sum(bad.sent.values()):,} bad requests {dict(bad.sent)}, {num_wrong} with a wrong answer {dict(bad.wrong)}"
-    )
+    print(f"{sum(bad.sent.values()):,} bad requests {dict(bad.sent)}")
+    print(f"{sum(bad.wrong.values())} of them with a wrong answer {dict(bad.wrong)}")
     print(f"memory {', '.join(f'{size:.0f}' for size in memory.mib)} MiB: {growth:+.1f} after the first quarter")
     print(f"{len(leftover)} files left in the folder of uploads")
     return not errors and not bad.wrong and not leftover and growth <= MAX_GROWTH_MIB

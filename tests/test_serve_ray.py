@@ -61,6 +61,7 @@ def serving(run, *options):
             yield process, f"http://127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGINT)
+            process.wait(120)
     assert process.returncode == 0, "".join(lines)
 
 
@@ -99,6 +100,7 @@ def test_no_good_request_is_lost_when_a_replica_is_killed(run_folder, video_fold
                     half_done.set()
 
         wanted = load(run_folder, device="cpu").predict(video_folder / name).probabilities
+        monkeypatch.setenv("RAY_ADDRESS", "auto")  # a second command on the same cluster
         second = stvid("serve", run_folder, "--ray", "--port", str(free_port()))
         assert second.returncode == 2
         assert "runs an application 'stvid' already" in second.stdout + second.stderr

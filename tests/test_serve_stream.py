@@ -6,12 +6,12 @@ import dataclasses
 import io
 import json
 import threading
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from service_client import only_full_batches, until
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from test_stream import CLIP, OfAUser, small_conv3d, trained
@@ -117,7 +117,8 @@ def test_clients_share_forward_passes(tmp_path, mode):
     videos = [video_of(6, seed) for seed in range(3)]
     oracle = recognizer(tmp_path, mode)
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(service(tmp_path, mode, max_batch=3, max_delay=60))  # only full batches go
+        client = stack.enter_context(service(tmp_path, mode, max_batch=3))
+        only_full_batches(client.app.state.service)
         model, passes = client.app.state.service.recognizer.trained.model, []
         step = model.stream_step
         model.stream_step = lambda frame, state: passes.append(len(frame)) or step(frame, state)
@@ -238,20 +239,15 @@ def test_a_replica_with_one_core_decodes_in_one_thread(tmp_path):
         assert client.app.state.service.pools.frames._max_workers == 1
 
 
-def test_a_caller_that_is_cancelled_is_not_taken_for_a_service_that_stops():
-    async def wait_for(cancelled):
-        future = Future()
-        waiting = asyncio.create_task(streams._result_of(future))
-        await asyncio.sleep(0)
-        (waiting if cancelled == "caller" else future).cancel()
-        await asyncio.wait([waiting])
-        return waiting, future
-
-    waiting, future = asyncio.run(wait_for("caller"))
-    assert waiting.cancelled()
-    assert future.cancelled()  # it leaves the queue
-    waiting, _ = asyncio.run(wait_for("future"))
-    assert waiting.exception().code == 1001
+def test_a_camera_whose_frame_waits_is_told_that_the_service_stops(client):
+    shared = client.app.state.service
+    only_full_batches(shared)
+    with client.websocket_connect(SOCKET) as socket:
+        begin(socket)
+        socket.send_bytes(video_of(1).tobytes())
+        until(lambda: len(shared.batcher))
+        shared.batcher.stop()
+        assert error_of(socket) == ("the service stops", 1001)
 
 
 def many_scans(progressive):

@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from stvid.errors import InputError
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.batching import BatchFailed, ServiceStopping
+from stvid.serve.service import QueueFull
 
 RETRY_AFTER = 1  # seconds
 CLIENT_CLOSED_REQUEST = 499  # status in the metrics of a request whose client has gone; nobody receives it
@@ -49,6 +50,10 @@ async def _on_queue_full(request: Request, error: Exception) -> Response:
     return _error(request, 429, f"too much to do: {error}; try again", {"Retry-After": str(RETRY_AFTER)})
 
 
+async def _on_stopping(request: Request, error: Exception) -> Response:
+    return _error(request, 503, "the service is stopping")
+
+
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -66,6 +71,7 @@ HANDLERS: dict = {
     RequestValidationError: _on_wrong_values,
     InputError: _on_input_error,
     QueueFull: _on_queue_full,
+    ServiceStopping: _on_stopping,
     ClientDisconnect: _on_disconnect,
     BatchFailed: _on_failed_batch,
     Exception: _on_bug,

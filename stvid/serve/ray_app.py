@@ -71,7 +71,9 @@ def run_on_ray(
 
     def make_app() -> FastAPI:  # called in each replica
         limit_cpu_threads(device)
-        return create_app(load(run, device=device, trust=trust), options)
+        app = create_app(load(run, device=device, trust=trust), options)
+        app.state.service.warm_up()
+        return app
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers otherwise
     import ray

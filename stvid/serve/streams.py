@@ -7,9 +7,8 @@ import contextlib
 import json
 import logging
 import time
-from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,9 +18,9 @@ from stvid.deploy.live_stream import LiveStream
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import WINDOWS, step_together
 from stvid.errors import InputError
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.batching import BatchFailed, ServiceStopping
 from stvid.serve.inbox import Inbox, SentFrame
-from stvid.serve.service import Service
+from stvid.serve.service import QueueFull, Service
 from stvid.serve.stream_protocol import (
     CLOSE_GOING_AWAY,
     CLOSE_INTERNAL_ERROR,
@@ -35,7 +34,6 @@ from stvid.serve.stream_protocol import (
 )
 from stvid.serve.threads import in_thread
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_SETTINGS = 64 * 1024  # characters of the first message
 SEND_SECONDS = 10.0  # after which a client that reads nothing is cut off
@@ -75,8 +73,9 @@ async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[o
     except BatchFailed as error:
         closing = StreamError(str(error), CLOSE_INTERNAL_ERROR)
     except QueueFull as error:
-        code = CLOSE_GOING_AWAY if service.is_stopping else CLOSE_TRY_AGAIN_LATER
-        closing = StreamError(f"too much to do: {error}; try again later", code)
+        closing = StreamError(f"too much to do: {error}; try again later", CLOSE_TRY_AGAIN_LATER)
+    except ServiceStopping:
+        closing = StreamError("the service stops", CLOSE_GOING_AWAY)
     except (WebSocketDisconnect, asyncio.CancelledError):
         raise
     except asyncio.TimeoutError:  # of `_send`: another message would wait, too
@@ -115,18 +114,6 @@ async def _first_message(socket: WebSocket, service: Service) -> StreamSettings:
     if len(text) > MAX_SETTINGS:
         raise StreamError(f"the first message has more than {MAX_SETTINGS} characters", CLOSE_TOO_LARGE)
     return read_settings(text, service.recognizer.trained, max_frame=service.options.max_frame)
-
-
-async def _result_of(future: Future[T]) -> T:
-    """The result of a job of the batcher; StreamError if the batcher has cancelled it, because the service stops."""
-    result = asyncio.wrap_future(future)
-    try:
-        await asyncio.wait([result])  # unlike `result` itself, this is cancelled only with the caller
-        if result.cancelled():
-            raise StreamError("the service stops", CLOSE_GOING_AWAY)
-        return result.result()
-    finally:
-        result.cancel()
 
 
 class _Connection:
@@ -226,11 +213,11 @@ class _Connection:
         """Waits for the model's answer, which it computes together with those for other clients."""
         service, stream = self.service, self.live.stream
         if stream.mode == WINDOWS:  # the latest one; they go with the clips of files
-            logits_VK = await _result_of(service.submit_clips(inputs[-1][None]))
+            logits_VK = await asyncio.wrap_future(service.submit_clips(inputs[-1][None]))
             stream.probabilities_K = logits_VK[0].softmax(dim=0)
         else:
             step = (stream, inputs)
-            await _result_of(service.batcher.submit(step_together, step, key=stream.key, size=len(inputs)))
+            await asyncio.wrap_future(service.batcher.submit(step_together, step, key=stream.key, size=len(inputs)))
 
     async def _send_answer(self, frame: SentFrame) -> None:
         probabilities_K, (label, probability) = self.live.stream.probabilities_K, self.live.latest
