@@ -54,7 +54,7 @@ class LiveStream:
         stream: what the model has seen.
         pace: how fast the model is.
         latest: a class, or `segments.UNKNOWN`, and its probability in [0, 1]; `(None, 0.0)` before the first answer.
-        restarts: how often the model was started anew.
+        restarts: how often the model forgot all frames.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LiveStream:
         self.pace = Pace(self.fps, period=self.stream.hop or 1)
 
     def repetitions(self, seconds: float) -> int:
-        """How often the model gets the frame of this time. After a gap it is started anew."""
+        """How often the model gets the frame of this time. After a gap, the stream restarts."""
         times = 1 if self.waits else self.pace.repetitions(seconds)
         if times is None:
             self.restart()
@@ -93,7 +93,7 @@ class LiveStream:
         self.latest = self.label.update(probabilities_K, seconds)
 
     def restart(self) -> None:
-        """Starts the model anew: it forgets all frames, and the label."""
+        """Forgets all frames, and the label."""
         self.stream.restart()
         self.restarts += 1
         self.forget()
