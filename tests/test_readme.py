@@ -13,7 +13,7 @@ from conftest import ROOT, TINY, in_process, moving_square, train_py
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_imports import ORDER
 
-from stvid.cli import main
+from stvid.cli import _parse, main
 from stvid.data.synthetic.actions import CLASSES
 from stvid.run.config import compose_config
 from stvid.run.overrides import to_overrides
@@ -52,9 +52,8 @@ def run_command(command, places, *more):
 
 
 def test_every_command_of_the_readme_is_in_a_section_that_is_tested():
-    tested = [
-        line for title in ("Start", "Your own videos", "Which recipe", "Change anything") for line in section(title)
-    ]
+    titles = ("Start", "Your own videos", "Which recipe", "Change anything", "Use the model")
+    tested = [line for title in titles for line in section(title)]
     assert commands(README) == [*tested, "pytest"]
 
 
@@ -139,6 +138,17 @@ def test_changes_sweeps_resume_and_comparison_work(own_run, video_folder, tmp_pa
     run_command(compare, {"RUN": own_run, "RUN2": second}, "--out", str(tmp_path / "comparison.html"))
 
 
+def test_a_trained_model_is_used_and_exported(own_run, video_folder, tmp_path):
+    predict, *services, export = section("Use the model")
+    video = next(video_folder.rglob("*.mp4"))
+    assert "start      end" in run_command(predict, {"RUN": own_run, "VIDEO.mp4": video}).stdout
+    run_command(export, {"RUN": own_run}, "--out", str(tmp_path / "model.onnx"))
+    assert (tmp_path / "model.onnx").exists()
+    for command in services:  # they go on until they are stopped; here only their options are read
+        program, *arguments = shlex.split(command)
+        assert (program, _parse(arguments).command) == ("stvid", arguments[0])
+
+
 def test_prepared_videos_train(video_folder, tmp_path):
     prepare, train = [line for line in commands(TEXTS["docs/data.md"]) if re.search("SMALL", line)]
     places = {"DIR": video_folder, "SMALL": tmp_path / "small"}
@@ -155,7 +165,8 @@ def test_the_python_lines_work(video_folder, tmp_path, capsys):
     for page in ("README.md", "docs/models.md"):  # the second goes on with the names of the first
         lines = re.findall(r"```python\n(.*?)```", TEXTS[page], flags=re.DOTALL)[0]
         exec(lines.replace("RUN", str(run)).replace("VIDEO.mp4", str(video)), names)
-        assert names["probabilities"].shape == (2,)
+        names["frame"] = names["stvid"].read_frames(str(video), [0])[0]
+    assert names["probabilities"].shape == (2,)
     assert names["prediction"].label in ("to_left", "to_right")
     assert capsys.readouterr().out.startswith(names["prediction"].label)
 

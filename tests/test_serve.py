@@ -193,6 +193,8 @@ PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\
         ("/segments?threshold=nan", b"", None, 422, "threshold (=nan)"),
         ("/segments?window=-1", b"", None, 422, "window (=-1)"),
         ("/segments?window=inf", b"", None, 422, "window (=inf)"),
+        ("/segments?window=1e308&path=square.mp4", b"", None, 422, "window (=1e+308) must be above 0 and at most 1e"),
+        ("/segments?hop=1e308&path=square.mp4", b"", None, 422, "hop (=1e+308) must be above 0 and at most 1e+09"),
         ("/segments?min_duration=-1", b"", None, 422, "min_duration (=-1)"),
         ("/segments?format=exe", b"", None, 422, "format (=exe)"),
         ("/segments?background=nothing", b"", None, 422, "background nothing: the model has no such class"),

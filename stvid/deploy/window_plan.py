@@ -12,6 +12,8 @@ from stvid.errors import InputError
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
 
+MAX_SECONDS = 1e9  # 30 years: of a window, and from one to the next
+
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlan:
@@ -85,12 +87,12 @@ def plan_windows(
         hop: seconds from one window to the next; None: a quarter of a window.
 
     Raises:
-        InputError: a window or hop of 0 or less; no window for a model of whole videos; a window shorter than a clip;
-            a hop longer than a window; a video shorter than a clip with `clip.short=error`.
+        InputError: a window or hop of 0 or less, or above `MAX_SECONDS`; no window for a model of whole videos; a
+            window shorter than a clip; a hop longer than a window; a video shorter than a clip with `clip.short=error`.
     """
     for name, value in (("window", window), ("hop", hop)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} (={value}) must be above 0 seconds")
+        if value is not None and not 0 < value <= MAX_SECONDS:
+            raise InputError(f"{name} (={value}) must be above 0 and at most {MAX_SECONDS:g} seconds")
     clip = trained.clip
     frames, fps = sampling.timeline(range(info.num_frames), clip, info)
     if window is None and clip.num_frames is None:

@@ -193,11 +193,13 @@ class CNNLSTM(VideoModel):
         if not later:
             return None
         recurrent = None if self.recurrent is None else self.recurrent.stack([state.recurrent for state in later])
-        return StreamState(recurrent, Pooled(*map(torch.cat, zip(*(state.pooled for state in later), strict=True))))
+        pooled = [state.pooled for state in later if state.pooled is not None]  # after a step there always is one
+        return StreamState(recurrent, Pooled(*map(torch.cat, zip(*pooled, strict=True))))
 
     def split_states(self, state: StreamState, num_streams: int) -> list[StreamState]:
         """The state of each stream of a batch; see `VideoModel`."""
         recurrent = [None] * num_streams if self.recurrent is None else self.recurrent.split(state.recurrent)
+        assert state.pooled is not None
         pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
         return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from stvid.errors import InputError
 from stvid.exits import stop_on_signals
+from stvid.serve.connections import HttpConnection, SocketConnection
 from stvid.serve.options import address_text
 from stvid.serve.service import Service
 
@@ -59,13 +60,13 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             lifespan="on",
-            http="h11",  # it limits the size of a header; the other parser of uvicorn does not
+            http=HttpConnection,  # its parser limits the size of a header; the other one of uvicorn does not
             log_config=None,  # stvid's own, which escapes control characters
             log_level="warning",
             access_log=False,  # the addresses may hold a token; /metrics counts
             server_header=False,
             timeout_graceful_shutdown=max(round(options.stop_seconds), 1),
-            ws="websockets-sansio",  # takes the next message of a socket only when the last one was read
+            ws=SocketConnection,  # takes the next message of a socket only when the last one was read
             ws_max_size=2 * options.max_frame,  # above this, the connection is cut without a word
             ws_per_message_deflate=False,  # JPEGs do not become smaller
         )

@@ -293,7 +293,7 @@ def probe_cost(
     if clip.fps is not None and (ticks := (info.end - info.start) * clip.fps) > MAX_TICKS:
         raise InputError(f"the video lasts {ticks / clip.fps:g} s, and at {clip.fps:g} frames/s that is too long")
     frames, fps = timeline(range(info.num_frames), clip, info)
-    num_frames = len(frames) if seconds is None else min(round(seconds * fps), len(frames))
+    num_frames = len(frames) if seconds is None else round(min(seconds * fps, len(frames)))
     num_pictures = (resolve_num_frames(clip, num_frames, fps).num_frames or 1) * (1 if clip.input == "rgb" else 2)
     box = crop_box(info.height, info.width, clip.size, num_crops=num_crops)
     read_height, read_width = scaled_size(info, reading_size(info.height, info.width, box, clip.size))
