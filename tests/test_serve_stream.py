@@ -186,12 +186,18 @@ def test_a_wrong_first_message_is_told(client, message, detail):
     assert open_streams(client) == "0.0"
 
 
+def many_scans(progressive):
+    """A JPEG whose last scan is repeated: few bytes for each, but each goes through the whole picture."""
+    return progressive[:-2] + progressive[progressive.rindex(b"\xff\xda") : -2] * 100 + progressive[-2:]
+
+
 LARGE = np.zeros((40, 50, 3), np.uint8)
 FRAMES = {
     "other size": ("rgb24", b"x" * 600, "frame 1 has 600 bytes, but 50 x 40 x 3 = 6000 were announced", 1008),
     "no JPEG": ("jpeg", b"GIF89a", "frame 1: it is no JPEG", 1008),
     "only the start of a JPEG": ("jpeg", b"\xff\xd8\xff", "frame 1: ", 1008),
     "truncated": ("jpeg", jpeg(LARGE)[:-200], "frame 1: JPEG: ", 1008),
+    "scans without end": ("jpeg", many_scans(jpeg(LARGE, progressive=True)), "it has more than 100 scans", 1008),
     "too many pixels": ("jpeg", jpeg(np.zeros((100, 101, 3), np.uint8)), "10100 pixels, more than", 1008),
     "too large": ("rgb24", b"x" * 20_001, "frame 1 has 20001 bytes; at most 20000 are taken", 1009),
     "text": ("jpeg", '{"fps": 30}', "text in the middle of the frames", 1008),

@@ -26,6 +26,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", *_AV
 _SUBFILE, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 262, 274, 339  # tags of EXIF and TIFF
 _SWAPPED = (5, 6, 7, 8)  # orientations that exchange height and width
 _CHECK_DIGITS = 4
+_START_OF_SCAN = b"\xff\xda"  # a marker of JPEG
+_MAX_SCANS = 100  # of a JPEG in memory: each goes through the whole picture; encoders write up to a dozen
 _PILLOW_ERRORS = (  # what Pillow raises for damaged files
     *(OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError, EOFError, struct.error),
     *(Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -146,10 +148,12 @@ def decode_jpeg(content: bytes, *, name: str, max_pixels: int) -> np.ndarray:
     """uint8 H x W x 3, upright, of a JPEG in memory; `name`: of the picture, for messages.
 
     Raises:
-        VideoError: unreadable: no JPEG, damaged or truncated, more than `max_pixels`.
+        VideoError: unreadable: no JPEG, damaged or truncated, more than `max_pixels`, more than 100 scans.
     """
     if not content.startswith(b"\xff\xd8"):
         raise VideoError(name, UNREADABLE, "it is no JPEG")
+    if content.count(_START_OF_SCAN) > _MAX_SCANS:  # compressed pixels do not contain it
+        raise VideoError(name, UNREADABLE, f"it has more than {_MAX_SCANS} scans, which would take very long to decode")
     with _damage_is_unreadable(name, Path("JPEG")):
         file = Image.open(io.BytesIO(content), formats=("JPEG",))
     return _upright_pixels(name, Path("JPEG"), file, max_pixels=max_pixels, size=None, shrunk=False)
