@@ -300,7 +300,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
     description = "clients may also name videos in this folder, with path= (default: none)"
     parser.add_argument("--root", metavar="DIR", help=description)
     number: dict[str, Any] = {"type": int, "metavar": "N"}
-    parser.add_argument("--max-upload", type=int, metavar="MB", default=100, help="of one video (default: 100)")
+    parser.add_argument("--max-upload", type=int, metavar="MIB", default=100, help="size of one video (default: 100)")
     description = "milliseconds that a request waits for others, to share a call of the model (default: 5)"
     parser.add_argument("--max-delay", type=float, metavar="MS", default=5.0, help=description)
     description = "clips in one call of the model (default: the batch size of the training)"
@@ -319,7 +319,6 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     description = "only print the address of the page"
     parser.add_argument("--no-browser", dest="browser", action="store_false", help=description)
     add_service_options(parser)
-    parser.set_defaults(ray=False, replicas=1, max_replicas=None)  # one process
 
 
 def _add_export(commands: argparse._SubParsersAction) -> None:

@@ -120,6 +120,23 @@ def run_folder(video_folder, shared_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recognizer(run_folder):
+    """The model of `run_folder`."""
+    from stvid.recognizer import load
+
+    return load(run_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory) -> Path:
+    """48 frames at 12 frames/s: a square that moves to the left, to the right, to the left, to the right."""
+    path = tmp_path_factory.mktemp("video") / "square.mp4"
+    parts = [moving_square(to_right=bool(i % 2), seed=i, num_frames=12) for i in range(4)]
+    write_video(path, np.concatenate(parts), fps=12)
+    return path
+
+
+@pytest.fixture(scope="session")
 def onnx_file(run_folder, shared_folder) -> Path:
     """The run's model as `stvid export` writes it."""
     file = shared_folder / "first.onnx"

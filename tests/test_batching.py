@@ -4,14 +4,14 @@ import threading
 
 import pytest
 
-from stvid.serve.batching import Batcher, BatchFailed, QueueFull
+from stvid.serve.batching import Batcher, BatchFailed, ServiceStopping
 
 FOREVER = 3600.0  # seconds; a test that waits for it fails
 
 
 @pytest.fixture
 def batcher():
-    batcher = Batcher(max_batch=4, max_delay=0, max_queue=8)
+    batcher = Batcher(max_batch=4, max_delay=0)
     yield batcher
     batcher.stop()
 
@@ -58,12 +58,11 @@ def test_a_batch_takes_no_more_than_its_size_and_a_larger_item_comes_alone(batch
 def test_a_full_batch_does_not_wait_and_another_waits_for_others():
     calls = []
     function = recording(calls)
-    batcher = Batcher(max_batch=2, max_delay=FOREVER, max_queue=8)
+    batcher = Batcher(max_batch=2, max_delay=FOREVER)
     batcher.start()
     try:
         first = batcher.submit(function, 1)
         other = batcher.submit(function, 7, key="of another shape")  # it does not complete the batch
-        assert not first.done()
         second = batcher.submit(function, 2)
         assert results([first, second]) == [10, 20]
         assert calls == [[1, 2]]
@@ -74,22 +73,46 @@ def test_a_full_batch_does_not_wait_and_another_waits_for_others():
         batcher.stop()
 
 
-def test_a_full_queue_refuses_and_cancelled_items_leave_it(batcher):
+def test_a_full_batch_overtakes_an_item_that_waits_for_others_but_not_one_that_has_waited():
+    for max_delay, order in ((FOREVER, [[1, 2]]), (0, [[7], [1, 2]])):
+        calls, done = [], threading.Event()
+        function = recording(calls)
+        batcher = Batcher(max_batch=2, max_delay=max_delay)
+        batcher.submit(function, 7, key="alone")
+        futures = [batcher.submit(function, item) for item in (1, 2)]
+        futures[1].add_done_callback(lambda _, done=done: done.set())
+        batcher.start()
+        assert done.wait(60)
+        batcher.stop()
+        assert calls == order
+
+
+def test_nobody_waits_for_others_that_do_not_exist():
+    batcher = Batcher(max_batch=4, max_delay=FOREVER, num_clients=lambda: 2)
+    calls = []
+    futures = [batcher.submit(recording(calls), item, key=item) for item in (1, 2)]
+    batcher.start()
+    assert futures[0].result(timeout=60) == 10
+    batcher.num_clients = lambda: 1
+    futures.append(batcher.submit(recording(calls), 3))  # the other one has gone
+    results(futures[2:])
+    batcher.stop()
+
+
+def test_cancelled_items_leave_the_queue(batcher):
     calls = []
     function = recording(calls)
-    futures = [batcher.submit(function, item) for item in range(8)]
-    with pytest.raises(QueueFull):
-        batcher.submit(function, 8)
-    futures[3].cancel()
-    futures.append(batcher.submit(function, 8))
+    futures = [batcher.submit(function, item) for item in range(5)]
+    futures[1].cancel()
     batcher.start()
     results(future for future in futures if not future.cancelled())
-    assert calls == [[0, 1, 2, 4], [5, 6, 7, 8]]
+    assert calls == [[0, 2, 3, 4]]
 
 
-def test_a_bug_fails_its_own_items_and_the_thread_goes_on(batcher, caplog):
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), SystemExit("a bug")])
+def test_a_bug_fails_its_own_items_and_the_thread_goes_on(batcher, caplog, error):
     def broken(items):
-        raise ZeroDivisionError("a bug")
+        raise error
 
     failing = [batcher.submit(broken, item) for item in range(2)]
     good = batcher.submit(recording([]), 1)
@@ -98,7 +121,7 @@ def test_a_bug_fails_its_own_items_and_the_thread_goes_on(batcher, caplog):
     for future in failing:
         with pytest.raises(BatchFailed):
             future.result(timeout=60)
-    assert "ZeroDivisionError: a bug" in caplog.text
+    assert f"{type(error).__name__}: a bug" in caplog.text
 
 
 def test_too_few_results_are_a_bug_not_another_clients_answer(batcher):
@@ -109,7 +132,7 @@ def test_too_few_results_are_a_bug_not_another_clients_answer(batcher):
             future.result(timeout=60)
 
 
-def test_stopping_finishes_the_running_call_and_cancels_the_rest(batcher):
+def test_stopping_drops_what_waits_and_does_not_wait_for_a_call_without_end(batcher):
     running, go_on = threading.Event(), threading.Event()
 
     def slow(items):
@@ -121,19 +144,33 @@ def test_stopping_finishes_the_running_call_and_cancels_the_rest(batcher):
     first = batcher.submit(slow, 1)
     assert running.wait(60)
     second = batcher.submit(slow, 2)
-    second.add_done_callback(lambda _: go_on.set())  # cancelled by stop, which then waits for the first
-    batcher.stop()
-    assert first.result(timeout=60) == 1
-    assert second.cancelled()
-    with pytest.raises(QueueFull):
+    batcher.stop(timeout=0)
+    assert not first.done()
+    with pytest.raises(ServiceStopping):
+        second.result(timeout=60)
+    with pytest.raises(ServiceStopping):
         batcher.submit(slow, 3)
+    go_on.set()
+    batcher.stop()
+    assert first.done()
+    batcher.start()
+    assert batcher.submit(slow, 4).result(timeout=60) == 4
+
+
+def test_an_error_while_a_call_is_counted_fails_the_call_and_not_the_thread():
+    batcher = Batcher(max_batch=4, max_delay=0, on_batch=lambda size, seconds: 1 / 0)
+    batcher.start()
+    for number in (1, 2):
+        with pytest.raises(BatchFailed):
+            batcher.submit(recording([]), 1).result(timeout=60)
+        assert (batcher.num_failures, batcher.is_running) == (number, True)
+    batcher.stop()
+    assert not batcher.is_running
 
 
 def test_calls_are_measured():
     measured = []
-    batcher = Batcher(
-        max_batch=4, max_delay=0, max_queue=8, on_batch=lambda size, seconds: measured.append((size, seconds >= 0))
-    )
+    batcher = Batcher(max_batch=4, max_delay=0, on_batch=lambda size, seconds: measured.append((size, seconds >= 0)))
     function = recording([])
     futures = [batcher.submit(function, 1, size=size) for size in (1, 3)]
     batcher.start()

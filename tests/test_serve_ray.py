@@ -113,7 +113,7 @@ def test_the_options_of_the_deployment():
     fixed = deployment_options(options, RayOptions(replicas=2))
     assert (fixed["num_replicas"], fixed["max_ongoing_requests"], fixed["max_queued_requests"]) == (2, 13, 10)
     assert fixed["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
-    scaled = deployment_options(options, RayOptions(replicas=2, max_replicas=5, at_once=4, num_gpus=1))
+    scaled = deployment_options(options, RayOptions(replicas=2, max_replicas=5, target_ongoing_requests=4, num_gpus=1))
     assert scaled["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 4}
     assert scaled["ray_actor_options"]["num_gpus"] == 1
 

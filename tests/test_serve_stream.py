@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from service_client import only_full_batches
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from test_stream import CLIP, OfAUser, small_conv3d, trained
@@ -114,7 +115,8 @@ def test_clients_share_forward_passes(tmp_path, mode):
     videos = [video_of(6, seed) for seed in range(3)]
     oracle = recognizer(tmp_path, mode)
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(service(tmp_path, mode, max_batch=3, max_delay=60))  # only full batches go
+        client = stack.enter_context(service(tmp_path, mode, max_batch=3))
+        only_full_batches(client.app.state.service)
         model, passes = client.app.state.service.recognizer.trained.model, []
         step = model.stream_step
         model.stream_step = lambda frame, state: passes.append(len(frame)) or step(frame, state)

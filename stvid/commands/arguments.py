@@ -187,6 +187,15 @@ def _check_serve(options: argparse.Namespace) -> Iterable[str]:
         options.listener.close()
 
 
+def _check_demo(options: argparse.Namespace) -> Iterable[str]:
+    mistakes = list(find_serve_mistakes(options))
+    yield from mistakes
+    check_packages()
+    _check_runs([options.run])
+    if not mistakes:
+        options.listener = bind_port(options.host, options.port)
+
+
 def _check_export(options: argparse.Namespace) -> Iterable[str]:
     suffix = {"onnx": ".onnx", "torch": ".pt2"}[options.format]
     if options.format == "onnx":
@@ -295,6 +304,6 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "predict": _check_predict,
     "stream": _check_stream,
     "serve": _check_serve,
-    "demo": _check_serve,
+    "demo": _check_demo,
     "export": _check_export,
 }

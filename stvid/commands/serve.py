@@ -16,7 +16,7 @@ from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, serve_options, token_of
 from stvid.serve.ray_app import RayOptions, run_on_ray
 from stvid.serve.server import run_server
-from stvid.serve.service import THREAD_NAMES
+from stvid.serve.threads import THREAD_NAME
 from stvid.terminal import show
 
 LAST_SECONDS = 1.0  # in which threads end that have nothing to do
@@ -41,7 +41,7 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
     ray_options = RayOptions(
         replicas=options.replicas,
         max_replicas=options.max_replicas,
-        at_once=settings.max_batch or batch_size_of(recognizer.trained),
+        target_ongoing_requests=settings.max_batch or batch_size_of(recognizer.trained),
         num_gpus=int(device.type == "cuda"),
         host=options.host,
         port=options.port,
@@ -77,7 +77,7 @@ def start_text(options: argparse.Namespace, settings: ServeOptions, address: str
 
 def leave_threads_behind() -> None:
     """Ends the program if a thread still decodes a video that nobody waits for: Python would wait for it."""
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAMES)]
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
     for thread in threads:
         thread.join(timeout=LAST_SECONDS)
     if any(thread.is_alive() for thread in threads):

@@ -75,6 +75,7 @@ def segment_video(
     info: VideoInfo,
     runner: Runner,
     options: SegmentOptions,
+    batch_size: int | None = None,
     on_window: Callable[[Window], object] = lambda window: None,
 ) -> VideoSegments:
     """Reads a video once and divides it into segments.
@@ -88,6 +89,7 @@ def segment_video(
         info: the result of `probe`.
         runner: the model on its device.
         options: see `SegmentOptions`.
+        batch_size: views per forward pass; None: as in training.
         on_window: called with each window, as soon as it is classified.
 
     Raises:
@@ -100,7 +102,9 @@ def segment_video(
     windows: list[Window] = []
     error = None
     try:
-        for window in classify_windows(trained, path, info=info, runner=runner, views=views, **limits):
+        for window in classify_windows(
+            trained, path, info=info, runner=runner, views=views, batch_size=batch_size, **limits
+        ):
             windows.append(window)
             on_window(window)
     except VideoError as stopped:

@@ -89,6 +89,7 @@ def classify_windows(
     window: float | None = None,
     hop: float | None = None,
     views: VideoViews | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Window]:
     """The windows of a video, see `plan_windows`, each with what `Recognizer.predict` says of its frames alone.
 
@@ -101,6 +102,7 @@ def classify_windows(
         runner: the model on its device; None: a new one.
         window, hop: see `plan_windows`.
         views: filled in the same pass.
+        batch_size: views per forward pass, to the next whole window; None: as in training.
 
     Raises:
         VideoError: the file cannot be read. If it breaks on the way, the windows before come first.
@@ -109,7 +111,7 @@ def classify_windows(
     info = info or probe(path, decode_all=False, max_pixels=trained.max_pixels)
     plan = plan_windows(trained, info, path=path, window=window, hop=hop)
     runner = runner or ModelRunner(trained)
-    return _read_windows(trained, path, plan, runner, views)
+    return _read_windows(trained, path, plan, runner, views, batch_size or batch_size_of(trained))
 
 
 def _read_windows(
@@ -118,10 +120,11 @@ def _read_windows(
     plan: WindowPlan,
     runner: Runner,
     views: VideoViews | None,
+    batch_size: int,
 ) -> Iterator[Window]:
     read = partial(_small_frames, trained, path, plan, views, device=runner.device)
     with closing(read_ahead(read, size=READ_AHEAD)) as frames:
-        yield from _in_batches(_assemble(plan, _route(frames, views)), plan, trained, runner)
+        yield from _in_batches(_assemble(plan, _route(frames, views)), plan, trained, runner, batch_size)
 
 
 def _small_frames(
@@ -178,14 +181,18 @@ def make_views(clips: Sequence[Sequence[int]], crops: Mapping[int, Sequence[Tens
 
 
 def _in_batches(
-    windows: Iterable[tuple[int, list[Tensor]]], plan: WindowPlan, trained: TrainedModel, runner: Runner
+    windows: Iterable[tuple[int, list[Tensor]]],
+    plan: WindowPlan,
+    trained: TrainedModel,
+    runner: Runner,
+    batch_size: int,
 ) -> Iterator[Window]:
-    """Classifies windows in batches of the run's batch size; after an error of the video those before it, too."""
+    """Classifies windows in batches; after an error of the video those before it, too."""
     batch: list[tuple[int, list[Tensor]]] = []
     try:
         for start, views in windows:
             batch.append((start, views))
-            if len(batch) * len(views) >= batch_size_of(trained):
+            if len(batch) * len(views) >= batch_size:
                 yield from _classify(batch, plan, trained, runner)
                 batch = []
     except VideoError:

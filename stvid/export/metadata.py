@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
-from stvid.run.checkpoint import TrainedModel
+from stvid.run.checkpoint import TrainedModel, checkpoint_sha256
 from stvid.run.provenance import versions
 
 FORMAT = 1  # raise it when older readers can no longer use the record
 KEY = "stvid"  # of the only entry
-BLOCK = 2**20  # bytes
 
 
 def metadata(trained: TrainedModel, *, stream: Mapping | None = None) -> dict[str, str]:
@@ -36,15 +33,6 @@ def metadata(trained: TrainedModel, *, stream: Mapping | None = None) -> dict[st
         "temperature": trained.temperature,
         "threshold": trained.threshold,
         "versions": versions(),
-        "fingerprint": file_fingerprint(trained.path),
+        "fingerprint": checkpoint_sha256(trained.path),
     }
     return {KEY: json.dumps(record if stream is None else record | {"stream": dict(stream)})}
-
-
-def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

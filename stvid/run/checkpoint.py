@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -210,6 +211,15 @@ def load_checkpoint(run: str | Path, *, calibrated: bool = True, trust: str | Se
         step=content["global_step"],
     )
     return _with_calibration(trained) if calibrated else trained
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """SHA-256 of a checkpoint's file, 64 hexadecimal digits, by which others recognise the model."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_training_state(path: Path) -> None:

@@ -39,6 +39,8 @@ class SegmentsAnswer(TypedDict):
     duration: float
     fps: float
     class_names: list[str]
+    top: list[ClassProbability]
+    probabilities: NotRequired[dict[str, float]]  # of the whole video; not if it breaks on the way
     segments: list[SegmentAnswer]
     threshold: float
     windows: NotRequired[list[WindowAnswer]]

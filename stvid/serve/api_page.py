@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 
@@ -38,14 +39,20 @@ class Endpoint:
     answer: dict[str, str]
 
 
-def api_page(description: Mapping) -> str:
+def api_page(description: Mapping, *, token: str | None) -> str:
     """The page as HTML.
 
     Args:
         description: OpenAPI, as `FastAPI.openapi` returns it.
+        token: that was in the address of the page, and so comes into its link; None: none.
     """
     info = description["info"]
-    return _template().render(endpoints=list(_endpoints(description)), title=info["title"], version=info["version"])
+    return _template().render(
+        endpoints=list(_endpoints(description)),
+        title=info["title"],
+        version=info["version"],
+        query="" if token is None else f"?token={quote(token, safe='')}",
+    )
 
 
 @functools.cache

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 from collections.abc import AsyncIterator, Collection, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.security import HTTPBearer
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from stvid import __version__
 from stvid.deploy.predictions import make_entry
@@ -25,24 +22,31 @@ from stvid.deploy.segmentation import SegmentOptions, check_classes, resolve_thr
 from stvid.deploy.subtitles import subtitles
 from stvid.errors import InputError, VideoError
 from stvid.recognizer import Recognizer
+from stvid.run.checkpoint import checkpoint_sha256
 from stvid.serve.answers import ErrorAnswer, ModelAnswer, PredictAnswer, SegmentsAnswer
 from stvid.serve.api_page import POLICY, api_page
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.clips import MAX_WINDOWS
+from stvid.serve.errors import HANDLERS, AsciiJSON
 from stvid.serve.metrics import CONTENT_TYPE, CountRequests
 from stvid.serve.options import ServeOptions
 from stvid.serve.security import OPEN_PATHS, Guard
-from stvid.serve.service import SegmentedVideo, Service, fingerprint_of
+from stvid.serve.service import SegmentedVideo, Service
 from stvid.serve.streams import add_streams
+from stvid.serve.threads import in_thread
 from stvid.serve.uploads import ReceivedVideo, received_video
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
-RETRY_AFTER = 1  # seconds
-GONE = 499  # status in the metrics of a request whose client has gone; nobody receives it
+MAX_VALUES = 4 * 10**6  # probabilities in an answer with windows: 80 MB of JSON
+SUBTITLES = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 
 
 def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Collection[str] = ()) -> FastAPI:
     """An application that answers requests with a model.
+
+    A parent application that mounts it must also start and end it, in its own lifespan:
+
+        async with app.router.lifespan_context(app):
+            yield
 
     Args:
         recognizer: the model.
@@ -60,7 +64,7 @@ def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Col
         try:
             yield
         finally:
-            service.close()
+            await asyncio.to_thread(service.close)
 
     app = FastAPI(
         title="stvid",
@@ -82,11 +86,9 @@ def create_app(recognizer: Recognizer, options: ServeOptions, *, open_paths: Col
     return app
 
 
-class AsciiJSON(JSONResponse):
-    """JSON in ASCII: names may hold bytes that are not UTF-8, which JSON can escape."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+def token_dependencies(service: Service) -> list[Any]:
+    """Tells the OpenAPI description that an address needs the token; `Guard` checks it."""
+    return [] if service.options.token is None else [Depends(HTTPBearer(auto_error=False))]
 
 
 def _add_information(app: FastAPI, service: Service) -> None:
@@ -97,28 +99,30 @@ def _add_information(app: FastAPI, service: Service) -> None:
         "class_names": list(trained.class_names),
         "clip": trained.clip.to_dict(),
         "threshold": resolve_threshold(trained, None)[0],
-        "fingerprint": fingerprint_of(trained.path),
+        "fingerprint": checkpoint_sha256(trained.path),
         "version": __version__,
         "limits": {"max_upload_bytes": service.options.max_upload, "stream_mode": stream_mode(service.recognizer)},
     }
 
     @app.get("/health", summary="Whether the service takes work")
     async def health() -> dict[str, str]:
-        if service.is_stopping:
-            raise HTTPException(503, "the service is stopping")
+        if service.problem is not None:
+            raise HTTPException(503, service.problem)
         return {"status": "ok"}
 
-    @app.get("/model", summary="The model and the limits", response_model=ModelAnswer)
+    protected = token_dependencies(service)
+
+    @app.get("/model", summary="The model and the limits", response_model=ModelAnswer, dependencies=protected)
     async def describe_model() -> Response:
         return AsciiJSON(model)
 
-    @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse, dependencies=protected)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(api_page(app.openapi()), headers={"Content-Security-Policy": POLICY})
+    async def docs(token: str | None = None) -> Response:
+        return HTMLResponse(api_page(app.openapi(), token=token), headers={"Content-Security-Policy": POLICY})
 
 
 def stream_mode(recognizer: Recognizer) -> str | None:
@@ -142,32 +146,45 @@ FORM = {
     }
 }
 PathQuery = Annotated[str | None, Query(description="instead of a file: a video below --root")]
+TopQuery = Annotated[int, Query(ge=1, description="how many classes to name")]
 Seconds = Annotated[float | None, Query(gt=0, allow_inf_nan=False)]
 
 
 def _add_recognition(app: FastAPI, service: Service) -> None:
     @app.post(
-        "/predict", summary="The most probable classes of a video", response_model=PredictAnswer, openapi_extra=FORM
+        "/predict",
+        summary="The most probable classes of a video",
+        response_model=PredictAnswer,
+        openapi_extra=FORM,
+        dependencies=token_dependencies(service),
     )
     async def predict(
         request: Request,
         path: PathQuery = None,
-        top: Annotated[int, Query(ge=1, description="how many classes to name")] = 5,
+        top: TopQuery = 5,
         clips: Annotated[int | None, Query(ge=1, description="clips spread over the video")] = None,
         crops: Annotated[int | None, Query(ge=1, description="crops of each clip: 1, 3 or 5")] = None,
     ) -> Response:
-        async with work_on(request, path, service) as video:
+        async with admitted_video(request, path, service) as video:
             work = service.predict(video.path, num_clips=clips, num_crops=crops)
-            info, probabilities_K = await unless_gone(request, work)
+            info, probabilities_K = await cancel_on_disconnect(request, work)
         names = service.recognizer.class_names
         entry = make_entry(Path(video.name), info, probabilities_K, names, top=top)
-        probabilities = dict(zip(names, map(float, probabilities_K), strict=True))
+        probabilities = dict(zip(names, probabilities_K.tolist(), strict=True))
         return AsciiJSON({**entry, "path": video.name, "probabilities": probabilities})
 
-    @app.post("/segments", summary="What happens when in a video", response_model=SegmentsAnswer, openapi_extra=FORM)
+    @app.post(
+        "/segments",
+        summary="What happens when in a video",
+        response_model=SegmentsAnswer,
+        responses={200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in SUBTITLES.values()}}},
+        openapi_extra=FORM,
+        dependencies=token_dependencies(service),
+    )
     async def segments(
         request: Request,
         path: PathQuery = None,
+        top: TopQuery = 5,
         threshold: Annotated[float | None, Query(gt=0, le=1, description="at which a class begins")] = None,
         window: Seconds = None,
         hop: Seconds = None,
@@ -176,32 +193,53 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
         windows: Annotated[bool, Query(description="also the probabilities of each window")] = False,
         format: Annotated[Literal["json", "srt", "vtt"], Query()] = "json",
     ) -> Response:
-        check_classes(background, service.recognizer.class_names, option="background")
+        names = service.recognizer.class_names
+        check_classes(background, names, option="background")
         options = SegmentOptions(threshold=threshold, window=window, hop=hop, min_duration=min_duration)
-        async with work_on(request, path, service) as video:
-            result = await unless_gone(request, service.segments(video.path, options))
-        if format == "json":
-            return AsciiJSON(_segments_answer(video, result, service, threshold, with_windows=windows))
-        if result.video.error is not None:
-            raise HTTPException(415, f"{video.name} could not be read to its end: {result.video.error.reason}")
-        text = subtitles(result.video.segments, kind=format, offset=result.clock_start, background=background)
-        kind = "text/vtt" if format == "vtt" else "application/x-subrip"
-        return Response(text.encode("utf-8", "backslashreplace"), media_type=f"{kind}; charset=utf-8")
+        max_windows = min(MAX_WINDOWS, max(MAX_VALUES // len(names), 1)) if windows else MAX_WINDOWS
+
+        def respond() -> Response:  # in a thread: it takes seconds for millions of numbers
+            if format == "json":
+                return AsciiJSON(_segments_answer(video, result, service, threshold, top=top, with_windows=windows))
+            text = subtitles(result.video.segments, kind=format, offset=result.clock_start, background=background)
+            media_type = f"{SUBTITLES[format]}; charset=utf-8"
+            return Response(text.encode("utf-8", "backslashreplace"), media_type=media_type)
+
+        async with admitted_video(request, path, service) as video:
+            work = service.segments(video.path, options, max_windows=max_windows)
+            result = await cancel_on_disconnect(request, work)
+            if result.video.error is not None and format != "json":
+                raise result.video.error
+            return await in_thread(service.pools.segmenters, respond)
 
 
 def _segments_answer(
-    video: ReceivedVideo, result: SegmentedVideo, service: Service, threshold: float | None, *, with_windows: bool
+    video: ReceivedVideo,
+    result: SegmentedVideo,
+    service: Service,
+    threshold: float | None,
+    *,
+    top: int,
+    with_windows: bool,
 ) -> dict:
-    names = service.recognizer.class_names
-    segments, error = result.video.segments, result.video.error
-    entry = make_entry(Path(video.name), result.info, None, names, top=0, segments=segments, error=error)
-    del entry["top"]
+    names, found = service.recognizer.class_names, result.video
+    entry = make_entry(
+        Path(video.name),
+        result.info,
+        found.probabilities_K,
+        names,
+        top=top,
+        segments=found.segments,
+        error=found.error,
+    )
     answer = {
         **entry,
         "path": video.name,
         "class_names": list(names),
         "threshold": resolve_threshold(service.recognizer.trained, threshold)[0],
     }
+    if found.probabilities_K is not None:
+        answer["probabilities"] = dict(zip(names, found.probabilities_K.tolist(), strict=True))
     if with_windows:
         answer["clock_start"] = round(result.clock_start, 6)
         answer["windows"] = [
@@ -210,17 +248,22 @@ def _segments_answer(
                 "end": round(window.end, 3),
                 "probabilities": window.probabilities_K.tolist(),
             }
-            for window in result.video.windows
+            for window in found.windows
         ]
     return answer
 
 
 @contextlib.asynccontextmanager
-async def work_on(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
+async def admitted_video(request: Request, path: str | None, service: Service) -> AsyncIterator[ReceivedVideo]:
     """Admits a request and yields its video; errors of the video are told with the client's name for it."""
     with service.admitted():
         received = received_video(
-            request, path, folder=service.folder, options=service.options, metrics=service.metrics
+            request,
+            path,
+            folder=service.folder,
+            pool=service.pools.writers,
+            options=service.options,
+            metrics=service.metrics,
         )
         async with received as video:
             try:
@@ -237,7 +280,7 @@ def _named(video: ReceivedVideo, message: str) -> str:
     return message.replace(str(video.path), video.name)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work; cancels it and raises ClientDisconnect if the client goes away. The body was read."""
 
     async def disconnected() -> None:
@@ -254,50 +297,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         for pending in (task, gone):
             pending.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-def _error(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    headers = dict(headers or {})
-    if request.method == "POST":
-        headers["Connection"] = "close"  # the rest of the body is not read
-    return AsciiJSON({"detail": detail}, status_code=status, headers=headers)
-
-
-async def _on_http_error(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, str(error.detail), error.headers)
-
-
-async def _on_wrong_values(request: Request, error: Any) -> Response:
-    mistakes = [f"{detail['loc'][-1]} (={detail['input']}): {detail['msg']}" for detail in error.errors()]
-    return _error(request, 422, "; ".join(mistakes))
-
-
-async def _on_input_error(request: Request, error: Exception) -> Response:
-    return _error(request, 422, str(error))
-
-
-async def _on_queue_full(request: Request, error: Exception) -> Response:
-    return _error(request, 429, f"too much to do: {error}; try again", {"Retry-After": str(RETRY_AFTER)})
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=GONE)
-
-
-async def _on_failed_batch(request: Request, error: Exception) -> Response:
-    return _error(request, 500, str(error))
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return _error(request, 500, "an error of the service; its log has the traceback")
-
-
-HANDLERS: dict = {
-    StarletteHTTPException: _on_http_error,
-    RequestValidationError: _on_wrong_values,
-    InputError: _on_input_error,
-    QueueFull: _on_queue_full,
-    ClientDisconnect: _on_disconnect,
-    BatchFailed: _on_failed_batch,
-    Exception: _on_bug,
-}

@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from stvid.errors import InputError
 from stvid.recognizer import Recognizer
-from stvid.serve.app import FORM, create_app, unless_gone, work_on
+from stvid.serve.app import FORM, admitted_video, cancel_on_disconnect, create_app
 from stvid.serve.options import ServeOptions
-from stvid.serve.service import Service, in_thread
+from stvid.serve.service import Service
+from stvid.serve.threads import in_thread
 from stvid.video.probe import probe
 from stvid.video.redraw import redraw
 
@@ -75,10 +76,10 @@ def _add_playable(app: FastAPI) -> None:
     )
     async def playable(request: Request) -> Response:
         async with contextlib.AsyncExitStack() as stack:
-            video = await stack.enter_async_context(work_on(request, None, service))
+            video = await stack.enter_async_context(admitted_video(request, None, service))
             folder = tempfile.TemporaryDirectory(dir=service.folder, ignore_cleanup_errors=True)
             copy = Path(stack.enter_context(folder)) / "copy.mp4"
-            offset = await unless_gone(request, _write_copy(service, video.path, copy))
+            offset = await cancel_on_disconnect(request, _write_copy(service, video.path, copy))
             return _CopyResponse(copy, stack.pop_all(), headers={OFFSET_HEADER: f"{offset:.6f}"})
 
 
@@ -104,7 +105,7 @@ async def _write_copy(service: Service, source: Path, copy: Path) -> float:
         redraw(source, copy, lambda frame_HWC, _: frame_HWC, info=info, max_pixels=max_pixels, advance=check_cancelled)
         return info.start - probe(copy, decode_all=False).start
 
-    return await in_thread(service.segmenters, work, on_cancel=is_cancelled.set)
+    return await in_thread(service.pools.copies, work, on_cancel=is_cancelled.set)
 
 
 class _Cancelled(Exception):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stvid.serve.security import route_path
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -74,6 +76,7 @@ class CountRequests:
         try:
             await self.app(scope, receive, watch)
         finally:
-            endpoint = scope["path"] if scope["path"] in self.endpoints() else "other"
+            path = route_path(scope)
+            endpoint = path if path in self.endpoints() else "other"
             self.metrics.requests.labels(endpoint, str(status)).inc()
             self.metrics.seconds.labels(endpoint).observe(time.perf_counter() - began)

@@ -12,9 +12,10 @@ import re
 import secrets
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stvid.errors import InputError
 
@@ -23,9 +24,11 @@ TOKEN_VARIABLE = "STVID_TOKEN"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,}")  # characters of a bearer token: RFC 6750
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 MAX_DELAY = 1000  # milliseconds
+COUNTS = ("max_upload", "max_batch", "max_queue", "max_streams", "max_frame")
+SECONDS = ("idle_seconds", "upload_seconds", "stop_seconds")
 MIB = 2**20
 PROXY_SECONDS = 10.0  # in which Ray's proxy must answer
-DEAF_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
+TCP_USER_TIMEOUT_SECONDS = 60  # after which the system cuts off a client that takes nothing of what is sent to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +40,24 @@ class ServeOptions:
         hosts: names or addresses of this machine, beside those of loopback, that clients without a token may use.
         root: folder of the videos that clients may name with `path=`; None: none.
         max_upload: bytes of an uploaded file.
-        max_delay: seconds that the first clip of a batch waits for others.
+        max_delay: milliseconds that the first clip of a batch waits for others, 0 to 1000.
         max_batch: views in a forward pass; None: as in training. A request with more views is divided.
         max_queue: requests in work at a time, uploads among them; others are refused (429).
         max_streams: sockets that may send frames at a time.
         max_frame: bytes of a frame on a socket.
         idle_seconds: an upload that stands still for this time is refused (408), and a socket without frames closed.
-        upload_seconds: a whole upload must be done in this time.
+        upload_seconds: an upload must be complete in this time.
         stop_seconds: running requests may finish in this time when the service stops.
+
+    Raises:
+        InputError: a value out of its range.
     """
 
     token: str | None = None
     hosts: tuple[str, ...] = ()
     root: Path | None = None
     max_upload: int = 100 * MIB
-    max_delay: float = 0.005
+    max_delay: float = 5.0
     max_batch: int | None = None
     max_queue: int = 64
     max_streams: int = 16
@@ -60,27 +66,37 @@ class ServeOptions:
     upload_seconds: float = 600.0
     stop_seconds: float = 30.0
 
+    def __post_init__(self) -> None:
+        if mistakes := list(_find_wrong_values(vars(self), name_of=str)):
+            raise InputError("; ".join(mistakes))
+
 
 def find_serve_mistakes(options: argparse.Namespace) -> Iterator[str]:
     """Yields what is wrong with the options of the command, but for the run and the port."""
     if not 0 <= options.port <= 65535:
         yield f"--port (={options.port}) must be from 0 to 65535"
-    for name, low in (("max_upload", 1), ("max_batch", 1), ("max_queue", 1), ("max_streams", 1)):
-        value = getattr(options, name)
-        if value is not None and value < low:
-            yield f"--{name.replace('_', '-')} (={value}) must be at least {low}"
-    if not 0 <= options.max_delay <= MAX_DELAY:
-        yield f"--max-delay (={options.max_delay:g}) must be from 0 to {MAX_DELAY} milliseconds"
+    values = {**vars(options), "token": token_of(options)}
+    yield from _find_wrong_values(values, name_of=lambda name: f"--{name.replace('_', '-')}")
     if options.root is not None and not Path(options.root).expanduser().is_dir():
         yield f"--root {options.root}: there is no such folder"
-    token = token_of(options)
-    if token is not None and not TOKEN.fullmatch(token):
-        yield (
-            f"--token (or {TOKEN_VARIABLE}) must be at least 8 letters, digits and characters of -._~+/=, since it is "
-            "sent in a header"
-        )
     if options.device is not None and not DEVICE.fullmatch(options.device):
         yield f"--device {options.device}: name cpu, cuda, cuda:1, mps or xpu"
+
+
+def _find_wrong_values(values: Mapping[str, Any], *, name_of: Callable[[str], str]) -> Iterator[str]:
+    for name in COUNTS:
+        if (value := values.get(name)) is not None and not value >= 1:
+            yield f"{name_of(name)} (={value}) must be at least 1"
+    if not 0 <= values["max_delay"] <= MAX_DELAY:
+        yield f"{name_of('max_delay')} (={values['max_delay']:g}) must be from 0 to {MAX_DELAY} milliseconds"
+    for name in SECONDS:
+        if not values.get(name, 1.0) > 0:
+            yield f"{name_of(name)} (={values[name]:g}) must be above 0"
+    if values["token"] is not None and not TOKEN.fullmatch(values["token"]):
+        yield (
+            f"{name_of('token')} (or {TOKEN_VARIABLE}) must be at least 8 letters, digits and characters of "
+            "-._~+/=, since it is sent in a header"
+        )
 
 
 def find_ray_mistakes(options: argparse.Namespace) -> Iterator[str]:
@@ -111,7 +127,7 @@ def serve_options(options: argparse.Namespace) -> ServeOptions:
         hosts=(options.host,),
         root=None if options.root is None else Path(options.root).expanduser().resolve(),
         max_upload=options.max_upload * MIB,
-        max_delay=options.max_delay / 1000,
+        max_delay=options.max_delay,
         max_batch=options.max_batch,
         max_queue=options.max_queue,
         max_streams=options.max_streams,
@@ -168,7 +184,7 @@ def bind_port(host: str, port: int) -> socket.socket:
     if os.name == "posix":  # on Windows, this would share the port with another program
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * DEAF_SECONDS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TCP_USER_TIMEOUT_SECONDS)
     try:
         listener.bind(address)
     except OSError as error:

@@ -25,16 +25,16 @@ class RayOptions:
 
     Attributes:
         replicas: processes that hold the model, at least 1.
-        max_replicas: Ray starts up to so many while there are more requests than `at_once` for each, and stops them
-            again. None: there are always `replicas`.
-        at_once: requests that a replica can work on together.
+        max_replicas: Ray starts up to so many while there are more than `target_ongoing_requests` for each, and stops
+            them again. None: there are always `replicas`.
+        target_ongoing_requests: requests that a replica can work on together.
         num_gpus: GPUs of each replica. It also takes one core, and so many threads.
         host, port: where Ray's proxy listens.
     """
 
     replicas: int = 1
     max_replicas: int | None = None
-    at_once: int = 16
+    target_ongoing_requests: int = 16
     num_gpus: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
@@ -68,7 +68,9 @@ def run_on_ray(
 
     def make_app() -> FastAPI:  # called in each replica
         limit_cpu_threads(device)
-        return create_app(load(run, device=device, trust=trust), options)
+        app = create_app(load(run, device=device, trust=trust), options)
+        app.state.service.warm_up()
+        return app
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers
     import ray
@@ -107,7 +109,7 @@ def deployment_options(options: ServeOptions, ray_options: RayOptions) -> dict[s
             "autoscaling_config": {
                 "min_replicas": ray_options.replicas,
                 "max_replicas": ray_options.max_replicas,
-                "target_ongoing_requests": ray_options.at_once,
+                "target_ongoing_requests": ray_options.target_ongoing_requests,
             },
         }
     return {

@@ -18,7 +18,7 @@ class Guard:
     """ASGI middleware that refuses requests and sockets which the service must not answer.
 
     - Host: without a token, it must name this machine. A page of another site that lets its own name point to
-      127.0.0.1 (DNS rebinding) still sends its own name. With a token any name will do: such a page has no token.
+      127.0.0.1 (DNS rebinding) still sends its own name. With a token, any name is accepted: such a page has no token.
     - Origin: browsers say which site a page is from. One of another site may neither post nor open a socket. Programs
       send no Origin.
     - Token: `Authorization: Bearer TOKEN`; also `?token=TOKEN` where a browser cannot send headers: pages and sockets.
@@ -62,7 +62,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not is_passive and not _is_same_origin(origin, host):
             return 403, f"a page of {origin[:100]!r} must not use this service"
-        if self.token is None or scope["path"] in self.open_paths:
+        if self.token is None or route_path(scope) in self.open_paths:
             return None
         given = headers.get("authorization", "")
         token = given[7:].strip() if given[:7].lower() == "bearer " else None
@@ -74,6 +74,11 @@ class Guard:
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode()):
             return 401, "the token is wrong"
         return None
+
+
+def route_path(scope: Scope) -> str:
+    """The path of a request without that below which a parent application mounts this one."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
 def _name_of(host: str) -> str:

@@ -32,6 +32,7 @@ def run_server(
         InputError: another program has taken the port meanwhile.
     """
     address = address_text(listener)
+    app.state.service.warm_up()
     try:
         listener.listen(BACKLOG)
     except OSError as error:

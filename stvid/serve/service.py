@@ -7,44 +7,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stvid.data.dataset import Failure
 from stvid.data.loading import check_views
-from stvid.data.manifest import Item
-from stvid.data.sampling import resolve_num_frames, timeline
+from stvid.data.sampling import clip_span
 from stvid.deploy.segmentation import SegmentOptions, VideoSegments, segment_video
 from stvid.device import num_cores
-from stvid.errors import InputError, VideoError
-from stvid.inference import batch_size_of, check_finite, make_views
+from stvid.errors import InputError
+from stvid.inference import batch_size_of, check_finite
 from stvid.metrics import average_views
-from stvid.preprocess import crop_box, reading_size
 from stvid.recognizer import Recognizer
-from stvid.run.checkpoint import MAX_CLIP_PIXELS, TrainedModel
-from stvid.serve.batching import Batcher, QueueFull
+from stvid.run.checkpoint import MAX_CLIP_PIXELS
+from stvid.serve.batching import Batcher, ServiceStopping
+from stvid.serve.clips import MAX_WINDOWS, probe_and_measure, probe_and_measure_windows, read_views
 from stvid.serve.metrics import Metrics
 from stvid.serve.options import ServeOptions
+from stvid.serve.threads import ThreadPools, in_thread
 from stvid.video.playback import clock_start
-from stvid.video.probe import probe
-from stvid.video.reader import scaled_size
 from stvid.video.types import VideoInfo
 
-THREAD_NAMES = ("decoder", "segmenter")
 MAX_DECODERS = 16
+MAX_FAILURES = 3  # of the model in a row; then the service calls itself ill
+JOIN_SECONDS = 5.0  # in which a forward pass ends when the service stops
+NOT_STARTED = "the service was not started: a parent application must run its lifespan, see create_app"
 MAX_PIXELS_IN_WORK = 2 * MAX_CLIP_PIXELS  # of all requests; 1.5 GiB
-MAX_TICKS = 10**6  # of the timeline of a video, with `clip.fps`
-T = TypeVar("T")
+
+
+class QueueFull(Exception):
+    """Too much is in work already; try again later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,45 +80,79 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(
             max_batch=self.max_batch,
-            max_delay=options.max_delay,
-            max_queue=options.max_queue,
+            max_delay=options.max_delay / 1000,
+            num_clients=lambda: self.num_active + len(self.open_sockets),
             on_batch=self.metrics.add_batch,
         )
         self.metrics.queue.set_function(lambda: len(self.batcher))
-        # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
-        cores = num_cores() // 2 if recognizer.runner.device.type == "cpu" else num_cores()
-        num_decoders = min(max(cores, 1), MAX_DECODERS)
-        self.decoders = ThreadPoolExecutor(num_decoders, thread_name_prefix=THREAD_NAMES[0])
-        self.segmenters = ThreadPoolExecutor(num_decoders, thread_name_prefix=THREAD_NAMES[1])  # busy for minutes
         self.is_stopping = False
         self.num_active = 0
         self.num_pixels = 0  # of the clips in memory
+        self.open_sockets: set[object] = set()  # that may send frames
+        self._pools: ThreadPools | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the service takes no work, or None."""
+        if self.is_stopping:
+            return "the service is stopping"
+        if not self.batcher.is_running:
+            return "the thread of the model does not run"
+        if self.batcher.num_failures >= MAX_FAILURES:
+            return f"the model failed {self.batcher.num_failures} times in a row; the log has the tracebacks"
+        return None
+
+    @property
+    def pools(self) -> ThreadPools:
+        """The threads that decode and write; they exist from `start` to `close`."""
+        if self._pools is None:
+            raise RuntimeError(NOT_STARTED)
+        return self._pools
 
     @property
     def folder(self) -> Path:
         """The private folder of uploads."""
-        assert self._folder is not None, "the service was not started"
+        if self._folder is None:
+            raise RuntimeError(NOT_STARTED)
         return Path(self._folder.name)
 
     def start(self) -> None:
-        """Starts the model's thread, and makes the folder of uploads."""
+        """Starts the threads, and makes the folder of uploads; again after `close`."""
+        # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
+        cores = num_cores() // 2 if self.recognizer.runner.device.type == "cpu" else num_cores()
+        self._pools = ThreadPools(min(max(cores, 1), MAX_DECODERS))
+        self.is_stopping = False
         self._folder = tempfile.TemporaryDirectory(prefix="stvid-serve-", ignore_cleanup_errors=True)
         self.batcher.start()
 
     def close(self) -> None:
-        """Stops the threads and deletes the folder; a second call does nothing."""
+        """Stops the threads and deletes the folder; a second call does nothing.
+
+        A forward pass that takes longer than `JOIN_SECONDS`, and a decoder that hangs, go on.
+        """
         self.is_stopping = True
-        self.batcher.stop()
-        for pool in (self.decoders, self.segmenters):
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.batcher.stop(timeout=JOIN_SECONDS)
+        if self._pools is not None:
+            self._pools.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
 
+    def warm_up(self) -> None:
+        """Runs one clip and one frame of a stream; otherwise the first client waits for what a GPU prepares."""
+        trained, fps = self.recognizer.trained, 25.0
+        num_frames = 1 if trained.clip.num_frames is None else clip_span(trained.clip, fps)
+        frames_THWC = np.zeros((num_frames, *trained.clip.size, 3), np.uint8)
+        self.recognizer.predict(frames_THWC, fps=fps, num_clips=1, num_crops=1)
+        with contextlib.suppress(InputError):  # it cannot read streams
+            self.recognizer.stream(fps).push(frames_THWC[0])
+
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Around the work for a request; raises QueueFull if there is too much already."""
+        """Around the work for a request; raises QueueFull if there is too much already, or ServiceStopping."""
+        if self.is_stopping:
+            raise ServiceStopping
         if self.num_active >= self.options.max_queue:
             raise QueueFull(f"{self.num_active} requests are in work")
         self.num_active += 1
@@ -149,59 +182,65 @@ class Service:
         Raises:
             VideoError: the file cannot be read.
             InputError: see `Recognizer.predict`; more pixels than the service takes.
-            QueueFull, BatchFailed: see `Batcher.submit`.
+            QueueFull: see `reserved`.
+            BatchFailed, ServiceStopping: see `Batcher.submit`.
         """
         trained = self.recognizer.trained
         clips = trained.protocol["num_clips"] if num_clips is None else num_clips
         crops = trained.protocol["num_crops"] if num_crops is None else num_crops
         check_views(clips, crops, trained.clip)
         info, num_pixels = await in_thread(
-            self.decoders, lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops)
+            self.pools.decoders, lambda: probe_and_measure(trained, path, num_clips=clips, num_crops=crops)
         )
         with self.reserved(num_pixels):
             clips_VTCHW = await in_thread(
-                self.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
+                self.pools.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
             )
-            logits_VK = await asyncio.wrap_future(self.submit_clips(clips_VTCHW))
+            parts = clips_VTCHW.split(self.max_batch)  # one after the other: the clips of others come in between
+            logits_VK = torch.cat([await asyncio.wrap_future(self.submit_clips(part)) for part in parts])
         probabilities_NK, _ = average_views(logits_VK, torch.zeros(len(logits_VK), dtype=torch.int64))
         return info, probabilities_NK[0].numpy()
 
-    async def segments(self, path: Path, options: SegmentOptions) -> SegmentedVideo:
+    async def segments(self, path: Path, options: SegmentOptions, *, max_windows: int = MAX_WINDOWS) -> SegmentedVideo:
         """What `Recognizer.segments` says of a file. Its windows go through the model together with those of others.
 
         Raises:
-            VideoError, InputError: see `segment_video`.
-            QueueFull, BatchFailed: see `Batcher.submit`.
+            VideoError, InputError: see `segment_video`; more pixels or windows than the service takes.
+            QueueFull: see `reserved`.
+            BatchFailed, ServiceStopping: see `Batcher.submit`.
         """
         trained, runner = self.recognizer.trained, _SharedRunner(self)
 
         def work() -> SegmentedVideo:
-            return SegmentedVideo(
-                info=info,
-                video=segment_video(trained, path, info=info, runner=runner, options=options),
-                clock_start=clock_start(path, max_pixels=trained.max_pixels),
+            video = segment_video(
+                trained, path, info=info, runner=runner, options=options, batch_size=memory.batch_size
             )
+            return SegmentedVideo(info=info, video=video, clock_start=clock_start(path, max_pixels=trained.max_pixels))
 
-        clips, crops = trained.protocol["num_clips"], trained.protocol["num_crops"]
-        info, num_pixels = await in_thread(
-            self.decoders,
-            lambda: probe_cost(trained, path, num_clips=clips, num_crops=crops, seconds=options.window),
+        info, memory = await in_thread(
+            self.pools.decoders,
+            lambda: probe_and_measure_windows(
+                trained, path, options, batch_size=self.max_batch, max_windows=max_windows
+            ),
         )
-        with self.reserved(num_pixels):
-            return await in_thread(self.segmenters, work, on_cancel=runner.cancel)
+        with self.reserved(memory.num_pixels):
+            return await in_thread(self.pools.segmenters, work, on_cancel=runner.cancel)
 
     def submit_clips(self, clips_VTCHW: Tensor) -> Future[Tensor]:
         """Logits `V x K` of uint8 clips `V x T x C x H x W`, computed together with those of others.
 
+        Args:
+            clips_VTCHW: at most `max_batch`, since nothing comes in between.
+
         Raises:
-            QueueFull, BatchFailed: see `Batcher.submit`.
+            BatchFailed, ServiceStopping: see `Batcher.submit`.
         """
         return self.batcher.submit(self._classify, clips_VTCHW, key=tuple(clips_VTCHW.shape[1:]), size=len(clips_VTCHW))
 
     def _classify(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Logits `V x K` for the clips `V x T x C x H x W` of each request; all have the same shape but for V."""
-        parts = torch.cat(list(clips)).split(self.max_batch)
-        logits_VK = torch.cat([self.recognizer.runner(part).cpu() for part in parts])
+        clips_VTCHW = clips[0] if len(clips) == 1 else torch.cat(list(clips))
+        logits_VK = self.recognizer.runner(clips_VTCHW).cpu()
         check_finite(logits_VK, self.recognizer.trained)
         return list(logits_VK.split([len(part) for part in clips]))
 
@@ -220,6 +259,9 @@ class _SharedRunner:
 
     def __call__(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
         assert lengths_V is None  # windows of one video are equally long
+        return torch.cat([self._classify(part) for part in clips_VTCHW.split(self.service.max_batch)])
+
+    def _classify(self, clips_VTCHW: Tensor) -> Tensor:
         self._waiting = self.service.submit_clips(clips_VTCHW)
         if self._is_cancelled.is_set():
             self._waiting.cancel()
@@ -233,80 +275,3 @@ class _SharedRunner:
         self._is_cancelled.set()
         if self._waiting is not None:
             self._waiting.cancel()
-
-
-async def in_thread(
-    pool: ThreadPoolExecutor, function: Callable[[], T], *, on_cancel: Callable[[], object] = lambda: None
-) -> T:
-    """Calls a function in a pool. A caller that is cancelled waits for its end: it may read the caller's files.
-
-    Args:
-        pool: of threads.
-        function: what to call.
-        on_cancel: called when the caller is cancelled; it may end the function early.
-    """
-    future = pool.submit(function)
-    try:
-        return await asyncio.wrap_future(future)
-    except asyncio.CancelledError:
-        on_cancel()
-        if not future.done():
-            ended = asyncio.wrap_future(future)
-            await asyncio.wait([ended])
-            _ = ended.cancelled() or ended.exception()  # otherwise asyncio complains that nobody looked at it
-        raise
-
-
-def read_views(
-    trained: TrainedModel, path: Path, info: VideoInfo, *, num_clips: int | None, num_crops: int | None
-) -> Tensor:
-    """The views of a file as `Recognizer.predict` takes them: uint8 `V x T x C x H x W`.
-
-    Raises:
-        VideoError: the file cannot be read.
-        InputError: see `Recognizer.predict`.
-    """
-    item = Item(path=str(path), label="", split="test")
-    sample = make_views(trained, [item], [info], num_clips=num_clips, num_crops=num_crops)[0]
-    if isinstance(sample, Failure):
-        raise VideoError(path, sample.reason, sample.detail)
-    return sample["clips"]
-
-
-def probe_cost(
-    trained: TrainedModel, path: Path, *, num_clips: int, num_crops: int, seconds: float | None = None
-) -> tuple[VideoInfo, int]:
-    """Properties of a file, and the pixels in memory while its views are read: a file can lie about anything.
-
-    Args:
-        trained: the model.
-        path: the file.
-        num_clips, num_crops: the views that are in memory at once.
-        seconds: of the file, that a view of a model of whole videos shows; None: all.
-
-    Raises:
-        VideoError: the file cannot be read.
-        InputError: more pixels than a client may ask for.
-    """
-    info = probe(path, decode_all=False, max_pixels=trained.max_pixels)
-    clip, (height, width) = trained.clip, trained.clip.size
-    if clip.fps is not None and (ticks := (info.end - info.start) * clip.fps) > MAX_TICKS:
-        raise InputError(f"the video lasts {ticks / clip.fps:g} s, and at {clip.fps:g} frames/s that is too long")
-    frames, fps = timeline(range(info.num_frames), clip, info)
-    num_frames = len(frames) if seconds is None else round(min(seconds * fps, len(frames)))
-    num_pictures = (resolve_num_frames(clip, num_frames, fps).num_frames or 1) * (1 if clip.input == "rgb" else 2)
-    box = crop_box(info.height, info.width, clip.size, num_crops=num_crops)
-    read_height, read_width = scaled_size(info, reading_size(info.height, info.width, box, clip.size))
-    num_read = min(num_clips * num_pictures, info.num_frames)
-    pixels = num_clips * num_crops * num_pictures * height * width + num_read * read_height * read_width
-    if pixels > MAX_CLIP_PIXELS:
-        raise InputError(
-            f"{num_clips} clips with {num_crops} crops of {num_pictures} frames are {pixels:,} pixels, and this "
-            f"service takes {MAX_CLIP_PIXELS:,} at once; ask for fewer clips, or send a shorter video or a narrower one"
-        )
-    return info, pixels
-
-
-def fingerprint_of(path: Path) -> str:
-    """SHA-256 of a checkpoint, as in an exported file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

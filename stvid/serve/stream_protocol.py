@@ -14,7 +14,13 @@ from stvid.errors import InputError, VideoError, nearest
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.images import decode_jpeg
 
-GOING_AWAY, MISTAKE, TOO_LARGE, OURS, LATER = 1001, 1008, 1009, 1011, 1013  # close codes, RFC 6455 7.4
+CLOSE_GOING_AWAY, CLOSE_POLICY_VIOLATION, CLOSE_TOO_LARGE, CLOSE_INTERNAL_ERROR, CLOSE_TRY_AGAIN_LATER = (
+    1001,
+    1008,
+    1009,
+    1011,
+    1013,
+)  # close codes, RFC 6455 7.4
 FORMATS = ("jpeg", "rgb24")
 MAX_FPS = 1000.0
 
@@ -24,10 +30,10 @@ class StreamError(Exception):
 
     Args:
         detail: what the client reads.
-        code: see `MISTAKE` and those after it.
+        code: see `CLOSE_POLICY_VIOLATION` and those after it.
     """
 
-    def __init__(self, detail: str, code: int = MISTAKE):
+    def __init__(self, detail: str, code: int = CLOSE_POLICY_VIOLATION):
         super().__init__(detail)
         self.detail, self.code = detail, code
 
@@ -95,7 +101,9 @@ def _check_size(size: tuple[int, int] | None, *, max_pixels: int, max_frame: int
     if size[0] * size[1] > max_pixels:
         raise StreamError(f"size {size[0]} x {size[1]}: more than {max_pixels} pixels")
     if 3 * size[0] * size[1] > max_frame:
-        raise StreamError(f"size {size[0]} x {size[1]}: a frame may have {max_frame} bytes; send JPEGs", TOO_LARGE)
+        raise StreamError(
+            f"size {size[0]} x {size[1]}: a frame may have {max_frame} bytes; send JPEGs", CLOSE_TOO_LARGE
+        )
 
 
 def _number(value: Any, name: str, *, low: float, high: float) -> float:

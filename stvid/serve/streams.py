@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -23,30 +24,30 @@ from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import WINDOWS, step_together
 from stvid.errors import InputError
-from stvid.serve.batching import BatchFailed, QueueFull
+from stvid.serve.batching import BatchFailed, ServiceStopping
 from stvid.serve.service import Service
 from stvid.serve.stream_protocol import (
-    GOING_AWAY,
-    LATER,
-    OURS,
-    TOO_LARGE,
+    CLOSE_GOING_AWAY,
+    CLOSE_INTERNAL_ERROR,
+    CLOSE_TOO_LARGE,
+    CLOSE_TRY_AGAIN_LATER,
     StreamError,
     StreamSettings,
     decode_frame,
     read_settings,
 )
+from stvid.serve.threads import in_thread
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 MAX_SETTINGS = 64 * 1024  # characters of the first message
 MAX_WAITING = 64 * 2**20  # bytes of the frames of a client that wait for the model
 SEND_SECONDS = 10.0  # a client that reads nothing for so long is given up
-RETRY_SECONDS = 0.02  # when the model's queue is full
 
 
 def add_streams(app: FastAPI, service: Service) -> None:
     """Adds the socket to the application."""
-    open_sockets: set[WebSocket] = set()
+    open_sockets = service.open_sockets
     service.metrics.streams.set_function(lambda: len(open_sockets))
 
     @app.websocket("/stream")
@@ -59,12 +60,14 @@ def add_streams(app: FastAPI, service: Service) -> None:
             open_sockets.discard(socket)
 
 
-async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[WebSocket]) -> None:
+async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[object]) -> None:
     """Answers a client until it goes; mistakes and failures are told before the socket is closed."""
     try:
         limit = service.options.max_streams
         if len(open_sockets) >= limit:
-            raise StreamError(f"{limit} streams are open, and this service takes no more; try again later", LATER)
+            raise StreamError(
+                f"{limit} streams are open, and this service takes no more; try again later", CLOSE_TRY_AGAIN_LATER
+            )
         open_sockets.add(socket)
         await _Connection(socket, service, await _first_message(socket, service)).run()
         return
@@ -73,7 +76,7 @@ async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[W
     except InputError as error:  # the model cannot read streams
         closing = StreamError(str(error))
     except BatchFailed as error:
-        closing = StreamError(str(error), OURS)
+        closing = StreamError(str(error), CLOSE_INTERNAL_ERROR)
     except (WebSocketDisconnect, asyncio.CancelledError):
         raise
     except asyncio.TimeoutError:  # of `_send`: another message would wait, too
@@ -81,7 +84,7 @@ async def _serve_socket(socket: WebSocket, service: Service, open_sockets: set[W
         return
     except Exception:
         log.exception("a stream failed")
-        closing = StreamError("the service failed; its log has the traceback", OURS)
+        closing = StreamError("the service failed; its log has the traceback", CLOSE_INTERNAL_ERROR)
     with contextlib.suppress(asyncio.TimeoutError):
         await _send(socket, {"event": "error", "detail": closing.detail})
         await asyncio.wait_for(socket.close(closing.code), SEND_SECONDS)
@@ -110,7 +113,7 @@ async def _first_message(socket: WebSocket, service: Service) -> StreamSettings:
     if not isinstance(text, str):
         raise StreamError("the first message must be text with the settings, before any frame")
     if len(text) > MAX_SETTINGS:
-        raise StreamError(f"the first message has more than {MAX_SETTINGS} characters", TOO_LARGE)
+        raise StreamError(f"the first message has more than {MAX_SETTINGS} characters", CLOSE_TOO_LARGE)
     return read_settings(text, service.recognizer.trained, max_frame=service.options.max_frame)
 
 
@@ -221,7 +224,9 @@ class _Connection:
                 if isinstance(content, str):
                     raise StreamError("text in the middle of the frames; other settings need a new socket")
                 if len(content) > limit:
-                    raise StreamError(f"frame {number} has {len(content)} bytes; at most {limit} are taken", TOO_LARGE)
+                    raise StreamError(
+                        f"frame {number} has {len(content)} bytes; at most {limit} are taken", CLOSE_TOO_LARGE
+                    )
                 await self.inbox.put(_Frame(number, content, time.monotonic()))
                 number += 1
         except Exception as error:  # raised by `take`
@@ -236,7 +241,7 @@ class _Connection:
             if times is None:  # after a gap
                 self._restart()
                 inputs, times = [], 1
-            inputs += await asyncio.to_thread(self._add, frame, times)
+            inputs += await in_thread(self.service.pools.frames, partial(self._add, frame, times))
             if inputs and frame is frames[-1]:
                 await self._run_model(inputs)
                 if (probabilities_K := self.stream.probabilities_K) is not None:
@@ -276,19 +281,11 @@ class _Connection:
             await self._batched(lambda: service.batcher.submit(step_together, step, key=stream.key))
 
     async def _batched(self, submit: Callable[[], Future[T]]) -> T:
-        """The result of a job of the batcher, after waiting for room in its queue."""
-        while True:
-            try:
-                future = submit()
-                return await asyncio.wrap_future(future)
-            except QueueFull:
-                if self.service.is_stopping:
-                    raise StreamError("the service stops", GOING_AWAY) from None
-                await asyncio.sleep(RETRY_SECONDS)
-            except asyncio.CancelledError:
-                if future.cancelled() and self.service.is_stopping:
-                    raise StreamError("the service stops", GOING_AWAY) from None
-                raise
+        """The result of a job of the batcher."""
+        try:
+            return await asyncio.wrap_future(submit())
+        except ServiceStopping:
+            raise StreamError("the service stops", CLOSE_GOING_AWAY) from None
 
     async def _send_answer(self, frame: _Frame) -> None:
         probabilities_K, (label, probability) = self.stream.probabilities_K, self.latest

@@ -8,7 +8,9 @@ import os
 import re
 import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import parse_qs
@@ -21,6 +23,7 @@ from python_multipart.multipart import MultipartState, parse_options_header
 from stvid.disks import full_disk_error
 from stvid.serve.metrics import Metrics
 from stvid.serve.options import MIB, ServeOptions
+from stvid.serve.threads import in_thread
 
 MAX_PARTS = 16  # of a form
 MAX_FIELD = 8192  # bytes of a text field
@@ -43,7 +46,13 @@ class ReceivedVideo:
 
 @contextlib.asynccontextmanager
 async def received_video(
-    request: Request, named: str | None, *, folder: Path, options: ServeOptions, metrics: Metrics
+    request: Request,
+    named: str | None,
+    *,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    options: ServeOptions,
+    metrics: Metrics,
 ) -> AsyncIterator[ReceivedVideo]:
     """Yields the video of a request: the file in its body, or one below the root that it names.
 
@@ -51,33 +60,34 @@ async def received_video(
         request: a form with the file `file` or the text `path`.
         named: the path in the query of the request, or None.
         folder: where an uploaded file lies until the block ends.
+        pool: threads that write it.
         options: the limits.
         metrics: counts uploads.
 
     Raises:
-        HTTPException: 400 a form that cannot be read, or without video; 403, 404 see `find_below`; 408 too slow; 413
-            too large; 415 no form; 507 the disk is full.
+        HTTPException: 400 a form that cannot be read, or without video; 403, 404 see `resolve_below_root`; 408 too
+            slow; 413 too large; 415 no form; 507 the disk is full.
         starlette.requests.ClientDisconnect: the client has gone.
     """
     if named is not None:
-        yield ReceivedVideo(find_below(options.root, named), named)
+        yield ReceivedVideo(resolve_below_root(options.root, named), named)
         return
     form = Form(folder)
     try:
         with metrics.uploads.track_inprogress():
-            await _receive(request, form, options)
+            await _receive(request, form, pool, options)
         if form.file is not None:
             metrics.uploaded.inc(form.num_bytes)
             yield ReceivedVideo(form.path, form.file_name)
         elif form.named is not None:
-            yield ReceivedVideo(find_below(options.root, form.named), form.named)
+            yield ReceivedVideo(resolve_below_root(options.root, form.named), form.named)
         else:
             raise HTTPException(400, "send a video as the file `file` of a form, or name one with path=")
     finally:
         form.delete()
 
 
-def find_below(root: Path | None, named: str) -> Path:
+def resolve_below_root(root: Path | None, named: str) -> Path:
     """The file that a client names, relative to the root or absolute; links are followed before it is compared.
 
     Raises:
@@ -100,7 +110,7 @@ def find_below(root: Path | None, named: str) -> Path:
     return path
 
 
-async def _receive(request: Request, form: Form, options: ServeOptions) -> None:
+async def _receive(request: Request, form: Form, pool: ThreadPoolExecutor, options: ServeOptions) -> None:
     """Reads the body of a request into a form, piece by piece, within the limits of size and time."""
     limit = options.max_upload + MAX_REST
     stated = request.headers.get("content-length", "0")
@@ -121,7 +131,7 @@ async def _receive(request: Request, form: Form, options: ServeOptions) -> None:
             num_bytes += len(piece)
             if num_bytes > limit:
                 raise too_large(options)
-            await asyncio.to_thread(form.write, piece)
+            await in_thread(pool, partial(form.write, piece))
             if form.num_bytes > options.max_upload:
                 raise too_large(options)
         form.finish()
@@ -142,6 +152,8 @@ def too_large(options: ServeOptions) -> HTTPException:
 
 class Form:
     """A form that is read piece by piece: its file goes to the disk, of its fields only `path` is kept.
+
+    The parser of Starlette has no limit for a file, and writes it into a folder of its own, without the suffix.
 
     Args:
         folder: for the file.
