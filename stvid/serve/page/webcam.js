@@ -77,7 +77,7 @@ export class Webcam {
         const isClass = message.class !== UNKNOWN;
         this.answer(message.class, isClass ? percent(message.probability) : "", isClass);
       }
-      const dropped = message.dropped ? `, ${message.dropped} frames dropped` : "";
+      const dropped = message.dropped ? `, dropped frames: ${message.dropped}` : "";
       byId("live-numbers").textContent = `${fps} frames/s, latency ${Math.round(message.latency_ms)} ms${dropped}`;
     }
   }
