@@ -1,6 +1,7 @@
 """Headless Chromium, driven by selenium; a test file that imports this is skipped where either is missing."""
 
 import contextlib
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -63,3 +65,28 @@ def wait(browser, condition):
 def press(browser, *keys):
     for key in keys:
         ActionChains(browser).send_keys(key).perform()
+
+
+def find(browser, selector):
+    return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def find_all(browser, selector):
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def text(browser, selector):
+    return find(browser, selector).get_attribute("textContent").replace("\u00a0", " ")
+
+
+def run(browser, script, *arguments):
+    """What a script returns; in it, `video` is the element `#video` and `active` the element with the focus."""
+    names = "const video = document.querySelector('#video'), active = document.activeElement; "
+    return browser.execute_script(names + script, *arguments)
+
+
+def requests(browser):
+    """Method and address of all requests since the last call."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"]["request"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [(request["method"], request["url"]) for request in sent]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import threading
 import webbrowser
@@ -30,7 +31,7 @@ def start(address: str, token: str | None, *, browser: bool) -> None:
     page = f"{address}/" if token is None else f"{address}/?token={quote(token, safe='')}"
     show(f"the page is {page}; Ctrl-C stops", flush=True)
     if browser and can_open_browser():
-        page = page.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # all addresses: this one, too
+        page = page.replace(f"//{socket.gethostname()}:", "//localhost:")  # it may not know its own name
         threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()  # some wait until it is closed
 
 

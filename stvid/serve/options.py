@@ -208,6 +208,8 @@ def _bind_error_text(error: OSError, port: int) -> str:
 
 
 def address_text(listener: socket.socket) -> str:
-    """The URL of a socket, such as `http://127.0.0.1:8000`."""
+    """The URL of a socket, such as `http://127.0.0.1:8000`; with the machine's name if it listens on all addresses."""
     host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,8 +1,8 @@
 // The most probable classes as bars. Rows keep their places while the numbers move.
-import { byId, create, named, paint, percent } from "./dom.js";
+import { byId, create, nameElement, paint, percent } from "./dom.js";
 
 const ROWS = 8;
-const MARGIN = 0.02; // by so much must a class without a row be more probable to take the place of another
+const MARGIN = 0.02; // a class takes the row of another one if it is more probable by this much
 
 export class Bars {
   // root: an empty element; threshold: the probability at which a class begins
@@ -26,10 +26,10 @@ export class Bars {
     this.draw();
   }
 
-  // probabilities: K numbers in the order of the class names; anew: the rows may change places
-  show(probabilities, anew = false) {
+  // probabilities: K numbers in the order of the class names; reorder: the rows may change places
+  show(probabilities, reorder = false) {
     this.probabilities = probabilities;
-    if (anew) this.shown = [];
+    if (reorder) this.shown = [];
     this.draw();
   }
 
@@ -66,7 +66,7 @@ export class Bars {
   row(index, probability, isBest) {
     let row = this.rows.get(index);
     if (!row) {
-      row = create("li", {}, named(this.classNames[index]), create("span", { className: "number" }), create("i"));
+      row = create("li", {}, nameElement(this.classNames[index]), create("span", { className: "number" }), create("i"));
       row.lastChild.append(create("b"));
       paint(row, this.classNames[index]);
       this.rows.set(index, row);

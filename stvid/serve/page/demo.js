@@ -1,13 +1,13 @@
 // The page of stvid demo: videos go to the service one after another, their answers are shown.
-import { byId, create, named, speak, visible } from "./dom.js";
+import { announce, byId, create, nameElement, visible } from "./dom.js";
 import { Result } from "./result.js";
 import { ServiceError, requestJson, token } from "./service.js";
 import { Webcam } from "./webcam.js";
 
 const SHORT = 4; // clips; stvid predict divides longer videos into segments
 const WORDS = { waiting: "waiting", working: "recognising…", done: "", failed: "", cancelled: "cancelled" };
-// file; state; share: that was sent; answer, whole: see `ask`; error: message; opens: it is shown when it is ready;
-// controller: cancels its requests; item: in the list
+// file; state; share: that was sent; answer, hasTimeline: see `requestAnswer`; error: message; opens: it is shown when
+// it is ready; controller: cancels its requests; item: in the list
 const entries = [];
 let model = null, shown = null, webcam = null, busy = false;
 
@@ -30,7 +30,7 @@ async function start() {
   if (token) byId("docs").href = `docs?token=${encodeURIComponent(token)}`;
   byId("choose").disabled = false;
   byId("camera").disabled = !model.limits.stream_mode;
-  if (!model.limits.stream_mode) byId("camera").title = "This model reads whole videos, so it cannot read a stream.";
+  if (!model.limits.stream_mode) byId("source-text").append(" This model reads whole videos: no webcam.");
 }
 
 // ---- choosing videos ----
@@ -38,7 +38,7 @@ function add(files) {
   if (!model) return;
   stopWebcam();
   for (const file of files) {
-    const entry = { file, state: "waiting", share: 0, answer: null, whole: null, error: "", opens: file === files[0] };
+    const entry = { file, state: "waiting", share: 0, answer: null, error: "", opens: file === files[0] };
     entry.controller = new AbortController();
     entries.push(entry);
     entry.item = makeItem(entry);
@@ -47,7 +47,7 @@ function add(files) {
   }
   byId("session").hidden = !entries.length;
   byId("drop").classList.toggle("small", entries.length);
-  work();
+  recogniseAll();
 }
 
 byId("choose").addEventListener("click", () => byId("files").click());
@@ -65,7 +65,7 @@ for (const [type, over] of [["dragenter", true], ["dragover", true], ["dragleave
 }
 
 // ---- one video after another ----
-async function work() {
+async function recogniseAll() {
   if (busy) return;
   busy = true;
   for (let entry; (entry = entries.find((one) => one.state === "waiting")); ) await recognise(entry);
@@ -74,21 +74,21 @@ async function work() {
 
 async function recognise(entry) {
   try {
-    await ask(entry);
-    change(entry, "done");
-    if ((entry.opens || !shown) && !webcam) open(entry);
+    await requestAnswer(entry);
+    setState(entry, "done");
+    if ((entry.opens || !shown) && !webcam) show(entry);
   } catch (error) {
-    if (error.name === "AbortError") return change(entry, "cancelled");
+    if (error.name === "AbortError") return setState(entry, "cancelled");
     const isOurs = !(error instanceof ServiceError);
     if (isOurs) console.error(error);
     entry.error = isOurs ? `The page has an error: ${error.message}` : error.message;
-    change(entry, "failed");
-    speak(`${visible(entry.file.name)}: ${visible(entry.error)}`);
+    setState(entry, "failed");
+    announce(`${visible(entry.file.name)}: ${visible(entry.error)}`);
   }
 }
 
-// Fills in `answer` (segments), or for a video of a few clips `whole`.
-async function ask(entry) {
+// Fills in `answer`, and `hasTimeline`: whether it shows segments, or one answer for the whole video.
+async function requestAnswer(entry) {
   const limit = model.limits.max_upload_bytes, { file } = entry;
   if (file.size > limit) {
     throw new ServiceError(`The video is too large: ${megabytes(file.size)}, and the limit is ${megabytes(limit)}.`);
@@ -96,47 +96,49 @@ async function ask(entry) {
   if (!file.size) throw new ServiceError("The file is empty.");
   const onProgress = (share) => {
     entry.share = share;
-    change(entry, share < 1 ? "sending" : "working");
+    setState(entry, share < 1 ? "sending" : "working");
   };
   const options = { file, onProgress, signal: entry.controller.signal };
-  change(entry, "sending");
-  if (model.clip.num_frames !== null) {
-    const answer = await requestJson("POST", "segments?windows=true", options);
-    const clip = answer.windows[0].end - answer.windows[0].start;
-    if (answer.error || answer.duration > SHORT * clip) {
-      entry.answer = answer;
-      return;
-    }
-  }
-  entry.whole = await requestJson("POST", "predict?top=5", options);
+  setState(entry, "sending");
+  const readsClips = model.clip.num_frames !== null;
+  entry.answer = await requestJson("POST", readsClips ? "segments?windows=true" : "predict", options);
+  entry.hasTimeline = readsClips && isLong(entry.answer);
+}
+
+// An answer without the end of the video has no probabilities for all of it.
+function isLong({ duration, windows: [first], error }) {
+  return Boolean(error) || duration > SHORT * (first.end - first.start);
 }
 
 const megabytes = (bytes) => `${Math.ceil(bytes / 2 ** 20).toLocaleString("en")} MiB`;
 
 // ---- the list ----
 function makeItem(entry) {
-  const opener = create("button", { type: "button", className: "opener" }, named(entry.file.name));
-  opener.addEventListener("click", () => open(entry));
+  const opener = create("button", { type: "button", className: "opener" }, nameElement(entry.file.name));
+  opener.addEventListener("click", () => {
+    show(entry);
+    byId("result-title").focus({ preventScroll: true });
+  });
   const state = create("span", { className: "state" }), progress = create("progress", { max: 1 });
   progress.setAttribute("aria-label", `Progress of ${visible(entry.file.name)}`);
   const action = create("button", { type: "button", className: "button" });
   action.addEventListener("click", () => {
-    if (isOver(entry)) return again(entry);
+    if (isOver(entry)) return retry(entry);
     entry.controller.abort();
-    if (entry.state === "waiting") change(entry, "cancelled");
+    if (entry.state === "waiting") setState(entry, "cancelled");
   });
   return create("li", {}, opener, progress, state, action);
 }
 
 const isOver = ({ state }) => state === "failed" || state === "cancelled";
 
-function again(entry) {
+function retry(entry) {
   Object.assign(entry, { error: "", share: 0, opens: true, controller: new AbortController() });
-  change(entry, "waiting");
-  work();
+  setState(entry, "waiting");
+  recogniseAll();
 }
 
-function change(entry, state) {
+function setState(entry, state) {
   entry.state = state;
   draw(entry);
 }
@@ -150,12 +152,13 @@ function draw(entry) {
   else progress.removeAttribute("value");
   const word = now === "sending" ? `sending, ${Math.round(100 * entry.share)} %` : WORDS[now];
   state.textContent = visible(entry.error) || word;
+  if (now === "done" && document.activeElement === action) opener.focus(); // not lost with the button
   action.hidden = now === "done";
   action.textContent = isOver(entry) ? "Try again" : "Cancel";
   action.setAttribute("aria-label", `${action.textContent}: ${visible(entry.file.name)}`);
 }
 
-function open(entry) {
+function show(entry) {
   stopWebcam();
   close();
   shown = new Result(entry, model);

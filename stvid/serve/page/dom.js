@@ -15,7 +15,7 @@ export function visible(text) {
   return text.replace(/(?![\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu, escape);
 }
 
-export function named(text) {
+export function nameElement(text) {
   const shown = visible(text);
   return create("bdi", { className: "name", textContent: shown, title: shown });
 }
@@ -35,17 +35,17 @@ export function clock(seconds) {
 export const duration = (seconds) => clock(seconds).replace(".0", "");
 
 // Tells screen readers; sighted users see it elsewhere on the page.
-export function speak(text) {
+export function announce(text) {
   byId("spoken").textContent = text;
 }
 
 const order = new Map(); // class -> its place in the order in which classes were seen
-export const pauses = new Set([UNKNOWN]); // classes that are grey, and left out of subtitles
+export const background = new Set([UNKNOWN]); // classes that are grey, and left out of subtitles
 
-// Gives an element the colour of a class, the same for all videos of the session; pauses are grey.
+// Gives an element the colour of a class, the same for all videos of the session; background is grey.
 export function paint(element, name) {
   element.dataset.class = name;
-  element.classList.toggle("pause", pauses.has(name));
+  element.classList.toggle("background", background.has(name));
   if (name === UNKNOWN) return element;
   if (!order.has(name)) order.set(name, order.size);
   const number = order.get(name);
@@ -54,9 +54,9 @@ export function paint(element, name) {
   return element;
 }
 
-// Makes a class a pause, or a class again.
-export function togglePause(name) {
-  if (!pauses.delete(name)) pauses.add(name);
+// Makes a class background, or an ordinary class again.
+export function toggleBackground(name) {
+  if (!background.delete(name)) background.add(name);
   const painted = [...document.querySelectorAll("[data-class]")];
   for (const element of painted.filter((one) => one.dataset.class === name)) paint(element, name);
 }

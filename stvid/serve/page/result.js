@@ -1,7 +1,8 @@
 // One finished video: it plays, its segments lie on a timeline, its probabilities move with it.
 import { Bars } from "./bars.js";
-import { UNKNOWN, byId, clock, create, duration, named, percent, speak, visible } from "./dom.js";
-import { paint, pauses, togglePause } from "./dom.js";
+import {
+  UNKNOWN, announce, background, byId, clock, create, duration, nameElement, paint, percent, toggleBackground, visible,
+} from "./dom.js";
 import { ServiceError, request } from "./service.js";
 import { subtitles } from "./subtitles.js";
 import { Timeline } from "./timeline.js";
@@ -10,50 +11,48 @@ const video = byId("video");
 const AFTER = 0.001; // seconds; a jump lands behind the start of a segment, not before it
 
 export class Result {
-  // entry: {file, answer: of /segments, or null; whole: of /predict, or null}; model: of /model
+  // entry: {file, answer: of /segments or /predict, hasTimeline}; model: of /model
   constructor(entry, model) {
     Object.assign(this, { entry, offset: 0, time: 0, url: null, copying: null, closed: false });
-    const { answer, whole } = entry, threshold = answer?.threshold ?? model.threshold ?? 0.5;
+    const { answer, hasTimeline } = entry;
     byId("result").hidden = false;
     byId("result-title").textContent = visible(entry.file.name);
-    this.bars = new Bars(byId("bars"), model.class_names, threshold);
+    this.bars = new Bars(byId("bars"), model.class_names, model.threshold);
     this.timeline = null;
-    if (whole) this.showWhole(whole, model);
-    else this.showSegments(answer, threshold);
-    byId("answer").hidden = !whole;
-    byId("over-time").hidden = byId("save-srt").hidden = Boolean(whole);
-    byId("save-json").onclick = () => this.save(JSON.stringify(whole ?? answer, null, 2), "json");
+    if (hasTimeline) this.showSegments(answer);
+    else this.showOneAnswer(answer, model);
+    byId("answer").hidden = hasTimeline;
+    byId("over-time").hidden = byId("save-srt").hidden = !hasTimeline;
+    byId("save-json").onclick = () => this.save(JSON.stringify(answer, null, 2), "json");
     byId("save-srt").onclick = () => this.save(subtitles(answer.segments, answer.clock_start), "srt");
     this.listen();
     this.open(entry.file);
   }
 
-  showWhole(whole, model) {
-    const [best] = whole.top;
+  showOneAnswer({ top: [best], duration: seconds, probabilities }, model) {
     byId("answer").firstChild.textContent = visible(best.class);
     byId("answer").lastChild.textContent = percent(best.probability);
-    byId("result-text").textContent = `A short video (${duration(whole.duration)}): one answer for all of it.`;
+    byId("result-text").textContent = `A short video (${duration(seconds)}): one answer for all of it.`;
     this.bars.time.textContent = "of the whole video";
-    this.bars.show(model.class_names.map((name) => whole.probabilities[name]), true);
-    speak(`${visible(this.entry.file.name)}: ${visible(best.class)}, ${percent(best.probability)}`);
+    this.bars.show(model.class_names.map((name) => probabilities[name]), true);
+    announce(`${visible(this.entry.file.name)}: ${visible(best.class)}, ${percent(best.probability)}`);
   }
 
-  showSegments(answer, threshold) {
-    const { segments, windows } = answer;
+  showSegments({ segments, windows, threshold }) {
     this.centres = windows.map((window) => (window.start + window.end) / 2);
     const onJump = (...at) => this.jump(...at);
     this.timeline = new Timeline(byId("timeline"), { segments, windows, threshold, onJump });
     byId("legend").replaceChildren(...this.legend(segments));
     byId("segments").tBodies[0].replaceChildren(...segments.map((segment) => this.tableRow(segment)));
-    this.summarise(threshold);
+    this.summarise();
     this.time = segments[0].start;
     this.draw(true);
-    speak(`${visible(this.entry.file.name)}: ${byId("result-text").textContent}`);
+    announce(`${visible(this.entry.file.name)}: ${byId("result-text").textContent}`);
   }
 
-  summarise(threshold) {
-    const { segments, duration: seconds, error } = this.entry.answer;
-    const found = segments.filter((segment) => !pauses.has(segment.class));
+  summarise() {
+    const { segments, duration: seconds, threshold, error } = this.entry.answer;
+    const found = segments.filter((segment) => !background.has(segment.class));
     const names = new Set(found.map((segment) => segment.class));
     const counted = `${count(found.length, "segment")} of ${count(names.size, "class", "classes")}`;
     const text = `${found.length ? counted : "No class is found"} in ${duration(seconds)}`;
@@ -61,17 +60,17 @@ export class Result {
     byId("result-text").textContent = `${text}. A class begins at a probability of ${percent(threshold)}.${broken}`;
   }
 
-  // A button for each class; a click makes it a pause.
+  // A button for each class; a click makes it background.
   legend(segments) {
     const names = new Set(segments.map((segment) => segment.class)), hasUnknown = names.delete(UNKNOWN);
     const items = [...names].map((name) => {
-      const title = "Show as a pause, or as a class again";
-      const button = paint(create("button", { type: "button", title }, named(name)), name);
-      button.setAttribute("aria-pressed", !pauses.has(name));
+      const title = "Make this class background, or an ordinary class again";
+      const button = paint(create("button", { type: "button", title }, nameElement(name)), name);
+      button.setAttribute("aria-pressed", !background.has(name));
       button.addEventListener("click", () => {
-        togglePause(name);
-        button.setAttribute("aria-pressed", !pauses.has(name));
-        this.summarise(this.entry.answer.threshold);
+        toggleBackground(name);
+        button.setAttribute("aria-pressed", !background.has(name));
+        this.summarise();
       });
       return create("li", {}, button);
     });
@@ -84,7 +83,7 @@ export class Result {
     const jump = create("button", { type: "button", className: "jump", textContent: start });
     jump.setAttribute("aria-label", `Jump to ${start}`);
     jump.addEventListener("click", () => this.jump(segment.start, segment));
-    const name = create("td", { className: "class" }, paint(create("i"), segment.class), named(segment.class));
+    const name = create("td", { className: "class" }, paint(create("i"), segment.class), nameElement(segment.class));
     const cells = [create("td", {}, jump), create("td", { textContent: clock(segment.end) }), name];
     row.append(...cells, create("td", { className: "n", textContent: percent(segment.probability) }));
     return row;
@@ -138,7 +137,7 @@ export class Result {
     this.time = seconds + AFTER;
     if (video.readyState) video.currentTime = this.time - this.offset;
     this.draw(true);
-    if (segment) speak(`${visible(segment.class)}, ${clock(segment.start)} to ${clock(segment.end)}`);
+    if (segment) announce(`${visible(segment.class)}, ${clock(segment.start)} to ${clock(segment.end)}`);
   }
 
   moved() {
@@ -153,11 +152,11 @@ export class Result {
     requestAnimationFrame(() => this.follow());
   }
 
-  draw(anew = false) {
+  draw(reorder = false) {
     if (!this.timeline) return;
     this.timeline.show(this.time);
     this.bars.time.textContent = `at ${clock(this.time)}`;
-    this.bars.show(this.probabilitiesAt(this.time), anew);
+    this.bars.show(this.probabilitiesAt(this.time), reorder);
   }
 
   // Between the middles of two windows linearly; before the first and after the last one theirs.

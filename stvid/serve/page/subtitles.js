@@ -1,9 +1,9 @@
 // Segments as SubRip, as stvid predict --srt writes them.
-import { pauses, visible } from "./dom.js";
+import { background, visible } from "./dom.js";
 
 // start: seconds of the file's clock that players show as 0
 export function subtitles(segments, start) {
-  const shown = segments.filter((segment) => !pauses.has(segment.class));
+  const shown = segments.filter((segment) => !background.has(segment.class));
   const blocks = shown.map((segment, i) => {
     const times = [segment.start, segment.end].map((seconds) => time(seconds - start)).join(" --> ");
     return `${i + 1}\n${times}\n${visible(segment.class)} ${Math.round(100 * segment.probability)}%\n`;

@@ -20,7 +20,7 @@ export class Timeline {
     const track = create("div", { className: "track", role: "group" }, ...this.buttons);
     track.setAttribute("aria-labelledby", "timeline-title");
     track.setAttribute("aria-describedby", "timeline-help");
-    track.addEventListener("keydown", (event) => this.key(event));
+    track.addEventListener("keydown", (event) => this.onKey(event));
     const body = create("div", { className: "timeline-body" }, this.curve(windows, threshold), track, this.head);
     body.firstChild.addEventListener("click", (event) => {
       const box = body.getBoundingClientRect();
@@ -39,13 +39,13 @@ export class Timeline {
     this.factor = Math.min(factor, most);
     this.inner.style.width = `${100 * this.factor}%`;
     this.inner.lastChild.replaceWith(this.ticks());
-    this.keepInSight(0.5, true);
+    this.scrollToHead(0.5, true);
     byId("zoom-in").disabled = this.factor >= most;
     byId("zoom-out").disabled = this.factor <= 1;
   }
 
   // Scrolls the timeline until the playing position is at `place`, 0 (left) to 1; only if it is hidden, or always.
-  keepInSight(place, always = false) {
+  scrollToHead(place, always = false) {
     const { scrollLeft, clientWidth, scrollWidth } = this.root;
     const x = (parseFloat(this.head.style.left) / 100) * scrollWidth;
     if (always || x < scrollLeft || x > scrollLeft + clientWidth) this.root.scrollLeft = x - place * clientWidth;
@@ -64,15 +64,15 @@ export class Timeline {
     button.style.left = `${100 * this.share(start)}%`;
     button.style.width = `${(100 * (end - start)) / this.span}%`;
     button.addEventListener("click", () => onJump(start, segment));
-    button.addEventListener("focus", () => this.rove(button));
+    button.addEventListener("focus", () => this.makeTabStop(button));
     return button;
   }
 
-  rove(button) {
+  makeTabStop(button) {
     for (const other of this.buttons) other.tabIndex = other === button ? 0 : -1;
   }
 
-  key(event) {
+  onKey(event) {
     const current = this.buttons.indexOf(event.target), last = this.buttons.length - 1;
     const after = current + 1, before = current - 1;
     const places = { ArrowRight: after, ArrowDown: after, ArrowLeft: before, ArrowUp: before, Home: 0, End: last };
@@ -122,11 +122,11 @@ export class Timeline {
     return list;
   }
 
-  // Moves the line of the playing position; returns the segment there.
+  // Moves the line of the playing position, and marks the segment there.
   show(seconds) {
     const share = Math.min(Math.max(this.share(seconds), 0), 1);
     this.head.style.left = `${100 * share}%`;
-    if (this.factor > 1) this.keepInSight(0.1);
+    if (this.factor > 1) this.scrollToHead(0.1);
     let now = this.segments.findIndex((segment) => seconds < segment.end);
     if (now < 0) now = this.segments.length - 1;
     if (now !== this.now) {
@@ -134,6 +134,5 @@ export class Timeline {
       this.buttons[now].setAttribute("aria-current", "true");
       this.now = now;
     }
-    return this.segments[now];
   }
 }

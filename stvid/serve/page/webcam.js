@@ -1,6 +1,6 @@
 // The webcam: its frames go over the socket as JPEG, the answers come back as JSON.
 import { Bars } from "./bars.js";
-import { UNKNOWN, byId, pauses, percent, speak, visible } from "./dom.js";
+import { UNKNOWN, announce, background, byId, percent, visible } from "./dom.js";
 import { openSocket } from "./service.js";
 
 const MAX_FPS = 30;
@@ -15,7 +15,7 @@ export class Webcam {
   constructor(model, onStop) {
     Object.assign(this, { model, onStop, stream: null, socket: null, stopped: false, encoding: false, label: null });
     this.canvas = document.createElement("canvas");
-    this.bars = new Bars(byId("live-bars"), model.class_names, model.threshold ?? 0.5);
+    this.bars = new Bars(byId("live-bars"), model.class_names, model.threshold);
     byId("live-error").hidden = true;
     byId("live-numbers").textContent = "";
     this.answer("Waiting for the camera…", "");
@@ -25,17 +25,18 @@ export class Webcam {
   async start() {
     try {
       if (!navigator.mediaDevices) throw new DOMException("", "SecurityError");
+      if (!video.requestVideoFrameCallback) throw new DOMException("", "NotSupportedError");
       const wishes = { width: { ideal: 640 }, frameRate: { ideal: 25 } };
       this.stream = await navigator.mediaDevices.getUserMedia({ video: wishes });
+      if (this.stopped) return this.release();
+      this.stream.getVideoTracks()[0].onended = () => this.fail("The camera was unplugged or switched off.");
+      video.srcObject = this.stream;
+      await video.play();
+      const fps = await this.measure();
+      if (!this.stopped) this.connect(Math.min(fps, MAX_FPS));
     } catch (error) {
-      return this.fail(cameraError(error));
+      this.fail(cameraError(error));
     }
-    if (this.stopped) return this.release();
-    this.stream.getVideoTracks()[0].onended = () => this.fail("The camera was unplugged or switched off.");
-    video.srcObject = this.stream;
-    await video.play();
-    const fps = await this.measure();
-    if (!this.stopped) this.connect(Math.min(fps, MAX_FPS));
   }
 
   // Frames per second that the camera really delivers.
@@ -56,8 +57,9 @@ export class Webcam {
   connect(fps) {
     this.socket = openSocket("stream");
     this.period = 1000 / fps;
-    const background = this.model.class_names.filter((name) => name !== UNKNOWN && pauses.has(name));
-    this.socket.onopen = () => this.socket.send(JSON.stringify({ fps, format: "jpeg", realtime: true, background }));
+    const first = { fps, format: "jpeg", realtime: true };
+    first.background = this.model.class_names.filter((name) => name !== UNKNOWN && background.has(name));
+    this.socket.onopen = () => this.socket.send(JSON.stringify(first));
     this.socket.onmessage = (event) => this.receive(JSON.parse(event.data), fps);
     this.socket.onclose = () => this.fail("The service closed the connection. Is stvid demo still running?");
   }
@@ -75,7 +77,7 @@ export class Webcam {
         const isClass = message.class !== UNKNOWN;
         this.answer(message.class, isClass ? percent(message.probability) : "", isClass);
       }
-      const dropped = message.dropped ? `, ${message.dropped} frames dropped` : "";
+      const dropped = message.dropped ? `, dropped frames: ${message.dropped}` : "";
       byId("live-numbers").textContent = `${fps} frames/s, latency ${Math.round(message.latency_ms)} ms${dropped}`;
     }
   }
@@ -84,7 +86,7 @@ export class Webcam {
     byId("live-answer").classList.toggle("none", !isClass);
     byId("live-answer").firstChild.textContent = visible(name);
     byId("live-answer").lastChild.textContent = number;
-    if (name !== this.label) speak(visible(name));
+    if (name !== this.label) announce(visible(name));
     this.label = name;
   }
 
@@ -133,6 +135,7 @@ function cameraError(error) {
     NotAllowedError: "The browser was not allowed to use the camera. Allow it beside the address, then try again.",
     NotFoundError: "No camera was found.",
     NotReadableError: "The camera is used by another program.",
+    NotSupportedError: "This browser is too old for the webcam: it lacks requestVideoFrameCallback.",
     SecurityError: "Browsers give the camera only to pages on localhost or over https.",
   };
   return words[error.name] ?? `The camera cannot be opened: ${error.message}`;
