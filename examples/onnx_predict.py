@@ -105,6 +105,8 @@ def predict(session, path):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python onnx_predict.py MODEL.onnx VIDEO...")
     model_file = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
     for file in sys.argv[2:]:
         print(json.dumps({"path": file, "probabilities": predict(model_file, file)}))

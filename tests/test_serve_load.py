@@ -11,11 +11,13 @@ import pytest
 import torch
 from service_client import BOUNDARY, PART, Call, disconnect, only_full_batches, serving, until, upload
 
-from stvid.errors import VideoError
+from stvid.errors import InputError, VideoError
 from stvid.run.checkpoint import MAX_CLIP_PIXELS
 from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions, bind_port
 from stvid.serve.server import Server
+from stvid.serve.threads import in_thread
+from stvid.video.workers import report_progress
 
 
 @pytest.mark.parametrize("url", ["/predict", "/segments"])
@@ -39,6 +41,33 @@ def test_a_client_that_has_gone_costs_no_forward_pass(recognizer, video, url):
     answer = asyncio.run(Call(app, url, receive, [(b"content-type", BOUNDARY.encode())]).run())
     assert answer.status == 499
     assert service.metrics.registry.get_sample_value("stvid_batch_size_count") == 0
+
+
+def endless_video(began):
+    """Reads packets until somebody ends it."""
+    while True:
+        report_progress()
+        began.set()
+
+
+def test_a_video_that_takes_too_long_to_read_is_refused():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=r"longer than 0\.01 seconds to read"):
+        asyncio.run(in_thread(pool, lambda: endless_video(threading.Event()), max_seconds=0.01))
+
+
+def test_the_reading_of_a_video_ends_with_its_request():
+    async def cancelled_while_it_reads(pool):
+        began = threading.Event()
+        task = asyncio.ensure_future(in_thread(pool, lambda: endless_video(began)))
+        while not began.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(cancelled_while_it_reads(pool))
+        assert pool.submit(lambda: "free").result(timeout=60) == "free"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ from stvid.serve.options import ServeOptions
 from stvid.serve.uploads import MAX_FIELD, MAX_PARTS
 
 
+TEXT = PART.replace(b'; filename="a.mp4"', b"").replace(b"file", b"note")  # of a form, not a file
+
+
 @pytest.fixture(scope="module")
 def client(recognizer, video):
     with serving(recognizer, root=video.parent, max_upload=2**20) as (client, _):
@@ -35,11 +38,13 @@ def client(recognizer, video):
         ("/predict", (PART + b"1\r\n") * 2 + b"--x--", BOUNDARY, 400, "more than one file"),
         ("/predict", b"--x--", "multipart/form-data", 400, "boundary"),
         ("/predict", b"--x--", f"multipart/form-data; boundary={'x' * 1000}", 400, "Boundary length"),
-        ("/predict", PART.replace(b"file", b"movie") + b"1\r\n--x--", BOUNDARY, 400, "send a video as the file"),
-        ("/predict", PART.replace(b"file", b"movie") + b"1" * (MAX_FIELD + 1), BOUNDARY, 400, "a field is longer"),
-        ("/predict", PART.replace(b"file", b"b") + (b"\r\n" + PART.replace(b"file", b"b")) * MAX_PARTS, BOUNDARY, 400,
-         "more than 16 parts"),
+        ("/predict", PART.replace(b'"file"', b'"movie"') + b"1\r\n--x--", BOUNDARY, 400, "has the name 'movie'"),
+        ("/predict", TEXT.replace(b"note", b"file") + b"a.mp4\r\n--x--", BOUNDARY, 400, "-F file=@VIDEO.mp4"),
+        ("/predict", TEXT + b"1\r\n--x--", BOUNDARY, 400, "send a video as the file"),
+        ("/predict", TEXT + b"1" * (MAX_FIELD + 1), BOUNDARY, 400, "longer than 8192 bytes"),
+        ("/predict", TEXT + (b"\r\n" + TEXT) * MAX_PARTS, BOUNDARY, 400, "more than 16 parts"),
         ("/predict", b"a=1", "application/x-www-form-urlencoded", 400, "send a video"),
+        ("/predict?topp=3", b"", None, 422, "/predict does not know topp; did you mean 'top'?"),
         ("/predict?top=0", b"", None, 422, "top (=0)"),
         ("/predict?top=-5", b"", None, 422, "top (=-5)"),
         ("/predict?clips=-1", b"", None, 422, "clips (=-1)"),
@@ -58,7 +63,7 @@ def client(recognizer, video):
         ("/segments?background=nothing", b"", None, 422, "background nothing: the model has no such class"),
         ("/segments?window=0.01&path=square.mp4", b"", None, 422, "window (=0.01) is shorter than a clip"),
         ("/segments?hop=3&window=1&path=square.mp4", b"", None, 422, "hop (=3) is longer than a window"),
-        ("/nowhere", b"", None, 404, "Not Found"),
+        ("/nowhere", b"", None, 404, "there is no /nowhere; /docs lists"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_gets_one_message(client, url, content, content_type, status, message):

@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     def write(path: Path) -> Parity:
         return write_checked(form, path, notes, file_format=options.format, check=check)
 
+    show("writing the file and comparing it with the model")
     out, int8 = Path(options.triton) / MODEL if options.triton else Path(options.out), None
     if options.triton:
         parity = write_triton_model(Path(options.triton), form, trained.class_names, write)

@@ -20,7 +20,7 @@ from stvid import __version__
 from stvid.deploy.predictions import make_entry
 from stvid.deploy.segmentation import SegmentOptions, check_classes, resolve_threshold
 from stvid.deploy.subtitles import subtitles
-from stvid.errors import InputError, VideoError
+from stvid.errors import InputError, VideoError, nearest
 from stvid.recognizer import Recognizer
 from stvid.run.checkpoint import checkpoint_sha256
 from stvid.serve.answers import ErrorAnswer, ModelAnswer, PredictAnswer, SegmentsAnswer
@@ -145,6 +145,14 @@ FORM = {
         }
     }
 }
+def refuse_unknown_values(request: Request) -> None:
+    """Answers 422 to a value in the query that the address does not know."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise InputError(f"{request.url.path} does not know {name}{nearest(name, known)}")
+
+
 PathQuery = Annotated[str | None, Query(description="instead of a file: a video below --root")]
 TopQuery = Annotated[int, Query(ge=1, description="how many classes to name")]
 Seconds = Annotated[float | None, Query(gt=0, allow_inf_nan=False)]
@@ -156,7 +164,7 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
         summary="The most probable classes of a video",
         response_model=PredictAnswer,
         openapi_extra=FORM,
-        dependencies=token_dependencies(service),
+        dependencies=[*token_dependencies(service), Depends(refuse_unknown_values)],
     )
     async def predict(
         request: Request,
@@ -179,7 +187,7 @@ def _add_recognition(app: FastAPI, service: Service) -> None:
         response_model=SegmentsAnswer,
         responses={200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in SUBTITLES.values()}}},
         openapi_extra=FORM,
-        dependencies=token_dependencies(service),
+        dependencies=[*token_dependencies(service), Depends(refuse_unknown_values)],
     )
     async def segments(
         request: Request,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import mimetypes
 import tempfile
-import threading
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -90,26 +89,17 @@ async def _write_copy(service: Service, source: Path, copy: Path) -> float:
         VideoError: the source cannot be read.
         InputError: it has more pixels than `MAX_COPY_PIXELS`.
     """
-    is_cancelled = threading.Event()
     max_pixels = service.recognizer.trained.max_pixels
-
-    def check_cancelled() -> None:
-        if is_cancelled.is_set():
-            raise _Cancelled
 
     def work() -> float:
         info = probe(source, decode_all=False, max_pixels=max_pixels)
         if info.num_frames * info.height * info.width > MAX_COPY_PIXELS:
             size = f"{info.num_frames:,} frames of {info.width} x {info.height} pixels"
             raise InputError(f"the video is too long for a copy: {size}, and the limit is {MAX_COPY_PIXELS:,} pixels")
-        redraw(source, copy, lambda frame_HWC, _: frame_HWC, info=info, max_pixels=max_pixels, advance=check_cancelled)
+        redraw(source, copy, lambda frame_HWC, _: frame_HWC, info=info, max_pixels=max_pixels)
         return info.start - probe(copy, decode_all=False).start
 
-    return await in_thread(service.pools.copies, work, on_cancel=is_cancelled.set)
-
-
-class _Cancelled(Exception):
-    """Nobody waits for the copy any more."""
+    return await in_thread(service.pools.copies, work)
 
 
 class _CopyResponse(FileResponse):

@@ -34,7 +34,10 @@ def _error(request: Request, status: int, detail: str, headers: dict[str, str] |
 
 
 async def _on_http_error(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, str(error.detail), error.headers)
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == "Not Found":
+        detail = f"there is no {request.url.path}; /docs lists all addresses"
+    return _error(request, error.status_code, detail, error.headers)
 
 
 async def _on_wrong_values(request: Request, error: Any) -> Response:

@@ -47,6 +47,7 @@ class ServeOptions:
         max_frame: bytes of a frame on a socket.
         idle_seconds: an upload that stands still for this time is refused (408), and a socket without frames closed.
         upload_seconds: an upload must be complete in this time.
+        read_seconds: a video of `/predict` must be read in this time, and one of `/segments` probed.
         stop_seconds: running requests may finish in this time when the service stops.
         num_decoders: threads that decode; None: half of the cores, and all of them beside an accelerator.
 
@@ -65,6 +66,7 @@ class ServeOptions:
     max_frame: int = 8 * MIB
     idle_seconds: float = 30.0
     upload_seconds: float = 600.0
+    read_seconds: float = 120.0
     stop_seconds: float = 30.0
     num_decoders: int | None = None
 

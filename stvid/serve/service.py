@@ -32,7 +32,7 @@ from stvid.serve.batching import Batcher, ServiceStopping
 from stvid.serve.clips import MAX_WINDOWS, probe_and_measure, probe_and_measure_windows, read_views
 from stvid.serve.metrics import Metrics
 from stvid.serve.options import ServeOptions
-from stvid.serve.threads import ThreadPools, in_thread
+from stvid.serve.threads import Cancelled, ThreadPools, in_thread
 from stvid.serve.upload_folder import UploadFolder
 from stvid.video.playback import clock_start
 from stvid.video.types import VideoInfo
@@ -194,11 +194,15 @@ class Service:
         crops = trained.protocol["num_crops"] if num_crops is None else num_crops
         check_views(clips, crops, trained.clip)
         info, num_pixels = await in_thread(
-            self.pools.decoders, lambda: probe_and_measure(trained, path, num_clips=clips, num_crops=crops)
+            self.pools.decoders,
+            lambda: probe_and_measure(trained, path, num_clips=clips, num_crops=crops),
+            max_seconds=self.options.read_seconds,
         )
         with self.reserved(num_pixels):
             clips_VTCHW = await in_thread(
-                self.pools.decoders, lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops)
+                self.pools.decoders,
+                lambda: read_views(trained, path, info, num_clips=num_clips, num_crops=num_crops),
+                max_seconds=self.options.read_seconds,
             )
             parts = clips_VTCHW.split(self.max_batch)  # one after the other: the clips of others come in between
             logits_VK = torch.cat([await asyncio.wrap_future(self.submit_clips(part)) for part in parts])
@@ -226,6 +230,7 @@ class Service:
             lambda: probe_and_measure_windows(
                 trained, path, options, batch_size=self.max_batch, max_windows=max_windows
             ),
+            max_seconds=self.options.read_seconds,
         )
         with self.reserved(memory.num_pixels):
             return await in_thread(self.pools.segmenters, work, on_cancel=runner.cancel)
@@ -249,10 +254,6 @@ class Service:
         return list(logits_VK.split([len(part) for part in clips]))
 
 
-class _Cancelled(Exception):
-    """Nobody waits for the result any more."""
-
-
 class _SharedRunner:
     """Classifies the clips of a thread through the batcher, together with those of others."""
 
@@ -272,7 +273,7 @@ class _SharedRunner:
         try:
             return self._waiting.result()
         except CancelledError as error:
-            raise _Cancelled from error
+            raise Cancelled from error
 
     def cancel(self) -> None:
         """Ends the work of the thread at its next call, or the one that waits."""

@@ -248,7 +248,11 @@ class Form:
         self._field = parameters.get(b"name", b"").decode("utf-8", "replace")
         self._text.clear()
         if self._field != "file":
+            if b"filename" in parameters:
+                raise FormParserError(f"its file has the name {self._field!r}; the video must have the name `file`")
             return
+        if b"filename" not in parameters:
+            raise FormParserError("`file` is a text and not a file; with curl: -F file=@VIDEO.mp4")
         if self.file is not None:
             raise FormParserError("it has more than one file")
         self.file_name = parameters.get(b"filename", b"").decode("utf-8", "replace")
@@ -265,7 +269,10 @@ class Form:
 
     def _keep_text(self, piece: bytes) -> None:
         if len(self._text) + len(piece) > MAX_FIELD:
-            raise FormParserError(f"a field is longer than {MAX_FIELD} bytes; the video goes into the file `file`")
+            raise FormParserError(
+                f"a text in it is longer than {MAX_FIELD} bytes; send the video as its file `file`, with curl: "
+                "-F file=@VIDEO.mp4"
+            )
         self._text += piece
 
     def _end_part(self) -> None:

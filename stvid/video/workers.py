@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -64,9 +64,25 @@ def map_files(
 
 
 def report_progress() -> None:
-    """Starts the time limit of the current file anew; does nothing in a process that `map_files` did not start."""
+    """Called for each part of a file that is read: tells those who limit the time for it that work goes on.
+
+    In a process of `map_files`, the time limit of the file starts anew. In a block of `progress_watched`, the block's
+    function is called; the error that it raises ends the reading. Otherwise nothing happens.
+    """
     if _progress is not None:
         _progress.report()
+    if (check := getattr(_thread, "check", None)) is not None:
+        check()
+
+
+@contextmanager
+def progress_watched(check: Callable[[], object]) -> Iterator[None]:
+    """In this thread, `report_progress` also calls `check`, until the block ends."""
+    _thread.check = check
+    try:
+        yield
+    finally:
+        _thread.check = None
 
 
 class _Progress:
@@ -82,6 +98,7 @@ class _Progress:
 
 
 _progress: _Progress | None = None  # of this process, if it is a worker
+_thread = threading.local()  # its `check`, see `progress_watched`
 _GOES_ON, _ENDED = "goes on", "ended"  # messages of a worker; the result follows the second
 
 
