@@ -217,19 +217,16 @@ def test_a_rate_that_costs_too_much_is_refused(tmp_path, mode, changes, fps, det
         assert code == 1008
 
 
-def test_a_frame_counts_as_many_steps_and_pixels_as_it_costs(tmp_path, monkeypatch):
+def test_a_frame_counts_as_many_steps_and_pixels_as_it_costs(tmp_path):
     with service(tmp_path, changes={**AT_25, "input": "diff", "diff_seconds": 1.0}) as client:
-        shared, sizes = client.app.state.service, []
-        submit = shared.batcher.submit
-        monkeypatch.setattr(
-            shared.batcher, "submit", lambda *args, size=1, **key: sizes.append(size) or submit(*args, **key)
-        )
+        shared = client.app.state.service
         with client.websocket_connect(SOCKET) as socket:
             begin(socket, fps=5)
             socket.send_bytes(video_of(1).tobytes())
             assert socket.receive_json()["event"] == "answer"
             assert shared.num_pixels == 6 * 32 * 32  # the frames of a second, and the one before
-        assert sizes == [5]
+        sample = shared.metrics.registry.get_sample_value
+        assert (sample("stvid_batch_size_count"), sample("stvid_batch_size_sum")) == (5, 5)  # one for each step
         assert open_streams(client) == "0.0"
         assert shared.num_pixels == 0
 

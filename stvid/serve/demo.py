@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from stvid.errors import InputError
 from stvid.recognizer import Recognizer
-from stvid.serve.app import FORM, admitted_video, cancel_on_disconnect, create_app
+from stvid.serve.app import FORM, admitted_video, cancel_on_disconnect, create_app, token_dependencies
 from stvid.serve.options import ServeOptions
 from stvid.serve.service import Service
 from stvid.serve.threads import in_thread
@@ -71,7 +71,11 @@ def _add_playable(app: FastAPI) -> None:
     service: Service = app.state.service
 
     @app.post(
-        "/playable", summary="The same video as H.264 in an mp4 file", response_class=Response, openapi_extra=FORM
+        "/playable",
+        summary="The same video as H.264 in an mp4 file",
+        response_class=Response,
+        openapi_extra=FORM,
+        dependencies=token_dependencies(service),
     )
     async def playable(request: Request) -> Response:
         async with contextlib.AsyncExitStack() as stack:

@@ -215,9 +215,10 @@ class _Connection:
         if stream.mode == WINDOWS:  # the latest one; they go with the clips of files
             logits_VK = await asyncio.wrap_future(service.submit_clips(inputs[-1][None]))
             stream.probabilities_K = logits_VK[0].softmax(dim=0)
-        else:
-            step = (stream, inputs)
-            await asyncio.wrap_future(service.batcher.submit(step_together, step, key=stream.key, size=len(inputs)))
+            return
+        for frame_CHW in inputs:  # one after the other: steps of other clients come in between
+            step = (stream, [frame_CHW])
+            await asyncio.wrap_future(service.batcher.submit(step_together, step, key=stream.key))
 
     async def _send_answer(self, frame: SentFrame) -> None:
         probabilities_K, (label, probability) = self.live.stream.probabilities_K, self.live.latest
