@@ -14,7 +14,6 @@ from stvid.serve.app import create_app
 from stvid.serve.options import ServeOptions
 from stvid.serve.uploads import MAX_FIELD, MAX_PARTS
 
-
 TEXT = PART.replace(b'; filename="a.mp4"', b"").replace(b"file", b"note")  # of a form, not a file
 
 

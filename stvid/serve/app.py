@@ -145,6 +145,8 @@ FORM = {
         }
     }
 }
+
+
 def refuse_unknown_values(request: Request) -> None:
     """Answers 422 to a value in the query that the address does not know."""
     known = [field.alias for field in request.scope["route"].dependant.query_params]
