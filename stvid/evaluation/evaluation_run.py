@@ -106,6 +106,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     """
     trained = load_checkpoint(run, trust=options.trust)
     check_stays_inside(RunFolder(trained.folder), trains=False)
+    _check_val_is_unseen(trained, options)
     if options.data_root:
         splits = {options.split, *(["val"] if options.calibrate else [])}
         needed = () if options.manifest else splits
@@ -153,6 +154,18 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
         probe_cache=cache,
         not_written=not_written,
     )
+
+
+def _check_val_is_unseen(trained: TrainedModel, options: EvaluationOptions) -> None:
+    """Raises InputError if val of the run is needed, and the model was trained on it too (`refit=true`)."""
+    folder = RunFolder(trained.folder)
+    needs_val = options.calibrate or (options.split == "val" and options.manifest is None)
+    if needs_val and trained.path.name == folder.refit_ckpt.name:
+        use = "--calibrate" if options.calibrate else "--split val"
+        raise InputError(
+            f"{use}: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about it. "
+            f"The checkpoint before the refit has not seen them: stvid evaluate {folder.best_ckpt} {use}"
+        )
 
 
 def _write_if_possible(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> OSError | None:
