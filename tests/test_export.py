@@ -116,6 +116,17 @@ def test_a_recurrent_layer_in_an_export_has_the_states_of_torch(kind, monkeypatc
         torch.testing.assert_close(exported, (layers(features, lengths), layers(features)))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+def test_a_gru_is_exported_after_torch_has_traced_another_one_and_leaves_torch_as_it_was(tmp_path):
+    with torch.no_grad():
+        torch.export.export(nn.GRU(3, 4).eval(), (torch.randn(3, 2, 3),))
+    program = trace(clip_form(trained(tmp_path, CLIP, hidden_size=8, recurrent="gru")))
+    operator = torch.ops.aten.gru.input
+    assert operator in [node.target for node in program.graph.nodes]
+    remembered = [*operator._dispatch_cache.values(), *operator.py_kernels.values()]
+    assert not any("while_loop" in str(kernel) for kernel in remembered)
+
+
 @pytest.fixture(scope="module")
 def exported(run_folder, tmp_path_factory):
     """What `stvid export` writes and prints for a trained run."""
@@ -276,6 +287,21 @@ class OwnModel(VideoModel):
 
     def forward_features(self, clips_BCTHW, lengths_B=None):
         return self.layer(clips_BCTHW.mean(dim=(2, 3, 4)))
+
+
+class FirstHalf(VideoModel):
+    def __init__(self):
+        super().__init__()
+        self.num_features, self.head = 3, nn.Linear(3, 3)
+
+    def forward_features(self, clips_BCTHW, lengths_B=None):
+        return clips_BCTHW[:, :, : int(clips_BCTHW.shape[2] / 2)].mean(dim=(2, 3, 4))
+
+
+def test_an_axis_that_became_a_constant_is_told(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, num_frames=None), FirstHalf())
+    with pytest.raises(InputError, match=r"a constant what may differ from call to call: time\. A model that"):
+        trace(clip_form(run))
 
 
 def test_what_onnx_has_no_operator_for_is_told(tmp_path):
