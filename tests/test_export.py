@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,6 +200,12 @@ def test_a_program_file_runs_without_stvid_and_carries_the_same_record(tmp_path)
     torch.testing.assert_close(actual, original(run, pictures), atol=1e-5, rtol=0)
     with zipfile.ZipFile(tmp_path / "model.pt2") as file:
         assert not any(os.fsencode(ROOT) in file.read(name) for name in file.namelist())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
+def test_a_full_disk_does_not_end_the_process(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"):
+        write_program(clip_form(conv3d(tmp_path)), Path("/dev/full"), {})
 
 
 class Patched(nn.Module):

@@ -107,9 +107,9 @@ def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         InputError: see `trace`.
     """
-    program = trace(form)
-    with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=dict(metadata))
+    content = io.BytesIO()
+    torch.export.save(trace(form), content, extra_files=dict(metadata))
+    path.write_bytes(content.getbuffer())  # not by `save`: when a disk is full, torch ends the whole process
 
 
 def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
