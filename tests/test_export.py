@@ -147,7 +147,7 @@ def test_the_command_writes_a_file_and_what_it_found(exported, run_folder):
     assert report["parity"]["max_difference"] <= TOLERANCE
     assert report["inputs"] == {"frames": ["uint8", "batch", 4, 32, 32, 3]}
     assert report["bytes"] == (out / "model.onnx").stat().st_size
-    assert "the same classes; largest difference of a probability" in printed
+    assert "4 frames: the same classes\n          largest difference of a probability" in printed
     assert "out       probabilities: float32 batch x 2" in printed
 
 
