@@ -199,7 +199,8 @@ def fit_again(
 ) -> None:
     """Trains without validation, and writes `refit.ckpt`. An interrupted one starts again when the run is resumed."""
     callbacks = build_refit_callbacks(data, bad_videos=folder.bad_videos_csv, ema=ema)
-    trainer = make_trainer(logger=False, callbacks=callbacks, max_epochs=num_epochs, limit_val_batches=0)
+    arguments = {"max_epochs": num_epochs, "limit_val_batches": 0, "enable_checkpointing": False}
+    trainer = make_trainer(logger=False, callbacks=callbacks, **arguments)
     with keep_interrupts():
         trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(folder.refit_ckpt)
