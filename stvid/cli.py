@@ -187,6 +187,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
+    description = "encode every video again, also with a frozen encoder, and store no features"
+    parser.add_argument("--no-feature-cache", dest="feature_cache", action="store_false", help=description)
     parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(parser)
     _add_trust(parser)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -22,13 +21,13 @@ from stvid.data.cached_clips import CachedClips
 from stvid.data.dataset import TrainingClips
 from stvid.data.feature_cache import FeatureCache
 from stvid.data.feature_entries import CachedFeatures
+from stvid.data.feature_filling import explain_stops, fill_cache, weights_fingerprint
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import TRUNCATED, InputError, VideoError
 from stvid.run.checkpoint import load_checkpoint
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.feature_encoding import _explain_stops, _fill_cache, weights_fingerprint
 from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
@@ -208,7 +207,6 @@ def encode_until(folder: Path, number: int | None, *, verify: bool = True) -> in
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
     cached = CachedClips(clips, FeatureCache(folder, {}))
     keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
-    data = SimpleNamespace(all_keys=lambda split: keys, num_workers_alone=0)
     encoded = 0
 
     def encode(clips_BTCHW, lengths):
@@ -218,7 +216,8 @@ def encode_until(folder: Path, number: int | None, *, verify: bool = True) -> in
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", cached, data, encode, batch_size=1, verify=verify)
+    options = {"name": "train", "switch": "data.features=off"}
+    fill_cache(cached, keys, encode, batch_size=1, num_workers=0, verify=verify, **options)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
@@ -299,7 +298,7 @@ def test_signals_keep_what_was_encoded_and_a_full_disk_says_what_to_do(tmp_path,
     cache = FeatureCache(tmp_path, {})
 
     def stop(error):
-        with _explain_stops(cache), cache.writer() as add:
+        with explain_stops(cache, switch="data.features=off"), cache.writer() as add:
             add("one", CachedFeatures(features_VTF=np.ones((1, 2, 3), np.float32), label="a"))
             raise error
 

@@ -37,6 +37,7 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         audit=options.audit,
         calibrate=options.calibrate,
         num_workers=options.workers,
+        cache_features=options.feature_cache,
         trust=options.trust,
         data_root=options.data_root,
     )

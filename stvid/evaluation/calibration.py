@@ -91,6 +91,7 @@ def calibrate(
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
     is_main_process: bool = True,
 ) -> TrainedModel:
     """Fits a temperature and a threshold on the run's val split and saves them as `calibration.json` in the run folder.
@@ -102,7 +103,7 @@ def calibrate(
     Args:
         trained: the model.
         data: its data set; the split `val` is used.
-        num_clips, num_crops, num_workers: see `evaluate`.
+        num_clips, num_crops, num_workers, cache_features: see `evaluate`.
         is_main_process: log and save the temperature.
 
     Returns:
@@ -120,7 +121,7 @@ def calibrate(
         cache=probe_cache(data),
         decode_all=True,
     )
-    predictions = read(uncalibrated, items)
+    predictions = read(uncalibrated, items, cache_features=cache_features)
     if not len(predictions.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
     labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in predictions.videos_N.tolist()])

@@ -35,6 +35,7 @@ def evaluate(
     num_crops: int | None = None,
     device: torch.device | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
 ) -> tuple[dict, list[PredictionRow]]:
     """Predicts every video of a split and computes the metrics. For the arguments see `inference.classify`.
 
@@ -42,7 +43,14 @@ def evaluate(
         The content of `result.json` as plain data, and the predictions in the order of the items.
     """
     predictions = predict_split(
-        trained, data, split=split, num_clips=num_clips, num_crops=num_crops, device=device, num_workers=num_workers
+        trained,
+        data,
+        split=split,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        device=device,
+        num_workers=num_workers,
+        cache_features=cache_features,
     )
     result = {
         "split": split,
@@ -68,6 +76,7 @@ def predict_split(
     playback: str = "normal",
     device: torch.device | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
 ) -> list[PredictionRow]:
     """Predictions for every video of a split, in the order of the items. For the arguments see `inference.classify`."""
     items = data.select(split)
@@ -81,6 +90,7 @@ def predict_split(
         num_workers=num_workers,
         cache=probe_cache(data),
         decode_all=True,
+        cache_features=cache_features and playback == "normal",
     )
     if playback == "normal":
         for video, reason in sorted(predictions.failed.items()):

@@ -38,6 +38,7 @@ class EvaluationOptions:
         audit: also evaluate changed playbacks, see `temporal_audit`.
         calibrate: first fit a temperature on val, see `calibrate`.
         num_workers: processes that read videos.
+        cache_features: with a frozen encoder, use the feature cache, see `inference.cached_views`.
         trust: modules outside of stvid that may be imported, see `load_checkpoint`.
         data_root: where the run's videos are now, if they were moved, see `find_run_videos`; the run is not changed.
     """
@@ -50,6 +51,7 @@ class EvaluationOptions:
     audit: bool = False
     calibrate: bool = False
     num_workers: int | str = "auto"
+    cache_features: bool = True
     trust: Sequence[str] = ()
     data_root: str | None = None
 
@@ -133,8 +135,10 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     }
     if options.calibrate:
         val = load_manifest(trained, split="val")
-        trained = calibrate(trained, val, is_main_process=is_main_process, **views)
-    result, predictions = evaluate(trained, data, split=options.split, **views)
+        trained = calibrate(
+            trained, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
+        )
+    result, predictions = evaluate(trained, data, split=options.split, cache_features=options.cache_features, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
     not_written = _write_if_possible(folder, result, predictions) if is_main_process else None
     playbacks = {}

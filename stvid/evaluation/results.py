@@ -18,6 +18,7 @@ from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.evaluation.text import confusion_rows
 from stvid.files import replacing, write_json
+from stvid.inference import uses_feature_cache
 from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -262,12 +263,7 @@ def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None
     device = machine["gpus"][0]["name"] if was_trained_on_gpu(run) and machine["gpus"] else machine["cpu"]
     measured = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
     measured["encoding_seconds"] = run.get("encoding_seconds", 0.0)  # missing in results of older versions
-    return {**measured, "device": device, "stored_features": trained is not None and _used_feature_cache(trained)}
-
-
-def _used_feature_cache(trained: TrainedModel) -> bool:
-    features = trained.config["data"]["datamodule"].get("features", "off")  # missing in checkpoints of older versions
-    return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
+    return {**measured, "device": device, "stored_features": trained is not None and uses_feature_cache(trained)}
 
 
 def training_device_and_precision(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
