@@ -95,7 +95,7 @@ def predict_split(
     if playback == "normal":
         for video, reason in sorted(predictions.failed.items()):
             log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
-    return _prediction_rows(trained, items, predictions)
+    return prediction_rows(trained, items, predictions)
 
 
 def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
@@ -112,7 +112,8 @@ def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, 
     }
 
 
-def _prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: ViewPredictions) -> list[PredictionRow]:
+def prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: ViewPredictions) -> list[PredictionRow]:
+    """Predictions for every item, in this order; unreadable videos have only their reason."""
     position = {video: n for n, video in enumerate(predictions.videos_N.tolist())}
     views: dict[int, list[str]] = {video: [] for video in position}
     for video, predicted in zip(predictions.videos_V.tolist(), predictions.logits_VK.argmax(1).tolist(), strict=True):
@@ -205,7 +206,7 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     files = {real[item.path] for item in known}
     groups = {item.group for item in known if item.group is not None}
     roots = _common_folders(real[item.path] for item in table.items)
-    copies = _identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
+    copies = identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
 
     def is_seen(item: Item) -> bool:
         path = real[item.path]
@@ -223,7 +224,7 @@ def _common_folders(files: Iterable[str]) -> list[str]:
     return [os.path.commonpath(folders) for folders in drives.values()]
 
 
-def _identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
+def identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
     """The files with the same bytes as an original; empty files do not count."""
     sizes, known = (
         {path: os.path.getsize(path) for path in paths if os.path.isfile(path)} for paths in (files, originals)
