@@ -33,12 +33,25 @@ AUDITED = {
 }
 
 
+UNKNOWN = {
+    "unknown": {
+        "auroc": 0.96,
+        "auroc_ci95": [0.9, 0.99],
+        "threshold": 0.6,
+        "known_at_threshold": 0.95,
+        "unknown_at_threshold": 0.1,
+        "histogram": {"known": [0] * 19 + [1200], "unknown": [3] + [0] * 19},
+    }
+}
+
+
 def all_charts():
     point = charts.Point("<run> $a_1$ & \udcff", 1e6, 0.8, (0.7, 0.9))
     return [
         *charts.learning_curves(EPOCHS, best=3),
         charts.reliability({"reliability": BINS}),
         charts.audit_bars(AUDITED),
+        charts.unknown_histograms(UNKNOWN),
         charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", chart_id="cost-0"),
     ]
 
