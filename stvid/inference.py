@@ -115,6 +115,8 @@ def classify(
     )
     with Bar("reading and classifying", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _run_batches(loader, runner, len(trained.class_names), bar)
+    if cached is not None:
+        cached.cache.close()
     logits_VK, videos_V, failed = _merge(all_gather_object(part))
     check_finite(logits_VK, trained)
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)

@@ -71,7 +71,7 @@ def test_every_chart_is_an_image_with_title_and_description(rendered):
 
 
 def test_descriptions_state_the_numbers(rendered):
-    loss, accuracy, _, reliability, audit, cost = (ET.fromstring(svg).find("desc").text for svg in rendered)
+    loss, accuracy, _, reliability, audit, unknown, cost = (ET.fromstring(svg).find("desc").text for svg in rendered)
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
@@ -80,6 +80,7 @@ def test_descriptions_state_the_numbers(rendered):
     for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
         assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
+    assert "AUROC 0.960 (0.900 to 0.990); 95.0\u00a0% of the known and 10.0\u00a0% of the unknown" in unknown
     assert "at 1e+06" in cost
 
 
