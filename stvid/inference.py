@@ -237,7 +237,7 @@ def cached_views(
         InputError: see `fill_cache`.
     """
     settings = encoder_settings(
-        runner.model.backbone,  # type: ignore[arg-type] # a `VideoModel`
+        runner.model.backbone,
         trained.config["model"],
         precision=runner.precision,
         device=runner.device,
