@@ -52,7 +52,8 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
                     error.filename = str(path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only disk says so even if there is no such file
+            partial.unlink()
 
 
 def _new_file(path: Path) -> Path:

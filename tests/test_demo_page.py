@@ -117,7 +117,7 @@ def test_a_video_is_shown_with_its_segments_on_a_timeline(page, recognizer, vide
         assert style["width"] == pytest.approx(width * (segment.end - segment.start) / 6, abs=1)
     assert are_background(buttons) == [False, True, False]
     assert buttons[0].value_of_css_property("background-color") != buttons[2].value_of_css_property("background-color")
-    run(browser, "document.querySelector('details').open = true")
+    run(browser, "document.querySelector('#over-time details').open = true")
     starts = [cell.text for cell in find_all(browser, "#segments tbody td:first-child")]
     assert starts == [f"{segment.start:.1f} s" for segment in expected]
 
@@ -187,6 +187,8 @@ def test_names_stay_text_and_a_class_becomes_background(page, videos):
     assert browser.title.endswith("stvid demo")
     assert text(browser, "#result-title") == text(browser, "#videos .opener") == FILE.replace("\u202e", "\\u202e")
     assert [name.get_property("textContent") for name in find_all(browser, ".legend bdi")] == [HTML, LONG]
+    assert [name.get_property("textContent") for name in find_all(browser, "#class-names bdi")] == SHOWN_NAMES
+    assert "up to 1 MiB" in text(browser, "#source-text")
     assert "\u202e" not in browser.page_source
     find(browser, ".legend button").click()
     assert are_background(find_all(browser, ".track button")) == [True, True, False]
@@ -308,7 +310,7 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(page, videos):
 def test_a_phone_scrolls_only_vertically(page, videos):
     browser = page(videos["long"], videos["text"], width=390)
     wait(browser, lambda b: states(b) == ["done", "failed"])
-    run(browser, "document.querySelector('details').open = true")
+    run(browser, "document.querySelector('#over-time details').open = true")
     assert run(browser, "return document.documentElement.scrollWidth") == 390
     find(browser, "#camera").click()
     wait(browser, lambda b: find(b, "#live").is_displayed())

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,17 @@ def test_a_recurrent_layer_in_an_export_has_the_states_of_torch(kind, monkeypatc
         torch.testing.assert_close(exported, (layers(features, lengths), layers(features)))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+def test_a_gru_is_exported_after_torch_has_traced_another_one_and_leaves_torch_as_it_was(tmp_path):
+    with torch.no_grad():
+        torch.export.export(nn.GRU(3, 4).eval(), (torch.randn(3, 2, 3),))
+    program = trace(clip_form(trained(tmp_path, CLIP, hidden_size=8, recurrent="gru")))
+    operator = torch.ops.aten.gru.input
+    assert operator in [node.target for node in program.graph.nodes]
+    remembered = [*operator._dispatch_cache.values(), *operator.py_kernels.values()]
+    assert not any("while_loop" in str(kernel) for kernel in remembered)
+
+
 @pytest.fixture(scope="module")
 def exported(run_folder, tmp_path_factory):
     """What `stvid export` writes and prints for a trained run."""
@@ -135,7 +147,7 @@ def test_the_command_writes_a_file_and_what_it_found(exported, run_folder):
     assert report["parity"]["max_difference"] <= TOLERANCE
     assert report["inputs"] == {"frames": ["uint8", "batch", 4, 32, 32, 3]}
     assert report["bytes"] == (out / "model.onnx").stat().st_size
-    assert "the same classes; largest difference of a probability" in printed
+    assert "4 frames: the same classes\n          largest difference of a probability" in printed
     assert "out       probabilities: float32 batch x 2" in printed
 
 
@@ -188,6 +200,12 @@ def test_a_program_file_runs_without_stvid_and_carries_the_same_record(tmp_path)
     torch.testing.assert_close(actual, original(run, pictures), atol=1e-5, rtol=0)
     with zipfile.ZipFile(tmp_path / "model.pt2") as file:
         assert not any(os.fsencode(ROOT) in file.read(name) for name in file.namelist())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
+def test_a_full_disk_does_not_end_the_process(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"):
+        write_program(clip_form(conv3d(tmp_path)), Path("/dev/full"), {})
 
 
 class Patched(nn.Module):
@@ -276,6 +294,21 @@ class OwnModel(VideoModel):
 
     def forward_features(self, clips_BCTHW, lengths_B=None):
         return self.layer(clips_BCTHW.mean(dim=(2, 3, 4)))
+
+
+class FirstHalf(VideoModel):
+    def __init__(self):
+        super().__init__()
+        self.num_features, self.head = 3, nn.Linear(3, 3)
+
+    def forward_features(self, clips_BCTHW, lengths_B=None):
+        return clips_BCTHW[:, :, : int(clips_BCTHW.shape[2] / 2)].mean(dim=(2, 3, 4))
+
+
+def test_an_axis_that_became_a_constant_is_told(tmp_path):
+    run = trained(tmp_path, dataclasses.replace(CLIP, num_frames=None), FirstHalf())
+    with pytest.raises(InputError, match=r"a constant what may differ from call to call: time\. A model that"):
+        trace(clip_form(run))
 
 
 def test_what_onnx_has_no_operator_for_is_told(tmp_path):

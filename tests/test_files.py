@@ -21,6 +21,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_file_that_cannot_be_written_is_named_although_there_is_nothing_to_remove(tmp_path, monkeypatch):
+    def unlink(self, missing_ok=False):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr("pathlib.Path.unlink", unlink)
+    with pytest.raises(OSError, match="Read-only") as caught, replacing(tmp_path / "result.json") as partial:
+        raise OSError(30, "Read-only file system", str(partial))
+    assert caught.value.filename == str(tmp_path / "result.json")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 def test_pipes_and_devices_are_special(tmp_path):
     os.mkfifo(tmp_path / "pipe")

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from stvid import disks
+from stvid.commands import arguments
 from stvid.commands import evaluate as evaluate_command
 from stvid.disks import full_disk_error, system_error_text
+from stvid.errors import InputError
 from stvid.evaluation import evaluation_run
 from stvid.exits import report_errors
 from stvid.files import LogFile, replacing, why_not_writable, write_json
@@ -224,6 +226,10 @@ def test_whether_a_folder_is_writable_is_known_before_the_work(tmp_path, monkeyp
     error = OSError(errno.EROFS, "Read-only file system")
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **options: (_ for _ in ()).throw(error))
     assert why_not_writable(tmp_path / "evaluate" / "test") == "Read-only file system"
+    options = argparse.Namespace(command="export", output_files=["json"], json=str(tmp_path / "x.json"))
+    monkeypatch.setitem(arguments.CHECKS, "export", lambda options: ())
+    with pytest.raises(InputError, match=r"--json \S+x\.json: no file can be written there: Read-only file system"):
+        arguments.check_arguments(options)
 
 
 def test_an_error_of_another_process_keeps_its_file():

@@ -40,6 +40,7 @@ def test_inputs_outputs_and_metadata_are_those_of_the_clip_form(run, quantized):
     assert (probabilities.name, probabilities.type) == ("probabilities", "tensor(float)")
     assert json.loads(session.get_modelmeta().custom_metadata_map["stvid"])["class_names"] == ["to_left", "to_right"]
     assert parity.max_difference < 1e-4
+    assert parity.milliseconds_file == found.milliseconds[0]  # the report has one time for the float file
     assert found.num_bytes[1] == path.stat().st_size < 0.5 * found.num_bytes[0]
 
 

@@ -167,9 +167,15 @@ def test_a_model_that_exists_is_not_replaced_and_one_that_fails_leaves_nothing(t
         path.write_text("half")
         raise InputError("differs")
 
+    def fill_the_disk(path):
+        raise OSError(28, "No space left on device", str(path))
+
     with pytest.raises(InputError, match="differs"):
         write_triton_model(folder, form, names, fail)
-    assert list(folder.parent.iterdir()) == []
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_triton_model(folder, form, names, fill_the_disk)
+    assert caught.value.filename == str(folder)
+    assert list(tmp_path.iterdir()) == []
     assert write_triton_model(folder, form, names, lambda path: path.write_text("x")) == 1
     assert (folder / "labels.txt").read_text() == "a\nb\\x1b[2J\nc\n"
     with pytest.raises(InputError, match="one exists already and is not replaced"):

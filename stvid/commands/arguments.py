@@ -63,6 +63,8 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
             yield f"--{option} {name}: that is no ordinary file, and would be replaced; name another file"
         elif not path.parent.is_dir():
             yield f"--{option} {name}: there is no folder {path.parent}"
+        elif (reason := why_not_writable(path.parent)) is not None:
+            yield f"--{option} {name}: no file can be written there: {reason}"
 
 
 def _check_data_set(options: argparse.Namespace) -> None:
@@ -234,12 +236,12 @@ def _check_export(options: argparse.Namespace) -> Iterable[str]:
     }[options.format]
     if options.int8:
         default = folder.model_int8_onnx
-    options.out = options.out or str(default)
-    path = Path(options.out).absolute()
-    if os.path.lexists(path):
-        yield f"{options.out} exists already; delete it, or name another file with --out"
-    elif path.parent.is_dir() and (reason := why_not_writable(path.parent)) is not None:
-        yield f"{options.out} cannot be written: {reason}; name another file with --out"
+    path = Path(options.out or default)
+    if os.path.lexists(path) and not (options.out and path.is_dir()):  # of an option, that is told already
+        yield f"{path} exists already; delete it, or name another file with --out"
+    elif not options.out and (reason := why_not_writable(path.parent)) is not None:
+        yield f"{path} cannot be written: {reason}; name another file with --out"
+    options.out = str(path)
 
 
 def _int8_mistakes(options: argparse.Namespace) -> Iterable[str]:
@@ -270,8 +272,6 @@ def _recording(path: Path) -> Iterable[str]:
         yield f"--out {path}: the recording must end in .mp4"
     elif path.is_file():
         yield f"--out {path} exists already; name another file"
-    elif path.absolute().parent.is_dir() and (reason := why_not_writable(path.absolute().parent)) is not None:
-        yield f"--out {path}: no file can be written there: {reason}"
 
 
 def _workers(options: argparse.Namespace) -> Iterable[str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
 from stvid.errors import InputError
-from stvid.files import why_not_writable
 
 SINGLE = ("json", "csv")  # options that name one file for all videos
 OF_SEGMENTS = ("threshold", "window", "hop", "min_duration", "background", "csv", "srt", "vtt", "out")
@@ -38,10 +36,6 @@ def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
     for name in [name for name, value in each.items() if not value]:
         yield f"--{name} has no value; name a file"
         del each[name]
-    for name, value in single.items():
-        folder = Path(value).absolute().parent
-        if folder.is_dir() and (reason := why_not_writable(folder)) is not None:
-            yield f"--{name} {value}: no file can be written there: {reason}"
     yield from find_output_mistakes(options.found, options.sources, single=single, each=each, resume=options.resume)
 
 

@@ -108,14 +108,14 @@ def export_text(record: Mapping) -> str:
     unit = "frame" if speed["num_frames"] == 1 else f"{speed['num_frames']} frames"
     batches, frames = (" and ".join(map(str, parity[key])) for key in ("batch_sizes", "num_frames"))
     lines += [
-        f"{'checked':<10}{parity['source']}, batch {batches}, {frames} frames: the same classes; largest difference "
-        f"of a probability {parity['max_difference']:.1e} (allowed {parity['tolerance']:g})",
+        f"{'checked':<10}{parity['source']}, batch {batches}, {frames} frames: the same classes",
+        f"{'':<10}largest difference of a probability {parity['max_difference']:.1e} (allowed {parity['tolerance']:g})",
         f"{'speed':<10}{speed['milliseconds_torch']:.1f} ms per {unit} with torch, "
         f"{speed['milliseconds_file']:.1f} ms with {speed['runtime']} (CPU, batch 1)",
     ]
     if precision != FLOAT32:
-        lines.append(
-            f"{'precision':<10}the file computes in float32; stvid predict computes in {precision} on this computer, "
-            "as the run's training did, so its probabilities differ by more"
-        )
+        lines += [
+            f"{'precision':<10}the file computes in float32; stvid predict computes in {precision} on this computer,",
+            f"{'':<10}as the run's training did, so its probabilities differ by more",
+        ]
     return "\n".join(lines)

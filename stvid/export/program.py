@@ -22,8 +22,8 @@ from stvid.export.form import Form
 
 REMEDY = (
     "What is exported must do the same for every clip: no `if`, loop, `int()` or `.item()` that depends on the values "
-    "of a tensor, on the batch or on the number of frames. torch.where, masks and torch.cond can be exported. In "
-    "`if torch.compiler.is_exporting():` a forward can do the same in another way"
+    "of a tensor, on the batch or on the number of frames, and x.shape[0] in the place of len(x). torch.where, masks "
+    "and torch.cond can be exported. In `if torch.compiler.is_exporting():` a forward can do the same in another way"
 )
 
 
@@ -69,7 +69,9 @@ def _clean(program: ExportedProgram) -> None:
 def recurrent_layers_as_operators() -> Iterator[None]:
     """LSTM and GRU stay one operator each, for any number of frames; else they are unrolled for those of the example.
 
-    torch's own ONNX exporter enters the same two contexts when it traces a module itself.
+    torch's own ONNX exporter enters the same two contexts when it traces a module itself. An operator remembers what it
+    ran when it was last traced, and the contexts leave that as it is: without `clear`, a GRU that was traced before is
+    unrolled all the same, and one that is traced later is not.
     """
     try:
         from torch.export._patches import (
@@ -80,8 +82,15 @@ def recurrent_layers_as_operators() -> Iterator[None]:
         raise InputError(
             f"torch {torch.__version__} is too old to export a model: pip install --upgrade 'stvid[export]'"
         ) from error
+    operators = torch.ops.aten.lstm.input, torch.ops.aten.gru.input
     with register_lstm_while_loop_decomposition(), register_gru_while_loop_decomposition():
-        yield
+        for operator in operators:
+            operator._dispatch_cache.clear()
+        try:
+            yield
+        finally:
+            for operator in operators:
+                operator._dispatch_cache.clear()
 
 
 def dynamic_shapes(form: Form) -> dict[str, Any]:
@@ -98,9 +107,9 @@ def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         InputError: see `trace`.
     """
-    program = trace(form)
-    with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=dict(metadata))
+    content = io.BytesIO()
+    torch.export.save(trace(form), content, extra_files=dict(metadata))
+    path.write_bytes(content.getbuffer())  # not by `save`: when a disk is full, torch ends the whole process
 
 
 def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
@@ -119,7 +128,7 @@ def open_program(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
 def _untraceable(module: nn.Module, error: Exception) -> str:
     """What torch.export cannot trace, where it stands, and what would help."""
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if fixed := re.match(r"Constraints violated \(([\w, ]+)\)", reason):
+    if fixed := re.match(r"(?:Constraints violated|Specializations unexpectedly required) \(([\w, ]+)\)", reason):
         reason = f"it takes for a constant what may differ from call to call: {fixed[1]}"
         if "time" in fixed[1]:
             reason += ". A model that was trained on clips of one length (clip.num_frames=16) has no such axis"

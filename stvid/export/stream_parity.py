@@ -59,14 +59,15 @@ def check_stream_parity(trained: TrainedModel, form: Form, exported: Exported) -
     frames = _frames(pictures_NTCHW[:1], trained.clip, 0, period)
     model.restart()
     file.restart(1)
+    of_model, of_file = milliseconds(lambda: model.push(frames), lambda: file.push(frames))
     return Parity(
         source=source,
         batch_sizes=BATCH_SIZES,
         num_frames=(num_frames,),
         max_difference=largest,
         timed_frames=period,
-        milliseconds_model=milliseconds(lambda: model.push(frames)),
-        milliseconds_file=milliseconds(lambda: file.push(frames)),
+        milliseconds_model=of_model,
+        milliseconds_file=of_file,
     )
 
 

@@ -10,6 +10,7 @@ state of its sequence, zeros at the start, and puts requests of several sequence
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -44,8 +45,10 @@ def write_triton_model(folder: Path, form: Form, class_names: Sequence[str], wri
 
     Raises:
         InputError: the folder exists already; and what `write` raises.
+        OSError: the folder cannot be written; its `filename` is `folder`.
     """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         (partial / MODEL).parent.mkdir(parents=True)
         result = write(partial / MODEL)
@@ -54,8 +57,15 @@ def write_triton_model(folder: Path, form: Form, class_names: Sequence[str], wri
         if os.path.lexists(folder):  # on POSIX, `rename` would replace an empty folder
             raise InputError(f"{folder} exists already and is not replaced; delete it, or name another folder")
         partial.rename(folder)
+    except OSError as error:
+        if str(partial) in str(error.filename):
+            error.filename = str(folder)  # the one that the user knows
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # those that are not empty stay
+            for parent in new_parents:
+                parent.rmdir()
     return result
 
 

@@ -26,6 +26,9 @@ async function start() {
   const { num_frames: frames, size: [height, width] } = model.clip;
   const clips = `${frames ? `clips of ${frames} frames` : "whole videos"}, ${width} × ${height} pixels`;
   byId("model-text").textContent = `${model.class_names.length} classes, ${clips}`;
+  byId("class-names").append(...model.class_names.map((name) => create("li", {}, nameElement(name))));
+  byId("classes").hidden = false;
+  byId("source-text").append(` A video may have up to ${megabytes(model.limits.max_upload_bytes)}.`);
   byId("version").textContent = model.version;
   if (token) byId("docs").href = `docs?token=${encodeURIComponent(token)}`;
   byId("choose").disabled = false;
