@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a mistake in the command line does not wait for th
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import hydra
@@ -24,6 +25,7 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
@@ -53,7 +55,13 @@ from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
 from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
-from stvid.training.callbacks import build_callbacks, build_plugins, close_logger, logger_arguments
+from stvid.training.callbacks import (
+    build_callbacks,
+    build_plugins,
+    build_refit_callbacks,
+    close_logger,
+    logger_arguments,
+)
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.preemption import keep_interrupts
 from stvid.training.callbacks.progress import EpochTable
@@ -101,6 +109,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     callbacks = build_callbacks(
         data,
         best_checkpoint=folder.best_ckpt,
+        select=config.checkpoint,
         last_checkpoint=folder.last_ckpt,
         bad_videos=folder.bad_videos_csv,
         has_logger=bool(logger),
@@ -120,8 +129,8 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     settings = with_used_values(settings, precision=precision, batch_size=data.batch_size)
 
     # task: the training and validation steps
-    task = ClassificationTask(
-        model=model,
+    make_task = partial(
+        ClassificationTask,
         preprocess=Preprocess(clip=data.clip),
         optimization=optimization,
         loss=instantiate(config.loss),
@@ -130,14 +139,16 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         seed=config.seed,
         record=checkpoint_record(config=settings, clip=data.clip, class_names=class_names, protocol=data.protocol),
     )
-    epoch_table.encoding_seconds = store_features(
+    task = make_task(model=model)
+    encode = partial(
+        store_features,
         data,
-        task,
         precision=precision,
         device=device,
         config=settings["model"],
         verify=trainer.is_global_zero,
     )
+    epoch_table.encoding_seconds = encode(task)
 
     # fit
     if config.find_lr:
@@ -149,10 +160,18 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     close_logger(logger)
 
-    # result: the best checkpoint, evaluated on val
-    trained = load_checkpoint(folder.path, calibrated=False, trust=config.trust)
+    # result: the best checkpoint (see config.checkpoint), evaluated on val
+    trained = load_checkpoint(folder.best_ckpt, calibrated=False, trust=config.trust)
     val = load_manifest(trained, split="val")
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
+    if config.refit:
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        data.move_val_to_train()
+        model, _ = build_or_resume_model(None, settings, data.clip, num_classes=len(class_names))
+        task = make_task(model=model, class_weights=data.class_weights)
+        encode(task)
+        log.info("refit: %d epochs on %d videos, those of train and val", trained.epoch, len(data.train))
+        fit_again(make_trainer, task, data, folder, num_epochs=trained.epoch, ema=config.ema)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}
         num_bad = len(read_bad_videos(folder.bad_videos_csv))
@@ -167,6 +186,23 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))
             log.info("look at it   %s", display_path(folder.report_html))
     return result["video_accuracy"]
+
+
+def fit_again(
+    make_trainer: Callable[..., pl.Trainer],
+    task: ClassificationTask,
+    data: VideoDataModule,
+    folder: RunFolder,
+    *,
+    num_epochs: int,
+    ema: float | None,
+) -> None:
+    """Trains without validation, and writes `refit.ckpt`. An interrupted one starts again when the run is resumed."""
+    callbacks = build_refit_callbacks(data, bad_videos=folder.bad_videos_csv, ema=ema)
+    trainer = make_trainer(logger=False, callbacks=callbacks, max_epochs=num_epochs, limit_val_batches=0)
+    with keep_interrupts():
+        trainer.fit(task, datamodule=data)
+    trainer.save_checkpoint(folder.refit_ckpt)
 
 
 def train_unless_finished(config: DictConfig) -> float:

@@ -3,7 +3,7 @@
     python benchmarks/features.py data=ut_interaction data.root=DIR
 
 Trains twice with the same overrides (`OVERRIDES` below and the given ones): with `data.features=off` and with `auto`.
-The mean speed excludes the first epoch, in which the data loading workers start. Requires the extra `lite0`.
+The mean speed excludes the first epoch, in which the data loading workers start. Requires the extra `lite`.
 """
 
 from __future__ import annotations

@@ -57,11 +57,11 @@ class Scripted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(folder, scores, *, epochs=None, patience=9, resume=False):
+def fit(folder, scores, *, epochs=None, patience=9, resume=False, select="best"):
     """Trains; returns the number of epochs trained, and the epoch (from 0) and weight of best.ckpt."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     last = LastCheckpoint(folder / "last.ckpt", every=None, preemption=Preemption())
-    callbacks = [EarlyStop(patience=patience), BestCheckpoint(folder / "best.ckpt"), last]
+    callbacks = [EarlyStop(patience=patience), BestCheckpoint(folder / "best.ckpt", select=select), last]
     trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs or len(scores), callbacks=callbacks, **quiet)
     loader = DataLoader([0.0])
     path = folder / "last.ckpt" if resume else None
@@ -75,6 +75,12 @@ TIES = [(0.5, NAN), (0.5, 1.0), (0.75, 3.0), (0.75, 2.0), (0.75, 2.0), (0.74, 0.
 
 def test_the_best_checkpoint_is_that_of_the_best_score(tmp_path):
     assert fit(tmp_path, TIES) == (7, 3, 4.0)
+
+
+def test_the_last_epoch_can_be_selected_instead(tmp_path):
+    assert fit(tmp_path, TIES, select="last") == (7, 6, 7.0)
+    with pytest.raises(InputError, match=r"checkpoint \(=first\) must be one of best, last"):
+        BestCheckpoint(tmp_path / "best.ckpt", select="first")
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 4, 6])

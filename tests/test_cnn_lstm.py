@@ -18,13 +18,18 @@ BOTH_WAYS = [
     {"num_layers": 2, "bidirectional": True, "pooling": "mean"},
     {"recurrent": "gru", "num_layers": 2, "bidirectional": True},
 ]
+BEFORE_READERS = [
+    {"feature_norm": "batch", "projection": 8},
+    {"feature_norm": "batch", "recurrent": "none", "pooling": "max"},
+    {"projection": 8, "pooling": "mean"},
+]
 
 
 def shown(options):
     return "-".join(map(str, options.values()))
 
 
-@pytest.mark.parametrize("options", READERS + BOTH_WAYS, ids=shown)
+@pytest.mark.parametrize("options", READERS + BOTH_WAYS + BEFORE_READERS, ids=shown)
 def test_no_reader_reads_padding(options):
     torch.manual_seed(0)
     assert_padding_is_not_read(CNNLSTM(num_classes=NUM_CLASSES, **options))
@@ -50,7 +55,7 @@ def test_batches_of_any_lengths_in_any_order_say_the_same_of_each_clip():
                 torch.testing.assert_close(model(clips[[i], :, : lengths[i]])[0], row, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [*READERS, {"num_layers": 2, "pooling": "mean"}], ids=shown)
+@pytest.mark.parametrize("options", [*READERS, *BEFORE_READERS, {"num_layers": 2, "pooling": "mean"}], ids=shown)
 def test_a_stream_frame_by_frame_says_what_the_whole_sequence_says(options):
     torch.manual_seed(0)
     model = CNNLSTM(num_classes=NUM_CLASSES, **options).eval()
@@ -84,6 +89,29 @@ def test_padding_stays_out_of_the_encoders_batch_norm_in_training_too():
     torch.testing.assert_close(model(clips, lengths), model(other, lengths))
 
 
+def test_padding_stays_out_of_the_batch_norm_of_features():
+    """Against the statistics of the valid frames alone, as torch's batch norm keeps them (momentum 0.1)."""
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=NUM_CLASSES, feature_norm="batch").train()
+    features, lengths = torch.randn(3, 8, 96) * 5 + 2, torch.tensor([8, 5, 2])
+    model.aggregate(features, lengths)
+    valid = torch.cat([row[:length] for row, length in zip(features, lengths, strict=True)])
+    norm = model.frame_features.layers[0]
+    torch.testing.assert_close(norm.running_mean, 0.1 * valid.mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * valid.var(0))
+
+
+def test_the_projection_stands_between_encoder_and_lstm():
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=NUM_CLASSES, projection=7, hidden_size=5, pooling="last").eval()
+    linear = model.frame_features.layers[0]
+    assert (linear.in_features, linear.out_features, model.recurrent.layers.input_size) == (96, 7, 7)
+    features = torch.randn(2, 4, 96)
+    states, _ = model.recurrent.layers((features @ linear.weight.T + linear.bias).clamp_min(0))
+    torch.testing.assert_close(model.aggregate(features), states[:, -1])
+    assert not any("frame_features" in name for name in CNNLSTM(num_classes=2).state_dict()), "older runs still load"
+
+
 def test_the_lstm_reads_features_in_order_of_time():
     """Against torch's LSTM fed by hand, frame by frame."""
     torch.manual_seed(0)
@@ -96,7 +124,7 @@ def test_the_lstm_reads_features_in_order_of_time():
         torch.testing.assert_close(model.forward_features(clips), out[:, 0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", [*READERS, *BOTH_WAYS], ids=shown)
+@pytest.mark.parametrize("options", [*READERS, *BOTH_WAYS, *BEFORE_READERS], ids=shown)
 def test_every_parameter_of_every_reader_learns(options):
     torch.manual_seed(0)
     model = CNNLSTM(num_classes=3, recurrent_dropout=0.3, **options).train()
@@ -165,6 +193,8 @@ def test_forget_gates_start_open():
         ({"encoder_chunk": 0}, "model.encoder_chunk .=0. must be at least 1"),
         ({"recurrent_dropout": 1.0}, "must lie in"),
         ({"num_layers": 0}, "must be at least 1"),
+        ({"feature_norm": "layer"}, "model.feature_norm .=layer. must be one of none, batch"),
+        ({"projection": 0}, "model.projection .=0. must be at least 1, or null"),
     ],
 )
 def test_mistakes_are_input_errors(options, text):

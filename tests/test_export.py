@@ -71,6 +71,9 @@ RUNS = {
     "lstm": lambda path: cnn_lstm(
         path, dataclasses.replace(CLIP, input="rgb_diff"), bidirectional=True, encoder_chunk=2
     ),
+    "feature norm and projection": lambda path: cnn_lstm(
+        path, feature_norm="batch", projection=6, recurrent="none", pooling="mean"
+    ),
 }
 MORE = {
     "conv3d": conv3d,

@@ -111,6 +111,24 @@ def test_every_frame_of_a_recurrent_model_has_the_answer_of_its_own_stream(tmp_p
     torch.testing.assert_close(alone[-1][0], wanted[-1][:1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("recurrent", "pooling"), [("lstm", "last"), ("none", "mean")])
+def test_feature_norm_and_projection_are_in_the_streaming_form(tmp_path, recurrent, pooling):
+    model = {"recurrent": recurrent, "pooling": pooling, "feature_norm": "batch", "projection": 6}
+    run = trained(tmp_path, dataclasses.replace(CLIP, input="rgb_diff", normalize="fixed"), **model)
+    norm, linear, _ = run.model.frame_features.layers
+    with torch.no_grad():
+        norm.running_mean.uniform_(-0.1, 0.1)
+        norm.running_var.uniform_(0.2, 1)
+        linear.bias.uniform_(-0.1, 0.1)
+        run.model.head.weight.mul_(5)
+    form, frames = stream_form(run), videos(2, 12)
+    wanted, run_onnx = stream_of(run, frames), onnx_runner(form, tmp_path / "model.onnx")
+    assert (wanted[0] - wanted[-1]).abs().max() > 1e-3
+    for answers in (play(form, run.clip, frames), play(form, run.clip, frames, run_onnx)):
+        for (actual,), expected in zip(answers, wanted, strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_attention_with_scores_that_overflow_and_underflow(tmp_path, sign):
     run = recurrent_run(tmp_path, recurrent="none", pooling="attention")

@@ -12,12 +12,13 @@ from omegaconf import OmegaConf
 from stvid.data.datamodule import BALANCES, FEATURES, PROBES
 from stvid.device import resolve_precision
 from stvid.errors import InputError
-from stvid.models.recurrent import POOLING, RECURRENT
+from stvid.models.recurrent import FEATURE_NORM, POOLING, RECURRENT
 from stvid.preprocess import CROPS
 from stvid.run.config_help import config_files, config_groups, own_entries, package_of
 from stvid.run.config_tree import references, targets
 from stvid.run.first_model import COMPILE_MODES
 from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
+from stvid.training.callbacks.checkpoints import SELECT
 from stvid.training.optim import SCHEDULES
 from stvid.video.reader import BACKENDS
 
@@ -60,12 +61,14 @@ def test_values_fit_annotations(annotation, good, wrong):
 
 def test_choices_are_those_of_the_code():
     code = {
+        "checkpoint": SELECT,
         "data.features": FEATURES,
         "data.balance": BALANCES,
         "data.probe": PROBES,
         "data.backend": BACKENDS,
         "data.num_crops": tuple(CROPS),
         "model.recurrent": (*RECURRENT, "none"),
+        "model.feature_norm": FEATURE_NORM,
         "model.pooling": POOLING,
         "optimizer.schedule": SCHEDULES,
         "compile": (None, *COMPILE_MODES),

@@ -198,6 +198,7 @@ SHARED = {  # options of a cnn_lstm, how many of three streams that begin at fra
     "lstm, attention": ({"pooling": "attention", "num_layers": 2}, 3),
     "gru, mean": ({"recurrent": "gru", "pooling": "mean"}, 3),
     "no recurrent layer, max": ({"recurrent": "none", "pooling": "max"}, 3),
+    "feature norm and projection": ({"feature_norm": "batch", "projection": 6}, 3),
     "bidirectional": ({"bidirectional": True}, 3),
     "conv3d": (None, 2),  # every second frame has more steps than the others
     "conv3d of whole videos": (None, 1),  # each answer is the mean of another number of steps

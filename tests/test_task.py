@@ -260,7 +260,8 @@ def train_six_steps(tmp_path, monkeypatch, set_window, **options):
     data = type("Data", (), {"max_bad_videos": 9, "bad": {}})
     files = {name: tmp_path / name for name in ("best_checkpoint", "last_checkpoint", "bad_videos")}
     chosen = {"has_logger": False, "save_every": None, "requeue": False, "ema": 0.9, "early_stopping": 2}
-    watching = [Window(), *build_callbacks(data, **files, **chosen), EpochTable(path=tmp_path / "metrics.csv")]
+    callbacks = build_callbacks(data, select="best", **files, **chosen)
+    watching = [Window(), *callbacks, EpochTable(path=tmp_path / "metrics.csv")]
     momentum = OptimizerFactory(optimizer=lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), lr=0.1, schedule="cosine")
     mixing = Mixing(mixup=0.8, cutmix=1.0)
     task = new_task(Normed(), optimization=momentum, mixing=mixing, class_weights=[1.0, 2.0, 3.0])

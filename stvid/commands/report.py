@@ -8,7 +8,7 @@ from pathlib import Path
 from stvid.device import default_device, limit_cpu_threads
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs, comparison_text
-from stvid.evaluation.results import read_evaluation
+from stvid.evaluation.results import evaluated_checkpoint, read_evaluation
 from stvid.files import write_json
 from stvid.report.report import report_of_run, write_comparison, write_report
 from stvid.run.checkpoint import load_checkpoint
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     runs, _ = resolve_runs(options.runs)
     if not options.out:
         check_stays_inside(folder.evaluated_run, trains=False)
-    trained = load_checkpoint(runs[0], trust=options.trust)
+    trained = load_checkpoint(evaluated_checkpoint(folder.path, runs[0]), trust=options.trust)
     out = Path(options.out) if options.out else folder.report_html
     write_report(report_of_run(trained, folder.path, data_root=options.data_root), out)
     show(f"written to {display_path(out.absolute())}")

@@ -166,7 +166,8 @@ class VideoDataModule(pl.LightningDataModule):
         """With `balance=loss`, `N / (K * n)` for each of K classes with n of N training videos; else None."""
         if self.balance != "loss":
             return None
-        counts = Counter(item.label for item in self.manifest.select("train"))
+        items = self.train.items if hasattr(self, "train") else self.manifest.select("train")
+        counts = Counter(item.label for item in items)
         names = self.manifest.class_names
         return [counts.total() / (len(names) * counts[name]) for name in names]
 
@@ -205,6 +206,13 @@ class VideoDataModule(pl.LightningDataModule):
         )
         for dataset in (self.train, self.val):
             check_lengths(dataset)
+
+    def move_val_to_train(self) -> None:
+        """Makes the videos of val training videos too, after `setup`; there is no val any more."""
+        items, infos = (*self.train.items, *self.val.items), (*self.train.infos, *self.val.infos)
+        self.train = replace(self.train, items=items, infos=infos)
+        self.val = replace(self.val, items=(), infos=())
+        self.cached, self.position = {}, (0, 0)
 
     @property
     def infos(self) -> dict[str, VideoInfo | VideoError]:

@@ -114,6 +114,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     """
     trained = load_checkpoint(run, trust=options.trust)
     check_stays_inside(RunFolder(trained.folder), trains=False)
+    _check_val_is_unseen(trained, options)
     if options.data_root:
         needed = set() if options.manifest else {options.split}
         needed |= {"val"} if options.calibrate or options.unknown else set()
@@ -200,6 +201,22 @@ def _separate_unknown(
             keep_threshold(trained, found)
         log_threshold(found, is_kept=is_kept)
     return {"folder": str(Path(options.unknown).absolute()), **found}
+
+
+def _check_val_is_unseen(trained: TrainedModel, options: EvaluationOptions) -> None:
+    """Raises InputError if val of the run is needed, and the model was trained on it too (`refit=true`)."""
+    folder = RunFolder(trained.folder)
+    uses = {
+        "--calibrate": options.calibrate,
+        "--unknown": options.unknown is not None,
+        "--split val": options.split == "val" and options.manifest is None,
+    }
+    use = next((use for use, needs_val in uses.items() if needs_val), None)
+    if use and trained.path.name == folder.refit_ckpt.name:
+        raise InputError(
+            f"{use}: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about it. "
+            f"The checkpoint before the refit has not seen them: stvid evaluate {folder.best_ckpt} {use}"
+        )
 
 
 def _write_if_possible(

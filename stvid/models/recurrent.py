@@ -1,4 +1,4 @@
-"""LSTM and GRU over sequences of different lengths, and pooling of their states to one vector.
+"""LSTM and GRU over sequences of different lengths, what stands before them, and pooling of their states to one vector.
 
 B batch   T steps   F size of a step   D size of a state   G gates: 4 D (LSTM) or 3 D (GRU)
 """
@@ -18,6 +18,48 @@ from stvid.models.base import check_probability
 SequenceT = TypeVar("SequenceT", Tensor, PackedSequence)
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
 POOLING = ("last", "mean", "max", "attention")
+FEATURE_NORM = ("none", "batch")
+
+
+class FrameFeatures(nn.Module):
+    """Batch norm of the features of frames, then a linear layer with ReLU; each is optional.
+
+    Args:
+        size: F.
+        norm: `batch` (Ioffe & Szegedy 2015, arXiv:1502.03167) or `none`.
+        projection: outputs of the linear layer; None: no such layer.
+
+    Attributes:
+        num_features: size of a frame's features behind it.
+
+    Raises:
+        InputError: an unknown norm, a projection below 1.
+    """
+
+    def __init__(self, size: int, *, norm: str = "none", projection: int | None = None):
+        super().__init__()
+        if norm not in FEATURE_NORM:
+            raise InputError(f"model.feature_norm (={norm}) must be one of {', '.join(FEATURE_NORM)}")
+        if projection is not None and projection < 1:
+            raise InputError(f"model.projection (={projection}) must be at least 1, or null for no such layer")
+        self.num_features = projection or size
+        self.layers = nn.Sequential()
+        if norm == "batch":
+            self.layers.append(nn.BatchNorm1d(size))
+        if projection is not None:
+            self.layers.extend([nn.Linear(size, projection), nn.ReLU()])
+
+    def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x T x F` -> `B x T x num_features`; steps after a length do not enter batch norm statistics."""
+        if not len(self.layers):
+            return features_BTF
+        batch, steps = features_BTF.shape[:2]
+        if lengths_B is None or not self.training:
+            return self.layers(features_BTF.flatten(0, 1)).unflatten(0, (batch, steps))
+        valid_BT = torch.arange(steps, device=features_BTF.device)[None] < lengths_B[:, None]
+        out_BTF = features_BTF.new_zeros(batch, steps, self.num_features)
+        out_BTF[valid_BT] = self.layers(features_BTF[valid_BT])
+        return out_BTF
 
 
 class Recurrent(nn.Module):

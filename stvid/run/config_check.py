@@ -152,6 +152,8 @@ def _values(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         is_checked = str(target).startswith(("stvid.", "pytorch_lightning."))
         if key in values and is_checked and (message := mistake(key, values[key])):
             yield key, message
+    if values.get("refit") and values.get("optimizer.schedule") == "plateau":
+        yield "refit", "refit=true trains without val, and optimizer.schedule=plateau needs it: choose another schedule"
     if not isinstance(values["trust"], list | str):
         yield "trust", f"trust (={_shown(values['trust'])}) must be a list of packages or modules: trust=[my_package]"
 

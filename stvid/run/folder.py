@@ -37,6 +37,7 @@ class RunFolder:
     checkpoints = _file("checkpoints")
     best_ckpt = _file("checkpoints/best.ckpt")
     last_ckpt = _file("checkpoints/last.ckpt")
+    refit_ckpt = _file("checkpoints/refit.ckpt")  # trained on train and val together; for all commands that use the run
     metrics_csv = _file("metrics.csv")  # one row per epoch
     bad_videos_csv = _file("bad_videos.csv")
     train_log = _file("train.log")  # Hydra writes it, see configs/hydra/job_logging
@@ -76,7 +77,7 @@ class RunFolder:
     def training_files(self) -> list[Path]:
         """The files of a training, or of a sweep, that are there."""
         files = (
-            *(self.config_yaml, self.manifest_csv, self.best_ckpt, self.last_ckpt, self.metrics_csv),
+            *(self.config_yaml, self.manifest_csv, self.best_ckpt, self.last_ckpt, self.refit_ckpt, self.metrics_csv),
             *(self.calibration_json, self.result_json, self.predictions_csv, self.sweep_yaml),
         )
         return [file for file in files if file.exists()]
@@ -147,7 +148,7 @@ def display_path(path: Path) -> Path:
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The checkpoint of RUN: RUN itself, or the best one in a run folder (the last one before the first validation).
+    """The checkpoint of RUN: RUN itself, or in a run folder the first that is there of refit, best and last.
 
     Raises:
         InputError: no such folder or file, or a folder without checkpoints.
@@ -158,7 +159,7 @@ def find_checkpoint(run: str | Path) -> Path:
     if not run.exists():
         raise InputError(f"RUN {run} does not exist; give a run folder or a checkpoint (.ckpt)")
     folder = RunFolder(run)
-    for checkpoint in (folder.best_ckpt, folder.last_ckpt):
+    for checkpoint in (folder.refit_ckpt, folder.best_ckpt, folder.last_ckpt):
         if checkpoint.is_file():
             return checkpoint
     runs = sorted(path.parents[1] for path in run.glob("*/checkpoints/*.ckpt"))

@@ -22,11 +22,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "None": type(None),
 }
 CHOICES = {  # of keys with a fixed set of values; a test compares them with those in the code
+    "checkpoint": ("best", "last"),
     "data.features": ("auto", "off"),
     "data.balance": ("none", "classes", "loss"),
     "data.probe": ("decode", "count"),
     "data.backend": ("pyav", "decord", "torchcodec"),
     "data.num_crops": (1, 3, 5),
+    "model.feature_norm": ("none", "batch"),
     "model.recurrent": ("lstm", "gru", "none"),
     "model.pooling": ("last", "mean", "max", "attention"),
     "optimizer.schedule": ("cosine", "linear", "constant", "multi_step", "one_cycle", "plateau"),
@@ -119,6 +121,7 @@ RANGES = {
     "data.max_pixels": Range(at_least=1, whole=True),
     "model.dropout": Range(at_least=0, below=1),
     "model.encoder_chunk": Range(at_least=1, whole=True, null=True),
+    "model.projection": Range(at_least=1, whole=True, null=True),
     "model.hidden_size": Range(at_least=1, whole=True),
     "model.num_layers": Range(at_least=1, whole=True),
     "model.recurrent_dropout": Range(at_least=0, below=1),

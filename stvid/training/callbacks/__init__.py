@@ -31,6 +31,7 @@ def build_callbacks(
     data: VideoDataModule,
     *,
     best_checkpoint: Path,
+    select: str,
     last_checkpoint: Path,
     bad_videos: Path,
     has_logger: bool,
@@ -45,6 +46,7 @@ def build_callbacks(
     Args:
         data: set up.
         best_checkpoint: file, see `BestCheckpoint`.
+        select: see `BestCheckpoint`.
         last_checkpoint: file, see `LastCheckpoint`.
         bad_videos: file, see `BadVideos`.
         has_logger: the run has a logger, which also gets the learning rate.
@@ -66,8 +68,17 @@ def build_callbacks(
         *([] if early_stopping is None else [EarlyStop(patience=early_stopping)]),
         *([] if report is None else [TrialPruning(report)]),
         preemption,
-        BestCheckpoint(best_checkpoint),
+        BestCheckpoint(best_checkpoint, select=select),
         LastCheckpoint(last_checkpoint, every=save_every, preemption=preemption),
+    ]
+
+
+def build_refit_callbacks(data: VideoDataModule, *, bad_videos: Path, ema: float | None) -> list[Callback]:
+    """Those of a training without validation, see `build_callbacks`."""
+    return [
+        *([] if ema is None else [WeightEMA(decay=ema)]),
+        BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
+        ProgressBar(),
     ]
 
 

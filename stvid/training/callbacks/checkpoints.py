@@ -25,6 +25,7 @@ from stvid.files import replacing
 from stvid.training.callbacks.preemption import Preemption
 
 log = logging.getLogger(__name__)
+SELECT = ("best", "last")  # epochs that `best.ckpt` can hold
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -67,19 +68,28 @@ def val_score(trainer: pl.Trainer) -> ValScore:
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes `best.ckpt` after each validation with a new best score (see `ValScore`).
+    """Writes `best.ckpt` after each validation with a new best score (see `ValScore`), or after every validation.
 
     Args:
         path: file of the checkpoint. Its folder may have been moved since the run was interrupted.
+        select: `best` or `last`. With a few dozen val videos, the best of many epochs is luck; the last epoch of a
+            schedule that ends at a low learning rate is not.
+
+    Raises:
+        InputError: another `select`.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path, *, select: str = "best"):
+        if select not in SELECT:
+            raise InputError(f"checkpoint (={select}) must be one of {', '.join(SELECT)}")
+        self.path, self.select = Path(path), select
         self.best: ValScore | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and (score := val_score(trainer)).is_better_than(self.best):
-            self.best = score
+        if trainer.sanity_checking:
+            return
+        if self.select == "last" or val_score(trainer).is_better_than(self.best):
+            self.best = val_score(trainer)
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict:
