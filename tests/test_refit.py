@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ def refit_run(video_folder, tmp_path_factory):
     done = train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *OPTIONS, "refit=true")
     assert done.returncode == 0, done.stderr
     assert "refit: 2 epochs on" in done.stdout + done.stderr
+    assert not Path("checkpoints").exists(), "Lightning's own checkpoints, in the current folder"
     return run
 
 

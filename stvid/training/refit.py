@@ -43,7 +43,8 @@ def refit(
         BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
         ProgressBar(),
     ]
-    trainer = make_trainer(logger=False, callbacks=callbacks, max_epochs=num_epochs, limit_val_batches=0)
+    arguments = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = make_trainer(callbacks=callbacks, max_epochs=num_epochs, **arguments)
     log.info("refit: %d epochs on %d videos, those of train and val", num_epochs, len(data.train))
     with keep_interrupts():
         trainer.fit(task, datamodule=data)
