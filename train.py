@@ -17,7 +17,6 @@ if __name__ == "__main__":  # a mistake in the command line does not wait for th
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
 
 import logging
-from collections.abc import Callable
 from functools import partial
 
 import hydra
@@ -25,7 +24,6 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from stvid.data.datamodule import VideoDataModule
 from stvid.data.loading import probe_cache
 from stvid.device import limit_cpu_threads, resolve_precision
 from stvid.evaluation.diagnosis import diagnose
@@ -55,18 +53,13 @@ from stvid.sweep.proposals import pruning_reporter
 from stvid.sweep.sweep import register_sweeper
 from stvid.training import ignore_expected_warnings
 from stvid.training.batch_size import plan_batch
-from stvid.training.callbacks import (
-    build_callbacks,
-    build_plugins,
-    build_refit_callbacks,
-    close_logger,
-    logger_arguments,
-)
+from stvid.training.callbacks import build_callbacks, build_plugins, close_logger, logger_arguments
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.preemption import keep_interrupts
 from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
 from stvid.training.lr_finder import find_lr
+from stvid.training.refit import refit
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
@@ -95,13 +88,9 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
 
     # trainer: device, precision, callbacks, logger
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    plugins = build_plugins(config.trainer.sync_batchnorm)
     make_trainer = partial(
-        instantiate,
-        config.trainer,
-        _convert_="all",
-        precision=precision,
-        plugins=build_plugins(config.trainer.sync_batchnorm),
-        sync_batchnorm=False,
+        instantiate, config.trainer, _convert_="all", precision=precision, plugins=plugins, sync_batchnorm=False
     )
     arguments = escape_interpolations(logger_arguments(config.logger, folder.path)) if config.logger else {}
     logger = instantiate(config.logger, **arguments) if config.logger else False
@@ -141,14 +130,9 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     )
     task = make_task(model=model)
     encode = partial(
-        store_features,
-        data,
-        precision=precision,
-        device=device,
-        config=settings["model"],
-        verify=trainer.is_global_zero,
+        store_features, precision=precision, device=device, config=settings["model"], verify=trainer.is_global_zero
     )
-    epoch_table.encoding_seconds = encode(task)
+    epoch_table.encoding_seconds = encode(data, task)
 
     # fit
     if config.find_lr:
@@ -169,9 +153,9 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         data.move_val_to_train()
         model, _ = build_or_resume_model(None, settings, data.clip, num_classes=len(class_names))
         task = make_task(model=model, class_weights=data.class_weights)
-        encode(task)
-        log.info("refit: %d epochs on %d videos, those of train and val", trained.epoch, len(data.train))
-        fit_again(make_trainer, task, data, folder, num_epochs=trained.epoch, ema=config.ema)
+        encode(data, task)
+        path, bad_videos = folder.refit_ckpt, folder.bad_videos_csv
+        refit(make_trainer, task, data, path, bad_videos=bad_videos, num_epochs=trained.epoch, ema=config.ema)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}
         num_bad = len(read_bad_videos(folder.bad_videos_csv))
@@ -186,24 +170,6 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
             draw_report(trained, folder.path, cache=probe_cache(data.manifest))
             log.info("look at it   %s", display_path(folder.report_html))
     return result["video_accuracy"]
-
-
-def fit_again(
-    make_trainer: Callable[..., pl.Trainer],
-    task: ClassificationTask,
-    data: VideoDataModule,
-    folder: RunFolder,
-    *,
-    num_epochs: int,
-    ema: float | None,
-) -> None:
-    """Trains without validation, and writes `refit.ckpt`. An interrupted one starts again when the run is resumed."""
-    callbacks = build_refit_callbacks(data, bad_videos=folder.bad_videos_csv, ema=ema)
-    arguments = {"max_epochs": num_epochs, "limit_val_batches": 0, "enable_checkpointing": False}
-    trainer = make_trainer(logger=False, callbacks=callbacks, **arguments)
-    with keep_interrupts():
-        trainer.fit(task, datamodule=data)
-    trainer.save_checkpoint(folder.refit_ckpt)
 
 
 def train_unless_finished(config: DictConfig) -> float:

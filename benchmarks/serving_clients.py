@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,7 @@ class Service:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()  # a process of a shell in the background may ignore Ctrl-C
         if self.process.wait(60):
             sys.exit(f"the service ended with code {self.process.returncode}")
 

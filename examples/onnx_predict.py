@@ -21,6 +21,9 @@ import numpy as np
 import onnxruntime
 
 CROPS = {1: [(0.5, 0.5)], 3: [(0, 0), (0.5, 0.5), (1, 1)], 5: [(0, 0), (0, 1), (1, 0), (1, 1), (0.5, 0.5)]}
+# containers that hold a video; among FFmpeg's others are some that read any text, or open the files that a text names
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,ivf,obu,h264,hevc,m4v,dv,mjpeg,wav"
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 
 
 def frame_rate(stream, stamps):
@@ -84,8 +87,10 @@ def predict(session, path):
     """The probability of each class: the mean over all clips and crops of the video."""
     model = json.loads(session.get_modelmeta().custom_metadata_map["stvid"])
     clip, size, crops = model["clip"], model["clip"]["size"], CROPS[model["protocol"]["num_crops"]]
-    with av.open(path) as video:
-        stamps, shapes = zip(*((f.pts, (f.height, f.width, f.rotation)) for f in video.decode(video=0)), strict=True)
+    with av.open(path, options=OPTIONS) as video:
+        frames = video.decode(video=0) if video.streams.video else ()
+        decoded = [(f.pts, (f.height, f.width, f.rotation)) for f in frames]
+        stamps, shapes = zip(*decoded, strict=True) if decoded else sys.exit(f"{path}: no video frame can be read")
         fps = frame_rate(video.streams.video[0], stamps) if clip["fps"] or clip["input"] != "rgb" else 0
     native = shapes[0][1::-1] if round(shapes[0][2] / 90) % 2 else shapes[0][:2]
     scale = min(native[0] / size[0], native[1] / size[1]) * (7 / 8 if len(crops) == 5 else 1)
@@ -93,7 +98,7 @@ def predict(session, path):
     short_side = max(round(min(native) * min(max(size[0] / box[0], size[1] / box[1]), 1)), 1)
     small = [max(round(pixels * short_side / min(native)), 1) for pixels in native]
     clips = list(clip_frames(len(stamps), fps, clip, model["protocol"]["num_clips"]))
-    with av.open(path) as video:
+    with av.open(path, options=OPTIONS) as video:
         pixels = {i: to_rgb(f, small) for i, f in enumerate(video.decode(video=0)) if any(i in n for n in clips)}
     views = []
     for numbers, shares in [(numbers, shares) for numbers in clips for shares in crops]:
@@ -107,6 +112,14 @@ def predict(session, path):
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit("usage: python onnx_predict.py MODEL.onnx VIDEO...")
-    model_file = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    try:
+        model_file = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    except Exception as problem:  # onnxruntime has errors of its own
+        sys.exit(f"{sys.argv[1]} is not a model that can be read: {problem}")
+    if '"form": "clip"' not in model_file.get_modelmeta().custom_metadata_map.get("stvid", ""):
+        sys.exit(f"{sys.argv[1]} is no file of `stvid export` for whole clips")
     for file in sys.argv[2:]:
-        print(json.dumps({"path": file, "probabilities": predict(model_file, file)}))
+        try:
+            print(json.dumps({"path": file, "probabilities": predict(model_file, file)}))
+        except (av.FFmpegError, OSError) as problem:
+            sys.exit(f"{file} cannot be read as a video: {problem}")

@@ -29,7 +29,8 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid cost     [DATA] [overrides] [--json F]     parameters, memory and compute of a model, before training
   stvid check    [DATA] [overrides] [--json F]     decode every video of a data set, report what is wrong with it
   stvid prepare  [DATA] [overrides] --out DIR      transcode a data set to small files that are read faster
-  stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F] [--json F]
+  stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F]
+                 [--unknown DIR] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
   stvid predict  RUN SOURCE... [--top N] [--segments] [--json F] [--csv F] [--srt F] [--out F.mp4]
   stvid export   RUN [--format onnx|torch] [--stream] [--int8] [--out F] [--triton DIR]   a file without stvid
@@ -184,9 +185,15 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     description = "does the model use time? Frozen, shuffled, reversed, at half and double speed"
     parser.add_argument("--audit", action="store_true", help=description)
     parser.add_argument("--calibrate", action="store_true", help="fit temperature and threshold on val, for this run")
+    description = "a folder of videos of none of the classes: does confidence separate them? Sets the threshold"
+    parser.add_argument("--unknown", metavar="DIR", help=description)
+    description = "with --unknown: a class that means that nothing happens; may be repeated"
+    parser.add_argument("--background", metavar="CLASS", action="append", default=[], help=description)
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw no report.html")
     parser.add_argument("--manifest", metavar="F", help="other videos: path,label,split (default: the run's own)")
     parser.add_argument("--data-root", metavar="DIR", help="where the run's videos are now, if they were moved")
+    description = "encode every video again, also with a frozen encoder, and store no features"
+    parser.add_argument("--no-feature-cache", dest="feature_cache", action="store_false", help=description)
     parser.add_argument("--allow-leaks", action="store_true", help="allow training videos of the run in --manifest")
     _add_workers(parser)
     _add_trust(parser)

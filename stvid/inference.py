@@ -5,6 +5,7 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stvid.data.dataset import Failure, Views
+from stvid.data.cached_clips import CachedClips, collate_features, sample_settings
+from stvid.data.dataset import Failure, Views, collate
+from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_filling import encoder_settings, feature_folder, fill_cache
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
+from stvid.data.sampler import SampleKey
 from stvid.device import autocast, default_device, inference_precision
 from stvid.distributed import all_gather_object, get_rank, get_world_size
 from stvid.errors import InputError, VideoError
+from stvid.files import why_not_writable
 from stvid.metrics import average_views
-from stvid.preprocess import Preprocess, channels_last, run_model
+from stvid.preprocess import Preprocess, channels_last, encode_clips, run_model
 from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,7 @@ def classify(
     num_workers: int | str = "auto",
     cache: Path | None = None,
     decode_all: bool = False,
+    cache_features: bool = False,
     progress: bool = True,
 ) -> ViewPredictions:
     """Classifies every item, in the precision of the run's training.
@@ -76,6 +85,7 @@ def classify(
         num_workers: processes that read videos.
         cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
         decode_all: count a video as readable only if every frame decodes, not only those of its views.
+        cache_features: with a frozen encoder, use the feature cache of training, see `cached_views`.
         progress: show a progress bar.
 
     Raises:
@@ -89,12 +99,24 @@ def classify(
     )
     dataset = make_views(trained, items, infos, num_clips=num_clips, num_crops=num_crops, playback=playback)
     rank, world_size = get_rank(), get_world_size()
-    loader = views_loader(
-        dataset, batch_size=batch_size, num_workers=min(num_workers, len(items)), rank=rank, world_size=world_size
-    )
     runner = ModelRunner(trained, device=device)
+    cached = None
+    if cache_features and uses_feature_cache(trained):
+        folder = feature_folder(cache)
+        cached = cached_views(trained, dataset, runner, folder, batch_size=batch_size, num_workers=num_workers)
+    loader = views_loader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=0 if cached else min(num_workers, len(items)),
+        cached=cached,
+        collate_fn=collate_features if cached else collate,
+        rank=rank,
+        world_size=world_size,
+    )
     with Bar("reading and classifying", total=len(items), unit="videos", shown=progress and rank == 0) as bar:
         part = _run_batches(loader, runner, len(trained.class_names), bar)
+    if cached is not None:
+        cached.cache.close()
     logits_VK, videos_V, failed = _merge(all_gather_object(part))
     check_finite(logits_VK, trained)
     probabilities_NK, videos_N = average_views(logits_VK, videos_V)
@@ -184,6 +206,68 @@ def make_views(
     return dataset
 
 
+def uses_feature_cache(trained: TrainedModel) -> bool:
+    """Whether the run's training used the feature cache: a frozen encoder, and `data.features=auto`."""
+    features = trained.config["data"]["datamodule"].get("features", "off")  # missing in checkpoints of older versions
+    return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
+
+
+def cached_views(
+    trained: TrainedModel, views: Views, runner: ModelRunner, folder: Path, *, batch_size: int, num_workers: int
+) -> CachedClips | None:
+    """The views as cached features; those that are missing are computed and stored.
+
+    File and keys are those of training, so its validation videos need not be encoded again. The features are stored as
+    float32, which holds every value of the encoder's output exactly, also in bf16 or float16. Encoding video by video
+    instead of in batches rounds otherwise: the probabilities are those without a cache to 1e-6 in float32. Whether
+    a feature is computed or read changes nothing.
+
+    Args:
+        trained: the model.
+        views: of the items.
+        runner: the model on its device.
+        folder: of the caches.
+        batch_size: views per call of the encoder, on an accelerator.
+        num_workers: processes that read videos.
+
+    Returns:
+        None if the folder is not writable. With several processes, which share the encoding: None if a view is missing.
+
+    Raises:
+        InputError: see `fill_cache`.
+    """
+    settings = encoder_settings(
+        runner.model.backbone,
+        trained.config["model"],
+        precision=runner.precision,
+        device=runner.device,
+    )
+    cached = CachedClips(views, FeatureCache(folder, {**settings, **sample_settings(views)}))
+    grey = torch.zeros(1, 1, trained.clip.channels, *trained.clip.size, dtype=torch.uint8)
+    cached.feature_size = runner.encode(grey).shape[2]
+    keys = [SampleKey(0, index) for index in range(len(views))]
+    name = " and ".join(sorted({item.split for item in views.items}))
+    if all(all_gather_object(not cached.missing_keys(keys))):
+        if get_rank() == 0:
+            log.info("features of %s: all %d cached; %s", name, len(keys), cached.cache.path)
+        return cached
+    if get_world_size() > 1:
+        return None
+    if (reason := why_not_writable(folder)) is not None:
+        log.info("features are not cached: %s is not writable: %s", folder, reason)
+        return None
+    fill_cache(
+        cached,
+        keys,
+        runner.encode,
+        name=name,
+        batch_size=1 if runner.device.type == "cpu" else batch_size,
+        num_workers=min(num_workers, len(views)),
+        switch="--no-feature-cache",
+    )
+    return cached
+
+
 def _run_batches(
     loader: DataLoader, runner: ModelRunner, num_classes: int, bar: Bar
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
@@ -193,7 +277,9 @@ def _run_batches(
     for batch in loader:
         failed |= {failure.video: failure.reason for failure in batch["failed"]}
         if len(batch["videos"]):
-            logits.append(runner(batch["clips"], batch["lengths"]).cpu())
+            is_encoded = "features" in batch
+            run = runner.classify_features if is_encoded else runner
+            logits.append(run(batch["features" if is_encoded else "clips"], batch["lengths"]).cpu())
             videos.append(batch["videos"])
         bar.advance(len(batch["videos"].unique()) + len(batch["failed"]))
     return torch.cat(logits), torch.cat(videos), failed
@@ -231,8 +317,8 @@ class ModelRunner:
 
     def __init__(self, trained: TrainedModel, *, device: torch.device | None = None):
         self.device = device or default_device()
-        precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
-        self.autocast = autocast(self.device, precision)
+        self.precision = inference_precision(trained.config["trainer"]["precision"], self.device.type)
+        self.autocast = autocast(self.device, self.precision)
         self.temperature = trained.temperature
         self.preprocess = Preprocess(clip=trained.clip).to(self.device)
         self.model = channels_last(trained.model.to(self.device).eval())
@@ -250,3 +336,23 @@ class ModelRunner:
         lengths = None if lengths_V is None else lengths_V.to(self.device)
         with self.autocast:
             return run_model(self.model, self.preprocess, clips, lengths).float() / self.temperature
+
+    @torch.inference_mode()
+    def encode(self, clips_VTCHW: Tensor, lengths_V: Tensor | None = None) -> Tensor:
+        """uint8 `V x T x C x H x W` -> float32 features of every frame `V x T x F`, on the CPU.
+
+        Only of models that support the feature cache, as `classify_features`.
+        """
+        clips = clips_VTCHW.to(self.device, non_blocking=True)
+        lengths = None if lengths_V is None else lengths_V.to(self.device)
+        with self.autocast:
+            return encode_clips(self.model, self.preprocess, clips, lengths).cpu()
+
+    @torch.inference_mode()
+    def classify_features(self, features_VTF: Tensor, lengths_V: Tensor | None = None) -> Tensor:
+        """What `encode` returns -> float32 logits `V x K`, on the device: those of the clips."""
+        features = features_VTF.to(self.device, non_blocking=True)
+        lengths = None if lengths_V is None else lengths_V.to(self.device)
+        with self.autocast:
+            states_VF = self.model.aggregate(features, lengths)
+            return self.model.forward_head(states_VF).float() / self.temperature

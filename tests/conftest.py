@@ -137,11 +137,24 @@ def video(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def onnx_file(run_folder, shared_folder) -> Path:
+def exported(run_folder, shared_folder, tmp_path_factory) -> Path:
+    """A folder with what `stvid export` writes for the run and what it prints: model.onnx, report.json, printed.txt."""
+    pytest.importorskip("onnxscript")
+    folder = shared_folder / "exported"
+    with FileLock(shared_folder / "exported.lock"):
+        if not folder.exists():
+            from stvid.cli import main
+
+            new = tmp_path_factory.mktemp("exported")
+            command = ["stvid", "export", run_folder, "--out", new / "model.onnx", "--json", new / "report.json"]
+            done = in_process(command, main)
+            assert done.returncode == 0, done.stderr
+            (new / "printed.txt").write_text(done.stdout, encoding="utf-8")
+            new.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_file(exported) -> Path:
     """The run's model as `stvid export` writes it."""
-    file = shared_folder / "first.onnx"
-    with FileLock(shared_folder / "onnx.lock"):
-        if not file.exists():
-            done = stvid("export", str(run_folder), "--out", str(file))
-            assert done.returncode == 0, done.stdout + done.stderr
-    return file
+    return exported / "model.onnx"

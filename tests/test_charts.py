@@ -33,12 +33,25 @@ AUDITED = {
 }
 
 
+UNKNOWN = {
+    "unknown": {
+        "auroc": 0.96,
+        "auroc_ci95": [0.9, 0.99],
+        "threshold": 0.6,
+        "known_at_threshold": 0.95,
+        "unknown_at_threshold": 0.1,
+        "histogram": {"known": [0] * 19 + [1200], "unknown": [3] + [0] * 19},
+    }
+}
+
+
 def all_charts():
     point = charts.Point("<run> $a_1$ & \udcff", 1e6, 0.8, (0.7, 0.9))
     return [
         *charts.learning_curves(EPOCHS, best=3),
         charts.reliability({"reliability": BINS}),
         charts.audit_bars(AUDITED),
+        charts.unknown_histograms(UNKNOWN),
         charts.accuracy_over_cost([point, point._replace(name="other", cost=2e8)], cost="FLOPs", chart_id="cost-0"),
     ]
 
@@ -58,7 +71,7 @@ def test_every_chart_is_an_image_with_title_and_description(rendered):
 
 
 def test_descriptions_state_the_numbers(rendered):
-    loss, accuracy, _, reliability, audit, cost = (ET.fromstring(svg).find("desc").text for svg in rendered)
+    loss, accuracy, _, reliability, audit, unknown, cost = (ET.fromstring(svg).find("desc").text for svg in rendered)
     assert "4 epochs" in loss
     assert "train: from 2 to 0.5, 0.6667 in epoch 3" in loss
     assert "val, videos: from 8 to 77" in accuracy
@@ -67,6 +80,7 @@ def test_descriptions_state_the_numbers(rendered):
     for playback in ("frozen", "shuffled", "reversed", "half speed", "double speed"):
         assert f"{playback}: 50.0\u00a0%" in audit
     assert "chance: 50.0\u00a0%" in audit
+    assert "AUROC 0.960 (0.900 to 0.990); 95.0\u00a0% of the known and 10.0\u00a0% of the unknown" in unknown
     assert "at 1e+06" in cost
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, in_process
+from conftest import ROOT
 from test_models import CONFIGS
 from test_stream import trained
 from torch import nn
 
-from stvid.cli import main
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.export.checked_file import write_checked
@@ -27,7 +26,7 @@ from stvid.export.clip_form import clip_form
 from stvid.export.clips import clip_inputs, synthetic_clips
 from stvid.export.metadata import metadata
 from stvid.export.onnx_file import open_onnx, write_onnx
-from stvid.export.parity import SYNTHETIC, TOLERANCE, check_parity, original
+from stvid.export.parity import SYNTHETIC, TOLERANCE, check_parity, compare, original
 from stvid.export.program import open_program, trace, write_program
 from stvid.models.base import VideoModel
 from stvid.models.conv3d import Conv3D
@@ -131,41 +130,29 @@ def test_a_gru_is_exported_after_torch_has_traced_another_one_and_leaves_torch_a
     assert not any("while_loop" in str(kernel) for kernel in remembered)
 
 
-@pytest.fixture(scope="module")
-def exported(run_folder, tmp_path_factory):
-    """What `stvid export` writes and prints for a trained run."""
-    pytest.importorskip("onnxscript")
-    out = tmp_path_factory.mktemp("exported")
-    words = ["export", str(run_folder), "--out", str(out / "model.onnx"), "--json", str(out / "report.json")]
-    done = in_process(["stvid", *words], lambda: main(words))
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
-
-
-def test_the_command_writes_a_file_and_what_it_found(exported, run_folder):
-    out, printed = exported
-    report = json.loads((out / "report.json").read_text())
-    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "report.json"]
+def test_the_command_writes_a_file_and_what_it_found(exported):
+    report = json.loads((exported / "report.json").read_text())
+    printed = (exported / "printed.txt").read_text()
+    assert sorted(path.name for path in exported.iterdir()) == ["model.onnx", "printed.txt", "report.json"]
     assert report["parity"]["source"] == "clips of the run's val split"
     assert report["parity"]["max_difference"] <= TOLERANCE
     assert report["inputs"] == {"frames": ["uint8", "batch", 4, 32, 32, 3]}
-    assert report["bytes"] == (out / "model.onnx").stat().st_size
+    assert report["bytes"] == (exported / "model.onnx").stat().st_size
     assert "4 frames: the same classes\n          largest difference of a probability" in printed
     assert "out       probabilities: float32 batch x 2" in printed
 
 
-def test_the_file_tells_where_it_comes_from_but_not_on_which_computer(exported, run_folder):
+def test_the_file_tells_where_it_comes_from_but_not_on_which_computer(onnx_file, run_folder, shared_folder):
     onnxruntime = pytest.importorskip("onnxruntime")
-    out, _ = exported
-    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     record = json.loads(session.get_modelmeta().custom_metadata_map["stvid"])
     run = load_checkpoint(run_folder)
     assert record["class_names"] == ["to_left", "to_right"]
     assert ClipSpec(**record["clip"]) == run.clip
     assert (record["form"], record["temperature"], record["threshold"]) == ("clip", 1.0, None)
     assert record["protocol"] == run.protocol
-    content = (out / "model.onnx").read_bytes()
-    assert not any(part in content for part in (b"site-packages", os.fsencode(ROOT), os.fsencode(run_folder)))
+    content = onnx_file.read_bytes()
+    assert not any(part in content for part in (b"site-packages", os.fsencode(ROOT), os.fsencode(shared_folder)))
     assert [value.shape for value in session.get_inputs()] == [["batch", 4, 32, 32, 3]]
 
 
@@ -240,9 +227,18 @@ def test_another_class_is_refused_even_if_the_probabilities_are_close(tmp_path):
 
     nn.init.zeros_(run.model.head.weight)
     nn.init.zeros_(run.model.head.bias)
-    run.model.head.bias.data[0] = 1e-6
+    run.model.head.bias.data[0] = 1e-4
     with pytest.raises(InputError, match="4 of 4 clips|1 of 1 clips"):
         check_parity(run, form, swapped)
+
+
+def test_a_tie_has_no_other_class_and_a_smaller_lead_than_the_tolerance_has():
+    expected = torch.tensor([[0.5, 0.5], [0.4, 0.6]])
+    rounded = expected + torch.tensor([[-1e-7, 1e-7], [0, 0]])
+    for actual, model in ((expected, rounded), (rounded, expected)):
+        assert 0 < compare(actual, model, place="here") < 1e-6
+    with pytest.raises(InputError, match="1 of 2 clips have another most probable class"):
+        compare(rounded, expected + torch.tensor([[1e-5, -1e-5], [0, 0]]), place="here")
 
 
 def open_program_of(form, tmp_path):

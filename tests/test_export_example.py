@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import re
 import runpy
 import subprocess
 import sys
+import wave
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import REAL_DATA, ROOT, moving_square
@@ -126,3 +129,21 @@ def test_the_example_gives_the_probabilities_of_stvid_predict(run_folder, onnx_f
         assert tuple(line["probabilities"]) == expected.class_names
         actual = list(line["probabilities"].values())
         np.testing.assert_allclose(actual, expected.probabilities, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_classified_is_told_in_one_line(onnx_file, tmp_path, monkeypatch, capsys):
+    for name in ("text.mp4", "text.txt"):  # FFmpeg would draw the letters of the second one
+        (tmp_path / name).write_text("no video")
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1), sound.setsampwidth(2), sound.setframerate(8000), sound.writeframes(bytes(1600))
+    other = onnx.load(onnx_file)
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "other.onnx")
+    refused = [(onnx_file, tmp_path / name) for name in ("missing.mp4", ".", "text.mp4", "text.txt", "sound.wav")]
+    refused += [(tmp_path / name, "x") for name in ("missing.onnx", "text.mp4", "other.onnx")]
+    for model, video in refused:
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(model), str(video)])
+        with pytest.raises(SystemExit, match=re.escape(str(video if model == onnx_file else model))) as caught:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -9,26 +10,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, break_half_way, make_folder, train_py
+from conftest import TINY, break_half_way, in_process, make_folder, train_py
 
+from stvid.cli import main
 from stvid.clip import ClipSpec
 from stvid.data.cached_clips import CachedClips
-from stvid.data.dataset import TrainingClips
+from stvid.data.dataset import TrainingClips, Views
 from stvid.data.feature_cache import FeatureCache
 from stvid.data.feature_entries import CachedFeatures
+from stvid.data.feature_filling import explain_stops, fill_cache, weights_fingerprint
 from stvid.data.manifest import Item, Manifest
 from stvid.data.sampler import EpochSampler, SampleKey
 from stvid.data.transforms import Augment
 from stvid.errors import TRUNCATED, InputError, VideoError
+from stvid.evaluation.evaluation_run import EvaluationOptions, EvaluationRun, evaluate_run
+from stvid.models.encoders import SmallEncoder
 from stvid.run.checkpoint import load_checkpoint
 from stvid.training.callbacks.progress import EpochTable
-from stvid.training.feature_encoding import _explain_stops, _fill_cache, weights_fingerprint
 from stvid.video.probe import probe
 
 FROZEN = ("model=cnn_lstm", "model.freeze=all", "trainer.max_epochs=2", "data.passes=1", "trainer.precision=32", *TINY)
@@ -208,7 +211,6 @@ def encode_until(folder: Path, number: int | None, *, verify: bool = True) -> in
     clips = TrainingClips(items=items, infos=infos, class_names=("a",), clip=clip, augment=Augment())
     cached = CachedClips(clips, FeatureCache(folder, {}))
     keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(len(items))]
-    data = SimpleNamespace(all_keys=lambda split: keys, num_workers_alone=0)
     encoded = 0
 
     def encode(clips_BTCHW, lengths):
@@ -218,7 +220,8 @@ def encode_until(folder: Path, number: int | None, *, verify: bool = True) -> in
         encoded += 1
         return clips_BTCHW.float().mean(dim=(2, 3, 4))[..., None]
 
-    _fill_cache("train", cached, data, encode, batch_size=1, verify=verify)
+    options = {"name": "train", "switch": "data.features=off"}
+    fill_cache(cached, keys, encode, batch_size=1, num_workers=0, verify=verify, **options)
     for key in keys:
         torch.testing.assert_close(cached[key]["features"][..., 0], clips[key]["clips"].float().mean(dim=(2, 3, 4)))
     return encoded
@@ -295,11 +298,116 @@ def test_a_sample_that_is_not_of_its_video_or_encoder_is_encoded_again(tmp_path,
         cached[key]
 
 
+@pytest.fixture
+def evaluate(monkeypatch):
+    """Evaluates a run, and returns the result and the numbers of videos read and of frames encoded meanwhile."""
+    read, encoded = [], []
+    get, encode = Views.__getitem__, SmallEncoder.forward
+    monkeypatch.setattr(Views, "__getitem__", lambda self, key: read.append(key) or get(self, key))
+    monkeypatch.setattr(SmallEncoder, "forward", lambda self, frames: encoded.extend(frames) or encode(self, frames))
+
+    def evaluate(folder: Path, **options) -> tuple[EvaluationRun, int, int]:
+        read.clear()
+        encoded.clear()
+        evaluation = evaluate_run(folder, EvaluationOptions(num_workers=0, **options))
+        return evaluation, len(read), len(encoded)
+
+    return evaluate
+
+
+def probabilities(evaluation: EvaluationRun) -> np.ndarray:
+    return np.array([row.probabilities for row in evaluation.predictions])
+
+
+def test_a_second_evaluation_reads_and_encodes_no_video(videos, tmp_path, evaluate):
+    clear(videos)
+    run(videos, tmp_path / "run", "data.num_clips=2")
+    plain, num_read, _ = evaluate(tmp_path / "run", cache_features=False)
+    num_videos = len(plain.predictions)
+    assert num_read == num_videos
+    assert len(stores(videos)) == 2, "nothing is stored without the cache"
+    first, num_read, _ = evaluate(tmp_path / "run")
+    assert num_read == num_videos
+    second, num_read, num_encoded = evaluate(tmp_path / "run")
+    assert num_read == 0
+    assert num_encoded == 1, "a grey frame, whose features tell their number"
+    assert second.result == first.result
+    assert np.array_equal(probabilities(second), probabilities(first))
+    np.testing.assert_allclose(probabilities(first), probabilities(plain), atol=1e-6, rtol=0)
+
+    _, num_read, _ = evaluate(tmp_path / "run", num_clips=3)
+    assert num_read == num_videos, "other views are other samples"
+    changed = second.predictions[0].path
+    os.utime(changed, ns=(5, 5))
+    third, num_read, _ = evaluate(tmp_path / "run")
+    assert num_read == 1, "a changed file is read again"
+    assert np.array_equal(probabilities(third), probabilities(first))
+
+    for path in stores(videos):
+        copy = shutil.copy(path, tmp_path)  # HDF5 does not write to a file that this process reads
+        with h5py.File(copy, "r+") as file:
+            for key in file:
+                file[key][...] = 0
+        os.replace(copy, path)
+    fourth, num_read, _ = evaluate(tmp_path / "run")
+    assert num_read == num_videos, "damaged features are encoded again"
+    assert np.array_equal(probabilities(fourth), probabilities(first))
+
+
+def test_another_encoder_encodes_again(videos, tmp_path, evaluate):
+    clear(videos)
+    run(videos, tmp_path / "one")
+    run(videos, tmp_path / "two", "seed=5")
+    for name in ("one", "two"):
+        first, num_read, _ = evaluate(tmp_path / name)
+        assert num_read == len(first.predictions)
+    assert evaluate(tmp_path / "one")[1] == 0
+
+
+def test_val_is_evaluated_from_the_features_of_training(videos, tmp_path, evaluate):
+    clear(videos)
+    run(videos, tmp_path / "run")
+    again, num_read, _ = evaluate(tmp_path / "run", split="val")
+    assert num_read == 0
+    own = json.loads((tmp_path / "run/result.json").read_text())
+    assert {key: own[key] for key in again.result} == again.result
+    plain, num_read, _ = evaluate(tmp_path / "run", split="val", cache_features=False)
+    assert num_read == len(plain.predictions)
+    np.testing.assert_allclose(probabilities(again), probabilities(plain), atol=1e-6, rtol=0)
+
+
+def test_a_run_without_the_cache_is_evaluated_without_it(videos, tmp_path, evaluate):
+    clear(videos)
+    run(videos, tmp_path / "run", "data.features=off")
+    evaluation, num_read, _ = evaluate(tmp_path / "run")
+    assert num_read == len(evaluation.predictions)
+    assert not stores(videos)
+
+
+def test_a_report_of_the_same_result_is_kept(videos, tmp_path):
+    clear(videos)
+    folder = tmp_path / "run"
+    run(videos, folder, "report=false")
+    page = folder / "evaluate/test/report.html"
+
+    def draw(*options: str) -> bool:
+        """Evaluates again; whether the page is still the marked one."""
+        words = ["evaluate", str(folder), "--workers", "0", *options]
+        done = in_process(words, lambda: main(words))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return page.read_text().endswith("<!-- marked -->")
+
+    assert not draw()
+    page.write_text(page.read_text() + "<!-- marked -->")
+    assert draw()
+    assert not draw("--clips", "2")
+
+
 def test_signals_keep_what_was_encoded_and_a_full_disk_says_what_to_do(tmp_path, caplog):
     cache = FeatureCache(tmp_path, {})
 
     def stop(error):
-        with _explain_stops(cache), cache.writer() as add:
+        with explain_stops(cache, switch="data.features=off"), cache.writer() as add:
             add("one", CachedFeatures(features_VTF=np.ones((1, 2, 3), np.float32), label="a"))
             raise error
 

@@ -80,12 +80,26 @@ def test_the_accuracies_are_those_of_the_val_videos(run, quantized):
     assert found.num_clips == int8.MAX_CLIPS
 
 
-def test_a_file_that_loses_accuracy_is_refused(run, onnx_file, tmp_path, monkeypatch):
+@pytest.fixture
+def unquantized(onnx_file, monkeypatch):
+    """Int8 files are copies of the float file, which takes no time."""
     monkeypatch.setattr(int8, "write_onnx", lambda form, path, metadata: shutil.copy(onnx_file, path))
+    monkeypatch.setattr(int8, "quantize", lambda source, target, clips: shutil.copy(source, target))
+
+
+@pytest.mark.usefixtures("unquantized")
+def test_a_file_that_loses_accuracy_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "_accuracies", lambda *_: (8, (0.875, 0.75)))
     with pytest.raises(InputError, match=r"75.0% of 8 val videos correctly, the float file 87.5%; --max-loss allows"):
         int8.write_int8(run, clip_form(run), tmp_path / "model.onnx", metadata(run), max_loss=0.1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unquantized")
+def test_a_loss_of_all_that_is_allowed_is_not_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "_accuracies", lambda *_: (100, (0.5, 0.49)))  # the difference is above 0.01 by rounding
+    int8.write_int8(run, clip_form(run), tmp_path / "model.onnx", metadata(run), max_loss=0.01)
+    assert (tmp_path / "model.onnx").is_file()
 
 
 def test_without_training_clips_it_is_refused(run, tmp_path, monkeypatch):

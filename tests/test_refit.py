@@ -3,10 +3,11 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, train_py
+from conftest import TINY, train_py
 
 from stvid.errors import InputError
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
@@ -27,9 +28,7 @@ def refit_run(video_folder, tmp_path_factory):
     done = train_py("data=folder", f"data.root={video_folder}", f"hydra.run.dir={run}", *OPTIONS, "refit=true")
     assert done.returncode == 0, done.stderr
     assert "refit: 2 epochs on" in done.stdout + done.stderr
-    names = {path.name for path in (run / "checkpoints").iterdir()}
-    assert names == {"best.ckpt", "last.ckpt", "refit.ckpt"}
-    assert not (ROOT / "checkpoints").exists()  # where Lightning's own checkpoint callback would write
+    assert not Path("checkpoints").exists(), "Lightning's own checkpoints, in the current folder"
     return run
 
 

@@ -16,6 +16,7 @@ from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
 from stvid.data.prepare_plan import check_output
 from stvid.deploy.display import check_display
+from stvid.deploy.inputs import find_sources
 from stvid.errors import InputError, raise_mistakes
 from stvid.evaluation.split_check import check_table
 from stvid.export.packages import check_onnx_packages
@@ -125,8 +126,23 @@ def _check_evaluate(options: argparse.Namespace) -> Iterable[str]:
     _check_runs(options.runs)
     folder = RunFolder.of(options.runs[0])
     is_one_run = len(options.runs) == 1 and not folder.is_sweep  # the runs of a sweep are looked at later
+    yield from _unknown_mistakes(options, is_one_run)
     if is_one_run and has_table and options.split in SPLITS:
         check_table(folder, options.split, manifest=options.manifest, data_root=options.data_root)
+
+
+def _unknown_mistakes(options: argparse.Namespace, is_one_run: bool) -> Iterable[str]:
+    if options.unknown is None:
+        if options.background:
+            yield f"--background {options.background[0]} needs --unknown DIR"
+        return
+    if not is_one_run:
+        yield "--unknown needs one run, because each run has its own threshold; name one of them"
+    resolve_folder(options.unknown, key="--unknown")
+    try:
+        find_sources([options.unknown])
+    except InputError as error:
+        yield f"--unknown: {error}"
 
 
 def _check_report(options: argparse.Namespace) -> Iterable[str]:

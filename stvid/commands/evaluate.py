@@ -10,9 +10,8 @@ from stvid.device import default_device, limit_cpu_threads
 from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
 from stvid.evaluation.temporal_audit import audit_text
-from stvid.evaluation.text import result_text
+from stvid.evaluation.text import result_text, unknown_text
 from stvid.files import write_json
-from stvid.report.report import draw_report
 from stvid.run.checkpoint import load_checkpoint
 from stvid.run.folder import RunFolder, display_path, resolve_runs
 from stvid.terminal import show
@@ -36,7 +35,10 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         allow_leaks=options.allow_leaks,
         audit=options.audit,
         calibrate=options.calibrate,
+        unknown=options.unknown,
+        background=options.background,
         num_workers=options.workers,
+        cache_features=options.feature_cache,
         trust=options.trust,
         data_root=options.data_root,
     )
@@ -49,7 +51,7 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
         return
     result = evaluation.result
     show(result_text(result))
-    for key, section in (("folds", folds_text), ("audit", audit_text)):
+    for key, section in (("folds", folds_text), ("audit", audit_text), ("unknown", unknown_text)):
         if key in result:
             show(f"\n{section(result)}")
     sys.stdout.flush()  # what follows may fail: the disk may be full
@@ -61,7 +63,11 @@ def _evaluate(options: argparse.Namespace, is_main_process: bool) -> None:
             show(f"\nnot written: {display_path(home.path)}: {error.strerror}")
             return
         raise error
-    if options.report:
+    has_report = home.report_html.exists()  # that of an earlier evaluation with the same result
+    if options.report and not has_report:
+        from stvid.report.report import draw_report  # it imports Lightning, which takes seconds
+
         draw_report(load_checkpoint(runs[0], trust=options.trust), home.path, cache=evaluation.probe_cache)
     files = [home.result_json, home.predictions_csv, *([home.report_html] if options.report else [])]
+    files += [home.unknown_csv] if options.unknown else []
     show(f"\nwritten to {display_path(home.path)}/ ({', '.join(file.name for file in files)})")

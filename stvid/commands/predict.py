@@ -21,6 +21,7 @@ from stvid.deploy.segmentation import (
     resolve_threshold,
     segment_video,
 )
+from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.subtitles import subtitles, write_subtitles
 from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import Window
@@ -184,8 +185,8 @@ class Batch:
                 if isinstance(result, Failure):
                     yield self._failed(path, result.reason)
                 else:
-                    names, top = self.trained.class_names, self.options.top
-                    yield self._done(path, make_entry(path, info, result.numpy(), names, top=top))
+                    limits = {"top": self.options.top, "threshold": self.trained.threshold}
+                    yield self._done(path, make_entry(path, info, result.numpy(), self.trained.class_names, **limits))
 
     def _segment(self, path: Path, info: VideoInfo, runner: ModelRunner) -> dict:
         try:
@@ -288,6 +289,8 @@ def entry_text(entry: Mapping) -> str:
         reason = "no video, or damaged" if entry["error"] == UNREADABLE else entry["error"]
         until = f" after {clock(entry['segments'][-1]['end'], digits=2)}" if entry.get("segments") else ""
         lines.append(f"  could not be read{until}: {visible(reason)}")
+    if entry.get("unknown"):
+        lines.append(f"  {UNKNOWN}: no class reaches the threshold of the run")
     lines += [f"  {result['probability']:6.1%}  {visible(result['class'])}" for result in entry["top"]]
     if entry.get("segments"):
         lines.append(_indented(segment_table(entry["segments"])))

@@ -97,7 +97,7 @@ class CachedClips(Dataset):
             sample = self._find(key)
         if sample is None:
             raise InputError(
-                f"{self.cache.path} has changed during the training, or its disk is damaged: the features of "
+                f"{self.cache.path} has changed meanwhile, or its disk is damaged: the features of "
                 f"{self.clips.items[key.index].path} cannot be read. The same command encodes them again"
             )
         features = torch.from_numpy(sample.features_VTF)

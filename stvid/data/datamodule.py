@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +16,7 @@ from stvid.clip import ClipSpec
 from stvid.data.cached_clips import CachedClips, collate_features, sample_settings
 from stvid.data.dataset import TrainingClips, Views, collate
 from stvid.data.feature_cache import FeatureCache
+from stvid.data.feature_filling import feature_folder
 from stvid.data.loading import (
     TimedLoader,
     check_bad,
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 BALANCES = ("none", "classes", "loss")
 PROBES = ("decode", "count")
 FEATURES = ("auto", "off")
-FEATURES_NAME = ".stvid_features"
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -228,7 +226,7 @@ class VideoDataModule(pl.LightningDataModule):
     def use_cached_features(self, encoder_settings: Mapping) -> dict[str, CachedClips]:
         """Makes batches hold cached features instead of clips; the caller fills the caches before training.
 
-        The caches are in a hidden folder beside the videos, or in the working directory if that is not writable.
+        The caches are in the folder of `feature_folder`.
 
         Args:
             encoder_settings: plain data that identifies the encoder.
@@ -236,12 +234,7 @@ class VideoDataModule(pl.LightningDataModule):
         Returns:
             The cached datasets of `train` and `val`, to be filled with the samples of `all_keys`.
         """
-        probe_file = probe_cache(self.manifest)
-        if probe_file and os.access(probe_file.parent, os.W_OK):
-            folder = probe_file.parent / FEATURES_NAME
-        else:
-            folder = Path.cwd() / FEATURES_NAME
-            log.info("features are cached in %s, since the videos' folder is not writable", folder)
+        folder = feature_folder(probe_cache(self.manifest))
         for split, clips in (("train", self.train), ("val", self.val)):
             cache = FeatureCache(folder, {**encoder_settings, **sample_settings(clips)})
             self.cached[split] = CachedClips(clips, cache)

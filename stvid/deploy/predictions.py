@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stvid.checks import fields, list_of, number, read_json, text
+from stvid.checks import fields, flag, list_of, number, read_json, text
 from stvid.data.tables import UTF8, csv_line
 from stvid.deploy.segments import Segment
 from stvid.errors import VideoError
@@ -29,6 +29,7 @@ ENTRIES = list_of(
                 fields({"start": number(), "end": number(), "class": text(), "probability": PROBABILITY})
             ),
             "fingerprint": text(),
+            "unknown": flag,
             "error": text(),
         },
     )
@@ -43,6 +44,7 @@ def make_entry(
     *,
     top: int,
     segments: Sequence[Segment] | None = None,
+    threshold: float | None = None,
     error: VideoError | None = None,
 ) -> dict:
     """The JSON of one video; times in seconds of its own clock.
@@ -54,12 +56,16 @@ def make_entry(
         class_names: names of the K classes.
         top: number of classes to name; all if there are fewer.
         segments: None: the video was not divided.
+        threshold: probability from which a class is taken for present; None: the entry has no `unknown`, which tells
+            whether no class reaches it.
         error: why it could not be read to its end.
     """
     entry: dict = {"path": str(path), "duration": round(info.end - info.start, 3), "fps": round(info.fps, 6), "top": []}
     if probabilities_K is not None:
         best = np.argsort(-probabilities_K, kind="stable")[:top]
         entry["top"] = [{"class": class_names[i], "probability": float(probabilities_K[i])} for i in best]
+        if threshold is not None:
+            entry["unknown"] = bool(probabilities_K.max() < threshold)
     if segments is not None:
         entry["segments"] = [
             {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stvid.checks import read_json
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import Manifest
 from stvid.deploy.segments import DEFAULT_THRESHOLD
@@ -24,7 +25,7 @@ from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
-from stvid.run.checkpoint import MAX_TEMPERATURE, MIN_TEMPERATURE, TrainedModel
+from stvid.run.checkpoint import CALIBRATION, CALIBRATION_REMEDY, MAX_TEMPERATURE, MIN_TEMPERATURE, TrainedModel
 from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ def calibrate(
     num_clips: int | None = None,
     num_crops: int | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
     is_main_process: bool = True,
 ) -> TrainedModel:
     """Fits a temperature and a threshold on the run's val split and saves them as `calibration.json` in the run folder.
@@ -102,7 +104,7 @@ def calibrate(
     Args:
         trained: the model.
         data: its data set; the split `val` is used.
-        num_clips, num_crops, num_workers: see `evaluate`.
+        num_clips, num_crops, num_workers, cache_features: see `evaluate`.
         is_main_process: log and save the temperature.
 
     Returns:
@@ -120,7 +122,7 @@ def calibrate(
         cache=probe_cache(data),
         decode_all=True,
     )
-    predictions = read(uncalibrated, items)
+    predictions = read(uncalibrated, items, cache_features=cache_features)
     if not len(predictions.videos_N):
         raise InputError(f"--calibrate: none of the {len(items)} val videos could be read, the first: {items[0].path}")
     labels_N = torch.tensor([trained.class_names.index(items[i].label) for i in predictions.videos_N.tolist()])
@@ -153,7 +155,34 @@ def _compare_with_frozen(probabilities_NK: Tensor, labels_N: Tensor, frozen_NK: 
     if positives and len(frozen_NK):
         threshold, share, share_frozen = fit_threshold(positives, frozen_NK.max(dim=1).values.tolist())
         threshold = round(threshold, 6) if share - share_frozen >= MIN_YOUDEN else None
-    return {"threshold": threshold, "share_at_threshold": share, "share_frozen_at_threshold": share_frozen}
+    shares = {"share_at_threshold": share, "share_frozen_at_threshold": share_frozen}
+    return {"threshold": threshold, "threshold_from": "frozen", **shares}
+
+
+def keep_threshold(trained: TrainedModel, unknown: Mapping) -> None:
+    """Keeps a threshold in `calibration.json`, in the place of another one, beside the temperature of the model.
+
+    Args:
+        trained: the model.
+        unknown: see `unknown.separation`, with a threshold.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file, kept = RunFolder(trained.folder).calibration_json, {}
+    checkpoint = {"checkpoint": trained.path.name, "step": trained.step}
+    if file.exists():
+        kept = read_json(file, CALIBRATION, remedy=CALIBRATION_REMEDY)
+        if {key: kept[key] for key in checkpoint} != checkpoint:
+            kept = {}
+    kept = {key: value for key, value in kept.items() if "threshold" not in key}
+    threshold = {
+        "threshold": unknown["threshold"],
+        "threshold_from": "unknown",
+        "share_at_threshold": unknown["val_at_threshold"],
+        "share_unknown_at_threshold": unknown["unknown_at_threshold"],
+    }
+    write_json(file, {**kept, "temperature": trained.temperature, "split": "val", **threshold, **checkpoint})
 
 
 def _log_calibration(calibration: dict, file: Path) -> None:

@@ -35,6 +35,7 @@ def evaluate(
     num_crops: int | None = None,
     device: torch.device | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
 ) -> tuple[dict, list[PredictionRow]]:
     """Predicts every video of a split and computes the metrics. For the arguments see `inference.classify`.
 
@@ -42,7 +43,14 @@ def evaluate(
         The content of `result.json` as plain data, and the predictions in the order of the items.
     """
     predictions = predict_split(
-        trained, data, split=split, num_clips=num_clips, num_crops=num_crops, device=device, num_workers=num_workers
+        trained,
+        data,
+        split=split,
+        num_clips=num_clips,
+        num_crops=num_crops,
+        device=device,
+        num_workers=num_workers,
+        cache_features=cache_features,
     )
     result = {
         "split": split,
@@ -68,6 +76,7 @@ def predict_split(
     playback: str = "normal",
     device: torch.device | None = None,
     num_workers: int | str = "auto",
+    cache_features: bool = True,
 ) -> list[PredictionRow]:
     """Predictions for every video of a split, in the order of the items. For the arguments see `inference.classify`."""
     items = data.select(split)
@@ -81,11 +90,12 @@ def predict_split(
         num_workers=num_workers,
         cache=probe_cache(data),
         decode_all=True,
+        cache_features=cache_features and playback == "normal",
     )
     if playback == "normal":
         for video, reason in sorted(predictions.failed.items()):
             log.warning("counts as wrong, cannot be read (%s): %s", reason, items[video].path)
-    return _prediction_rows(trained, items, predictions)
+    return prediction_rows(trained, items, predictions)
 
 
 def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, num_crops: int | None = None) -> dict:
@@ -102,7 +112,8 @@ def evaluation_protocol(trained: TrainedModel, *, num_clips: int | None = None, 
     }
 
 
-def _prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: ViewPredictions) -> list[PredictionRow]:
+def prediction_rows(trained: TrainedModel, items: Sequence[Item], predictions: ViewPredictions) -> list[PredictionRow]:
+    """Predictions for every item, in this order; unreadable videos have only their reason."""
     position = {video: n for n, video in enumerate(predictions.videos_N.tolist())}
     views: dict[int, list[str]] = {video: [] for video in position}
     for video, predicted in zip(predictions.videos_V.tolist(), predictions.logits_VK.argmax(1).tolist(), strict=True):
@@ -195,7 +206,7 @@ def seen_in_training(trained: TrainedModel, items: Sequence[Item]) -> list[Item]
     files = {real[item.path] for item in known}
     groups = {item.group for item in known if item.group is not None}
     roots = _common_folders(real[item.path] for item in table.items)
-    copies = _identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
+    copies = identical_copies({real[item.path] for item in items} - {real[item.path] for item in table.items}, files)
 
     def is_seen(item: Item) -> bool:
         path = real[item.path]
@@ -213,7 +224,7 @@ def _common_folders(files: Iterable[str]) -> list[str]:
     return [os.path.commonpath(folders) for folders in drives.values()]
 
 
-def _identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
+def identical_copies(files: Iterable[str], originals: Iterable[str]) -> set[str]:
     """The files with the same bytes as an original; empty files do not count."""
     sizes, known = (
         {path: os.path.getsize(path) for path in paths if os.path.isfile(path)} for paths in (files, originals)

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
+from stvid.deploy.segmentation import check_classes
 from stvid.errors import InputError, listing
-from stvid.evaluation.calibration import calibrate
-from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest
+from stvid.evaluation.calibration import calibrate, keep_threshold
+from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest, predict_split
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
+from stvid.evaluation.unknown import find_unknown, log_threshold, predict_unknown, separation
 from stvid.files import why_not_writable
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.run.folder import RunFolder, check_stays_inside, finished_runs
@@ -37,7 +39,10 @@ class EvaluationOptions:
         allow_leaks: accept videos of `manifest` that the run was trained on.
         audit: also evaluate changed playbacks, see `temporal_audit`.
         calibrate: first fit a temperature on val, see `calibrate`.
+        unknown: folder with videos of none of the classes, see `unknown.separation`; None: without.
+        background: with `unknown`: classes that mean that nothing happens.
         num_workers: processes that read videos.
+        cache_features: with a frozen encoder, use the feature cache, see `inference.cached_views`.
         trust: modules outside of stvid that may be imported, see `load_checkpoint`.
         data_root: where the run's videos are now, if they were moved, see `find_run_videos`; the run is not changed.
     """
@@ -49,7 +54,10 @@ class EvaluationOptions:
     allow_leaks: bool = False
     audit: bool = False
     calibrate: bool = False
+    unknown: str | None = None
+    background: Sequence[str] = ()
     num_workers: int | str = "auto"
+    cache_features: bool = True
     trust: Sequence[str] = ()
     data_root: str | None = None
 
@@ -108,11 +116,16 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     check_stays_inside(RunFolder(trained.folder), trains=False)
     _check_val_is_unseen(trained, options)
     if options.data_root:
-        splits = {options.split, *(["val"] if options.calibrate else [])}
-        needed = () if options.manifest else splits
+        needed = set() if options.manifest else {options.split}
+        needed |= {"val"} if options.calibrate or options.unknown else set()
         moved = find_run_videos(RunFolder(trained.folder), options.data_root, splits=needed, option="--data-root")
         trained = replace(trained, moved=moved)
+    check_classes(options.background, trained.class_names, option="--background")
     data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
+    unknown_data = None
+    if options.unknown:
+        evaluated = data.select(options.split)
+        unknown_data = find_unknown(trained, options.unknown, evaluated, background=options.background)
     absent = absent_classes(data, options.split)
     if is_main_process and absent:
         log.warning(
@@ -134,16 +147,26 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     }
     if options.calibrate:
         val = load_manifest(trained, split="val")
-        trained = calibrate(trained, val, is_main_process=is_main_process, **views)
-    result, predictions = evaluate(trained, data, split=options.split, **views)
+        trained = calibrate(
+            trained, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
+        )
+    result, predictions = evaluate(trained, data, split=options.split, cache_features=options.cache_features, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
-    not_written = _write_if_possible(folder, result, predictions) if is_main_process else None
+    unknown: list[PredictionRow] = []
+    if unknown_data:
+        unknown = predict_unknown(
+            trained, unknown_data, cache_features=options.cache_features, is_main_process=is_main_process, **views
+        )
+        result["unknown"] = _separate_unknown(
+            trained, options, predictions, unknown, is_main_process=is_main_process, **views
+        )
+    not_written = _write_if_possible(folder, result, predictions, unknown) if is_main_process else None
     playbacks = {}
     if options.audit:
         playbacks = predict_playbacks(trained, data, split=options.split, is_main_process=is_main_process, **views)
         result |= audit_metrics(predictions, playbacks, trained.class_names, trained.clip)
         if is_main_process:
-            not_written = _write_if_possible(folder, result, predictions)
+            not_written = _write_if_possible(folder, result, predictions, unknown)
     fold = Fold(_fold_name(trained), trained.folder, result, predictions, playbacks, trained.clip)
     cache = probe_cache(data)
     return EvaluationRun(
@@ -156,22 +179,52 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     )
 
 
+def _separate_unknown(
+    trained: TrainedModel,
+    options: EvaluationOptions,
+    predictions: list[PredictionRow],
+    unknown: list[PredictionRow],
+    *,
+    is_main_process: bool,
+    **views: Any,
+) -> dict:
+    """The entry `unknown` of the result; keeps the threshold with the run."""
+    assert options.unknown is not None
+    val = predictions
+    if options.split != "val" or options.manifest:
+        data = load_manifest(trained, split="val")
+        val = predict_split(trained, data, split="val", cache_features=options.cache_features, **views)
+    found = separation(predictions, unknown, val, trained.class_names, background=options.background)
+    if is_main_process:
+        is_kept = why_not_writable(trained.folder) is None
+        if is_kept and found["threshold"] is not None:
+            keep_threshold(trained, found)
+        log_threshold(found, is_kept=is_kept)
+    return {"folder": str(Path(options.unknown).absolute()), **found}
+
+
 def _check_val_is_unseen(trained: TrainedModel, options: EvaluationOptions) -> None:
     """Raises InputError if val of the run is needed, and the model was trained on it too (`refit=true`)."""
     folder = RunFolder(trained.folder)
-    needs_val = options.calibrate or (options.split == "val" and options.manifest is None)
-    if needs_val and trained.path.name == folder.refit_ckpt.name:
-        use = "--calibrate" if options.calibrate else "--split val"
+    uses = {
+        "--calibrate": options.calibrate,
+        "--unknown": options.unknown is not None,
+        "--split val": options.split == "val" and options.manifest is None,
+    }
+    use = next((use for use, needs_val in uses.items() if needs_val), None)
+    if use and trained.path.name == folder.refit_ckpt.name:
         raise InputError(
             f"{use}: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about it. "
             f"The checkpoint before the refit has not seen them: stvid evaluate {folder.best_ckpt} {use}"
         )
 
 
-def _write_if_possible(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> OSError | None:
+def _write_if_possible(
+    folder: Path, result: dict, predictions: Sequence[PredictionRow], unknown: Sequence[PredictionRow] = ()
+) -> OSError | None:
     """Writes a result; returns the error of the disk, if there is one."""
     try:
-        write_result(folder, result, predictions)
+        write_result(folder, result, predictions, unknown)
     except OSError as error:
         return error
     return None

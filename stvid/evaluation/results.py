@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stvid import __version__
 from stvid.checks import read_csv
 from stvid.cost.estimate import estimate
 from stvid.cost.report import CostReport
@@ -18,6 +19,7 @@ from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.evaluation.text import confusion_rows
 from stvid.files import replacing, write_json
+from stvid.inference import uses_feature_cache
 from stvid.models.layers import checkpoint_stages
 from stvid.preprocess import Preprocess
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
@@ -269,12 +271,7 @@ def _training_summary(run: Mapping, trained: TrainedModel | None) -> dict | None
     device = machine["gpus"][0]["name"] if was_trained_on_gpu(run) and machine["gpus"] else machine["cpu"]
     measured = {key: run[key] for key in ("training_seconds", "clips_per_second", "peak_memory_gib")}
     measured["encoding_seconds"] = run.get("encoding_seconds", 0.0)  # missing in results of older versions
-    return {**measured, "device": device, "stored_features": trained is not None and _used_feature_cache(trained)}
-
-
-def _used_feature_cache(trained: TrainedModel) -> bool:
-    features = trained.config["data"]["datamodule"].get("features", "off")  # missing in checkpoints of older versions
-    return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
+    return {**measured, "device": device, "stored_features": trained is not None and uses_feature_cache(trained)}
 
 
 def training_device_and_precision(trained: TrainedModel, run: Mapping) -> tuple[str, str]:
@@ -336,10 +333,35 @@ def _batch_size(trained: TrainedModel, num_frames: int) -> int:
     return size
 
 
-def write_result(folder: Path, result: dict, predictions: Sequence[PredictionRow]) -> None:
-    """Writes `result.json` and `predictions.csv`, and removes an outdated report."""
+def write_result(
+    folder: Path,
+    result: dict,
+    predictions: Sequence[PredictionRow],
+    unknown: Sequence[PredictionRow] = (),
+) -> None:
+    """Writes `result.json`, `predictions.csv` and, with unknown videos, `unknown.csv`; removes an outdated report.
+
+    A report of the same result, made by the same version of stvid, is kept: it would take long to make again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = RunFolder(folder)
-    files.report_html.unlink(missing_ok=True)
+    report, before = _read_bytes(files.report_html), _read_numbers(files)
+    files.report_html.unlink(missing_ok=True)  # first: a process that is killed leaves no report of another result
     write_json(files.result_json, result)
     write_predictions(files.predictions_csv, predictions, result["class_names"])
+    if unknown:
+        write_predictions(files.unknown_csv, unknown, result["class_names"])
+    else:
+        files.unknown_csv.unlink(missing_ok=True)
+    is_same = before == _read_numbers(files)
+    if report is not None and is_same and f"Made by stvid {__version__}.".encode() in report:
+        with replacing(files.report_html) as partial:
+            partial.write_bytes(report)
+
+
+def _read_numbers(files: RunFolder) -> list[bytes | None]:
+    return [_read_bytes(file) for file in (files.result_json, files.predictions_csv)]
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -169,6 +169,36 @@ def result_text(result: Mapping) -> str:
     return visible_lines("\n".join(lines))
 
 
+def unknown_text(result: Mapping) -> str:
+    """How well unknown videos are separated, for a terminal."""
+    unknown = result["unknown"]
+    (low, high), (least, most) = unknown["auroc_ci95"], unknown["false_acceptance_ci95"]
+    lines = [
+        f"unknown: {count(unknown['num_videos'], 'video')} of {unknown['folder']}, {unknown['num_failed']} unreadable "
+        "(left out)",
+        f"AUROC                {unknown['auroc']:.3f}   ({low:.3f} to {high:.3f})",
+        f"false acceptance     {unknown['false_acceptance']:.3f}   ({least:.3f} to {most:.3f})   with "
+        f"{unknown['recall']:.0%} of the known videos accepted",
+        unknown_sentence(result),
+    ]
+    return visible_lines("\n".join(lines))
+
+
+def unknown_sentence(result: Mapping) -> str:
+    """The threshold, and what it accepts."""
+    unknown = result["unknown"]
+    if unknown["threshold"] is None:
+        return (
+            f"No threshold was chosen: one that accepts {unknown['recall']:.0%} of the validation videos also accepts "
+            f"{percent(unknown['unknown_at_threshold'])} of the unknown ones."
+        )
+    return (
+        f"The threshold {unknown['threshold']:.6g}, chosen on {count(unknown['num_val'], 'validation video')}, accepts "
+        f"{percent(unknown['known_at_threshold'])} of the known and {percent(unknown['unknown_at_threshold'])} of the "
+        "unknown videos."
+    )
+
+
 def _protocol_text(protocol: Mapping) -> str:
     stride, temperature = protocol.get("frame_stride"), protocol["temperature"]
     rate = f"stride {stride}" if stride else f"{protocol['fps']:g} frames/s"

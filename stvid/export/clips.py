@@ -1,4 +1,4 @@
-"""Clips to try an exported model with: those of the run's own videos, or synthetic ones where the videos have gone.
+"""Clips to compare an exported model with its original: of the run's videos, or synthetic where these have gone.
 
 N clips   T frames   C channels   H, W height and width
 """
@@ -24,7 +24,7 @@ SYNTHETIC_GRID = 8  # random colours along each side of a synthetic picture
 
 
 def read_clips(trained: TrainedModel, split: str, *, number: int, num_frames: int) -> Tensor | None:
-    """The middle clip of some videos of a split, as the model's evaluation would read it.
+    """The middle clip of some videos of a split, as the evaluation reads it.
 
     Args:
         trained: the model; its run folder lists the videos.
@@ -64,7 +64,7 @@ def _spread(items: Sequence[Item], number: int) -> list[Item]:
 
 
 def synthetic_clips(trained: TrainedModel, *, number: int, num_frames: int) -> Tensor:
-    """The same of random smooth pictures that move to the right, one pixel from frame to frame."""
+    """Clips as `read_clips` returns them, of random smooth pictures that move to the right, one pixel per frame."""
     generator = torch.Generator().manual_seed(0)
     grid = torch.rand(number, 3, SYNTHETIC_GRID, SYNTHETIC_GRID, generator=generator) * 255
     picture_NCHW = F.interpolate(grid, size=trained.clip.size, mode="bilinear").to(torch.uint8)

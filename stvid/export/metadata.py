@@ -1,4 +1,4 @@
-"""What travels in an exported file beside the model: class names, the clip's geometry, where it comes from."""
+"""What an exported file holds beside the model: class names, the clip's geometry, and which checkpoint it is from."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def stream_states(form: Form) -> dict[str, str]:
 def stream_metadata(form: Form) -> dict:
     """What a caller of a streaming form needs to know, as plain data.
 
-    `period`: frames of a call. `first`: frames until the first answer. `states`: see `stream_states`.
+    `period`: frames of a call. `first`: frames until the first answer, with that one. `states`: see `stream_states`.
     """
     step: Any = form.module.step
     return {"period": step.period, "first": step.first, "states": stream_states(form)}

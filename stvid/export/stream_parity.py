@@ -24,7 +24,7 @@ MIN_ANSWERS = 4
 
 
 def check_stream_parity(trained: TrainedModel, form: Form, exported: Exported) -> Parity:
-    """Plays videos of the run's val split to a model and to its exported streaming form, side by side.
+    """Plays videos of the run's val split to a model and its exported streaming form, and compares their answers.
 
     The frames are those of one long clip of each video; a video that is too short stands still at its end. Where the
     run's videos have gone, they are synthetic.

@@ -149,6 +149,41 @@ def _short_count(number: float) -> str:
     return f"{number:g}" if number < 1000 else f"{number / 1000:.1f}k" if number < 9950 else f"{number / 1000:.0f}k"
 
 
+class Panel(NamedTuple):
+    """A histogram: its name and colour, numbers of videos by bin, and the vertical axis."""
+
+    name: str
+    colour: str
+    bins: Sequence[int]
+    scale: Scale
+    ticks: Sequence[Tick]
+
+
+def unknown_histograms(result: Mapping) -> str:
+    """Confidence of the known videos, and below it of the unknown ones, with the threshold."""
+    unknown = result["unknown"]
+    x = Scale(low=0, high=100, start=34, end=WIDTH - 12)
+    panels = []
+    for (name, bins), colour, top in zip(unknown["histogram"].items(), (ACCENT, SECOND), (TOP, 164), strict=True):
+        scale = Scale(low=0, high=1.1 * max(*bins, 1), start=top + 90, end=top)
+        ticks = scale.ticks(_label_height, text=_short_count, whole=True)
+        panels.append(Panel(f"{name.capitalize()} videos", colour, bins, scale, ticks))
+    low, high = unknown["auroc_ci95"]
+    shares = [percent(unknown[f"{name}_at_threshold"]) for name in ("known", "unknown")]
+    return _svg(
+        "unknown",
+        "unknown",
+        "Confidence of known and unknown videos",
+        f"AUROC {unknown['auroc']:.3f} ({low:.3f} to {high:.3f}); {shares[0]} of the known and {shares[1]} of the "
+        "unknown videos reach the threshold.",
+        height=254 + BOTTOM,
+        x=x,
+        x_ticks=x.ticks(_label_width),
+        panels=panels,
+        threshold=unknown["threshold"],
+    )
+
+
 def audit_bars(result: Mapping) -> str:
     """Video accuracy of each playback with its 95 % interval, and the accuracy of chance."""
     changed = ((name.replace("_", " "), result["audit"][name]) for name in PLAYBACKS[1:])

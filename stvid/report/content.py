@@ -24,6 +24,7 @@ SECTIONS = {
     "mistakes": "Mistakes",
     "classes": "Classes",
     "calibration": "Calibration",
+    "unknown": "Unknown videos",
     "time": "Time",
     "training": "Training",
     "cost": "Cost",
@@ -121,10 +122,11 @@ def _content(report: Report) -> dict:
         "left_out": {},
         **_audit_content(report),
         **_calibration_content(result),
+        **_unknown_content(result),
         **_training_content(report),
         **_data_content(report),
     }
-    required = {"training": "curves", "cost": "costs"}
+    required = {"unknown": "unknown_chart", "training": "curves", "cost": "costs"}
     empty = {section for section, key in required.items() if not content[key]}
     content["sections"] = [(section, title) for section, title in SECTIONS.items() if section not in empty]
     return content
@@ -177,6 +179,12 @@ def _calibration_content(result: Mapping) -> dict:
         "calibration": text.calibration_sentence(result),
         "temperature": text.temperature_sentence(result),
     }
+
+
+def _unknown_content(result: Mapping) -> dict:
+    if "unknown" not in result:
+        return {"unknown_chart": None}
+    return {"unknown_chart": charts.unknown_histograms(result), "unknown_threshold": text.unknown_sentence(result)}
 
 
 def _training_content(report: Report) -> dict:

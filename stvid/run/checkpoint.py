@@ -34,6 +34,7 @@ CALIBRATION = fields(
     {"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)},
     optional={"threshold": maybe(number(1e-6, 1))},  # older ones have none
 )
+CALIBRATION_REMEDY = "Delete it; stvid evaluate RUN --calibrate writes a new one"
 CLIP = fields(
     {
         "num_frames": maybe(number(1, 10**6, whole=True)),
@@ -346,7 +347,7 @@ def _with_calibration(trained: TrainedModel) -> TrainedModel:
     file = RunFolder(trained.folder).calibration_json
     if not file.exists():
         return trained
-    calibration = read_json(file, CALIBRATION, remedy="Delete it; stvid evaluate RUN --calibrate writes a new one")
+    calibration = read_json(file, CALIBRATION, remedy=CALIBRATION_REMEDY)
     if (calibration["checkpoint"], calibration["step"]) == (trained.path.name, trained.step):
         temperature, threshold = float(calibration["temperature"]), calibration.get("threshold")
         return replace(trained, temperature=temperature, threshold=threshold)

@@ -47,6 +47,7 @@ class RunFolder:
     # an evaluation; also a run, for its evaluation on val
     result_json = _file("result.json")
     predictions_csv = _file("predictions.csv")
+    unknown_csv = _file("unknown.csv")  # predictions for videos of none of the classes
     report_html = _file("report.html")
     lock = _file(".lock")  # held while a process trains in the folder of a run or a sweep
     lock_holder = _file(".lock.json")  # which process

@@ -89,6 +89,21 @@ AUDIT = {
     "still_classes": list_of(text()),
     "audit_note": text(),
 }
+HISTOGRAM = list_of(COUNT)
+UNKNOWN = {
+    "unknown": fields(
+        {
+            "folder": text(),
+            **dict.fromkeys(("num_videos", "num_failed", "num_known", "num_val"), COUNT),
+            "background": list_of(text()),
+            **dict.fromkeys(("recall", "auroc", "false_acceptance"), SHARE),
+            **dict.fromkeys(("auroc_ci95", "false_acceptance_ci95"), INTERVAL),
+            "threshold": maybe(SHARE),
+            **dict.fromkeys(("val_at_threshold", "known_at_threshold", "unknown_at_threshold"), SHARE),
+            "histogram": fields({"known": HISTOGRAM, "unknown": HISTOGRAM}),
+        }
+    )
+}
 HARDWARE = fields(
     {
         "cpu": maybe(text()),
@@ -129,7 +144,7 @@ PROVENANCE = {
 
 def _check_result(details: bool) -> Check:
     needed = {**EVALUATION, **(DETAILS if details else {})}
-    own = fields(needed, optional={**DETAILS, **CHECKPOINT, **FOLDS, **AUDIT})
+    own = fields(needed, optional={**DETAILS, **CHECKPOINT, **FOLDS, **AUDIT, **UNKNOWN})
 
     def check(value: Any, place: str) -> None:
         own(value, place)

@@ -73,15 +73,6 @@ def build_callbacks(
     ]
 
 
-def build_refit_callbacks(data: VideoDataModule, *, bad_videos: Path, ema: float | None) -> list[Callback]:
-    """Those of a training without validation, see `build_callbacks`."""
-    return [
-        *([] if ema is None else [WeightEMA(decay=ema)]),
-        BadVideos(path=bad_videos, max_bad=data.max_bad_videos, known=data.bad),
-        ProgressBar(),
-    ]
-
-
 def build_plugins(sync_batchnorm: bool) -> list:
     """The plugins of Lightning's trainer: atomic checkpoints and, if chosen, synchronised batch norm."""
     return [AtomicCheckpoints(), *([SyncedBatchNorm()] if sync_batchnorm else [])]
