@@ -190,6 +190,7 @@ def test_a_program_file_runs_without_stvid_and_carries_the_same_record(tmp_path)
     torch.testing.assert_close(actual, original(run, pictures), atol=1e-5, rtol=0)
     with zipfile.ZipFile(tmp_path / "model.pt2") as file:
         assert not any(os.fsencode(ROOT) in file.read(name) for name in file.namelist())
+        assert all(info.file_size < 5000 for info in file.infolist() if "sample_inputs" in info.filename)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")

@@ -107,8 +107,9 @@ def write_program(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
     Raises:
         InputError: see `trace`.
     """
-    content = io.BytesIO()
-    torch.export.save(trace(form), content, extra_files=dict(metadata))
+    content, program = io.BytesIO(), trace(form)
+    program.example_inputs = None  # pictures, which would be a large part of a small file
+    torch.export.save(program, content, extra_files=dict(metadata))
     path.write_bytes(content.getbuffer())  # not by `save`: when a disk is full, torch ends the whole process
 
 
