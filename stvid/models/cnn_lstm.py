@@ -5,16 +5,16 @@ B batch   C channels   T frames   H, W height and width   F' features of a frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stvid.errors import InputError
-from stvid.models.base import VideoModel, check_clips, check_probability
-from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
+from stvid.models.base import check_probability
+from stvid.models.encoders import SmallEncoder, build_encoder
+from stvid.models.framewise import FramewiseModel, without_autocast
 from stvid.models.recurrent import RECURRENT, FrameFeatures, Pooled, Pooling, Recurrent
 from stvid.models.weights import load_weights, names_file, read_weights
 
@@ -26,7 +26,7 @@ class StreamState(NamedTuple):
     pooled: Pooled | None  # None: no step so far; `last` needs none either
 
 
-class CNNLSTM(VideoModel):
+class CNNLSTM(FramewiseModel):
     """An image network without its classifier turns each frame into features; an LSTM reads the `T x F'` sequence.
 
     Args:
@@ -57,7 +57,6 @@ class CNNLSTM(VideoModel):
     """
 
     exports_lengths = True
-    supports_feature_cache = True
 
     def __init__(
         self,
@@ -118,16 +117,6 @@ class CNNLSTM(VideoModel):
         if file is not None:
             self._load(file, source=f"{file} for {encoder}")
 
-    @property
-    def stages(self) -> Mapping[str, nn.Module]:
-        """Those of the encoder; see `VideoModel`."""
-        return self.encoder.stages
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The encoder; see `VideoModel`."""
-        return self.encoder
-
     def _load(self, file: str, *, source: str) -> None:
         state = read_weights(file)
         if any(name.startswith("encoder.") and name in state for name in self.state_dict()):
@@ -137,43 +126,14 @@ class CNNLSTM(VideoModel):
         else:
             self.encoder.load(state, source=source)
 
-    def encode(
-        self,
-        clips_BCTHW: Tensor,
-        lengths_B: Tensor | None = None,
-        *,
-        preprocess: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Features of every frame, `B x C x T x H x W` -> float32 `B x T x F'`; see `VideoModel`."""
-        check_clips(clips_BCTHW if preprocess is None else clips_BCTHW.transpose(1, 2), self.in_channels)
-        return encode_frames(self.encoder, clips_BCTHW, lengths_B, chunk=self.max_chunk, preprocess=preprocess).float()
-
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
-        with _float32(features_BTF.device):
+        with without_autocast(features_BTF.device):
             states_BTD = self.frame_features(features_BTF, lengths_B)
             if self.recurrent is not None:
                 states_BTD = self.recurrent(states_BTD, lengths_B)
             return self.pooling(states_BTD, lengths_B)
-
-    def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """`B x C x T x H x W` -> features `B x D`."""
-        return self.aggregate(self.encode(clips_BCTHW, lengths_B), lengths_B)
-
-    def forward(
-        self,
-        clips_BCTHW: Tensor,
-        lengths_B: Tensor | None = None,
-        *,
-        preprocess: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """`B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`.
-
-        preprocess: see `VideoModel.encode`.
-        """
-        features_BTF = self.encode(clips_BCTHW, lengths_B, preprocess=preprocess)
-        return self.forward_head(self.aggregate(features_BTF, lengths_B))
 
     def stream_step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """One frame of a stream: logits given all frames so far, and the new state; see `VideoModel`.
@@ -187,7 +147,7 @@ class CNNLSTM(VideoModel):
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
         recurrent, pooled = (None, None) if state is None else state
         features_B1F = self.encode(frame_BCHW[:, :, None])
-        with _float32(features_B1F.device):
+        with without_autocast(features_B1F.device):
             features_BF = self.frame_features(features_B1F)[:, 0]
             if self.recurrent is not None:
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
@@ -213,8 +173,3 @@ class CNNLSTM(VideoModel):
         assert state.pooled is not None
         pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
         return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]
-
-
-def _float32(device: torch.device) -> AbstractContextManager:
-    """No autocast. An exported model has none, and its file cannot hold the switch."""
-    return nullcontext() if torch.compiler.is_exporting() else torch.autocast(device.type, enabled=False)

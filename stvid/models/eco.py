@@ -1,0 +1,184 @@
+"""ECO: a 2D CNN for every frame, and a 3D CNN over its feature maps (Zolfaghari et al. 2018, arXiv:1804.09066).
+
+B batch   C channels   T frames   H, W height and width   G, G' the grid of a feature map   F' features of a frame
+D features of a clip   K classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stvid.errors import InputError
+from stvid.models.base import check_probability, find_stages, forward_by_length
+from stvid.models.encoders import SmallEncoder, build_encoder
+from stvid.models.framewise import FramewiseModel
+from stvid.models.layers import Conv3d
+from stvid.models.weights import load_weights, names_file, read_weights
+
+if TYPE_CHECKING:
+    from stvid.models.image_networks import ImageNetwork
+
+
+class ECO(FramewiseModel):
+    """The lower part of an image network for each frame; 3D convolutions over the maps of all frames; a linear head.
+
+    The 3D part is a 1 x 1 x 1 convolution to the first width, then a 3 x 3 x 3 convolution for each width, all with
+    batch norm and ReLU; the mean over time and space. So the 2D weights of an image network serve a 3D network, and
+    with a frozen encoder its maps are cached.
+
+    Args:
+        num_classes: K.
+        in_channels: C, 3 or 6; 6 are two images, encoded one by one, whose maps are concatenated.
+        encoder: a torchvision classification network by name, `timm/NAME`, or `efficientnet_lite0` to `2`.
+        weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class for the whole model, whose
+            head is used if K is equal. None: random.
+        stage: the last stage of the encoder that is used, by name; its output is the map. None: the last one.
+        grid: height and width to which maps are pooled (mean), so that frames may have any size.
+        encoder_chunk: see `CNNLSTM`.
+        freeze: stages of the encoder that are not trained: their number, the name of the last one, or `all`.
+        widths: output channels of the 3 x 3 x 3 convolutions.
+        strides: of these, as [time, height, width].
+        dropout: probability before the head, in [0, 1).
+
+    Raises:
+        InputError: an unknown name, a stage without a map, a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        encoder: str = "resnet18",
+        weights: str | None = None,
+        stage: str | None = None,
+        grid: Sequence[int] = (4, 4),
+        encoder_chunk: int | None = None,
+        freeze: int | str = 0,
+        widths: Sequence[int] = (128, 128),
+        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2)),
+        dropout: float = 0.5,
+    ):
+        super().__init__()
+        if in_channels not in (3, 6):
+            raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 (frame and difference image)")
+        if encoder_chunk is not None and encoder_chunk < 1:
+            raise InputError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
+        if len(grid) != 2 or min(grid) < 1:
+            raise InputError(f"model.grid (={list(grid)}) must be [height, width], at least 1")
+        _check_convolutions(list(widths), [list(stride) for stride in strides])
+        check_probability("dropout", dropout)
+        self.in_channels, self.max_chunk = in_channels, encoder_chunk
+        file = weights if weights is not None and names_file(weights) else None
+        image_network = build_encoder(encoder, weights=None if file else weights)
+        if isinstance(image_network, SmallEncoder):
+            raise InputError("model.encoder (=small) has no feature maps: choose an image network, such as resnet18")
+        state = None if file is None else read_weights(file)
+        is_whole = state is not None and any(name.startswith("volume.") for name in state)
+        if state is not None and not is_whole:
+            image_network.load(state, source=f"{file} for {encoder}")
+        self.encoder = FeatureMaps(image_network, stage, tuple(grid), name=encoder)
+        self.normalization = self.encoder.normalization
+        self.freeze_stages(freeze)
+        channels = self.encoder.channels * in_channels // 3
+        layers = [_layer(channels, widths[0], kernel=1, stride=(1, 1, 1))]
+        for before, width, stride in zip((widths[0], *widths), widths, strides, strict=False):
+            layers.append(_layer(before, width, kernel=3, stride=tuple(stride)))
+        self.volume = nn.Sequential(*layers)
+        self.num_features = widths[-1]
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.num_features, num_classes)
+        if state is not None and is_whole:
+            load_weights(self, state, source=f"{file} for {encoder}")
+
+    def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Maps of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
+        maps_BTCHW = features_BTF.unflatten(2, (-1, *self.encoder.grid))  # type: ignore[misc]
+        return forward_by_length(self._pooled_volume, maps_BTCHW.transpose(1, 2), lengths_B)
+
+    def _pooled_volume(self, maps_BCTHW: Tensor) -> Tensor:
+        return self.volume(maps_BCTHW).mean(dim=(2, 3, 4))
+
+
+class FeatureMaps(nn.Module):
+    """An image network up to one of its stages, whose map is pooled to a grid.
+
+    Args:
+        image_network: with all its weights.
+        stage: name of the stage; None: the last one.
+        grid: height and width of the pooled map.
+        name: of the image network, for messages.
+
+    Attributes:
+        channels: of the map.
+        num_features: F' = channels * height * width of the grid.
+
+    Raises:
+        InputError: no such stage; its output is no map; a network that torch.fx cannot trace.
+    """
+
+    def __init__(self, image_network: ImageNetwork, stage: str | None, grid: tuple[int, int], *, name: str):
+        super().__init__()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        names = list(image_network.stages)
+        if stage is not None and stage not in names:
+            raise InputError(f"model.stage (={stage}) is no stage of {name}: {', '.join(names)}")
+        stage = stage or names[-1]
+        self.grid, self.size, self.normalization = grid, image_network.size, image_network.normalization
+        try:
+            self.network = create_feature_extractor(image_network.network, {stage: "map"}, suppress_diff_warning=True)
+        except Exception as error:  # torch.fx raises errors of many kinds
+            raise InputError(f"model.encoder (={name}) cannot be divided at {stage}: {error}") from error
+        self.channels = self._num_channels(name, stage)
+        self.num_features = self.channels * grid[0] * grid[1]
+
+    @property
+    def stages(self) -> dict[str, nn.Module]:
+        """The parts of the network by name, from input to output."""
+        return find_stages(self.network)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """`N x C x H x W` -> `N x F'`.
+
+        Raises:
+            InputError: images of a size that the network does not take.
+        """
+        self.size.check(*images_NCHW.shape[-2:])
+        return F.adaptive_avg_pool2d(self.network(images_NCHW)["map"], self.grid).flatten(1)
+
+    @torch.no_grad()
+    def _num_channels(self, name: str, stage: str) -> int:
+        """By a forward pass on the meta device."""
+        size = self.size.fixed or (max(64, self.size.minimum),) * 2
+        state = {key: value.to("meta") for key, value in self.network.state_dict().items()}
+        image = torch.empty(1, 3, *size, device="meta")
+        maps = torch.func.functional_call(self.network.eval(), state, (image,))["map"]
+        self.network.train()
+        if maps.ndim != 4:
+            shape = " x ".join(map(str, maps.shape))
+            raise InputError(f"model.stage (={stage}) of {name} gives no map of channels, height and width: {shape}")
+        return maps.shape[1]
+
+
+def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...]) -> nn.Sequential:
+    return nn.Sequential(
+        Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
+        nn.BatchNorm3d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _check_convolutions(widths: list[int], strides: list[list[int]]) -> None:
+    if not widths or len(widths) != len(strides) or min(widths) < 1:
+        raise InputError(
+            f"model.widths (={widths}) and model.strides (={strides}) must have one entry for each convolution, widths "
+            "of at least 1"
+        )
+    if any(len(stride) != 3 or min(stride) < 1 for stride in strides):
+        raise InputError(f"model.strides (={strides}) must be three numbers of at least 1 for each convolution")
