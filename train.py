@@ -145,7 +145,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     close_logger(logger)
 
     # result: the best checkpoint (see config.checkpoint), evaluated on val
-    trained = load_checkpoint(folder.best_ckpt, calibrated=False, trust=config.trust)
+    trained = load_checkpoint(folder.evaluated_ckpt, calibrated=False, trust=config.trust)
     val = load_manifest(trained, split="val")
     result, predictions = evaluate(trained, val, split="val", device=device, num_workers=data.num_workers)
     if config.refit:

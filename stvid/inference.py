@@ -5,8 +5,7 @@ V views   N videos   K classes   T frames   C channels   H, W height and width
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,24 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stvid.data.cached_clips import CachedClips, collate_features, sample_settings
 from stvid.data.dataset import Failure, Views, collate
-from stvid.data.feature_cache import FeatureCache
-from stvid.data.feature_filling import encoder_settings, feature_folder, fill_cache
 from stvid.data.loading import check_enough_frames, check_short, check_views, probe_items, resolve_workers, views_loader
 from stvid.data.manifest import Item
-from stvid.data.sampler import SampleKey
 from stvid.device import autocast, default_device, inference_precision
 from stvid.distributed import all_gather_object, get_rank, get_world_size
 from stvid.errors import InputError, VideoError
-from stvid.files import why_not_writable
 from stvid.metrics import average_views
 from stvid.preprocess import Preprocess, channels_last, encode_clips, run_model
 from stvid.progress import Bar
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +77,7 @@ def classify(
         num_workers: processes that read videos.
         cache: file that keeps the results of probing, see `loading.probe_cache`; None: no cache.
         decode_all: count a video as readable only if every frame decodes, not only those of its views.
-        cache_features: with a frozen encoder, use the feature cache of training, see `cached_views`.
+        cache_features: with a frozen encoder, use the feature cache of training, see `cached_views.cached_views`.
         progress: show a progress bar.
 
     Raises:
@@ -101,15 +93,18 @@ def classify(
     rank, world_size = get_rank(), get_world_size()
     runner = ModelRunner(trained, device=device)
     cached = None
+    collate_fn: Callable = collate
     if cache_features and uses_feature_cache(trained):
-        folder = feature_folder(cache)
-        cached = cached_views(trained, dataset, runner, folder, batch_size=batch_size, num_workers=num_workers)
+        from stvid.cached_views import cached_views, collate_features  # imported here for h5py, which others do without
+
+        cached = cached_views(trained, dataset, runner, cache, batch_size=batch_size, num_workers=num_workers)
+        collate_fn = collate_features if cached else collate
     loader = views_loader(
         dataset,
         batch_size=batch_size,
         num_workers=0 if cached else min(num_workers, len(items)),
         cached=cached,
-        collate_fn=collate_features if cached else collate,
+        collate_fn=collate_fn,
         rank=rank,
         world_size=world_size,
     )
@@ -210,62 +205,6 @@ def uses_feature_cache(trained: TrainedModel) -> bool:
     """Whether the run's training used the feature cache: a frozen encoder, and `data.features=auto`."""
     features = trained.config["data"]["datamodule"].get("features", "off")  # missing in checkpoints of older versions
     return features != "off" and trained.model.supports_feature_cache and trained.model.backbone_is_frozen
-
-
-def cached_views(
-    trained: TrainedModel, views: Views, runner: ModelRunner, folder: Path, *, batch_size: int, num_workers: int
-) -> CachedClips | None:
-    """The views as cached features; those that are missing are computed and stored.
-
-    File and keys are those of training, so its validation videos need not be encoded again. The features are stored as
-    float32, which holds every value of the encoder's output exactly, also in bf16 or float16. Encoding video by video
-    instead of in batches rounds otherwise: the probabilities are those without a cache to 1e-6 in float32. Whether
-    a feature is computed or read changes nothing.
-
-    Args:
-        trained: the model.
-        views: of the items.
-        runner: the model on its device.
-        folder: of the caches.
-        batch_size: views per call of the encoder, on an accelerator.
-        num_workers: processes that read videos.
-
-    Returns:
-        None if the folder is not writable. With several processes, which share the encoding: None if a view is missing.
-
-    Raises:
-        InputError: see `fill_cache`.
-    """
-    settings = encoder_settings(
-        runner.model.backbone,
-        trained.config["model"],
-        precision=runner.precision,
-        device=runner.device,
-    )
-    cached = CachedClips(views, FeatureCache(folder, {**settings, **sample_settings(views)}))
-    grey = torch.zeros(1, 1, trained.clip.channels, *trained.clip.size, dtype=torch.uint8)
-    cached.feature_size = runner.encode(grey).shape[2]
-    keys = [SampleKey(0, index) for index in range(len(views))]
-    name = " and ".join(sorted({item.split for item in views.items}))
-    if all(all_gather_object(not cached.missing_keys(keys))):
-        if get_rank() == 0:
-            log.info("features of %s: all %d cached; %s", name, len(keys), cached.cache.path)
-        return cached
-    if get_world_size() > 1:
-        return None
-    if (reason := why_not_writable(folder)) is not None:
-        log.info("features are not cached: %s is not writable: %s", folder, reason)
-        return None
-    fill_cache(
-        cached,
-        keys,
-        runner.encode,
-        name=name,
-        batch_size=1 if runner.device.type == "cpu" else batch_size,
-        num_workers=min(num_workers, len(views)),
-        switch="--no-feature-cache",
-    )
-    return cached
 
 
 def _run_batches(

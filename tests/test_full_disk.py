@@ -263,6 +263,9 @@ def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, capsys, monke
         "audit",
         "calibrate",
         "workers",
+        "unknown",
+        "background",
+        "feature_cache",
         "trust",
         "data_root",
     )

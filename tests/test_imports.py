@@ -11,8 +11,8 @@ from conftest import ROOT
 ORDER = [
     "terminal", "errors", "disks", "exits", "checks", "files", "progress", "device", "distributed", "clip",
     "preprocess", "video", "data", "models",
-    "cost", "metrics", "training", "run", "inference", "export", "deploy", "recognizer", "serve", "evaluation",
-    "report", "sweep", "commands", "cli", "__main__",
+    "cost", "metrics", "training", "run", "cached_views", "inference", "export", "deploy", "recognizer", "serve",
+    "evaluation", "report", "sweep", "commands", "cli", "__main__",
 ]  # fmt: skip
 ONLY_IN = {
     "decord": {"video/reader.py"},

@@ -42,7 +42,7 @@ class EvaluationOptions:
         unknown: folder with videos of none of the classes, see `unknown.separation`; None: without.
         background: with `unknown`: classes that mean that nothing happens.
         num_workers: processes that read videos.
-        cache_features: with a frozen encoder, use the feature cache, see `inference.cached_views`.
+        cache_features: with a frozen encoder, use the feature cache, see `cached_views`.
         trust: modules outside of stvid that may be imported, see `load_checkpoint`.
         data_root: where the run's videos are now, if they were moved, see `find_run_videos`; the run is not changed.
     """

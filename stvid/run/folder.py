@@ -74,6 +74,11 @@ class RunFolder:
         return folder if folder.checkpoints == path.absolute().parent else cls(path.absolute().parent)
 
     @property
+    def evaluated_ckpt(self) -> Path:
+        """The checkpoint that a training evaluates on val: the best one, or the last one if it has not validated."""
+        return self.best_ckpt if self.best_ckpt.is_file() else self.last_ckpt
+
+    @property
     def training_files(self) -> list[Path]:
         """The files of a training, or of a sweep, that are there."""
         files = (
@@ -159,7 +164,7 @@ def find_checkpoint(run: str | Path) -> Path:
     if not run.exists():
         raise InputError(f"RUN {run} does not exist; give a run folder or a checkpoint (.ckpt)")
     folder = RunFolder(run)
-    for checkpoint in (folder.refit_ckpt, folder.best_ckpt, folder.last_ckpt):
+    for checkpoint in (folder.refit_ckpt, folder.evaluated_ckpt):
         if checkpoint.is_file():
             return checkpoint
     runs = sorted(path.parents[1] for path in run.glob("*/checkpoints/*.ckpt"))
