@@ -15,6 +15,8 @@ from stvid.models.base import VideoModel, check_input, check_probability, forwar
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.continual import ContinualModel
 from stvid.models.conv3d import Conv3D
+from stvid.models.eco import ECO
+from stvid.models.framewise import FramewiseModel
 from stvid.preprocess import Preprocess, encode_clips, run_model
 from stvid.run.model import build_model
 
@@ -72,7 +74,7 @@ def test_the_attributes_of_the_contract_have_their_types(built):
     assert built.frozen == ()
     assert built.max_chunk is None
     assert built.supports_streaming is True
-    assert built.supports_feature_cache is isinstance(built, CNNLSTM)
+    assert built.supports_feature_cache is isinstance(built, FramewiseModel)
 
 
 @torch.no_grad()
@@ -141,7 +143,7 @@ def test_stages_have_every_parameter_of_the_backbone_exactly_once(built):
     assert set(listed) == {id(p) for p in built.backbone.parameters()}
     assert set(listed) == {id(p) for stage in built.stages.values() for p in stage.parameters()}
     others = {name.partition(".")[0] for name, p in built.named_parameters() if id(p) not in listed}
-    assert others == ({"head", "recurrent"} if isinstance(built, CNNLSTM) else {"head"})
+    assert others == {"head"} | {CNNLSTM: {"recurrent"}, ECO: {"volume"}}.get(type(built), set())
     assert next(built.parameters()) is groups[0][0]
 
 

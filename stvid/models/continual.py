@@ -84,6 +84,10 @@ class ContinualModel(VideoModel):
         return [state._replace(memory=memory) for memory in memories]
 
 
+class FrameByFrame(nn.Module):
+    """A part of a network, `B x C x T x H x W` -> `B x C' x T x H' x W'`, that treats each frame by itself."""
+
+
 class ContinualNetwork:
     """A network as a sequence of operators (traced by `torch.fx`), run for one frame at a time.
 
@@ -208,10 +212,12 @@ def _take(kept: Any, index: int) -> Any:
 
 
 class _Tracer(fx.Tracer):
-    """Records our own convolutions and poolings as operators, as it does torch's."""
+    """Records our own convolutions and poolings, and what works on single frames, as operators, as it does torch's."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, nn.AdaptiveAvgPool3d)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (*LAYERS, nn.AdaptiveAvgPool3d, FrameByFrame)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _norm_after(node: fx.Node, modules: Mapping[fx.Node, nn.Module]) -> fx.Node | None:

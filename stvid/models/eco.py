@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from stvid.errors import InputError
 from stvid.models.base import check_probability, find_stages, forward_by_length
-from stvid.models.encoders import SmallEncoder, build_encoder
-from stvid.models.framewise import FramewiseModel
+from stvid.models.continual import ContinualModel, FrameByFrame
+from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
+from stvid.models.framewise import FramewiseModel, without_autocast
 from stvid.models.layers import Conv3d
 from stvid.models.weights import load_weights, names_file, read_weights
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from stvid.models.image_networks import ImageNetwork
 
 
-class ECO(FramewiseModel):
+class ECO(FramewiseModel, ContinualModel):
     """The lower part of an image network for each frame; 3D convolutions over the maps of all frames; a linear head.
 
     The 3D part is a 1 x 1 x 1 convolution to the first width, then a 3 x 3 x 3 convolution for each width, all with
@@ -82,7 +83,7 @@ class ECO(FramewiseModel):
         is_whole = state is not None and any(name.startswith("volume.") for name in state)
         if state is not None and not is_whole:
             image_network.load(state, source=f"{file} for {encoder}")
-        self.encoder = FeatureMaps(image_network, stage, tuple(grid), name=encoder)
+        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, tuple(grid), name=encoder)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
@@ -98,11 +99,31 @@ class ECO(FramewiseModel):
 
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Maps of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
-        maps_BTCHW = features_BTF.unflatten(2, (-1, *self.encoder.grid))  # type: ignore[misc]
-        return forward_by_length(self._pooled_volume, maps_BTCHW.transpose(1, 2), lengths_B)
+        with without_autocast(features_BTF.device):
+            return forward_by_length(self._pooled_volume, _as_volume(features_BTF, self.encoder.grid), lengths_B)
+
+    def pooled_network(self) -> nn.Module:
+        """See `ContinualModel`."""
+        return nn.Sequential(MapVolume(self.encoder), *self.volume, nn.AdaptiveAvgPool3d(1), nn.Flatten())
 
     def _pooled_volume(self, maps_BCTHW: Tensor) -> Tensor:
         return self.volume(maps_BCTHW).mean(dim=(2, 3, 4))
+
+
+class MapVolume(FrameByFrame):
+    """The maps of all frames as a volume.
+
+    Args:
+        encoder: the `FeatureMaps`.
+    """
+
+    def __init__(self, encoder: FeatureMaps):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+        """`B x C x T x H x W` -> `B x C' x T x G x G'`."""
+        return _as_volume(encode_frames(self.encoder, clips_BCTHW, None), self.encoder.grid)
 
 
 class FeatureMaps(nn.Module):
@@ -164,6 +185,10 @@ class FeatureMaps(nn.Module):
             shape = " x ".join(map(str, maps.shape))
             raise InputError(f"model.stage (={stage}) of {name} gives no map of channels, height and width: {shape}")
         return maps.shape[1]
+
+
+def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:
+    return features_BTF.unflatten(2, (-1, *grid)).transpose(1, 2)
 
 
 def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...]) -> nn.Sequential:

@@ -1,0 +1,84 @@
+"""ECO: maps of a stage of an image network, 3D convolutions over them, and the stream of both."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from stvid.errors import InputError
+from stvid.models.eco import ECO
+
+H, W = 64, 96
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ECO(num_classes=5, in_channels=6, stage="layer2", grid=(3, 4), widths=[8, 12]).eval()
+
+
+@torch.no_grad()
+def test_the_features_of_a_frame_are_the_pooled_maps_of_the_stage_for_both_images(model):
+    network = torchvision.models.resnet18().eval()
+    named = dict(model.encoder.network.state_dict())
+    network.load_state_dict({**network.state_dict(), **named})
+    maps = []
+    network.layer2.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    clips_BCTHW = torch.randn(2, 6, 3, H, W)
+    features_BTF = model.encode(clips_BCTHW)
+    for image in range(2):
+        network(clips_BCTHW[1, 3 * image : 3 * image + 3].transpose(0, 1))
+    expected = torch.cat([F.adaptive_avg_pool2d(m, (3, 4)) for m in maps], dim=1).flatten(1)
+    torch.testing.assert_close(features_BTF[1], expected, atol=1e-5, rtol=1e-5)
+    assert not any(name.startswith(("layer3", "layer4", "fc")) for name in named), "later stages are not computed"
+
+
+@torch.no_grad()
+def test_the_volume_of_the_maps_is_convolved_over_time(model):
+    features_BTF = torch.randn(2, 8, model.encoder.num_features * 2)
+    x = features_BTF.reshape(2, 8, 256, 3, 4).permute(0, 2, 1, 3, 4)
+    for (conv, norm, _), stride, padding in zip(model.volume, (1, 1, 2), (0, 1, 1), strict=True):
+        x = F.conv3d(x, conv.weight, None, stride=(stride,) * 3, padding=padding)
+        x = F.relu(
+            (x - norm.running_mean[:, None, None, None]) / (norm.running_var[:, None, None, None] + norm.eps) ** 0.5
+        )
+    torch.testing.assert_close(model.aggregate(features_BTF), x.mean(dim=(2, 3, 4)), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_stream_has_the_logits_of_its_last_frames_without_padding_in_time(model):
+    clips, state = (
+        torch.randn(1, 6, 9, H, W),
+        model.start_stream(5),
+    )  # a clip of 5 frames has 3 steps of the last volume
+    answers = {}
+    for t in range(9):
+        logits, state = model.stream_step(clips[:, :, t], state)
+        if logits is not None:
+            answers[t] = logits
+    assert sorted(answers) == [4, 6, 8]
+    unpadded = nn.Sequential(*(nn.Sequential(*layer) for layer in model.volume))
+    x = model.encode(clips).unflatten(2, (-1, 3, 4)).transpose(1, 2)
+    for conv, norm, relu in unpadded:
+        padding = (0, *conv.padding[1:])
+        x = relu(norm(F.conv3d(x, conv.weight, None, stride=conv.stride, padding=padding)))
+    assert x.shape[2] == 3
+    torch.testing.assert_close(answers[8], model.head(x.mean(dim=(2, 3, 4))), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "small"}, r"model.encoder \(=small\) has no feature maps"),
+        ({"stage": "layer9"}, r"model.stage \(=layer9\) is no stage of resnet18: conv1, bn1, layer1"),
+        ({"grid": [0, 4]}, r"model.grid \(=\[0, 4\]\) must be \[height, width\]"),
+        ({"widths": [8]}, "must have one entry for each convolution"),
+        ({"widths": [8], "strides": [[1, 1]]}, "must be three numbers"),
+        ({"encoder": "vit_b_16", "stage": None}, "model.(stage|encoder)"),
+        ({"in_channels": 4}, r"model.in_channels \(=4\)"),
+    ],
+)
+def test_mistakes(options, message):
+    with pytest.raises(InputError, match=message):
+        ECO(num_classes=2, **options)
