@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from stvid.errors import InputError
 from stvid.models.c3d import C3D
 from stvid.models.conv3d import Conv3D
+from stvid.models.eco import ECO
 from stvid.models.i3d import I3D
 from stvid.run.model import build_model
 
@@ -29,6 +30,7 @@ TIMES = {
     "mc3_18": (5, 1),
     "s3d": (3 + 2 + 2 * 2 + 2 + 5 * 4 + 2 * 8, 8),
     "i3d": (17, 1),
+    "eco": (1 + 1, 2),
 }
 CLIP_FRAMES = 17  # T in training; the last volume then has 3 steps (conv3d, r3d_18), 2 (c3d), 1 (s3d) or 17
 SIZE = 16  # pixels
@@ -66,6 +68,8 @@ def last_volume(model, clips):
     """`B x C x T x H x W` before the mean over time, by the ordinary forward pass."""
     if isinstance(model, Conv3D | C3D):
         return model.layers(clips)
+    if isinstance(model, ECO):
+        return model.volume(model.encode(clips).unflatten(2, (-1, *model.encoder.grid)).transpose(1, 2))
     volumes, pool = [], model.network.avgpool
     hook = pool.register_forward_hook(lambda _, inputs, output: volumes.append((*inputs, output)))
     model(clips)
