@@ -90,7 +90,9 @@ def predict(session, path):
     with av.open(path, options=OPTIONS) as video:
         frames = video.decode(video=0) if video.streams.video else ()
         decoded = [(f.pts, (f.height, f.width, f.rotation)) for f in frames]
-        stamps, shapes = zip(*decoded, strict=True) if decoded else sys.exit(f"{path}: no video frame can be read")
+        if not decoded:
+            raise OSError("it has no video frame")
+        stamps, shapes = zip(*decoded, strict=True)
         fps = frame_rate(video.streams.video[0], stamps) if clip["fps"] or clip["input"] != "rgb" else 0
     native = shapes[0][1::-1] if round(shapes[0][2] / 90) % 2 else shapes[0][:2]
     scale = min(native[0] / size[0], native[1] / size[1]) * (7 / 8 if len(crops) == 5 else 1)
@@ -118,8 +120,11 @@ if __name__ == "__main__":
         sys.exit(f"{sys.argv[1]} is not a model that can be read: {problem}")
     if '"form": "clip"' not in model_file.get_modelmeta().custom_metadata_map.get("stvid", ""):
         sys.exit(f"{sys.argv[1]} is no file of `stvid export` for whole clips")
+    any_failed = False
     for file in sys.argv[2:]:
         try:
             print(json.dumps({"path": file, "probabilities": predict(model_file, file)}))
         except (av.FFmpegError, OSError) as problem:
-            sys.exit(f"{file} cannot be read as a video: {problem}")
+            print(f"{file} cannot be read as a video: {problem}", file=sys.stderr)
+            any_failed = True
+    sys.exit(any_failed)

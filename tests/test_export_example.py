@@ -139,11 +139,17 @@ def test_what_cannot_be_classified_is_told_in_one_line(onnx_file, tmp_path, monk
     other = onnx.load(onnx_file)
     del other.metadata_props[:]
     onnx.save(other, tmp_path / "other.onnx")
-    refused = [(onnx_file, tmp_path / name) for name in ("missing.mp4", ".", "text.mp4", "text.txt", "sound.wav")]
-    refused += [(tmp_path / name, "x") for name in ("missing.onnx", "text.mp4", "other.onnx")]
-    for model, video in refused:
-        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(model), str(video)])
-        with pytest.raises(SystemExit, match=re.escape(str(video if model == onnx_file else model))) as caught:
+    for model in (tmp_path / name for name in ("missing.onnx", "text.mp4", "other.onnx")):
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(model), "x"])
+        with pytest.raises(SystemExit, match=re.escape(str(model))) as caught:
             runpy.run_path(str(EXAMPLE), run_name="__main__")
         assert "\n" not in str(caught.value)
-    assert capsys.readouterr().out == ""
+    write_frames(tmp_path / "good.mp4", moving_square(to_right=True, seed=7), fps=12)
+    bad = [str(tmp_path / name) for name in ("missing.mp4", ".", "text.mp4", "text.txt", "sound.wav")]
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(onnx_file), *bad, str(tmp_path / "good.mp4")])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert caught.value.code == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(tmp_path / "good.mp4")], "the others go on"
+    assert [line.partition(" cannot be read as a video: ")[0] for line in err.splitlines()] == bad

@@ -197,7 +197,7 @@ class Evaluation:
 
 
 def evaluated_checkpoint(folder: Path, run: Path) -> Path:
-    """The checkpoint of a run that an evaluation in `folder` is of, if it is there and not the one that RUN means."""
+    """The checkpoint that the result in `folder` was measured with; RUN itself if that is a file, or has it no more."""
     result = read_result(folder, details=False)
     path = RunFolder.of(run).checkpoints / Path(result.get("checkpoint", "")).name
     return path if run.is_dir() and path.is_file() else run
