@@ -57,11 +57,13 @@ def cached_views(
         InputError: see `fill_cache`.
     """
     folder = feature_folder(cache)
+    runtime = runner.model.encoding_runtime(precision=runner.precision, device=runner.device)
     settings = encoder_settings(
         runner.model.backbone,
         trained.config["model"],
         precision=runner.precision,
         device=runner.device,
+        runtime=runtime,
     )
     cached = CachedClips(views, FeatureCache(folder, {**settings, **sample_settings(views)}))
     grey = torch.zeros(1, 1, trained.clip.channels, *trained.clip.size, dtype=torch.uint8)
@@ -77,13 +79,14 @@ def cached_views(
     if (reason := why_not_writable(folder)) is not None:
         log.info("features are not cached: %s is not writable: %s", folder, reason)
         return None
-    fill_cache(
-        cached,
-        keys,
-        runner.encode,
-        name=name,
-        batch_size=1 if runner.device.type == "cpu" else batch_size,
-        num_workers=min(num_workers, len(views)),
-        switch="--no-feature-cache",
-    )
+    with runner.model.encode_with(runtime):
+        fill_cache(
+            cached,
+            keys,
+            runner.encode,
+            name=name,
+            batch_size=1 if runner.device.type == "cpu" else batch_size,
+            num_workers=min(num_workers, len(views)),
+            switch="--no-feature-cache",
+        )
     return cached

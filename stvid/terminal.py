@@ -6,11 +6,14 @@ can move the cursor, hide text or reverse its direction. Files (CSV, JSON) keep 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import shutil
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 MAX_WIDTH = 120  # columns of a table; also where the width is unknown
@@ -195,3 +198,16 @@ def _minima(rows: Sequence[Sequence[str]], text_columns: Sequence[int]) -> list[
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without log lines, warnings and stderr: for torch's exporters, whose reports fill a screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -131,6 +131,9 @@ def test_a_clip_longer_than_every_video_is_an_error(video_folder):
     data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2))
     with pytest.raises(InputError, match="spans 31 video frames, more than any video has: the longest has 12"):
         data.setup()
+    data = module(video_folder, clip=ClipSpec(num_frames=16, frame_stride=2, short="pad"))
+    data.setup()  # a clip is then at most so long: each is a whole video
+    assert next(iter(data.train_dataloader()))["clips"].shape[:2] == (4, 6)
 
 
 def test_short_videos_are_an_error_where_asked(video_folder):

@@ -30,7 +30,7 @@ ONLY_IN = {
     "ray": {"serve/ray_app.py"},
     "onnx": {"export/"},
     "onnxscript": {"export/"},
-    "onnxruntime": {"export/"},
+    "onnxruntime": {"export/", "models/onnx_encoder.py"},
 }
 FORBIDDEN = {
     "models": {"files", "video", "data", "metrics"},

@@ -46,7 +46,9 @@ def feature_folder(probe_file: Path | None) -> Path:
     return folder
 
 
-def encoder_settings(backbone: nn.Module, config: Mapping, *, precision: str, device: torch.device) -> dict:
+def encoder_settings(
+    backbone: nn.Module, config: Mapping, *, precision: str, device: torch.device, runtime: str | None
+) -> dict:
     """Plain data that identifies an encoder and how it computes; part of the name of the cache's file.
 
     Args:
@@ -54,6 +56,7 @@ def encoder_settings(backbone: nn.Module, config: Mapping, *, precision: str, de
         config: config of the model, as plain data.
         precision: Lightning's name, from `resolve_precision`.
         device: device of the encoder.
+        runtime: from `VideoModel.encoding_runtime`.
     """
     is_ours = str(config["_target_"]).startswith("stvid.")
     return {
@@ -62,6 +65,7 @@ def encoder_settings(backbone: nn.Module, config: Mapping, *, precision: str, de
         "precision": precision,
         "device": device.type,
         "torch": torch.__version__,
+        **({"runtime": runtime} if runtime else {}),
         **{name: version for name in LIBRARIES if (version := _installed_version(name))},
     }
 

@@ -234,15 +234,21 @@ def _clip_spans(dataset: VideoDataset) -> Iterator[tuple[int, int, int, str]]:
 
 
 def check_lengths(dataset: VideoDataset) -> None:
-    """Raises InputError if every video is shorter than a clip, or one is and `clip.short=error`."""
+    """Raises InputError if every video is shorter than a clip, or one is and `clip.short=error`.
+
+    With `clip.short=pad`, a clip is at most so long, and every video may be shorter.
+    """
     check_short(dataset)
+    if dataset.clip.short == "pad":
+        return
     spans = list(_clip_spans(dataset))
     if spans and max(spans)[0] < 0:
         _, num_frames, span, _ = max(spans)
         raise InputError(
             f"a clip of {dataset.clip.num_frames} frames (frame_stride={dataset.clip.frame_stride}, "
             f"fps={dataset.clip.fps}) spans {span} video frames, more than any video has: the longest has "
-            f"{num_frames}. Use a smaller clip.num_frames or clip.frame_stride"
+            f"{num_frames}. Use a smaller clip.num_frames or clip.frame_stride, or "
+            "clip.short=pad"
         )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from stvid.errors import InputError
 from stvid.export.form import Form
 from stvid.export.packages import check_onnx_packages
-from stvid.export.program import dynamic_shapes, silent, trace
+from stvid.export.program import dynamic_shapes, trace
+from stvid.terminal import silent
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import logging
 import re
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from stvid.errors import InputError
 from stvid.export.form import Form
+from stvid.terminal import silent
 
 REMEDY = (
     "What is exported must do the same for every clip: no `if`, loop, `int()` or `.item()` that depends on the values "
@@ -146,16 +145,3 @@ def _part_of(module: nn.Module, error: Exception) -> str:
         if isinstance(part, nn.Module) and names.get(id(part)):
             found = f"{names[id(part)]} ({type(part).__name__})"
     return found
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Without the reports of torch's exporters, which fill a screen; an error tells what matters in one line."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -5,6 +5,7 @@ B batch   C channels   T frames   H, W height and width   K classes   F features
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -221,6 +222,19 @@ class VideoModel(nn.Module):
                 each chunk of them into model input, so that a long video is never in float32 as a whole.
         """
         raise NotImplementedError(f"{type(self).__name__} does not encode frames")
+
+    def encoding_runtime(self, *, precision: str, device: torch.device) -> str | None:
+        """Name and version of what computes `encode` faster than torch there, for `encode_with`; None: torch is used.
+
+        Args:
+            precision: Lightning's name, such as `32-true`.
+            device: of the model.
+        """
+        return None
+
+    def encode_with(self, runtime: str | None) -> contextlib.AbstractContextManager:
+        """In the block, `encode` uses what `encoding_runtime` named. The features are those of torch to rounding."""
+        return contextlib.nullcontext()
 
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """What `encode` returns, `B x T x F'`, -> features of the clips `B x F` (if `supports_feature_cache`)."""

@@ -5,14 +5,16 @@ B batch   C channels   T frames   H, W height and width   F' features of a frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from stvid.models.base import VideoModel, check_clips
-from stvid.models.encoders import encode_frames
+from stvid.models.encoders import SmallEncoder, encode_frames
+from stvid.models.onnx_encoder import OnnxEncoder, onnx_runtime
 
 
 class FramewiseModel(VideoModel):
@@ -44,6 +46,23 @@ class FramewiseModel(VideoModel):
         """Features of every frame, `B x C x T x H x W` -> float32 `B x T x F'`; see `VideoModel`."""
         check_clips(clips_BCTHW if preprocess is None else clips_BCTHW.transpose(1, 2), self.in_channels)
         return encode_frames(self.encoder, clips_BCTHW, lengths_B, chunk=self.max_chunk, preprocess=preprocess).float()
+
+    def encoding_runtime(self, *, precision: str, device: torch.device) -> str | None:
+        """onnxruntime for image networks; see `VideoModel` and `onnx_runtime`."""
+        if isinstance(self.encoder, SmallEncoder):
+            return None
+        return onnx_runtime(self.encoder, precision=precision, device=device)
+
+    @contextlib.contextmanager
+    def encode_with(self, runtime: str | None) -> Iterator[None]:
+        """See `VideoModel`. The encoder is converted at its first images, which takes some seconds."""
+        encoder = self.encoder
+        if runtime is not None:
+            self.encoder = OnnxEncoder(encoder)
+        try:
+            yield
+        finally:
+            self.encoder = encoder
 
     def forward_features(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x C x T x H x W` -> features `B x D`."""

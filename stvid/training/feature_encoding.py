@@ -60,23 +60,26 @@ def store_features(
         with autocast(device, precision):
             return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
-    settings = encoder_settings(model.backbone, config, precision=precision, device=device)  # type: ignore[arg-type]
+    runtime = model.encoding_runtime(precision=precision, device=device)
+    backbone = model.backbone
+    settings = encoder_settings(backbone, config, precision=precision, device=device, runtime=runtime)  # type: ignore[arg-type]
     began = time.perf_counter()
     # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
     batch_size = 1 if device.type == "cpu" else data.clips_per_batch
     feature_size = encode(torch.zeros(1, 1, data.clip.channels, *data.clip.size, dtype=torch.uint8), None).shape[2]
     for split, cached in data.use_cached_features(settings).items():
         cached.feature_size = feature_size
-        fill_cache(
-            cached,
-            data.all_keys(split),
-            encode,
-            name=split,
-            batch_size=batch_size,
-            num_workers=data.num_workers_alone,
-            verify=verify,
-            switch="data.features=off",
-        )
+        with model.encode_with(runtime):
+            fill_cache(
+                cached,
+                data.all_keys(split),
+                encode,
+                name=split,
+                batch_size=batch_size,
+                num_workers=data.num_workers_alone,
+                verify=verify,
+                switch="data.features=off",
+            )
     seconds = time.perf_counter() - began
     log.info(
         "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
