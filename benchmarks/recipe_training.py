@@ -28,6 +28,7 @@ from stvid.run.config_tree import to_plain
 from stvid.run.model import build_model
 from stvid.training.ema import WeightEMA
 from stvid.training.feature_encoding import store_features
+from stvid.training.losses import by_branch, loss_of_branches
 from stvid.training.task import ClassificationTask
 
 
@@ -224,7 +225,7 @@ def train_fold(
             targets_BK = nn.functional.one_hot(batch["labels"], len(names)).float()
             if mixing is not None:
                 batch["features"], _, targets_BK = mixing(batch["features"], batch["lengths"], targets_BK, rng)
-            loss_B, weight_B = loss_of(head_logits(model, batch), targets_BK, None)
+            loss_B, weight_B = loss_of_branches(loss_of, by_branch(head_logits(model, batch)), targets_BK)
             optimizer.zero_grad()
             (loss_B.sum() / weight_B.sum()).backward()
             nn.utils.clip_grad_norm_(trained, settings["trainer"]["gradient_clip_val"])

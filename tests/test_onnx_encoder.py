@@ -102,7 +102,11 @@ def test_training_and_evaluation_share_the_features(tmp_path, monkeypatch):
         assert main(["evaluate", str(tmp_path / "run"), "--json", str(file), *options]) in (0, None)
         assert len(computed) == 2 * 7
         results[name] = json.loads(file.read_text())
-    assert results["cached"]["video_accuracy"] == results["again"]["video_accuracy"] == results["without"]["video_accuracy"]
+    assert (
+        results["cached"]["video_accuracy"]
+        == results["again"]["video_accuracy"]
+        == results["without"]["video_accuracy"]
+    )
     assert results["cached"]["loss"] == results["again"]["loss"]
     assert results["cached"]["loss"] == pytest.approx(results["without"]["loss"], abs=1e-4)
 

@@ -125,7 +125,8 @@ class CarriedStateStep(nn.Module):
     Attributes:
         period, first: 1, see `ContinualStep`.
         states: `hidden` and, of an LSTM, `cell`, `B x layers x D`; of the pooling over time what `Pooled` holds:
-            `vector` `B x D`, `weight` and `score` `B x 1`; of them only those that the pooling needs.
+            `vector` `B x D`, `weight` and `score` `B x 1`; of them only those that the pooling needs; of a mean branch
+            `mean_vector` and `mean_weight`.
     """
 
     period, first = 1, 1
@@ -140,9 +141,11 @@ class CarriedStateStep(nn.Module):
             if isinstance(layers, nn.LSTM):
                 shapes["cell"] = shapes["hidden"]
         if model.pooling.kind != "last":
-            shapes |= {"vector": (model.num_features,), "weight": (1,)}
+            shapes |= {"vector": (model.pooling.num_features,), "weight": (1,)}
         if model.pooling.kind == "attention":
             shapes["score"] = (1,)
+        if model.has_mean_branch:
+            shapes |= {"mean_vector": (model.mean_pooling.num_features,), "mean_weight": (1,)}
         self.states = tuple(TensorSpec(name, torch.float32, ("batch", *shape)) for name, shape in shapes.items())
 
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, None, States]:
@@ -152,21 +155,29 @@ class CarriedStateStep(nn.Module):
         recurrent = None if not given else given if len(given) > 1 else given[0]
         # `contiguous`: for channels-last images, torch.export would keep whether the batch of the example is 1
         frame_BCHW = clips_BCTHW[:, :, 0].contiguous()
-        logits_BK, state = self.model.stream_step(frame_BCHW, StreamState(recurrent, self._pooled(states)))
+        before = StreamState(recurrent, self._pooled(states), self._pooled(states, "mean_"))
+        logits_BK, state = self.model.stream_step(frame_BCHW, before)
         after: Any = state.recurrent if len(given) > 1 else [state.recurrent]
         new = {n: torch.stack(x.unbind(0), 1) for n, x in zip(RECURRENT_STATES, after, strict=False) if n in states}
         pooled = state.pooled
         assert pooled is not None
         new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}
+        if state.mean is not None:
+            new |= {"mean_vector": state.mean.vector_BD, "mean_weight": state.mean.weight_B1}
         return logits_BK, None, new
 
-    def _pooled(self, states: States) -> Pooled | None:
-        """The state of the pooling. A weight of 0 means: no step so far, so that the next one replaces the state."""
-        if "weight" not in states:
+    def _pooled(self, states: States, prefix: str = "") -> Pooled | None:
+        """The state of a pooling. A weight of 0 means: no step so far, so that the next one replaces the state.
+
+        Args:
+            states: given to the step.
+            prefix: of their names: `mean_` for the mean branch.
+        """
+        if f"{prefix}weight" not in states:
             return None
-        vector_BD, weight_B1 = states["vector"], states["weight"]
-        score_B1 = states.get("score", torch.ones_like(weight_B1)).masked_fill(weight_B1 == 0, -torch.inf)
-        if self.model.pooling.kind == "max":
+        vector_BD, weight_B1 = states[f"{prefix}vector"], states[f"{prefix}weight"]
+        score_B1 = states.get(f"{prefix}score", torch.ones_like(weight_B1)).masked_fill(weight_B1 == 0, -torch.inf)
+        if not prefix and self.model.pooling.kind == "max":
             vector_BD = vector_BD.masked_fill(weight_B1 == 0, -torch.inf)
         return Pooled(vector_BD, weight_B1, score_B1)
 

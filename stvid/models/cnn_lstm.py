@@ -1,10 +1,12 @@
 """A CNN for every frame and an LSTM over its features (Donahue et al. 2015, arXiv:1411.4389).
 
 B batch   C channels   T frames   H, W height and width   F' features of a frame   D features of a clip   K classes
+R branches
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ class StreamState(NamedTuple):
 
     recurrent: object | None
     pooled: Pooled | None  # None: no step so far; `last` needs none either
+    mean: Pooled | None = None  # of the mean branch
 
 
 class CNNLSTM(FramewiseModel):
@@ -51,6 +54,8 @@ class CNNLSTM(FramewiseModel):
         recurrent_dropout: probability of dropping a recurrent weight, in [0, 1).
         pooling: `last`: the state after the last valid frame (bidirectional: after the last one of each direction);
             `mean`, `max`, or `attention` (a learned weighted mean) over all valid frames.
+        mean_branch: a second branch behind the encoder, with a `feature_norm` and `projection` of its own, takes the
+            mean over all valid frames. Each branch learns by its own loss, and their logits are averaged.
 
     Raises:
         InputError: an unknown name, a value out of range, `bidirectional` without a recurrent layer.
@@ -77,6 +82,7 @@ class CNNLSTM(FramewiseModel):
         dropout: float = 0.2,
         recurrent_dropout: float = 0.0,
         pooling: str = "last",
+        mean_branch: bool = False,
     ):
         super().__init__()
         if recurrent not in (*RECURRENT, "none"):
@@ -94,9 +100,10 @@ class CNNLSTM(FramewiseModel):
         self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
-        self.frame_features = FrameFeatures(
-            self.encoder.num_features * in_channels // 3, norm=feature_norm, projection=projection
+        make_features = functools.partial(
+            FrameFeatures, self.encoder.num_features * in_channels // 3, norm=feature_norm, projection=projection
         )
+        self.frame_features = make_features()
         size = self.frame_features.num_features
         self.recurrent: Recurrent | None = None
         if recurrent != "none":
@@ -111,9 +118,18 @@ class CNNLSTM(FramewiseModel):
             )
             size = self.recurrent.num_features
         self.pooling = Pooling(pooling, num_features=size, bidirectional=bidirectional)
+        self.has_mean_branch = mean_branch
+        if mean_branch:
+            self.mean_features = make_features()
+            self.mean_pooling = Pooling("mean", num_features=self.mean_features.num_features)
+            branches = torch.block_diag(
+                torch.full((1, size), 2.0), torch.full((1, self.mean_features.num_features), 2.0)
+            )
+            self.register_buffer("branches_RD", branches, persistent=False)  # R for the features of a branch, else 0
+            size = branches.shape[1]
         self.num_features = size
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(size, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes)
         if file is not None:
             self._load(file, source=f"{file} for {encoder}")
 
@@ -127,13 +143,27 @@ class CNNLSTM(FramewiseModel):
             self.encoder.load(state, source=source)
 
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
+        """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`, of all branches."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
         with without_autocast(features_BTF.device):
             states_BTD = self.frame_features(features_BTF, lengths_B)
             if self.recurrent is not None:
                 states_BTD = self.recurrent(states_BTD, lengths_B)
-            return self.pooling(states_BTD, lengths_B)
+            pooled_BD = self.pooling(states_BTD, lengths_B)
+            if not self.has_mean_branch:
+                return pooled_BD
+            mean_BD = self.mean_pooling(self.mean_features(features_BTF, lengths_B), lengths_B)
+            return torch.cat([pooled_BD, mean_BD], dim=1)
+
+    def forward_head(self, features_BD: Tensor) -> Tensor:
+        """`B x D` -> logits `B x K`; in training with a mean branch, those of each branch, `B x R x K`.
+
+        The head is one linear layer. Given R times the features of one branch and zeros for the others, it computes the
+        logits of that branch; given the features of all, the mean of these logits.
+        """
+        if not (self.training and self.has_mean_branch):
+            return super().forward_head(features_BD)
+        return self.head(self.dropout(features_BD)[:, None] * self.branches_RD)
 
     def stream_step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """One frame of a stream: logits given all frames so far, and the new state; see `VideoModel`.
@@ -145,14 +175,17 @@ class CNNLSTM(FramewiseModel):
         """
         if not self.supports_streaming:
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
-        recurrent, pooled = (None, None) if state is None else state
+        recurrent, pooled, mean = (None, None, None) if state is None else state
         features_B1F = self.encode(frame_BCHW[:, :, None])
         with without_autocast(features_B1F.device):
             features_BF = self.frame_features(features_B1F)[:, 0]
             if self.recurrent is not None:
                 features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
             features_BD, pooled = self.pooling.step(features_BF, pooled)
-        return self.forward_head(features_BD), StreamState(recurrent, pooled)
+            if self.has_mean_branch:
+                mean_BD, mean = self.mean_pooling.step(self.mean_features(features_B1F)[:, 0], mean)
+                features_BD = torch.cat([features_BD, mean_BD], dim=1)
+        return self.forward_head(features_BD), StreamState(recurrent, pooled, mean)
 
     def stream_key(self, state: StreamState | None) -> str:
         """All streams share their steps, but for their first ones, which have no state; see `VideoModel`."""
@@ -164,12 +197,22 @@ class CNNLSTM(FramewiseModel):
         if not later:
             return None
         recurrent = None if self.recurrent is None else self.recurrent.stack([state.recurrent for state in later])
-        pooled = [state.pooled for state in later if state.pooled is not None]  # after a step there always is one
-        return StreamState(recurrent, Pooled(*map(torch.cat, zip(*pooled, strict=True))))
+        return StreamState(recurrent, _stack_pooled([s.pooled for s in later]), _stack_pooled([s.mean for s in later]))
 
     def split_states(self, state: StreamState, num_streams: int) -> list[StreamState]:
         """The state of each stream of a batch; see `VideoModel`."""
         recurrent = [None] * num_streams if self.recurrent is None else self.recurrent.split(state.recurrent)
-        assert state.pooled is not None
-        pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
-        return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]
+        pooled = _split_pooled(state.pooled, num_streams)
+        mean = _split_pooled(state.mean, num_streams)
+        return [StreamState(*parts) for parts in zip(recurrent, pooled, mean, strict=True)]
+
+
+def _stack_pooled(states: Sequence[Pooled | None]) -> Pooled | None:
+    given = [state for state in states if state is not None]  # all or none of them
+    return Pooled(*map(torch.cat, zip(*given, strict=True))) if given else None
+
+
+def _split_pooled(state: Pooled | None, num_streams: int) -> list[Pooled | None]:
+    if state is None:
+        return [None] * num_streams
+    return list(map(Pooled, *(tensor.split(1) for tensor in state)))
