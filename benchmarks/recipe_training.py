@@ -47,6 +47,7 @@ class Setting:
         frames: frames of each clip that are used: `every N`, or `spread N` over the whole clip; None: all.
         beside: overrides of a second encoding of the same clips, whose images follow those of the first.
         draw: number of the random draw of first weights and batches; rows that differ in it alone are one ensemble.
+        num_train: training videos that are used, chosen at random: how the recipe does with fewer; None: all.
         ensemble: names of settings of the study, whose probabilities are averaged, instead of all above.
     """
 
@@ -60,6 +61,7 @@ class Setting:
     frames: str | None = None
     beside: Sequence[str] = ()
     draw: int = 0
+    num_train: int | None = None
     ensemble: Sequence[str] = ()
 
 

@@ -23,8 +23,8 @@ BEFORE_READERS = [
     {"feature_norm": "batch", "projection": 8},
     {"feature_norm": "batch", "recurrent": "none", "pooling": "max"},
     {"projection": 8, "pooling": "mean"},
-    {"mean_branch": True, "feature_norm": "batch", "projection": 8},
-    {"mean_branch": True, "recurrent": "gru", "pooling": "max"},
+    {"branches": 2, "feature_norm": "batch", "projection": 8},
+    {"branches": 3, "recurrent": "gru", "pooling": "max"},
 ]
 
 
@@ -207,7 +207,7 @@ def test_mistakes_are_input_errors(options, text):
 
 def test_each_branch_learns_by_its_own_loss_and_their_logits_are_averaged():
     torch.manual_seed(0)
-    model = CNNLSTM(num_classes=NUM_CLASSES, mean_branch=True, projection=8, hidden_size=6, dropout=0.0)
+    model = CNNLSTM(num_classes=NUM_CLASSES, branches=2, projection=8, hidden_size=6, dropout=0.0)
     features_BTF = torch.randn(4, 5, 96)
     clips_BD = model.aggregate(features_BTF)
     assert clips_BD.shape == (4, 6 + 8)
@@ -228,4 +228,4 @@ def test_each_branch_learns_by_its_own_loss_and_their_logits_are_averaged():
     model.zero_grad()
     (nn.functional.cross_entropy(logits_BRK[:, 0], targets_BK) / 2).backward()
     torch.testing.assert_close(model.recurrent.layers.weight_hh_l0.grad, of_lstm)
-    assert model.mean_features.layers[0].weight.grad.abs().max() == 0
+    assert model.more_branches[0].frame_features.layers[0].weight.grad.abs().max() == 0

@@ -122,6 +122,7 @@ RANGES = {
     "model.dropout": Range(at_least=0, below=1),
     "model.encoder_chunk": Range(at_least=1, whole=True, null=True),
     "model.projection": Range(at_least=1, whole=True, null=True),
+    "model.branches": Range(at_least=1, whole=True),
     "model.hidden_size": Range(at_least=1, whole=True),
     "model.num_layers": Range(at_least=1, whole=True),
     "model.recurrent_dropout": Range(at_least=0, below=1),
