@@ -217,7 +217,7 @@ def test_each_branch_learns_by_its_own_loss_and_their_logits_are_averaged():
     model.train()
     # of each branch, as if the other did not exist
     for branch, columns in enumerate((slice(0, 6), slice(6, 14))):
-        expected = 2 * clips_BD[:, columns] @ model.head.weight[:, columns].T + model.head.bias
+        expected = clips_BD[:, columns] @ model.head.weight[:, columns].T + model.head.bias
         torch.testing.assert_close(logits_BRK[:, branch], expected)
     targets_BK = nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), NUM_CLASSES).float()
     loss_B, weight_B = loss_of_branches(CrossEntropy(), by_branch(logits_BRK), targets_BK)

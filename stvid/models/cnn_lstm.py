@@ -124,8 +124,8 @@ class CNNLSTM(FramewiseModel):
             for number in range(1, branches)
         )
         sizes = [branch.pooling.num_features for branch in self.branches]
-        # for each branch a row with R in the columns of its features, and 0 elsewhere
-        columns_RD = branches * torch.block_diag(*(torch.ones(1, size) for size in sizes))
+        # for each branch a row with 1 in the columns of its features, and 0 elsewhere
+        columns_RD = torch.block_diag(*(torch.ones(1, size) for size in sizes))
         self.register_buffer("columns_RD", columns_RD, persistent=False)
         self.num_features = sum(sizes)
         self.dropout = nn.Dropout(dropout)
@@ -156,12 +156,13 @@ class CNNLSTM(FramewiseModel):
     def forward_head(self, features_BD: Tensor) -> Tensor:
         """`B x D` -> logits `B x K`; in training with several branches, those of each, `B x R x K`.
 
-        The head is one linear layer. Given R times the features of one branch and zeros for the others, it computes the
-        logits of that branch; given the features of all, the mean of these logits.
+        The head is one linear layer. Given the features of one branch and zeros for the others, it computes the logits of
+        that branch; given the features of all, divided by R, the mean of these logits.
         """
-        if not (self.training and self.more_branches):
-            return super().forward_head(features_BD)
-        return self.head(self.dropout(features_BD)[:, None] * self.columns_RD)
+        features_BD, num_branches = self.dropout(features_BD), len(self.branches)
+        if num_branches == 1:
+            return self.head(features_BD)
+        return self.head(features_BD[:, None] * self.columns_RD if self.training else features_BD / num_branches)
 
     def stream_step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """One frame of a stream: logits given all frames so far, and the new state; see `VideoModel`.
