@@ -14,7 +14,7 @@ from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
 from stvid.deploy.segmentation import check_classes
 from stvid.errors import InputError, listing
-from stvid.evaluation.calibration import calibrate, keep_threshold
+from stvid.evaluation.calibration import calibrate, keep_threshold, model_for_val
 from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest, predict_split
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
@@ -114,12 +114,17 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     """
     trained = load_checkpoint(run, trust=options.trust)
     check_stays_inside(RunFolder(trained.folder), trains=False)
-    _check_val_is_unseen(trained, options)
+    val_model = _model_for_val(trained, options)
+    if is_main_process and val_model is not trained:
+        log.info(
+            "%s was trained on val too, so val is measured with %s; the temperature and the threshold are for both",
+            *(trained.path.name, val_model.path.name),
+        )
     if options.data_root:
         needed = set() if options.manifest else {options.split}
         needed |= {"val"} if options.calibrate or options.unknown else set()
         moved = find_run_videos(RunFolder(trained.folder), options.data_root, splits=needed, option="--data-root")
-        trained = replace(trained, moved=moved)
+        trained, val_model = replace(trained, moved=moved), replace(val_model, moved=moved)
     check_classes(options.background, trained.class_names, option="--background")
     data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     unknown_data = None
@@ -147,9 +152,10 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     }
     if options.calibrate:
         val = load_manifest(trained, split="val")
-        trained = calibrate(
-            trained, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
+        val_model = calibrate(
+            val_model, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
         )
+        trained = replace(trained, temperature=val_model.temperature, threshold=val_model.threshold)
     result, predictions = evaluate(trained, data, split=options.split, cache_features=options.cache_features, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
     unknown: list[PredictionRow] = []
@@ -158,7 +164,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
             trained, unknown_data, cache_features=options.cache_features, is_main_process=is_main_process, **views
         )
         result["unknown"] = _separate_unknown(
-            trained, options, predictions, unknown, is_main_process=is_main_process, **views
+            val_model, options, predictions, unknown, is_main_process=is_main_process, **views
         )
     not_written = _write_if_possible(folder, result, predictions, unknown) if is_main_process else None
     playbacks = {}
@@ -180,7 +186,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
 
 
 def _separate_unknown(
-    trained: TrainedModel,
+    val_model: TrainedModel,
     options: EvaluationOptions,
     predictions: list[PredictionRow],
     unknown: list[PredictionRow],
@@ -192,31 +198,27 @@ def _separate_unknown(
     assert options.unknown is not None
     val = predictions
     if options.split != "val" or options.manifest:
-        data = load_manifest(trained, split="val")
-        val = predict_split(trained, data, split="val", cache_features=options.cache_features, **views)
-    found = separation(predictions, unknown, val, trained.class_names, background=options.background)
+        data = load_manifest(val_model, split="val")
+        val = predict_split(val_model, data, split="val", cache_features=options.cache_features, **views)
+    found = separation(predictions, unknown, val, val_model.class_names, background=options.background)
     if is_main_process:
-        is_kept = why_not_writable(trained.folder) is None
+        is_kept = why_not_writable(val_model.folder) is None
         if is_kept and found["threshold"] is not None:
-            keep_threshold(trained, found)
+            keep_threshold(val_model, found)
         log_threshold(found, is_kept=is_kept)
     return {"folder": str(Path(options.unknown).absolute()), **found}
 
 
-def _check_val_is_unseen(trained: TrainedModel, options: EvaluationOptions) -> None:
-    """Raises InputError if val of the run is needed, and the model was trained on it too (`refit=true`)."""
-    folder = RunFolder(trained.folder)
-    uses = {
-        "--calibrate": options.calibrate,
-        "--unknown": options.unknown is not None,
-        "--split val": options.split == "val" and options.manifest is None,
-    }
-    use = next((use for use, needs_val in uses.items() if needs_val), None)
-    if use and trained.path.name == folder.refit_ckpt.name:
+def _model_for_val(trained: TrainedModel, options: EvaluationOptions) -> TrainedModel:
+    """See `model_for_val`. Raises InputError if val is to be evaluated with a model that was trained on it."""
+    if trained.is_refit and options.split == "val" and options.manifest is None:
         raise InputError(
-            f"{use}: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about it. "
-            f"The checkpoint before the refit has not seen them: stvid evaluate {folder.best_ckpt} {use}"
+            f"--split val: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about "
+            "it. The checkpoint before the refit has not seen them: stvid evaluate "
+            f"{RunFolder(trained.folder).best_ckpt} --split val"
         )
+    used = [option for option, value in (("--calibrate", options.calibrate), ("--unknown", options.unknown)) if value]
+    return model_for_val(trained, option=used[0], trust=options.trust) if used else trained
 
 
 def _write_if_possible(

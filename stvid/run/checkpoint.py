@@ -32,7 +32,7 @@ MAX_DEPTH, MAX_VALUES = 50, 2**22  # of the plain data in a checkpoint
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields(
     {"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)},
-    optional={"threshold": maybe(number(1e-6, 1))},  # older ones have none
+    optional={"threshold": maybe(number(1e-6, 1)), "refit_step": COUNT},  # older ones have no threshold
 )
 CALIBRATION_REMEDY = "Delete it; stvid evaluate RUN --calibrate writes a new one"
 CLIP = fields(
@@ -160,6 +160,11 @@ class TrainedModel:
     moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_refit(self) -> bool:
+        """Whether it was trained on val of the run too (`refit=true`)."""
+        return self.path.name == RunFolder(self.folder).refit_ckpt.name
+
+    @property
     def max_pixels(self) -> int:
         """Pixels of a frame above which a video is unreadable, as in training."""
         return self.config.get("data", {}).get("datamodule", {}).get("max_pixels", MAX_PIXELS)
@@ -232,6 +237,11 @@ def check_training_state(path: Path) -> None:
             raise InputError("the checkpoint.pytorch-lightning_version is no version")
     except InputError as error:
         raise InputError(f"{path} cannot be resumed from: {error}") from error
+
+
+def read_step(path: Path) -> int:
+    """The number of optimizer steps of a checkpoint. Raises InputError, see `load_checkpoint`."""
+    return _read_content(path)["global_step"]
 
 
 def read_record(path: Path) -> dict:
@@ -343,12 +353,19 @@ def _has_type(value: object, own: object) -> bool:
 
 
 def _with_calibration(trained: TrainedModel) -> TrainedModel:
-    """The model with the temperature and the threshold that were fitted for this checkpoint, if there are any."""
-    file = RunFolder(trained.folder).calibration_json
+    """The model with the temperature and the threshold that were fitted for this checkpoint, if there are any.
+
+    Those of the model before a refit (`refit=true`) are used for the refitted one too.
+    """
+    folder = RunFolder(trained.folder)
+    file = folder.calibration_json
     if not file.exists():
         return trained
     calibration = read_json(file, CALIBRATION, remedy=CALIBRATION_REMEDY)
-    if (calibration["checkpoint"], calibration["step"]) == (trained.path.name, trained.step):
+    fitted_for = [(calibration["checkpoint"], calibration["step"])]
+    if "refit_step" in calibration:
+        fitted_for.append((folder.refit_ckpt.name, calibration["refit_step"]))
+    if (trained.path.name, trained.step) in fitted_for:
         temperature, threshold = float(calibration["temperature"]), calibration.get("threshold")
         return replace(trained, temperature=temperature, threshold=threshold)
     log.warning(
