@@ -106,13 +106,21 @@ def checkpoint_stages(model: VideoModel) -> None:
     """Turns on activation checkpointing: in training, only the input of each block (or stage) is stored.
 
     The results are the same; training needs less memory and about a third more computation.
+
+    Raises:
+        InputError: the backbone is trained, and has no blocks.
     """
-    for block in model.blocks():
+    blocks, staged = model.blocks(), [layers for layers in model.modules() if isinstance(layers, StagedLayers)]
+    if not blocks and not staged and any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        raise InputError(
+            f"gradient_checkpointing=true: {type(model).__name__} has no parts whose activations can be recomputed; "
+            "leave it out. model.encoder_chunk, if the model has it, limits the memory too"
+        )
+    for block in blocks:
         if any(parameter.requires_grad for parameter in block.parameters()):
             block.forward = functools.partial(_forward_block, block, block.forward)
-    for layers in model.modules():
-        if isinstance(layers, StagedLayers):
-            layers.forward = functools.partial(_forward_stages, layers)  # type: ignore[method-assign]
+    for layers in staged:
+        layers.forward = functools.partial(_forward_stages, layers)  # type: ignore[method-assign]
 
 
 def _forward_block(block: nn.Module, forward: Callable, *arguments: Any) -> Any:
