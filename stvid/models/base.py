@@ -83,8 +83,8 @@ class VideoModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The parts of the stages, for a stage that is a sequence of modules with children; otherwise the stages.
 
-        Only modules of this model: a stage of `StagedLayers` is a slice, made for each call, and has no blocks. A stage
-        of a network that torch.fx has traced only holds the layers, and is never called itself, so it has none either.
+        Only modules that are called: a stage of `StagedLayers` is a slice, made for each call, and a stage of a network
+        that torch.fx has traced only holds layers. These have no blocks.
         """
         own, blocks = set(self.modules()), []
         for stage in self.stages.values():
