@@ -12,6 +12,8 @@ from stvid.data.feature_filling import encoder_settings
 from stvid.errors import InputError
 from stvid.models.eco import ECO
 from stvid.models.layers import checkpoint_stages
+from stvid.run.checkpoint import _outline
+from stvid.run.model import build_on_meta
 
 H, W = 64, 96
 
@@ -90,6 +92,16 @@ def test_features_of_another_grid_are_others(model):
         for grid in ([3, 4], [4, 3])  # as many numbers for each frame
     ]
     assert settings[0] != settings[1]
+
+
+@pytest.mark.parametrize("encoder", ["resnet152", "regnet_y_400mf"])
+def test_a_checkpoint_with_a_small_part_of_a_network_is_loaded(encoder, tmp_path):
+    """Not taken for one whose config asks for more layers than it has weights for."""
+    config = {"_target_": "stvid.models.eco.ECO", "encoder": encoder, "stage": "stem" if "reg" in encoder else "conv1"}
+    model = build_on_meta(config, num_classes=2)
+    assert len(model.state_dict()) < 30
+    outline = _outline(config, {"num_classes": 2}, model.state_dict(), tmp_path)
+    assert outline.state_dict().keys() == model.state_dict().keys()
 
 
 def test_activation_checkpointing_is_refused(model):

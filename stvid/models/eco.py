@@ -187,7 +187,7 @@ class FeatureMaps(nn.Module):
             shape = " x ".join(map(str, maps.shape[1:]))
             raise InputError(
                 f"model.stage (={stage}) of {name} gives {shape} for an image, no map of channels, height and width: "
-                f"choose an earlier stage ({', '.join(self.stages)}), or another encoder"
+                f"choose an earlier stage ({', '.join(list(self.stages)[:-1])}), or another encoder"
             )
         return maps.shape[1]
 

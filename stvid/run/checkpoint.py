@@ -19,7 +19,7 @@ from stvid.errors import InputError
 from stvid.models.base import VideoModel
 from stvid.models.torch_file import read_torch_file
 from stvid.run.folder import RunFolder, find_checkpoint
-from stvid.run.model import OUR_TARGET, build_model, limited_parts
+from stvid.run.model import OUR_TARGET, build_model, build_on_meta, limited_parts
 from stvid.run.results import PROTOCOL
 from stvid.run.trust import is_trusted, trusted_modules, untrusted_message, update_targets
 from stvid.video.types import MAX_PIXELS
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
 MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
 MAX_VIEW_PIXELS = 2**30  # of all views of a video
+MAX_REMOVED_PARTS = 30_000  # modules and tensors of an image network that is built as a whole, and then divided
 MAX_DEPTH, MAX_VALUES = 50, 2**22  # of the plain data in a checkpoint
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields(
@@ -311,8 +312,8 @@ def _outline(config: Mapping, options: Mapping[str, Any], state: Mapping, path: 
         InputError: the config makes no model, or one with many more parts than the state dict has.
     """
     try:
-        with torch.device("meta"), limited_parts(20 * len(state) + 1000):
-            return build_model(config, **options)
+        with limited_parts(20 * len(state) + MAX_REMOVED_PARTS):
+            return build_on_meta(config, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
