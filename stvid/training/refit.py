@@ -56,4 +56,4 @@ def refit(
         log.info("the refit starts again with   %s", train_command(f"resume={checkpoint.parents[1]}"))
         raise
     trainer.save_checkpoint(checkpoint)
-    log.info("refit: trained in %.0f s, saved in %s", time.perf_counter() - began, checkpoint)
+    log.info("refit: trained in %.1f s, saved in %s", time.perf_counter() - began, checkpoint)
