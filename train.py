@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from stvid.data.loading import probe_cache
-from stvid.device import limit_cpu_threads, resolve_precision
+from stvid.device import resolve_precision, set_up_cpu
 from stvid.evaluation.diagnosis import diagnose
 from stvid.evaluation.evaluate import evaluate, load_manifest
 from stvid.evaluation.results import write_result
@@ -110,7 +110,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     )
     trainer = make_trainer(logger=logger, callbacks=[*callbacks, epoch_table])
     device = trainer.strategy.root_device
-    limit_cpu_threads(device.type)
+    set_up_cpu(device.type)
 
     # batch size: as configured, or the largest one that fits
     optimization = instantiate(config.optimizer, _convert_="all")

@@ -23,7 +23,7 @@ from stvid.deploy import live_stream
 from stvid.deploy.live import LiveRecognition
 from stvid.deploy.steady_label import SteadyLabel
 from stvid.deploy.stream import Stream
-from stvid.device import default_device, limit_cpu_threads
+from stvid.device import default_device, set_up_cpu
 from stvid.run.checkpoint import load_checkpoint
 from stvid.video.capture import NetworkStream
 
@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--ms", type=float, default=10.0, help="of the model for each frame, at least")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    limit_cpu_threads(default_device().type)
+    set_up_cpu(default_device().type)
     trained = load_checkpoint(options.run)
     live_stream.Stream = slow_stream(options.ms / 1000)
     rate = 1000 * options.factor / options.ms

@@ -28,6 +28,7 @@ from stvid.run.config_tree import to_plain
 from stvid.run.model import build_model
 from stvid.training.ema import WeightEMA
 from stvid.training.feature_encoding import store_features
+from stvid.training.losses import by_branch, loss_of_branches
 from stvid.training.task import ClassificationTask
 
 
@@ -46,6 +47,7 @@ class Setting:
         frames: frames of each clip that are used: `every N`, or `spread N` over the whole clip; None: all.
         beside: overrides of a second encoding of the same clips, whose images follow those of the first.
         draw: number of the random draw of first weights and batches; rows that differ in it alone are one ensemble.
+        num_train: training videos that are used, chosen at random: how the recipe does with fewer; None: all.
         ensemble: names of settings of the study, whose probabilities are averaged, instead of all above.
     """
 
@@ -59,6 +61,7 @@ class Setting:
     frames: str | None = None
     beside: Sequence[str] = ()
     draw: int = 0
+    num_train: int | None = None
     ensemble: Sequence[str] = ()
 
 
@@ -224,7 +227,7 @@ def train_fold(
             targets_BK = nn.functional.one_hot(batch["labels"], len(names)).float()
             if mixing is not None:
                 batch["features"], _, targets_BK = mixing(batch["features"], batch["lengths"], targets_BK, rng)
-            loss_B, weight_B = loss_of(head_logits(model, batch), targets_BK, None)
+            loss_B, weight_B = loss_of_branches(loss_of, by_branch(head_logits(model, batch)), targets_BK)
             optimizer.zero_grad()
             (loss_B.sum() / weight_B.sum()).backward()
             nn.utils.clip_grad_norm_(trained, settings["trainer"]["gradient_clip_val"])

@@ -92,6 +92,7 @@ def run_setting(
                 encoded = [*words, setting.images, setting.frames, setting.beside, setting.refit]
                 encoded += [setting.centred] if setting.centred else []
                 encoded += [f"draw {setting.draw}"] if setting.draw else []
+                encoded += [f"train {setting.num_train}"] if setting.num_train else []
                 key = hashlib.sha256(json.dumps([*encoded, name, len(members), seed, fold]).encode()).hexdigest()[:16]
                 if key not in results.records:
                     config = compose_config(words)
@@ -99,6 +100,9 @@ def run_setting(
                     began = time.perf_counter()
                     if setting.refit:
                         parts = {"train": sorted(parts["train"] + parts["val"]), "val": [], "test": parts["test"]}
+                    if setting.num_train:
+                        chosen = np.random.default_rng(seed).permutation(parts["train"])[: setting.num_train]
+                        parts = {**parts, "train": sorted(chosen.tolist())}
                     draw = setting.draw * 10_000 + seed * 100 + fold
                     run = train_fold(to_plain(config), features, parts, config=config, seed=draw)
                     seconds = round(time.perf_counter() - began, 1)

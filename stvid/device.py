@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -14,6 +15,10 @@ from stvid.errors import InputError
 
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # short name -> Lightning's name
 GIB = 2**30
+MALLOC_OPTIONS = (  # number of the option in malloc.h, environment variable, bytes
+    (-3, "MALLOC_MMAP_THRESHOLD_", 2**28),  # larger tensors are mapped
+    (-1, "MALLOC_TRIM_THRESHOLD_", 2**30),  # more free memory at the end of the heap is given back
+)
 
 
 def num_cores() -> int:
@@ -109,15 +114,36 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def limit_cpu_threads(device: str) -> None:
-    """On the CPU, limits torch to half of the cores. The other half is for the processes that read videos.
+def set_up_cpu(device: str) -> None:
+    """On the CPU: half of the cores for torch, the other half for the processes that read videos; memory that stays.
 
     With one torch thread per core, all threads of an operation wait for the thread whose core a reader uses: on two
     cores, training was up to seven times slower. `OMP_NUM_THREADS` takes precedence if it is set. The number of threads
     does not depend on `data.num_workers`, so neither do the results. Only programs call this, the library never does.
     """
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    if device != "cpu":
+        return
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(num_cores() // 2, 1))
+
+
+def keep_freed_memory() -> None:
+    """glibc keeps the memory of freed tensors for the next ones; other C libraries are left as they are.
+
+    By default it maps each large tensor anew and gives it back when it is freed, so that Linux has to fault in every
+    page again at each step, which took half of the CPU time of a network with large activations. The variables
+    `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` take precedence if they are set.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
+        return
+    for option, variable, value in MALLOC_OPTIONS:
+        if variable not in os.environ:
+            mallopt(option, value)
 
 
 class HostCopy:

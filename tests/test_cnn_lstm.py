@@ -7,6 +7,7 @@ from torch import nn
 
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.recurrent import Pooling
+from stvid.training.losses import CrossEntropy, by_branch, loss_of_branches
 
 READERS = [
     {"recurrent": recurrent, "pooling": pooling}
@@ -22,6 +23,8 @@ BEFORE_READERS = [
     {"feature_norm": "batch", "projection": 8},
     {"feature_norm": "batch", "recurrent": "none", "pooling": "max"},
     {"projection": 8, "pooling": "mean"},
+    {"branches": 2, "feature_norm": "batch", "projection": 8},
+    {"branches": 3, "recurrent": "gru", "pooling": "max"},
 ]
 
 
@@ -200,3 +203,29 @@ def test_forget_gates_start_open():
 def test_mistakes_are_input_errors(options, text):
     with pytest.raises(ValueError, match=text):
         CNNLSTM(num_classes=2, **options)
+
+
+def test_each_branch_learns_by_its_own_loss_and_their_logits_are_averaged():
+    torch.manual_seed(0)
+    model = CNNLSTM(num_classes=NUM_CLASSES, branches=2, projection=8, hidden_size=6, dropout=0.0)
+    features_BTF = torch.randn(4, 5, 96)
+    clips_BD = model.aggregate(features_BTF)
+    assert clips_BD.shape == (4, 6 + 8)
+    logits_BRK = model.forward_head(clips_BD)
+    assert logits_BRK.shape == (4, 2, NUM_CLASSES)
+    torch.testing.assert_close(model.eval().forward_head(clips_BD), logits_BRK.mean(1))
+    model.train()
+    # of each branch, as if the other did not exist
+    for branch, columns in enumerate((slice(0, 6), slice(6, 14))):
+        expected = clips_BD[:, columns] @ model.head.weight[:, columns].T + model.head.bias
+        torch.testing.assert_close(logits_BRK[:, branch], expected)
+    targets_BK = nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), NUM_CLASSES).float()
+    loss_B, weight_B = loss_of_branches(CrossEntropy(), by_branch(logits_BRK), targets_BK)
+    by_hand = sum(nn.functional.cross_entropy(logits_BRK[:, r], targets_BK) for r in range(2)) / 2
+    torch.testing.assert_close(loss_B.sum() / weight_B.sum(), by_hand)
+    by_hand.backward(retain_graph=True)
+    of_lstm = model.recurrent.layers.weight_hh_l0.grad.clone()
+    model.zero_grad()
+    (nn.functional.cross_entropy(logits_BRK[:, 0], targets_BK) / 2).backward()
+    torch.testing.assert_close(model.recurrent.layers.weight_hh_l0.grad, of_lstm)
+    assert model.more_branches[0].frame_features.layers[0].weight.grad.abs().max() == 0

@@ -1,5 +1,8 @@
 """Device, precision, threads and cores, on simulated machines."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,16 +80,45 @@ def test_torch_uses_half_of_the_cores_unless_omp_num_threads_is_set(monkeypatch)
     monkeypatch.setattr(device, "num_cores", lambda: 2)
     try:
         torch.set_num_threads(2)
-        device.limit_cpu_threads("cuda")
+        device.set_up_cpu("cuda")
         assert torch.get_num_threads() == 2
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
-        device.limit_cpu_threads("cpu")
+        device.set_up_cpu("cpu")
         assert torch.get_num_threads() == 2
         monkeypatch.delenv("OMP_NUM_THREADS")
-        device.limit_cpu_threads("cpu")
+        device.set_up_cpu("cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from stvid.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults(size):
+    torch.ones(size, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.ones(size, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(2**26))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
+def test_the_memory_of_freed_tensors_stays(monkeypatch):
+    for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def faults(mode):
+        done = subprocess.run([sys.executable, "-c", PAGE_FAULTS, mode], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("keep") < faults("leave") / 5
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")  # the user's own
+    assert faults("keep") > 1000
 
 
 VARIABLES = ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE")

@@ -113,9 +113,12 @@ def test_every_frame_of_a_recurrent_model_has_the_answer_of_its_own_stream(tmp_p
     torch.testing.assert_close(alone[-1][0], wanted[-1][:1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("recurrent", "pooling"), [("lstm", "last"), ("none", "mean")])
-def test_feature_norm_and_projection_are_in_the_streaming_form(tmp_path, recurrent, pooling):
+@pytest.mark.parametrize(
+    ("recurrent", "pooling", "branches"), [("lstm", "last", 3), ("none", "mean", 1), ("gru", "max", 2)]
+)
+def test_what_stands_around_the_recurrent_layer_is_in_the_streaming_form(tmp_path, recurrent, pooling, branches):
     model = {"recurrent": recurrent, "pooling": pooling, "feature_norm": "batch", "projection": 6}
+    model["branches"] = branches
     run = trained(tmp_path, dataclasses.replace(CLIP, input="rgb_diff", normalize="fixed"), **model)
     norm, linear, _ = run.model.frame_features.layers
     with torch.no_grad():

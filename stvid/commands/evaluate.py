@@ -6,7 +6,7 @@ import argparse
 import errno
 import sys
 
-from stvid.device import default_device, limit_cpu_threads
+from stvid.device import default_device, set_up_cpu
 from stvid.distributed import init_distributed, is_distributed, launch_processes
 from stvid.evaluation.cross_validation import evaluate_folds, folds_text
 from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
@@ -21,7 +21,7 @@ from stvid.terminal import show
 def run(options: argparse.Namespace) -> None:
     if options.processes > 1 and not is_distributed():
         raise SystemExit(launch_processes(options.run_again, options.processes))
-    limit_cpu_threads(default_device().type)
+    set_up_cpu(default_device().type)
     with init_distributed() as is_main_process:
         _evaluate(options, is_main_process)
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from stvid.device import limit_cpu_threads
+from stvid.device import set_up_cpu
 from stvid.export.checked_file import export_record, export_text, write_checked
 from stvid.export.clip_form import clip_form
 from stvid.export.int8 import MAX_LOSS, int8_text, write_int8
@@ -23,7 +23,7 @@ from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
-    limit_cpu_threads("cpu")
+    set_up_cpu("cpu")
     trained = load_checkpoint(options.run, trust=options.trust)
     is_stream = options.stream or options.triton
     form = stream_form(trained) if is_stream else clip_form(trained)

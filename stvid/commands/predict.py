@@ -25,7 +25,7 @@ from stvid.deploy.segments import UNKNOWN
 from stvid.deploy.subtitles import subtitles, write_subtitles
 from stvid.deploy.window_plan import plan_windows
 from stvid.deploy.windows import Window
-from stvid.device import default_device, limit_cpu_threads
+from stvid.device import default_device, set_up_cpu
 from stvid.disks import full_disk_error
 from stvid.errors import UNREADABLE, InputError, VideoError, raise_mistakes
 from stvid.exits import exit_on_sigterm
@@ -42,7 +42,7 @@ MARK = "stvid predict "  # begins the comment in the files of --out; the fingerp
 
 
 def run(options: argparse.Namespace) -> None:
-    limit_cpu_threads(default_device().type)
+    set_up_cpu(default_device().type)
     trained = load_checkpoint(options.run, trust=options.trust)
     check_classes(options.background, trained.class_names, option="--background")
     batch = Batch(trained, options)

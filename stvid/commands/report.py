@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from stvid.device import default_device, limit_cpu_threads
+from stvid.device import default_device, set_up_cpu
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs, comparison_text
 from stvid.evaluation.results import evaluated_checkpoint, read_evaluation
@@ -17,7 +17,7 @@ from stvid.terminal import show
 
 
 def run(options: argparse.Namespace) -> None:
-    limit_cpu_threads(default_device().type)
+    set_up_cpu(default_device().type)
     if len(options.runs) > 1:
         _compare(options)
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from stvid.deploy.segmentation import resolve_threshold
-from stvid.device import limit_cpu_threads, resolve_device
+from stvid.device import resolve_device, set_up_cpu
 from stvid.inference import batch_size_of
 from stvid.recognizer import Recognizer, load
 from stvid.serve.app import create_app
@@ -65,7 +65,7 @@ def run_replicas(options: argparse.Namespace, settings: ServeOptions) -> None:
 def load_recognizer(options: argparse.Namespace) -> Recognizer:
     """The model of the command; says which threshold it has."""
     device = resolve_device(options.device)
-    limit_cpu_threads(device.type)
+    set_up_cpu(device.type)
     recognizer = load(options.run, device=device, trust=options.trust)
     show_model(recognizer, device)
     return recognizer

@@ -12,7 +12,7 @@ from stvid.commands.stream_output import JsonLines, Pictures, Screen
 from stvid.deploy.live import LiveRecognition
 from stvid.deploy.segmentation import check_classes, resolve_threshold
 from stvid.deploy.steady_label import SteadyLabel
-from stvid.device import default_device, limit_cpu_threads
+from stvid.device import default_device, set_up_cpu
 from stvid.exits import ConsoleHandler, stop_on_signals
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
 from stvid.terminal import show
@@ -23,7 +23,7 @@ from stvid.video.sources import size_of
 def run(options: argparse.Namespace) -> None:
     if options.json:
         _log_to_stderr()
-    limit_cpu_threads(default_device().type)
+    set_up_cpu(default_device().type)
     trained = load_checkpoint(options.run, trust=options.trust)
     threshold, origin = resolve_threshold(trained, options.threshold)
     live = _recognition(options, trained, threshold)

@@ -31,8 +31,8 @@ def live_hop(trained: TrainedModel, fps: float, *, windows: bool = False) -> int
         windows: the model reads windows in any case.
     """
     model = trained.model
-    pools_all = isinstance(model, CNNLSTM) and model.pooling.kind != "last" and trained.clip.num_frames is not None
-    return default_hop(trained.clip, fps) if windows or pools_all else None
+    pools_all = isinstance(model, CNNLSTM) and any(branch.pooling.kind != "last" for branch in model.branches)
+    return default_hop(trained.clip, fps) if windows or (pools_all and trained.clip.num_frames is not None) else None
 
 
 class LiveStream:

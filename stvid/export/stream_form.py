@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.export.form import Form, TensorSpec
-from stvid.models.cnn_lstm import CNNLSTM, StreamState
+from stvid.models.branches import BranchState, HasBranch
+from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.continual import ContinualModel
 from stvid.models.continual_chunks import ContinualChunks
 from stvid.models.recurrent import Pooled
@@ -124,8 +125,9 @@ class CarriedStateStep(nn.Module):
 
     Attributes:
         period, first: 1, see `ContinualStep`.
-        states: `hidden` and, of an LSTM, `cell`, `B x layers x D`; of the pooling over time what `Pooled` holds:
-            `vector` `B x D`, `weight` and `score` `B x 1`; of them only those that the pooling needs.
+        states: of each branch `hidden` and, of an LSTM, `cell`, `B x layers x D`; of the pooling over time what
+            `Pooled` holds: `vector` `B x D`, `weight` and `score` `B x 1`; of them only those that the pooling needs.
+            The names of the second branch begin with `branch2_`, and so on.
     """
 
     period, first = 1, 1
@@ -134,41 +136,56 @@ class CarriedStateStep(nn.Module):
         super().__init__()
         self.model = model
         shapes: dict[str, tuple[int, ...]] = {}
-        if model.recurrent is not None:
-            layers = model.recurrent.layers
-            shapes["hidden"] = (layers.num_layers, layers.hidden_size)
-            if isinstance(layers, nn.LSTM):
-                shapes["cell"] = shapes["hidden"]
-        if model.pooling.kind != "last":
-            shapes |= {"vector": (model.num_features,), "weight": (1,)}
-        if model.pooling.kind == "attention":
-            shapes["score"] = (1,)
+        for prefix, branch in self._branches():
+            if branch.recurrent is not None:
+                layers = branch.recurrent.layers
+                shapes[f"{prefix}hidden"] = (layers.num_layers, layers.hidden_size)
+                if isinstance(layers, nn.LSTM):
+                    shapes[f"{prefix}cell"] = shapes[f"{prefix}hidden"]
+            if branch.pooling.kind != "last":
+                shapes |= {f"{prefix}vector": (branch.pooling.num_features,), f"{prefix}weight": (1,)}
+            if branch.pooling.kind == "attention":
+                shapes[f"{prefix}score"] = (1,)
         self.states = tuple(TensorSpec(name, torch.float32, ("batch", *shape)) for name, shape in shapes.items())
 
     def forward(self, clips_BCTHW: Tensor, states: States) -> tuple[Tensor, None, States]:
         """Clips of one frame -> logits `B x K`, no flag (every frame has an answer), and the new states."""
-        # layers first, as torch has them; not by `transpose`, with which torch.export would refuse a batch of 1
-        given = tuple(torch.stack(states[name].unbind(1)) for name in RECURRENT_STATES if name in states)
-        recurrent = None if not given else given if len(given) > 1 else given[0]
+        before = tuple(_branch_state(branch, states, prefix) for prefix, branch in self._branches())
         # `contiguous`: for channels-last images, torch.export would keep whether the batch of the example is 1
-        frame_BCHW = clips_BCTHW[:, :, 0].contiguous()
-        logits_BK, state = self.model.stream_step(frame_BCHW, StreamState(recurrent, self._pooled(states)))
-        after: Any = state.recurrent if len(given) > 1 else [state.recurrent]
-        new = {n: torch.stack(x.unbind(0), 1) for n, x in zip(RECURRENT_STATES, after, strict=False) if n in states}
-        pooled = state.pooled
-        assert pooled is not None
-        new |= {"vector": pooled.vector_BD, "weight": pooled.weight_B1, "score": pooled.score_B1}
-        return logits_BK, None, new
+        logits_BK, after = self.model.stream_step(clips_BCTHW[:, :, 0].contiguous(), before)
+        new: dict[str, Tensor] = {}
+        for (prefix, _), state in zip(self._branches(), after, strict=True):
+            new |= {f"{prefix}{name}": value for name, value in _named_tensors(state).items()}
+        return logits_BK, None, {spec.name: new[spec.name] for spec in self.states}
 
-    def _pooled(self, states: States) -> Pooled | None:
-        """The state of the pooling. A weight of 0 means: no step so far, so that the next one replaces the state."""
-        if "weight" not in states:
-            return None
-        vector_BD, weight_B1 = states["vector"], states["weight"]
-        score_B1 = states.get("score", torch.ones_like(weight_B1)).masked_fill(weight_B1 == 0, -torch.inf)
-        if self.model.pooling.kind == "max":
-            vector_BD = vector_BD.masked_fill(weight_B1 == 0, -torch.inf)
-        return Pooled(vector_BD, weight_B1, score_B1)
+    def _branches(self) -> list[tuple[str, HasBranch]]:
+        return [(f"branch{i + 1}_" if i else "", branch) for i, branch in enumerate(self.model.branches)]
+
+
+def _branch_state(branch: HasBranch, states: States, prefix: str) -> BranchState:
+    """The state of a branch from tensors by name."""
+    # layers first, as torch has them; not by `transpose`, with which torch.export would refuse a batch of 1
+    names = [prefix + name for name in RECURRENT_STATES if prefix + name in states]
+    given = tuple(torch.stack(states[name].unbind(1)) for name in names)
+    recurrent = None if not given else given if len(given) > 1 else given[0]
+    if f"{prefix}weight" not in states:
+        return BranchState(recurrent, None)
+    # a weight of 0 means: no step so far, so that the next one replaces the state
+    vector_BD, weight_B1 = states[f"{prefix}vector"], states[f"{prefix}weight"]
+    score_B1 = states.get(f"{prefix}score", torch.ones_like(weight_B1)).masked_fill(weight_B1 == 0, -torch.inf)
+    if branch.pooling.kind == "max":
+        vector_BD = vector_BD.masked_fill(weight_B1 == 0, -torch.inf)
+    return BranchState(recurrent, Pooled(vector_BD, weight_B1, score_B1))
+
+
+def _named_tensors(state: BranchState) -> dict[str, Tensor]:
+    """What `_branch_state` takes; also what the pooling does not need."""
+    after: Any = state.recurrent if isinstance(state.recurrent, tuple) else [state.recurrent]
+    pairs = zip(RECURRENT_STATES, after, strict=False)
+    new = {name: torch.stack(x.unbind(0), 1) for name, x in pairs if x is not None}
+    assert state.pooled is not None
+    vector_BD, weight_B1, score_B1 = state.pooled
+    return {**new, "vector": vector_BD, "weight": weight_B1, "score": score_B1}
 
 
 class ContinualStep(nn.Module):

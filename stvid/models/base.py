@@ -161,7 +161,10 @@ class VideoModel(nn.Module):
         return self.head(self.dropout(features_BF))
 
     def forward(self, clips_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Float `B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`."""
+        """Float `B x C x T x H x W` (and the number of valid frames of each, at least 1) -> logits `B x K`.
+
+        In training mode, a model of R branches may return `B x R x K`: each branch then has a loss of its own.
+        """
         return self.forward_head(self.forward_features(clips_BCTHW, lengths_B))
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -1,29 +1,34 @@
 """A CNN for every frame and an LSTM over its features (Donahue et al. 2015, arXiv:1411.4389).
 
 B batch   C channels   T frames   H, W height and width   F' features of a frame   D features of a clip   K classes
+R branches
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from stvid.errors import InputError
 from stvid.models.base import check_probability
+from stvid.models.branches import (
+    Branch,
+    BranchState,
+    HasBranch,
+    aggregate_branch,
+    split_branch,
+    stack_branch,
+    step_branch,
+)
 from stvid.models.encoders import SmallEncoder, build_encoder
 from stvid.models.framewise import FramewiseModel, without_autocast
-from stvid.models.recurrent import RECURRENT, FrameFeatures, Pooled, Pooling, Recurrent
+from stvid.models.recurrent import RECURRENT
 from stvid.models.weights import load_weights, names_file, read_weights
 
-
-class StreamState(NamedTuple):
-    """State of a stream after some frames; its size does not depend on their number."""
-
-    recurrent: object | None
-    pooled: Pooled | None  # None: no step so far; `last` needs none either
+StreamState = tuple[BranchState, ...]  # of each branch
 
 
 class CNNLSTM(FramewiseModel):
@@ -51,6 +56,8 @@ class CNNLSTM(FramewiseModel):
         recurrent_dropout: probability of dropping a recurrent weight, in [0, 1).
         pooling: `last`: the state after the last valid frame (bidirectional: after the last one of each direction);
             `mean`, `max`, or `attention` (a learned weighted mean) over all valid frames.
+        branches: R, branches behind the encoder, from 1. Each has weights and a loss of its own, and their logits are
+            averaged. The second, fourth, ... have no recurrent layer and take the mean over all valid frames.
 
     Raises:
         InputError: an unknown name, a value out of range, `bidirectional` without a recurrent layer.
@@ -77,12 +84,15 @@ class CNNLSTM(FramewiseModel):
         dropout: float = 0.2,
         recurrent_dropout: float = 0.0,
         pooling: str = "last",
+        branches: int = 1,
     ):
         super().__init__()
         if recurrent not in (*RECURRENT, "none"):
             raise InputError(f"model.recurrent (={recurrent}) must be one of {', '.join(RECURRENT)}, none")
         if recurrent == "none" and bidirectional:
             raise InputError("model.bidirectional (=True) needs a recurrent layer: model.recurrent is none")
+        if branches < 1:
+            raise InputError(f"model.branches (={branches}) must be at least 1")
         if encoder_chunk is not None and encoder_chunk < 1:
             raise InputError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
         if in_channels not in (3, 6):
@@ -94,26 +104,32 @@ class CNNLSTM(FramewiseModel):
         self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
-        self.frame_features = FrameFeatures(
-            self.encoder.num_features * in_channels // 3, norm=feature_norm, projection=projection
+        make = functools.partial(
+            Branch,
+            self.encoder.num_features * in_channels // 3,
+            norm=feature_norm,
+            projection=projection,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
         )
-        size = self.frame_features.num_features
-        self.recurrent: Recurrent | None = None
-        if recurrent != "none":
-            self.recurrent = Recurrent(
-                recurrent,
-                input_size=size,
-                hidden_size=hidden_size,
-                num_layers=num_layers,
-                bidirectional=bidirectional,
-                dropout=dropout,
-                recurrent_dropout=recurrent_dropout,
-            )
-            size = self.recurrent.num_features
-        self.pooling = Pooling(pooling, num_features=size, bidirectional=bidirectional)
-        self.num_features = size
+        first = make(recurrent=recurrent, pooling=pooling, bidirectional=bidirectional)
+        # the model itself is the first branch, so that its weights have the names they have without others
+        self.frame_features, self.recurrent, self.pooling = first.frame_features, first.recurrent, first.pooling
+        self.more_branches = nn.ModuleList(
+            make(recurrent="none", pooling="mean")
+            if number % 2
+            else make(recurrent=recurrent, pooling=pooling, bidirectional=bidirectional)
+            for number in range(1, branches)
+        )
+        sizes = [branch.pooling.num_features for branch in self.branches]
+        # for each branch a row with 1 in the columns of its features, and 0 elsewhere
+        columns_RD = torch.block_diag(*(torch.ones(1, size) for size in sizes))
+        self.register_buffer("columns_RD", columns_RD, persistent=False)
+        self.num_features = sum(sizes)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(size, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes)
         if file is not None:
             self._load(file, source=f"{file} for {encoder}")
 
@@ -126,14 +142,27 @@ class CNNLSTM(FramewiseModel):
         else:
             self.encoder.load(state, source=source)
 
+    @property
+    def branches(self) -> list[HasBranch]:
+        """The model itself, whose modules are the first branch, and the other branches."""
+        return [self, *self.more_branches]  # type: ignore[list-item] # modules of a `ModuleList` have no type
+
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
+        """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`, of all branches."""
         # in float32 under autocast too: low precision adds up over the steps, and CPU kernels mix types
         with without_autocast(features_BTF.device):
-            states_BTD = self.frame_features(features_BTF, lengths_B)
-            if self.recurrent is not None:
-                states_BTD = self.recurrent(states_BTD, lengths_B)
-            return self.pooling(states_BTD, lengths_B)
+            return torch.cat([aggregate_branch(branch, features_BTF, lengths_B) for branch in self.branches], dim=1)
+
+    def forward_head(self, features_BD: Tensor) -> Tensor:
+        """`B x D` -> logits `B x K`; in training with several branches, those of each, `B x R x K`.
+
+        The head is one linear layer. Given the features of one branch and zeros for the others, it computes the logits of
+        that branch; given the features of all, divided by R, the mean of these logits.
+        """
+        features_BD, num_branches = self.dropout(features_BD), len(self.branches)
+        if num_branches == 1:
+            return self.head(features_BD)
+        return self.head(features_BD[:, None] * self.columns_RD if self.training else features_BD / num_branches)
 
     def stream_step(self, frame_BCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """One frame of a stream: logits given all frames so far, and the new state; see `VideoModel`.
@@ -145,14 +174,12 @@ class CNNLSTM(FramewiseModel):
         """
         if not self.supports_streaming:
             raise ValueError("a bidirectional model reads frames from the end too, so it cannot read a stream")
-        recurrent, pooled = (None, None) if state is None else state
+        states = [None] * len(self.branches) if state is None else state
         features_B1F = self.encode(frame_BCHW[:, :, None])
         with without_autocast(features_B1F.device):
-            features_BF = self.frame_features(features_B1F)[:, 0]
-            if self.recurrent is not None:
-                features_BF, recurrent = self.recurrent.step(features_BF, recurrent)
-            features_BD, pooled = self.pooling.step(features_BF, pooled)
-        return self.forward_head(features_BD), StreamState(recurrent, pooled)
+            steps = [step_branch(b, features_B1F, before) for b, before in zip(self.branches, states, strict=True)]
+        features, after = zip(*steps, strict=True)
+        return self.forward_head(torch.cat(features, dim=1)), after
 
     def stream_key(self, state: StreamState | None) -> str:
         """All streams share their steps, but for their first ones, which have no state; see `VideoModel`."""
@@ -163,13 +190,10 @@ class CNNLSTM(FramewiseModel):
         later = [state for state in states if state is not None]
         if not later:
             return None
-        recurrent = None if self.recurrent is None else self.recurrent.stack([state.recurrent for state in later])
-        pooled = [state.pooled for state in later if state.pooled is not None]  # after a step there always is one
-        return StreamState(recurrent, Pooled(*map(torch.cat, zip(*pooled, strict=True))))
+        parts = zip(*later, strict=True)
+        return tuple(stack_branch(branch, states) for branch, states in zip(self.branches, parts, strict=True))
 
     def split_states(self, state: StreamState, num_streams: int) -> list[StreamState]:
         """The state of each stream of a batch; see `VideoModel`."""
-        recurrent = [None] * num_streams if self.recurrent is None else self.recurrent.split(state.recurrent)
-        assert state.pooled is not None
-        pooled = map(Pooled, *(tensor.split(1) for tensor in state.pooled))
-        return [StreamState(*parts) for parts in zip(recurrent, pooled, strict=True)]
+        parts = [split_branch(branch, part, num_streams) for branch, part in zip(self.branches, state, strict=True)]
+        return list(zip(*parts, strict=True))

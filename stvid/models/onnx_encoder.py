@@ -101,6 +101,7 @@ def _open_session(encoder: nn.Module, images_NCHW: Tensor) -> Callable[[Tensor],
     assert exported is not None  # None only for torch's older exporter
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # else it takes cores from the readers
     options.log_severity_level = 4  # errors are raised too
     file = exported.model_proto.SerializeToString()
     try:

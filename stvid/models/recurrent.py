@@ -237,7 +237,7 @@ class Pooling(nn.Module):
         super().__init__()
         if kind not in POOLING:
             raise InputError(f"model.pooling (={kind}) must be one of {', '.join(POOLING)}")
-        self.kind, self.bidirectional = kind, bidirectional
+        self.kind, self.num_features, self.bidirectional = kind, num_features, bidirectional
         if kind == "attention":
             self.score = nn.Linear(num_features, 1, bias=False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from stvid.device import limit_cpu_threads
+from stvid.device import set_up_cpu
 from stvid.errors import InputError
 from stvid.exits import stop_on_signals
 from stvid.recognizer import load
@@ -70,7 +70,7 @@ def run_on_ray(
     options = dataclasses.replace(options, num_decoders=CORES)
 
     def make_app() -> FastAPI:  # called in each replica
-        limit_cpu_threads(device)
+        set_up_cpu(device)
         app = create_app(load(run, device=device, trust=trust), options)
         app.state.service.warm_up()
         return app

@@ -122,7 +122,7 @@ class Service:
 
     def start(self) -> None:
         """Starts the threads, and makes the folder of uploads; again after `close`."""
-        # on the CPU, the other half of the cores computes, see `limit_cpu_threads`
+        # on the CPU, the other half of the cores computes, see `set_up_cpu`
         cores = num_cores() // 2 if self.recognizer.runner.device.type == "cpu" else num_cores()
         self._pools = ThreadPools(self.options.num_decoders or min(max(cores, 1), MAX_DECODERS))
         self.is_stopping = False

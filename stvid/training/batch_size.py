@@ -208,8 +208,9 @@ def try_training(
         for _ in range(2):
             clips_BTCHW = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
             with autocast(device, precision):
-                logits_BK = run_model(model, preprocess, clips_BTCHW).float()
-            loss = nn.functional.cross_entropy(logits_BK, torch.zeros(batch_size, dtype=torch.int64, device=device))
+                logits = run_model(model, preprocess, clips_BTCHW).float()
+            logits_NK = logits.flatten(0, -2)  # of all branches
+            loss = nn.functional.cross_entropy(logits_NK, logits_NK.new_zeros(len(logits_NK), dtype=torch.int64))
             optimizer.zero_grad()  # as in training: gradients of the last step stay in memory until here
             loss.backward()
             optimizer.step()

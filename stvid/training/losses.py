@@ -1,12 +1,13 @@
 """Loss functions, and the check that losses and gradients are finite.
 
-B batch   K classes   p softmax of the logits   t targets   s targets after smoothing   w class weights
+B batch   R branches of a model   K classes   p softmax of the logits   t targets   s targets after smoothing
+w class weights
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,24 @@ class Focal:
 def _check_smoothing(label_smoothing: float) -> None:
     if not 0 <= label_smoothing < 1:
         raise InputError(f"loss.label_smoothing (={label_smoothing}) must lie in [0, 1)")
+
+
+def by_branch(logits: Tensor) -> Tensor:
+    """Logits `B x K` or `B x R x K`, as a model in training mode returns them, -> `B x R x K`."""
+    return logits[:, None] if logits.ndim == 2 else logits
+
+
+def loss_of_branches(
+    loss: Callable[..., tuple[Tensor, Tensor]],
+    logits_BRK: Tensor,
+    targets_BK: Tensor,
+    class_weights_K: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Loss (mean over the branches) and weight of every clip, each float32 `B`."""
+    losses, weights = zip(
+        *(loss(logits_BK, targets_BK, class_weights_K) for logits_BK in logits_BRK.unbind(1)), strict=True
+    )
+    return torch.stack(losses).mean(0), weights[0]
 
 
 def _weighted(

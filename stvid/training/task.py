@@ -20,7 +20,7 @@ from stvid.distributed import all_reduce, get_world_size
 from stvid.errors import InputError
 from stvid.metrics import average_views, log_loss
 from stvid.preprocess import Preprocess, channels_last, run_model
-from stvid.training.losses import FiniteCheck
+from stvid.training.losses import FiniteCheck, by_branch, loss_of_branches
 from stvid.training.mixing import Mixing
 from stvid.training.optim import OptimizerFactory
 from stvid.training.parallel import ShardedStrategy, SyncedBatchNorm, shard
@@ -152,7 +152,7 @@ class ClassificationTask(pl.LightningModule):
         return run_model(self.model, self.preprocess, clips_BTCHW, lengths_B)
 
     def _logits(self, inputs: Tensor, batch: Mapping) -> Tensor:
-        """Logits `B x K` of the clips of a batch, or of their stored features."""
+        """Logits `B x K` or `B x R x K` of the clips of a batch, or of their stored features; see `VideoModel`."""
         if "features" in batch:
             features_BF = self.model.aggregate(inputs, batch["lengths"])  # type: ignore[operator] # a `VideoModel`
             return self.model.forward_head(features_BF)  # type: ignore[operator]
@@ -179,10 +179,10 @@ class ClassificationTask(pl.LightningModule):
         targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
         if self.mixing is not None:
             inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
-        logits_BK = self._logits(inputs, batch).float()
-        loss_B, weight_B = self.loss(logits_BK, targets_BK, self.class_weights)
+        logits_BRK = by_branch(self._logits(inputs, batch).float())
+        loss_B, weight_B = loss_of_branches(self.loss, logits_BRK, targets_BK, self.class_weights)
         loss = loss_B.sum() / all_reduce(weight_B.sum()) * get_world_size() * self._accumulation_factor(batch_idx)
-        self._record_batch(batch, logits_BK.detach(), targets_BK, loss_B.detach(), weight_B)
+        self._record_batch(batch, logits_BRK.detach().mean(1), targets_BK, loss_B.detach(), weight_B)
         return loss
 
     def _sync_step_flags(self, num_clips: int) -> bool:

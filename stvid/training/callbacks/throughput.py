@@ -104,7 +104,7 @@ def _balance(share: float, *, num_workers: int, num_cores: int, num_threads: int
 
     W workers are always busy, and training computes for `1 - share` of the time, so W / (1 - share) workers would keep
     up with it; the number of cores is the limit. When training on the CPU, the cores are divided in proportion to the
-    work: if a worker uses the core of one of several threads, all other threads wait (see `limit_cpu_threads`). A
+    work: if a worker uses the core of one of several threads, all other threads wait (see `set_up_cpu`). A
     single thread may share its core if it is busy for at most half of the time.
     """
     reading, training = num_workers or share, (1 - share) * num_threads  # busy cores
