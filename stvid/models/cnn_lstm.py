@@ -156,8 +156,8 @@ class CNNLSTM(FramewiseModel):
     def forward_head(self, features_BD: Tensor) -> Tensor:
         """`B x D` -> logits `B x K`; in training with several branches, those of each, `B x R x K`.
 
-        The head is one linear layer. Given the features of one branch and zeros for the others, it computes the logits of
-        that branch; given the features of all, divided by R, the mean of these logits.
+        The head is one linear layer. Given the features of one branch and zeros for the others, it computes the logits
+        of that branch; given the features of all, divided by R, the mean of these logits.
         """
         features_BD, num_branches = self.dropout(features_BD), len(self.branches)
         if num_branches == 1:
