@@ -19,7 +19,6 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -29,7 +28,7 @@ from recipe_training import Features, Setting, train_fold
 from stvid.data.layouts.class_folders import folder
 from stvid.data.layouts.ut_interaction import ut_interaction
 from stvid.data.manifest import Item
-from stvid.data.splitting import split_items, take_val_from_train
+from stvid.data.splitting import hold_out_fold
 from stvid.run.config import compose_config
 from stvid.run.config_help import read_yaml
 from stvid.run.config_tree import to_plain
@@ -52,13 +51,10 @@ def read_items(options: argparse.Namespace) -> dict[str, list[Item]]:
 def make_folds(items: Sequence[Item], num_folds: int, seed: int) -> list[dict[str, list[int]]]:
     """Indices of train, val and test of each fold: whole groups, stratified by class; val is a part of the rest."""
     place = {item.path: i for i, item in enumerate(items)}
-    fractions = {str(fold): 1 / num_folds for fold in range(num_folds)}
-    assigned = split_items(items, fractions=fractions, seed=seed)
     folds = []
-    for fold in fractions:
-        split = [replace(item, split="test" if item.split == fold else "train") for item in assigned]
+    for fold in range(1, num_folds + 1):
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for item in take_val_from_train(split, val_fraction=VAL_FRACTION, seed=seed):
+        for item in hold_out_fold(items, fold=fold, num_folds=num_folds, val_fraction=VAL_FRACTION, seed=seed):
             parts[item.split].append(place[item.path])
         folds.append({name: sorted(indices) for name, indices in parts.items()})
     return folds

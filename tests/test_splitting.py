@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from stvid.data.manifest import Item
-from stvid.data.splitting import split_items
+from stvid.data.splitting import make_splits, split_items
 from stvid.errors import InputError
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -71,3 +71,27 @@ def test_a_rare_class_among_common_ones_is_in_every_split():
     rare = [Item(path=f"/rare/{i}.avi", label="rare", split="") for i in range(3)]
     split = split_items([*items_of(40, 0), *rare], fractions=FRACTIONS, seed=1)
     assert {item.split for item in split if item.label == "rare"} == {"train", "val", "test"}
+
+
+def test_every_video_is_in_the_test_of_one_fold_and_groups_stay_whole():
+    items = items_of(groups=12, per_group=2)
+    tested = []
+    for fold in range(1, 5):
+        parted, done = make_splits(items, val_fraction=0.2, test_fraction=0.3, seed=1, fold=fold, num_folds=4)
+        assert done == f"fold {fold} of 4 is the test, val is 20% of the rest, seed 1"
+        assert len(parted) == len(items)
+        tested += [item.path for item in parted if item.split == "test"]
+        for group in {item.group for item in parted}:
+            assert len({item.split for item in parted if item.group == group}) == 1
+        for split in ("train", "val", "test"):
+            assert {item.label for item in parted if item.split == split} == {"run", "sit", "wave"}
+    assert sorted(tested) == sorted(item.path for item in items)
+
+
+def test_folds_that_do_not_exist():
+    items, fractions = items_of(groups=12, per_group=2), {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
+    for fold in (0, 6):
+        with pytest.raises(InputError, match=rf"data\.fold \(={fold}\) must be one of 1 to data\.num_folds \(=5\)"):
+            make_splits(items, **fractions, fold=fold)
+    with pytest.raises(InputError, match=r"data\.num_folds \(=1\) must be at least 2"):
+        make_splits(items, **fractions, fold=1, num_folds=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from stvid.data.splitting import split_items
+from stvid.data.splitting import make_splits
 from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, read_table
 from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistakes
 from stvid.files import replacing
@@ -327,6 +327,8 @@ def read_manifest(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
 ) -> Manifest:
     """Reads a CSV table path,label,split[,start,end,group], times in seconds. See `Manifest.read_csv`.
 
@@ -339,13 +341,17 @@ def read_manifest(
         val_fraction: fraction of the videos for val, in (0, 1), if the split is made here.
         test_fraction: the same for test.
         seed: of the split.
+        fold, num_folds: of a cross-validation, see `make_splits`.
 
     Raises:
-        InputError: see `Manifest.read_csv`; too few videos or groups for a split; another column has names of splits.
+        InputError: see `Manifest.read_csv`; too few videos or groups for a split; another column has names of splits;
+            a fold of a table with splits.
     """
     table = read_table(Path(str(path)).expanduser(), required=COLUMNS[:2], optional=COLUMNS[2:])
     manifest = Manifest._from_table(table, class_names, allow_new_classes=False)
     if "split" in table.columns:
+        if fold is not None:
+            raise InputError(f"data.fold (={fold}) makes a cross-validation, but {table.path} has a column split")
         return manifest
     for name in table.columns:
         values = {row.cells[name].strip().lower() for row in table.rows}
@@ -354,8 +360,14 @@ def read_manifest(
                 f"{table.path}: column {name!r} has names of splits, but a column split is missing. Name it split "
                 f"(its values: {', '.join(SPLITS)}), or remove it to have a split made"
             )
-    fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-    items = split_items(manifest.items, fractions=fractions, seed=seed)
+    items, done = make_splits(
+        manifest.items,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        fold=fold,
+        num_folds=num_folds,
+    )
     sizes = ", ".join(f"{split} {sum(item.split == split for item in items)}" for split in SPLITS)
-    log.info("%s: no column split, so a stratified split was made, seed %d (%s)", table.path, seed, sizes)
-    return replace(manifest, items=items)
+    log.info("%s: no column split, so %s (%s)", table.path, done, sizes)
+    return replace(manifest, items=tuple(items))

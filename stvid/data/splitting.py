@@ -33,6 +33,60 @@ def take_val_from_train(items: Iterable[Item], *, val_fraction: float, seed: int
     return [item for item in items if item.split != "train"] + [*split_items(train, fractions=fractions, seed=seed)]
 
 
+def make_splits(
+    items: Sequence[Item],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    fold: int | None = None,
+    num_folds: int = 5,
+) -> tuple[list[Item], str]:
+    """Splits made at random, stratified by class, with whole groups; by fractions, or as a fold of a cross-validation.
+
+    Args:
+        items: their `split` is ignored.
+        val_fraction: of the videos, in (0, 1); with a fold, of the videos outside of it.
+        test_fraction: the same; not used with a fold.
+        seed: of the split.
+        fold: from 1 to `num_folds`: its videos are the test; None: fractions.
+        num_folds: at least 2.
+
+    Returns:
+        The items, and what was done, for the log.
+
+    Raises:
+        InputError: a value out of range; a class with too few videos or groups.
+    """
+    if fold is None:
+        fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
+        return list(split_items(items, fractions=fractions, seed=seed)), f"a stratified split was made, seed {seed}"
+    if num_folds < 2:
+        raise InputError(f"data.num_folds (={num_folds}) must be at least 2")
+    if not 1 <= fold <= num_folds:
+        raise InputError(f"data.fold (={fold}) must be one of 1 to data.num_folds (={num_folds})")
+    parted = hold_out_fold(items, fold=fold, num_folds=num_folds, val_fraction=val_fraction, seed=seed)
+    return parted, f"fold {fold} of {num_folds} is the test, val is {val_fraction:.0%} of the rest, seed {seed}"
+
+
+def hold_out_fold(items: Sequence[Item], *, fold: int, num_folds: int, val_fraction: float, seed: int) -> list[Item]:
+    """One split of a cross-validation: a fold for test, val from the rest, both stratified by class with whole groups.
+
+    Args:
+        items: their `split` is ignored.
+        fold: from 1 to `num_folds`. Every item is in the test of exactly one fold.
+        num_folds: at least 2.
+        val_fraction: fraction of the other videos for val, in (0, 1).
+        seed: of the folds and of val.
+
+    Raises:
+        InputError: a class with too few videos or groups for the folds or for val.
+    """
+    folds = split_items(items, fractions={str(i): 1 / num_folds for i in range(1, num_folds + 1)}, seed=seed)
+    split = [replace(item, split="test" if item.split == str(fold) else "train") for item in folds]
+    return take_val_from_train(split, val_fraction=val_fraction, seed=seed)
+
+
 def split_items(items: Sequence[Item], *, fractions: Mapping[str, float], seed: int) -> tuple[Item, ...]:
     """Splits items at random, stratified by class; groups stay whole.
 

@@ -112,6 +112,7 @@ RANGES = {
     "data.val_fraction": Range(above=0, below=1),
     "data.test_fraction": Range(above=0, below=1),
     "data.split_seed": Range(at_least=0, whole=True),
+    "data.num_folds": Range(at_least=2, whole=True),
     "data.batch_size": Range(at_least=1, whole=True, word="auto"),
     "data.num_workers": Range(at_least=0, whole=True, word="auto"),
     "data.passes": Range(at_least=1, whole=True, null=True),

@@ -30,7 +30,7 @@ from stvid.data.layouts.split_folders import (
     splits_below_classes,
 )
 from stvid.data.manifest import Item, Manifest
-from stvid.data.splitting import split_items, take_val_from_train
+from stvid.data.splitting import make_splits, take_val_from_train
 from stvid.data.tables import read_table
 from stvid.errors import InputError, listing, map_inputs
 from stvid.video.types import IMAGE_EXTENSIONS
@@ -79,6 +79,8 @@ def from_class_folders(
     group_pattern: str | None,
     group_csv: str | None,
     seed: int,
+    fold: int | None,
+    num_folds: int,
 ) -> Manifest:
     """The manifest of a tree of class folders; arguments and errors: see `folder` and `frames`."""
     root = resolve_folder(root)
@@ -102,11 +104,21 @@ def from_class_folders(
         names = sorted({path.name for splits in below.values() for path in splits.values()})
     log_unused_files(root, media.extensions)
     if not names:
-        fractions = {"train": 1 - val_fraction - test_fraction, "val": val_fraction, "test": test_fraction}
-        parted = split_items(items, fractions=fractions, seed=seed)
+        parted, done = make_splits(
+            items,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            fold=fold,
+            num_folds=num_folds,
+        )
         by_group = " by group" if has_groups else ""
-        split_source = f"no train/ folder, so a stratified split was made{by_group}, seed {seed}"
-        return build_manifest(root, parted, split_source=split_source)
+        return build_manifest(root, parted, split_source=f"no train/ folder, so {done}{by_group}")
+    if fold is not None:
+        raise InputError(
+            f"data.fold (={fold}) makes a cross-validation, but {root} has splits: the folders {', '.join(names)}. "
+            "Leave data.fold out, or name a folder of classes without splits"
+        )
     split_source = f"splits from the folders {', '.join(names)}{'' if folders else ' below the classes'}"
     if not any(item.split == "val" for item in items):
         items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
@@ -235,6 +247,8 @@ def folder(
     group_pattern: str | None = None,
     group_csv: str | None = None,
     seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
 ) -> Manifest:
     """Class folders of video files: `root/CLASS/.../VIDEO`.
 
@@ -251,6 +265,10 @@ def folder(
             parenthesis (or the whole match) names the group.
         group_csv: table `path,group`, paths relative to the root.
         seed: of the split.
+        fold: of a cross-validation, from 1 to `num_folds`, held out for test (`test_fraction` is then not used), if the
+            splits are made here; the folds have whole groups, and their sizes and classes are balanced. None: no
+            cross-validation.
+        num_folds: at least 2.
 
     Raises:
         InputError: no such folder, two folders of one split (`val/` and `validation/`), splits without train, folders
@@ -265,6 +283,8 @@ def folder(
         group_pattern=group_pattern,
         group_csv=group_csv,
         seed=seed,
+        fold=fold,
+        num_folds=num_folds,
     )
 
 
@@ -284,6 +304,8 @@ def frames(
     group_pattern: str | None = None,
     group_csv: str | None = None,
     seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
 ) -> Manifest:
     """Class folders of image folders: `root/CLASS/.../VIDEO/IMAGE`.
 
@@ -298,6 +320,10 @@ def frames(
             first parenthesis (or the whole match) names the group.
         group_csv: table `path,group`, paths of the videos' folders relative to the root.
         seed: of the split.
+        fold: of a cross-validation, from 1 to `num_folds`, held out for test (`test_fraction` is then not used), if the
+            splits are made here; the folds have whole groups, and their sizes and classes are balanced. None: no
+            cross-validation.
+        num_folds: at least 2.
 
     Raises:
         InputError: no such folder, two folders of one split (`val/` and `validation/`), no folder of images below a
@@ -311,4 +337,6 @@ def frames(
         group_pattern=group_pattern,
         group_csv=group_csv,
         seed=seed,
+        fold=fold,
+        num_folds=num_folds,
     )
