@@ -83,7 +83,7 @@ class ECO(FramewiseModel, ContinualModel):
         is_whole = state is not None and any(name.startswith("volume.") for name in state)
         if state is not None and not is_whole:
             image_network.load(state, source=f"{file} for {encoder}")
-        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, tuple(grid), name=encoder)
+        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, (grid[0], grid[1]), name=encoder)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
@@ -216,5 +216,6 @@ def _check_convolutions(widths: list[int], strides: list[Sequence[int]]) -> None
 
 def _are_counts(values: object, *, number: int) -> bool:
     """Whether it is a list of so many whole numbers of at least 1."""
-    is_list = isinstance(values, Sequence) and len(values) == number
-    return is_list and all(isinstance(value, int) and value >= 1 for value in values)
+    if not isinstance(values, Sequence) or len(values) != number:
+        return False
+    return all(isinstance(value, int) and value >= 1 for value in values)
