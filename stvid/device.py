@@ -19,6 +19,7 @@ MALLOC_OPTIONS = (  # number of the option in malloc.h, environment variable, by
     (-3, "MALLOC_MMAP_THRESHOLD_", 2**28),  # larger tensors are mapped
     (-1, "MALLOC_TRIM_THRESHOLD_", 2**30),  # more free memory at the end of the heap is given back
 )
+MAX_OLD_THRESHOLD = 2**25  # of glibc before 2.35
 
 
 def num_cores() -> int:
@@ -142,8 +143,8 @@ def keep_freed_memory() -> None:
     except AttributeError:  # musl
         return
     for option, variable, value in MALLOC_OPTIONS:
-        if variable not in os.environ:
-            mallopt(option, value)
+        if variable not in os.environ and not mallopt(option, value):
+            mallopt(option, MAX_OLD_THRESHOLD)  # else it stays at 128 KiB: any option ends its growth
 
 
 class HostCopy:

@@ -107,7 +107,26 @@ print(faults(2**26))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the options")
+GLIBC = [int(number) for number in platform.libc_ver()[1].split(".")] if platform.libc_ver()[0] == "glibc" else []
+
+
+def test_an_older_glibc_gets_its_largest_threshold(monkeypatch):
+    calls = []
+
+    class Old:
+        def mallopt(self, option, value):
+            calls.append((option, value))
+            return option != -3 or value <= 2**25
+
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Old())
+    for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(variable, raising=False)
+    device.keep_freed_memory()
+    assert calls == [(-3, 2**28), (-3, 2**25), (-1, 2**30)]
+
+
+@pytest.mark.skipif(GLIBC < [2, 35], reason="only glibc has the options; older ones map tensors above 32 MiB anew")
 def test_the_memory_of_freed_tensors_stays(monkeypatch):
     for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.delenv(variable, raising=False)

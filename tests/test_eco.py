@@ -1,13 +1,19 @@
 """ECO: maps of a stage of an image network, 3D convolutions over them, and the stream of both."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+from stvid.data.feature_filling import encoder_settings
 from stvid.errors import InputError
 from stvid.models.eco import ECO
+from stvid.models.layers import checkpoint_stages
+from stvid.run.checkpoint import _outline
+from stvid.run.model import build_on_meta
 
 H, W = 64, 96
 
@@ -48,11 +54,8 @@ def test_the_volume_of_the_maps_is_convolved_over_time(model):
 
 @torch.no_grad()
 def test_a_stream_has_the_logits_of_its_last_frames_without_padding_in_time(model):
-    clips, state = (
-        torch.randn(1, 6, 9, H, W),
-        model.start_stream(5),
-    )  # a clip of 5 frames has 3 steps of the last volume
-    answers = {}
+    clips, state = torch.randn(1, 6, 9, H, W), model.start_stream(5)
+    answers = {}  # a clip of 5 frames has 3 steps of the last volume
     for t in range(9):
         logits, state = model.stream_step(clips[:, :, t], state)
         if logits is not None:
@@ -67,18 +70,72 @@ def test_a_stream_has_the_logits_of_its_last_frames_without_padding_in_time(mode
     torch.testing.assert_close(answers[8], model.head(x.mean(dim=(2, 3, 4))), atol=1e-5, rtol=1e-5)
 
 
+def test_a_copy_switches_between_training_and_evaluation_too(model):
+    copied = copy.deepcopy(model).train()
+    copied.freeze_stages("layer1")
+    assert copied.training
+    assert not copied.stages["layer1"].training
+    clips_BCTHW = torch.randn(2, 6, 1, 65, 97)
+    copied(clips_BCTHW).sum().backward()
+    assert copied.eval()(clips_BCTHW).shape == (2, 5)
+
+
+def test_features_of_another_grid_are_others(model):
+    settings = [
+        encoder_settings(
+            model.backbone,
+            {"_target_": "stvid.models.eco.ECO", "encoder": "resnet18", "grid": grid, "widths": [8]},
+            precision="32-true",
+            device=torch.device("cpu"),
+            runtime=None,
+        )
+        for grid in ([3, 4], [4, 3])  # as many numbers for each frame
+    ]
+    assert settings[0] != settings[1]
+
+
+@pytest.mark.parametrize("encoder", ["resnet152", "regnet_y_400mf"])
+def test_a_checkpoint_with_a_small_part_of_a_network_is_loaded(encoder, tmp_path):
+    """Not taken for one whose config asks for more layers than it has weights for."""
+    config = {"_target_": "stvid.models.eco.ECO", "encoder": encoder, "stage": "stem" if "reg" in encoder else "conv1"}
+    model = build_on_meta(config, num_classes=2)
+    assert len(model.state_dict()) < 30
+    outline = _outline(config, {"num_classes": 2}, model.state_dict(), tmp_path)
+    assert outline.state_dict().keys() == model.state_dict().keys()
+
+
+def test_activation_checkpointing_is_refused(model):
+    """The stages of a traced network are never called, so it would save next to nothing."""
+    assert model.blocks() == [model.stages["conv1"], model.stages["bn1"]]
+    with torch.device("meta"):
+        trained, frozen = (ECO(num_classes=2, stage="layer1", freeze=freeze) for freeze in (0, "all"))
+    with pytest.raises(InputError, match=r"the activations of layer1 in ECO cannot be computed again.*encoder_chunk"):
+        checkpoint_stages(trained)
+    checkpoint_stages(frozen)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"encoder": "small"}, r"model.encoder \(=small\) has no feature maps"),
         ({"stage": "layer9"}, r"model.stage \(=layer9\) is no stage of resnet18: conv1, bn1, layer1"),
         ({"grid": [0, 4]}, r"model.grid \(=\[0, 4\]\) must be \[height, width\]"),
+        ({"grid": [4]}, r"model.grid \(=\[4\]\) must be \[height, width\]"),
+        ({"grid": [2.5, 4]}, r"model.grid \(=\[2.5, 4\]\) must be \[height, width\], whole numbers"),
         ({"widths": [8]}, "must have one entry for each convolution"),
-        ({"widths": [8], "strides": [[1, 1]]}, "must be three numbers"),
+        ({"widths": [], "strides": []}, "must have one entry for each convolution"),
+        ({"widths": [8.5], "strides": [[1, 1, 1]]}, "widths whole numbers of at least 1"),
+        ({"widths": [8], "strides": [[1, 1]]}, "must be three whole numbers"),
+        ({"widths": [8, 8], "strides": [2, 2]}, "must be three whole numbers"),
+        ({"freeze": "layer4", "stage": "layer2"}, r"model.freeze \(=layer4\) must be all, a number from 0 to 4"),
         ({"encoder": "vit_b_16", "stage": None}, "model.(stage|encoder)"),
+        (
+            {"encoder": "swin_t", "stage": "features.1"},
+            "of swin_t gives 16 x 16 x 96 .* choose an earlier",
+        ),
         ({"in_channels": 4}, r"model.in_channels \(=4\)"),
     ],
 )
 def test_mistakes(options, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message), torch.device("meta"):
         ECO(num_classes=2, **options)

@@ -1,6 +1,7 @@
 """Estimates against numbers worked out by hand."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from stvid.errors import InputError
 from stvid.models.c3d import C3D
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
+from stvid.models.eco import ECO
 from stvid.models.layers import checkpoint_stages
 from stvid.models.torchvision3d import TorchvisionVideoModel
 from stvid.preprocess import Preprocess
@@ -90,9 +92,9 @@ def test_a_stream_that_depends_on_values_leaves_the_rest_of_the_estimate():
     assert report.macs == estimate(CNNLSTM(num_classes=4), (3, 5, 32, 32)).macs
 
 
-@pytest.mark.parametrize("name", ["conv3d", "c3d", "mc3_18"])
+@pytest.mark.parametrize("name", ["conv3d", "c3d", "mc3_18", "eco"])
 def test_a_frame_of_a_stream_costs_what_is_counted(name):
-    models = {"conv3d": Conv3D, "c3d": C3D}
+    models = {"conv3d": Conv3D, "c3d": C3D, "eco": partial(ECO, stage="layer2", freeze="all")}
     model = models[name](num_classes=4) if name in models else TorchvisionVideoModel(num_classes=4, name=name)
     state, frame = model.eval().start_stream(16), torch.zeros(1, 3, 16, 16)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from stvid.clip import ClipSpec
 from stvid.data.sampling import diff_frames
 from stvid.deploy.stream import Stream
 from stvid.errors import InputError
-from stvid.export.onnx_file import write_onnx
+from stvid.export.form import Form, TensorSpec
+from stvid.export.onnx_file import open_onnx, write_onnx
 from stvid.export.stream_form import stream_form, stream_metadata, stream_states
 from stvid.inference import ModelRunner
 from stvid.models.base import VideoModel
@@ -191,6 +193,26 @@ def test_onnxruntime_has_the_probabilities_of_the_deployed_stream(tmp_path):
         for t, (actual,) in enumerate(play(form, run.clip, frames[:batch], onnx)):
             wanted = torch.stack([stream.push(frames[i, t].numpy()) for i, stream in enumerate(streams)])
             torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
+
+
+class MeanOfFrames(nn.Module):
+    """torch's exporter names a value of the graph `mean`, like the state."""
+
+    def forward(self, frames, mean):
+        new = mean + frames.mean(dim=1)
+        return new.softmax(dim=1), new
+
+
+def test_a_value_of_the_graph_with_the_name_of_a_state_is_renamed(tmp_path):
+    frames, mean = (
+        TensorSpec(name, torch.float32, ("batch", *size)) for name, size in (("frames", (4, 3)), ("mean", (3,)))
+    )
+    outputs = (replace(mean, name="probabilities"), replace(mean, name="new_mean"))
+    example = (torch.rand(2, 4, 3), torch.rand(2, 3))
+    form = Form(module=MeanOfFrames().eval(), inputs=(frames, mean), outputs=outputs, example=example)
+    write_onnx(form, tmp_path / "mean.onnx", {})
+    for actual, expected in zip(open_onnx(tmp_path / "mean.onnx")(example), form.module(*example), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 LARGE = pytest.mark.skipif("STVID_TEST_ALL" not in os.environ, reason="exports for minutes: only with STVID_TEST_ALL=1")

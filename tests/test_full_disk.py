@@ -247,7 +247,7 @@ def test_an_evaluation_that_cannot_be_written_is_printed(tmp_path, capsys, monke
         raise error
 
     monkeypatch.setattr(evaluation_run, "write_result", fail)
-    not_written = evaluation_run._write_if_possible(tmp_path, {}, [])
+    not_written = evaluation_run.write_if_possible(tmp_path, {}, [])
     evaluation = evaluation_run.EvaluationRun(
         folder=tmp_path, fold=None, result={"video_accuracy": 0.75}, predictions=[], not_written=not_written
     )

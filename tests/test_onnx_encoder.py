@@ -3,16 +3,21 @@
 import importlib.metadata
 import json
 import logging
+import re
+import sys
 
+import onnx.parser
 import pytest
 import torch
 from conftest import TINY, make_folder, train_py
 
 from stvid.cli import main
+from stvid.errors import InputError
 from stvid.models import onnx_encoder
 from stvid.models.cnn_lstm import CNNLSTM
 from stvid.models.conv3d import Conv3D
 from stvid.models.eco import ECO
+from stvid.models.image_networks import ImageSize
 
 CPU = torch.device("cpu")
 
@@ -73,17 +78,71 @@ def test_torch_stays_where_it_is_better_or_alone(models, monkeypatch, caplog):
         assert not isinstance(model.encoder, onnx_encoder.OnnxEncoder)
 
 
-def test_a_network_that_cannot_be_converted_is_computed_by_torch(models, monkeypatch, caplog):
-    def fail(*args, **kwargs):
-        raise torch.onnx.OnnxExporterError("no operator")
+def missing_operator(*args, **kwargs):
+    try:
+        raise NotImplementedError("no operator\nat all")
+    except NotImplementedError as error:
+        raise torch.onnx.OnnxExporterError("step 1 of 3") from error
 
-    monkeypatch.setattr(torch.onnx, "export", fail)
+
+class Exported:
+    """What torch's exporter returns, around a graph that is none, or another one."""
+
+    def __init__(self, graph):
+        self.model_proto = self
+        self.graph = graph
+
+    def SerializeToString(self):
+        return self.graph
+
+
+def zeros(size):
+    """A graph `N x 3 x 40 x 48` -> `N x size` of zeros."""
+    text = f"""
+        <ir_version: 9, opset_import: ["": {onnx_encoder.OPSET}]>
+        zeros (float[n, 3, 40, 48] images) => (float[n, {size}] features) {{
+            means = GlobalAveragePool (images)
+            flat = Flatten (means)
+            shape = Constant <value_ints = [3, {size}]> ()
+            weights = ConstantOfShape (shape)
+            features = MatMul (flat, weights)
+        }}"""
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [
+        (missing_operator, r"the encoder cannot be converted \(NotImplementedError: no operator\)"),
+        (lambda *_, **__: Exported(b"no graph"), r"it cannot compute the converted encoder \(InvalidProtobuf: "),
+        (lambda *_, **__: Exported(zeros(128 * 6)), "its features are others than those of torch"),
+        (lambda *_, **__: Exported(zeros(5)), "its features are others than those of torch"),
+    ],
+)
+def test_what_onnxruntime_cannot_compute_is_computed_by_torch(models, monkeypatch, caplog, export, message):
+    monkeypatch.setattr(torch.onnx, "export", export)
     model, clips_BCTHW = models["eco"], torch.randn(1, 3, 2, 40, 48)
     with caplog.at_level(logging.INFO), torch.inference_mode(), model.encode_with("onnxruntime"):
         found = model.encode(clips_BCTHW)
-    assert "cannot be converted for onnxruntime: no operator" in caplog.text
+        model.encode(clips_BCTHW)
+    assert re.search(f"torch computes the encoder, not onnxruntime: {message}", caplog.text)
+    assert caplog.text.count("torch computes") == 1
     with torch.inference_mode():
         assert torch.equal(found, model.encode(clips_BCTHW))
+
+
+def test_a_broken_installation_is_no_error(models, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    model, clips_BCTHW = models["eco"], torch.randn(1, 3, 2, 40, 48)
+    with caplog.at_level(logging.INFO), torch.inference_mode(), model.encode_with("onnxruntime"):
+        model.encode(clips_BCTHW)
+    assert "not onnxruntime: it cannot be imported" in caplog.text
+
+
+def test_a_mistake_is_not_hidden(models, monkeypatch):
+    monkeypatch.setattr(models["eco"].encoder, "size", ImageSize(network="resnet18", minimum=64))
+    with pytest.raises(InputError, match="at least 64 x 64"), models["eco"].encode_with("onnxruntime"):
+        models["eco"].encode(torch.randn(1, 3, 2, 40, 48))
 
 
 def test_training_and_evaluation_share_the_features(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ from PIL import Image
 from stvid.clip import ClipSpec
 from stvid.errors import InputError
 from stvid.evaluation.compare import compare_runs
+from stvid.evaluation.cross_validation import pool_folds
 from stvid.evaluation.evaluate import compute_metrics
-from stvid.evaluation.evaluation_run import Fold, pool_folds
+from stvid.evaluation.evaluation_run import Fold
 from stvid.evaluation.results import Evaluation, PredictionRow, write_result
 from stvid.evaluation.text import interval_basis, protocol_sentence, result_text, summary_sentence, temporal_verdicts
 from stvid.files import write_json

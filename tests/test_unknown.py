@@ -15,7 +15,7 @@ from stvid.cli import main
 from stvid.errors import InputError
 from stvid.evaluation.results import PredictionRow
 from stvid.evaluation.statistics import auroc, auroc_interval
-from stvid.evaluation.unknown import confidences, separation, threshold_for
+from stvid.evaluation.unknown import confidences, log_threshold, separation, threshold_for
 from stvid.run.checkpoint import load_checkpoint
 from stvid.video.writer import write_video
 
@@ -103,6 +103,11 @@ def test_the_threshold_depends_on_val_alone():
     found = separation(val, rows_of([0.9, 0.99], label=""), val, ("a", "b"))
     assert found["threshold"] is None, "it would separate nothing"
     assert found["unknown_at_threshold"] == 1
+
+
+def test_a_threshold_that_separates_nothing_is_not_chosen(caplog):
+    log_threshold({"threshold": None, "unknown_at_threshold": 0.97}, is_kept=True)
+    assert "that of 95 % of the val videos also accepts 97 % of the unknown ones" in caplog.text
 
 
 def test_a_background_class_is_neither_known_nor_a_reason_to_be_sure():

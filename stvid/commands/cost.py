@@ -6,7 +6,6 @@ import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -18,12 +17,11 @@ from stvid.cost.report import CostReport, bytes_text, count_text, layer_table, p
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.files import replacing, write_json
-from stvid.models.base import VideoModel
 from stvid.models.layers import checkpoint_stages
 from stvid.run.config import compose_config
 from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.run.config_tree import to_plain
-from stvid.run.model import build_model
+from stvid.run.model import build_on_meta
 from stvid.run.trust import trusted_modules
 from stvid.terminal import aligned, show, table_width
 
@@ -71,7 +69,9 @@ def make_plan(overrides: Sequence[str], *, classes: int | None, frames: int | No
         raise InputError(f"--classes (={classes}) must be at least 1")
     accelerator = config.trainer.accelerator
     trust = trusted_modules(config.trust, config.model.get("_target_"))
-    model = _build_on_meta(to_plain(config.model), num_classes=classes, in_channels=clip.channels, trust=trust)
+    model = build_on_meta(
+        to_plain(config.model), num_classes=classes, in_channels=clip.channels, trust=trust, pretrained=False
+    )
     if config.gradient_checkpointing:
         checkpoint_stages(model)
     if device is None:
@@ -104,14 +104,6 @@ def _clip(config: DictConfig, frames: int | None) -> ClipSpec:
 def _num_classes(config: DictConfig) -> int:
     layout = config.data.datamodule.manifest["_target_"].rsplit(".", 1)[-1]
     return CLASSES.get(layout, DEFAULT_CLASSES)
-
-
-def _build_on_meta(config: Mapping, **options: Any) -> VideoModel:
-    try:
-        with torch.device("meta"):
-            return build_model(config, **options, pretrained=False)
-    except NotImplementedError:  # RegNet computes its widths with tensors, which have no values on the meta device
-        return build_model(config, **options, pretrained=False)
 
 
 def cost_text(plan: Plan, report: CostReport) -> str:

@@ -8,7 +8,8 @@ import sys
 
 from stvid.device import default_device, set_up_cpu
 from stvid.distributed import init_distributed, is_distributed, launch_processes
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, evaluate_run, folds_text
+from stvid.evaluation.cross_validation import evaluate_folds, folds_text
+from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_run
 from stvid.evaluation.temporal_audit import audit_text
 from stvid.evaluation.text import result_text, unknown_text
 from stvid.files import write_json

@@ -74,7 +74,7 @@ def estimate(
         sample_shape = (input_shape[1], input_shape[0], *input_shape[2:])
     try:
         step = simulation.training_step((batch_size, *sample_shape), optimizer)
-        stream_macs = simulation.stream_macs((input_shape[0], *input_shape[2:]), step, batch_size)
+        stream_macs = simulation.stream_macs(input_shape, step, batch_size)
         sample_peak, batch_peak = (simulation.inference_peak((size, *sample_shape)) for size in (1, batch_size))
     except NEEDS_VALUES as error:
         raise InputError(

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from stvid.cost.memory_tracker import INPUT, STATE, MemoryTracker
 from stvid.models.base import VideoModel
-from stvid.models.continual import ContinualModel, ContinualNetwork
+from stvid.models.continual import ContinualModel, ContinualNetwork, FrameByFrame
 from stvid.preprocess import ModuleT, Preprocess, run_model
 
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # the same as in stvid.preprocess.channels_last
@@ -97,13 +97,13 @@ class Simulation:
             self._forward(tracker, self._batch(batch_shape, tracker))
         return tracker.peak
 
-    def stream_macs(self, frame_shape: tuple[int, ...], step: TrainingStep, batch_size: int) -> int | None:
+    def stream_macs(self, clip_shape: tuple[int, ...], step: TrainingStep, batch_size: int) -> int | None:
         """Multiply-adds for a frame of a stream, on average.
 
         None for a model that reads no streams, or whose `stream_step` depends on the values in a tensor.
 
         Args:
-            frame_shape: `C x H x W`.
+            clip_shape: `C x T x H x W`.
             step: of this model, with the multiply-adds of clips: a layer of a continual network has as many for each of
                 its steps as in a clip.
             batch_size: of `step`.
@@ -114,8 +114,8 @@ class Simulation:
         with self.mode, self._tracker() as tracker, torch.no_grad(), self._autocast():
             state = model.start_stream(None)
             if isinstance(model, ContinualModel):
-                return _continual_macs(state.network, self.names, step) // batch_size
-            frame = torch.empty(1, *frame_shape)
+                return _continual_macs(state.network, self.names, step, num_frames=clip_shape[1]) // batch_size
+            frame = torch.empty(1, clip_shape[0], *clip_shape[2:])
             try:
                 _, state = model.stream_step(frame, state)
                 tracker.macs.clear()
@@ -224,12 +224,18 @@ class Simulation:
                 group["foreach"] = True
 
 
-def _continual_macs(network: ContinualNetwork, names: Mapping[nn.Module, str], step: TrainingStep) -> int:
+def _continual_macs(
+    network: ContinualNetwork, names: Mapping[nn.Module, str], step: TrainingStep, *, num_frames: int
+) -> int:
     """Multiply-adds of a batch for a frame of a stream: those of a clip by the rate of steps of each layer."""
-    frames_per_step = {names[layer]: stride for layer, stride in network.strides.items()}
+    frames_per_step = {names[layer]: stride for layer, stride in network.strides.items() if layer in names}
+    parts = [part for layer in network.strides if isinstance(layer, FrameByFrame) for part in layer.modules()]
+    of_frames = {names[part] for part in parts if part in names}  # of the clip's frames: an image network
     macs = Fraction(0)
     for name, macs_of_clip in step.forward_macs.items():
-        if name in frames_per_step:  # its output is C x T x H x W
+        if name in of_frames:
+            macs += Fraction(macs_of_clip, num_frames)
+        elif name in frames_per_step:  # its output is C x T x H x W
             macs += Fraction(macs_of_clip, step.outputs[name].shape[1] * frames_per_step[name])
         else:  # after the pooling over time
             macs += Fraction(macs_of_clip, network.period)

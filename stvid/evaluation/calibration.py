@@ -25,7 +25,15 @@ from stvid.evaluation.evaluate import evaluation_protocol
 from stvid.files import write_json
 from stvid.inference import classify
 from stvid.metrics import average_views, calibration_error, log_loss, reliability
-from stvid.run.checkpoint import CALIBRATION, CALIBRATION_REMEDY, MAX_TEMPERATURE, MIN_TEMPERATURE, TrainedModel
+from stvid.run.checkpoint import (
+    CALIBRATION,
+    CALIBRATION_REMEDY,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    TrainedModel,
+    load_checkpoint,
+    read_step,
+)
 from stvid.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -85,6 +93,44 @@ def fit_threshold(positives: Sequence[float], negatives: Sequence[float]) -> tup
     return threshold, float((high >= threshold).mean()), float((low >= threshold).mean())
 
 
+def model_for_val(trained: TrainedModel, *, option: str, trust: Sequence[str] = ()) -> TrainedModel:
+    """The model that is measured on val: after `refit=true` the one before it, which has not seen val; else the same.
+
+    Both were trained in the same way, and have the same temperature and threshold.
+
+    Args:
+        trained: the model.
+        option: that needs val, for messages.
+        trust: see `load_checkpoint`.
+
+    Raises:
+        InputError: the checkpoint before the refit is missing; see also `load_checkpoint`.
+    """
+    folder = RunFolder(trained.folder)
+    if not trained.is_refit:
+        return trained
+    if not folder.evaluated_ckpt.is_file():
+        raise InputError(
+            f"{option} needs a model that has not seen val. {trained.path} was trained on val too (refit=true), and "
+            f"the checkpoint before the refit is missing: {folder.best_ckpt}. Put it back, or train the run again"
+        )
+    before = load_checkpoint(folder.evaluated_ckpt, calibrated=False, trust=trust)
+    return replace(before, temperature=trained.temperature, threshold=trained.threshold, moved=trained.moved)
+
+
+def _owner(trained: TrainedModel) -> dict:
+    """The entries of `calibration.json` that say which checkpoints it belongs to; see `model_for_val`.
+
+    Args:
+        trained: the model that was measured on val.
+    """
+    folder = RunFolder(trained.folder)
+    owner = {"checkpoint": trained.path.name, "step": trained.step}
+    if trained.path.name == folder.evaluated_ckpt.name and folder.refit_ckpt.is_file():
+        owner["refit_step"] = read_step(folder.refit_ckpt)
+    return owner
+
+
 def calibrate(
     trained: TrainedModel,
     data: Manifest,
@@ -97,12 +143,12 @@ def calibrate(
 ) -> TrainedModel:
     """Fits a temperature and a threshold on the run's val split and saves them as `calibration.json` in the run folder.
 
-    From then on, every evaluation and prediction with this checkpoint uses the temperature; segments and streams use
-    the threshold. It separates the videos that are predicted correctly from the same videos frozen, in which nothing
-    happens, by the probability of the most probable class (`fit_threshold`).
+    From then on, every evaluation and prediction with this checkpoint, and with that of its refit, uses the
+    temperature; segments and streams use the threshold. It separates the videos that are predicted correctly from the
+    same videos frozen, in which nothing happens, by the probability of the most probable class (`fit_threshold`).
 
     Args:
-        trained: the model.
+        trained: the model, see `model_for_val`.
         data: its data set; the split `val` is used.
         num_clips, num_crops, num_workers, cache_features: see `evaluate`.
         is_main_process: log and save the temperature.
@@ -138,8 +184,7 @@ def calibrate(
         "loss": [log_loss(p_NK, labels_N) for p_NK in (before_NK, after_NK)],
         "ece": [calibration_error(reliability(p_NK, labels_N)) for p_NK in (before_NK, after_NK)],
         **_compare_with_frozen(after_NK, labels_N, read(calibrated, items, playback="frozen").probabilities_NK),
-        "checkpoint": trained.path.name,
-        "step": trained.step,
+        **_owner(trained),
     }
     if is_main_process:
         write_json(file := RunFolder(trained.folder).calibration_json, calibration)
@@ -163,17 +208,16 @@ def keep_threshold(trained: TrainedModel, unknown: Mapping) -> None:
     """Keeps a threshold in `calibration.json`, in the place of another one, beside the temperature of the model.
 
     Args:
-        trained: the model.
+        trained: the model, see `model_for_val`.
         unknown: see `unknown.separation`, with a threshold.
 
     Raises:
         OSError: the file cannot be written.
     """
-    file, kept = RunFolder(trained.folder).calibration_json, {}
-    checkpoint = {"checkpoint": trained.path.name, "step": trained.step}
+    file, kept, owner = RunFolder(trained.folder).calibration_json, {}, _owner(trained)
     if file.exists():
         kept = read_json(file, CALIBRATION, remedy=CALIBRATION_REMEDY)
-        if {key: kept[key] for key in checkpoint} != checkpoint:
+        if {key: kept.get(key) for key in ("checkpoint", "step", "refit_step")} != {"refit_step": None, **owner}:
             kept = {}
     kept = {key: value for key, value in kept.items() if "threshold" not in key}
     threshold = {
@@ -182,7 +226,7 @@ def keep_threshold(trained: TrainedModel, unknown: Mapping) -> None:
         "share_at_threshold": unknown["val_at_threshold"],
         "share_unknown_at_threshold": unknown["unknown_at_threshold"],
     }
-    write_json(file, {**kept, "temperature": trained.temperature, "split": "val", **threshold, **checkpoint})
+    write_json(file, {**kept, "temperature": trained.temperature, "split": "val", **threshold, **owner})
 
 
 def _log_calibration(calibration: dict, file: Path) -> None:

@@ -1,27 +1,25 @@
-"""Evaluation of one run, or of the folds of a cross-validation, with audit and calibration; writes the results."""
+"""Evaluation of one run, with audit, calibration and unknown videos; writes the results."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.data.loading import probe_cache
 from stvid.deploy.segmentation import check_classes
 from stvid.errors import InputError, listing
-from stvid.evaluation.calibration import calibrate, keep_threshold
-from stvid.evaluation.evaluate import absent_classes, compute_metrics, evaluate, load_manifest, predict_split
+from stvid.evaluation.calibration import calibrate, keep_threshold, model_for_val
+from stvid.evaluation.evaluate import absent_classes, evaluate, load_manifest, predict_split
 from stvid.evaluation.results import PredictionRow, write_result
 from stvid.evaluation.temporal_audit import PlaybackPredictions, audit_metrics, predict_playbacks
 from stvid.evaluation.unknown import find_unknown, log_threshold, predict_unknown, separation
 from stvid.files import why_not_writable
 from stvid.run.checkpoint import TrainedModel, load_checkpoint
-from stvid.run.folder import RunFolder, check_stays_inside, finished_runs
+from stvid.run.folder import RunFolder, check_stays_inside
 from stvid.run.relocation import find_run_videos
 
 log = logging.getLogger(__name__)
@@ -114,12 +112,17 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     """
     trained = load_checkpoint(run, trust=options.trust)
     check_stays_inside(RunFolder(trained.folder), trains=False)
-    _check_val_is_unseen(trained, options)
+    val_model = _model_for_val(trained, options)
+    if is_main_process and val_model is not trained:
+        log.info(
+            "%s was trained on val too, so val is measured with %s; the temperature and the threshold are for both",
+            *(trained.path.name, val_model.path.name),
+        )
     if options.data_root:
         needed = set() if options.manifest else {options.split}
         needed |= {"val"} if options.calibrate or options.unknown else set()
         moved = find_run_videos(RunFolder(trained.folder), options.data_root, splits=needed, option="--data-root")
-        trained = replace(trained, moved=moved)
+        trained, val_model = replace(trained, moved=moved), replace(val_model, moved=moved)
     check_classes(options.background, trained.class_names, option="--background")
     data = load_manifest(trained, split=options.split, manifest=options.manifest, allow_leaks=options.allow_leaks)
     unknown_data = None
@@ -147,9 +150,10 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
     }
     if options.calibrate:
         val = load_manifest(trained, split="val")
-        trained = calibrate(
-            trained, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
+        val_model = calibrate(
+            val_model, val, cache_features=options.cache_features, is_main_process=is_main_process, **views
         )
+        trained = replace(trained, temperature=val_model.temperature, threshold=val_model.threshold)
     result, predictions = evaluate(trained, data, split=options.split, cache_features=options.cache_features, **views)
     result["manifest"] = options.manifest and str(Path(options.manifest).absolute())
     unknown: list[PredictionRow] = []
@@ -158,15 +162,15 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
             trained, unknown_data, cache_features=options.cache_features, is_main_process=is_main_process, **views
         )
         result["unknown"] = _separate_unknown(
-            trained, options, predictions, unknown, is_main_process=is_main_process, **views
+            val_model, options, predictions, unknown, is_main_process=is_main_process, **views
         )
-    not_written = _write_if_possible(folder, result, predictions, unknown) if is_main_process else None
+    not_written = write_if_possible(folder, result, predictions, unknown) if is_main_process else None
     playbacks = {}
     if options.audit:
         playbacks = predict_playbacks(trained, data, split=options.split, is_main_process=is_main_process, **views)
         result |= audit_metrics(predictions, playbacks, trained.class_names, trained.clip)
         if is_main_process:
-            not_written = _write_if_possible(folder, result, predictions, unknown)
+            not_written = write_if_possible(folder, result, predictions, unknown)
     fold = Fold(_fold_name(trained), trained.folder, result, predictions, playbacks, trained.clip)
     cache = probe_cache(data)
     return EvaluationRun(
@@ -180,7 +184,7 @@ def evaluate_run(run: str | Path, options: EvaluationOptions, *, is_main_process
 
 
 def _separate_unknown(
-    trained: TrainedModel,
+    val_model: TrainedModel,
     options: EvaluationOptions,
     predictions: list[PredictionRow],
     unknown: list[PredictionRow],
@@ -192,34 +196,30 @@ def _separate_unknown(
     assert options.unknown is not None
     val = predictions
     if options.split != "val" or options.manifest:
-        data = load_manifest(trained, split="val")
-        val = predict_split(trained, data, split="val", cache_features=options.cache_features, **views)
-    found = separation(predictions, unknown, val, trained.class_names, background=options.background)
+        data = load_manifest(val_model, split="val")
+        val = predict_split(val_model, data, split="val", cache_features=options.cache_features, **views)
+    found = separation(predictions, unknown, val, val_model.class_names, background=options.background)
     if is_main_process:
-        is_kept = why_not_writable(trained.folder) is None
+        is_kept = why_not_writable(val_model.folder) is None
         if is_kept and found["threshold"] is not None:
-            keep_threshold(trained, found)
+            keep_threshold(val_model, found)
         log_threshold(found, is_kept=is_kept)
     return {"folder": str(Path(options.unknown).absolute()), **found}
 
 
-def _check_val_is_unseen(trained: TrainedModel, options: EvaluationOptions) -> None:
-    """Raises InputError if val of the run is needed, and the model was trained on it too (`refit=true`)."""
-    folder = RunFolder(trained.folder)
-    uses = {
-        "--calibrate": options.calibrate,
-        "--unknown": options.unknown is not None,
-        "--split val": options.split == "val" and options.manifest is None,
-    }
-    use = next((use for use, needs_val in uses.items() if needs_val), None)
-    if use and trained.path.name == folder.refit_ckpt.name:
+def _model_for_val(trained: TrainedModel, options: EvaluationOptions) -> TrainedModel:
+    """See `model_for_val`. Raises InputError if val is to be evaluated with a model that was trained on it."""
+    if trained.is_refit and options.split == "val" and options.manifest is None:
         raise InputError(
-            f"{use}: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about it. "
-            f"The checkpoint before the refit has not seen them: stvid evaluate {folder.best_ckpt} {use}"
+            f"--split val: {trained.path} was trained on the videos of val too (refit=true), so val says nothing about "
+            "it. The checkpoint before the refit has not seen them: stvid evaluate "
+            f"{RunFolder(trained.folder).best_ckpt} --split val"
         )
+    used = [option for option, value in (("--calibrate", options.calibrate), ("--unknown", options.unknown)) if value]
+    return model_for_val(trained, option=used[0], trust=options.trust) if used else trained
 
 
-def _write_if_possible(
+def write_if_possible(
     folder: Path, result: dict, predictions: Sequence[PredictionRow], unknown: Sequence[PredictionRow] = ()
 ) -> OSError | None:
     """Writes a result; returns the error of the disk, if there is one."""
@@ -234,111 +234,3 @@ def _fold_name(trained: TrainedModel) -> str:
     """`fold N` if the data set has folds, else the name of the run's folder."""
     number = trained.config["data"].get("fold")
     return trained.folder.name if number is None else f"fold {number}"
-
-
-def evaluate_folds(
-    runs: Sequence[Path], options: EvaluationOptions, *, folder: Path, is_main_process: bool = True
-) -> EvaluationRun:
-    """Evaluates each run on its own test videos, then pools the predictions: a cross-validation.
-
-    Args:
-        runs: one for each fold.
-        options: how to evaluate each run.
-        folder: the sweep of the runs, or the folder that contains them. The pooled result goes to `evaluate/SPLIT` in
-            it, or to `evaluate/SPLIT_runs_NAMES` if the runs are not all runs of a sweep.
-        is_main_process: whether this process writes.
-
-    Raises:
-        InputError: see `evaluate_run` and `pool_folds`.
-    """
-    check_stays_inside(RunFolder(folder), trains=False)
-    evaluations = []
-    for number, run in enumerate(runs):
-        if is_main_process:
-            log.info("%s (%d of %d)", run, number + 1, len(runs))
-        evaluations.append(evaluate_run(run, options, is_main_process=is_main_process))
-    result, predictions = pool_folds([evaluation.fold for evaluation in evaluations if evaluation.fold is not None])
-    whole = RunFolder(folder).is_sweep and [run.absolute() for run in runs] == [
-        run.absolute() for run in finished_runs(folder)
-    ]
-    suffix = "" if whole else "_runs_" + "_".join(run.name for run in runs)
-    folder = RunFolder(folder).evaluation(f"{evaluations[0].folder.name}{suffix}").path
-    not_written = _write_if_possible(folder, result, predictions) if is_main_process else None
-    return EvaluationRun(folder=folder, fold=None, result=result, predictions=predictions, not_written=not_written)
-
-
-def pool_folds(folds: Sequence[Fold]) -> tuple[dict, list[PredictionRow]]:
-    """Pools the predictions of all folds as if they came from one evaluation.
-
-    Args:
-        folds: at least one.
-
-    Returns:
-        A result as of `evaluate` for the videos of all folds, and the predictions. Instead of `checkpoint`, `epoch` and
-        `step` the result has `folds` (name, run, num_videos, video_accuracy) and `spread` (`mean` and sample standard
-        deviation `std` of the folds' video accuracies); it has an audit if all folds have one.
-
-    Raises:
-        InputError: the folds differ in classes or views, or two folds share most of their videos.
-    """
-    first = folds[0].result
-    for fold in folds[1:]:
-        _check_same_protocol(fold, folds[0])
-    _check_disjoint(folds)
-    predictions = [row for fold in folds for row in fold.predictions]
-    accuracies = [fold.result["video_accuracy"] for fold in folds]
-    playbacks = {name: [row for fold in folds for row in fold.playbacks[name]] for name in folds[0].playbacks}
-    temperatures = {fold.result["protocol"]["temperature"] for fold in folds}
-    result = {
-        "split": first["split"],
-        "class_names": first["class_names"],
-        "protocol": {**first["protocol"], "temperature": temperatures.pop() if len(temperatures) == 1 else None},
-        **compute_metrics(predictions, first["class_names"]),
-        **(audit_metrics(predictions, playbacks, first["class_names"], folds[0].clip) if playbacks else {}),
-        "num_seen": sum(fold.result["num_seen"] for fold in folds),
-        "manifest": first["manifest"],
-        "folds": [
-            {"name": fold.name, "run": str(fold.run)}
-            | {key: fold.result[key] for key in ("num_videos", "video_accuracy")}
-            for fold in folds
-        ],
-        "spread": {"mean": mean(accuracies), "std": stdev(accuracies) if len(accuracies) > 1 else None},
-    }
-    return result, predictions
-
-
-def _check_same_protocol(fold: Fold, first: Fold) -> None:
-    classes, first_classes = set(fold.result["class_names"]), set(first.result["class_names"])
-    if fold.result["class_names"] != first.result["class_names"]:
-        raise InputError(
-            f"{fold.run} and {first.run} have different classes, or another order of them: "
-            f"only in the first: {listing(sorted(classes - first_classes)) or '(none)'}; "
-            f"only in the second: {listing(sorted(first_classes - classes)) or '(none)'}"
-        )
-    protocols = [{**other.result["protocol"], "temperature": None} for other in (first, fold)]
-    if protocols[0] != protocols[1]:
-        raise InputError(
-            f"{fold.run} is evaluated with {protocols[1]}, {first.run} with {protocols[0]}: the folds of a "
-            "cross-validation need the same protocol"
-        )
-
-
-def _check_disjoint(folds: Sequence[Fold]) -> None:
-    """Official folds may share a few videos; runs that share most of them should be compared, not pooled."""
-    videos = [{row.video_key for row in fold.predictions} for fold in folds]
-    for (i, a), (k, b) in itertools.combinations(enumerate(videos), 2):
-        if 2 * len(a & b) > min(len(a), len(b)):
-            raise InputError(
-                f"{folds[i].run} and {folds[k].run} are evaluated on the same videos ({len(a & b)} of {len(b)}), so "
-                "they are not folds of a cross-validation; to compare runs: stvid report RUN RUN"
-            )
-
-
-def folds_text(result: dict) -> str:
-    """Accuracy of each fold, mean and standard deviation, for a terminal."""
-    folds, spread = result["folds"], result["spread"]
-    width = max(len(fold["name"]) for fold in folds)
-    lines = [f"{'fold':<{width}}  videos  video accuracy"]
-    lines += [f"{fold['name']:<{width}}  {fold['num_videos']:>6}  {fold['video_accuracy']:>14.3f}" for fold in folds]
-    std = "" if spread["std"] is None else f", standard deviation {spread['std']:.3f}"
-    return "\n".join([*lines, f"mean over {len(folds)} folds {spread['mean']:.3f}{std}"])

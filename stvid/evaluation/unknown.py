@@ -203,7 +203,7 @@ def log_threshold(unknown: Mapping, *, is_kept: bool) -> None:
     """Says which threshold was chosen, and what it means for `predict` and streams; `is_kept`: with the run."""
     if unknown["threshold"] is None:
         log.warning(
-            "no threshold was chosen: that of 95 % of the val videos also accepts %.0f %% of the unknown ones; the "
+            "no threshold was chosen: that of 95 %% of the val videos also accepts %.0f %% of the unknown ones; the "
             "threshold of the run stays as it is. A class for videos in which nothing happens may help (docs/using.md)",
             100 * unknown["unknown_at_threshold"],
         )

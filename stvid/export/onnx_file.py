@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ def write_onnx(form: Form, path: Path, metadata: Mapping[str, str]) -> None:
         ) from error
     assert exported is not None  # None only for torch's older exporter
     _remove_traces(exported)
+    _rename_inner_values(exported, {spec.name for spec in (*form.inputs, *form.outputs)})
     exported.model.metadata_props.update(metadata)
     exported.save(path, external_data=False)
 
@@ -75,6 +76,14 @@ def open_onnx(path: Path) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
         return [torch.from_numpy(output) for output in session.run(None, arrays)]
 
     return run
+
+
+def _rename_inner_values(exported: ONNXProgram, names: Collection[str]) -> None:
+    """Gives other names to inner values that torch's exporter has named like an input or output, such as `mean`."""
+    for node in exported.model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in names and not value.is_graph_output():
+                value.name = f"inner_{value.name}"
 
 
 def _remove_traces(exported: ONNXProgram) -> None:

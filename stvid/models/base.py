@@ -83,14 +83,15 @@ class VideoModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The parts of the stages, for a stage that is a sequence of modules with children; otherwise the stages.
 
-        Only modules of this model: a stage of `StagedLayers` is a slice, made for each call, and has no blocks.
+        Only modules that are called: a stage of `StagedLayers` is a slice, made for each call, and a stage of a network
+        that torch.fx has traced only holds layers. These have no blocks.
         """
         own, blocks = set(self.modules()), []
         for stage in self.stages.values():
             parts = list(stage.children())
             is_sequence = isinstance(stage, nn.Sequential | nn.ModuleList)
             blocks += parts if is_sequence and all(list(part.children()) for part in parts) else [stage]
-        return [block for block in blocks if block in own]
+        return [block for block in blocks if block in own and type(block) is not nn.Module]
 
     @property
     def backbone_is_frozen(self) -> bool:

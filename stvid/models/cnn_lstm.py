@@ -140,7 +140,7 @@ class CNNLSTM(FramewiseModel):
         elif isinstance(self.encoder, SmallEncoder):
             raise InputError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
         else:
-            self.encoder.load(state, source=source)
+            self.encoder.load(state, source=source)  # type: ignore[operator] # an `ImageNetwork`
 
     @property
     def branches(self) -> list[HasBranch]:

@@ -70,9 +70,9 @@ class ECO(FramewiseModel, ContinualModel):
             raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 (frame and difference image)")
         if encoder_chunk is not None and encoder_chunk < 1:
             raise InputError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
-        if len(grid) != 2 or min(grid) < 1:
-            raise InputError(f"model.grid (={list(grid)}) must be [height, width], at least 1")
-        _check_convolutions(list(widths), [list(stride) for stride in strides])
+        if not _are_counts(grid, number=2):
+            raise InputError(f"model.grid (={list(grid)}) must be [height, width], whole numbers of at least 1")
+        _check_convolutions(list(widths), list(strides))
         check_probability("dropout", dropout)
         self.in_channels, self.max_chunk = in_channels, encoder_chunk
         file = weights if weights is not None and names_file(weights) else None
@@ -83,7 +83,7 @@ class ECO(FramewiseModel, ContinualModel):
         is_whole = state is not None and any(name.startswith("volume.") for name in state)
         if state is not None and not is_whole:
             image_network.load(state, source=f"{file} for {encoder}")
-        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, tuple(grid), name=encoder)
+        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, (grid[0], grid[1]), name=encoder)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
@@ -176,14 +176,19 @@ class FeatureMaps(nn.Module):
     @torch.no_grad()
     def _num_channels(self, name: str, stage: str) -> int:
         """By a forward pass on the meta device."""
-        size = self.size.fixed or (max(64, self.size.minimum),) * 2
-        state = {key: value.to("meta") for key, value in self.network.state_dict().items()}
-        image = torch.empty(1, 3, *size, device="meta")
+        height, width = self.size.fixed or (max(64, self.size.minimum),) * 2
+        own = (*self.network.named_parameters(), *self.network.named_buffers())  # also buffers outside of a state dict
+        image = torch.empty(1, 3, height, width, device="meta")
+        state = {key: value.to("meta") for key, value in own}
         maps = torch.func.functional_call(self.network.eval(), state, (image,))["map"]
         self.network.train()
-        if maps.ndim != 4:
-            shape = " x ".join(map(str, maps.shape))
-            raise InputError(f"model.stage (={stage}) of {name} gives no map of channels, height and width: {shape}")
+        # some transformers have the channels last: the map of a square image must be square
+        if maps.ndim != 4 or (height == width and maps.shape[2] != maps.shape[3]):
+            shape = " x ".join(map(str, maps.shape[1:]))
+            raise InputError(
+                f"model.stage (={stage}) of {name} gives {shape} for an image, no map of channels, height and width: "
+                f"choose an earlier stage ({', '.join(list(self.stages)[:-1])}), or another encoder"
+            )
         return maps.shape[1]
 
 
@@ -199,11 +204,18 @@ def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[in
     )
 
 
-def _check_convolutions(widths: list[int], strides: list[list[int]]) -> None:
-    if not widths or len(widths) != len(strides) or min(widths) < 1:
+def _check_convolutions(widths: list[int], strides: list[Sequence[int]]) -> None:
+    if not widths or not _are_counts(widths, number=len(strides)):
         raise InputError(
             f"model.widths (={widths}) and model.strides (={strides}) must have one entry for each convolution, widths "
-            "of at least 1"
+            "whole numbers of at least 1"
         )
-    if any(len(stride) != 3 or min(stride) < 1 for stride in strides):
-        raise InputError(f"model.strides (={strides}) must be three numbers of at least 1 for each convolution")
+    if not all(_are_counts(stride, number=3) for stride in strides):
+        raise InputError(f"model.strides (={strides}) must be three whole numbers of at least 1 for each convolution")
+
+
+def _are_counts(values: object, *, number: int) -> bool:
+    """Whether it is a list of so many whole numbers of at least 1."""
+    if not isinstance(values, Sequence) or len(values) != number:
+        return False
+    return all(isinstance(value, int) and value >= 1 for value in values)

@@ -106,7 +106,16 @@ def checkpoint_stages(model: VideoModel) -> None:
     """Turns on activation checkpointing: in training, only the input of each block (or stage) is stored.
 
     The results are the same; training needs less memory and about a third more computation.
+
+    Raises:
+        InputError: a stage that is trained is never called, see `VideoModel.blocks`.
     """
+    for name, stage in model.stages.items():
+        if type(stage) is nn.Module and any(parameter.requires_grad for parameter in stage.parameters()):
+            raise InputError(
+                f"gradient_checkpointing=true: the activations of {name} in {type(model).__name__} cannot be computed "
+                "again; leave it out. model.encoder_chunk limits the memory"
+            )
     for block in model.blocks():
         if any(parameter.requires_grad for parameter in block.parameters()):
             block.forward = functools.partial(_forward_block, block, block.forward)

@@ -17,6 +17,9 @@ from stvid.terminal import silent
 log = logging.getLogger(__name__)
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # of the extra `export`
 OPSET = 18  # what torch's exporter writes without converting
+ERRORS = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+NUM_COMPARED = 3  # images on which the features are compared with those of torch
+MAX_DIFFERENCE = 1e-3  # of these features, relative to the largest one; rounding gives about 1e-5
 MAX_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less what is not weights
 
 
@@ -43,8 +46,12 @@ def onnx_runtime(encoder: nn.Module, *, precision: str, device: torch.device) ->
     return f"onnxruntime {versions[-1]}"
 
 
+class NotConverted(Exception):
+    """onnxruntime cannot compute an encoder; the message says why."""
+
+
 class OnnxEncoder(nn.Module):
-    """An encoder, converted at its first images. If it cannot be converted, torch computes it, and a log line says so.
+    """An encoder, converted at its first images. If onnxruntime cannot compute it, torch does, and a log line says so.
 
     Args:
         encoder: `N x 3 x H x W` -> `N x F`, in evaluation mode.
@@ -61,35 +68,62 @@ class OnnxEncoder(nn.Module):
         if size not in self.sessions:
             try:
                 self.sessions[size] = _open_session(self.encoder, images_NCHW)
-            except torch.onnx.OnnxExporterError as error:
-                log.info("torch computes the encoder: it cannot be converted for onnxruntime: %s", error)
+            except NotConverted as error:
+                log.info("torch computes the encoder, not onnxruntime: %s", error)
                 self.sessions[size] = self.encoder
         return self.sessions[size](images_NCHW)
 
 
 def _open_session(encoder: nn.Module, images_NCHW: Tensor) -> Callable[[Tensor], Tensor]:
-    import onnxruntime  # here: an import of stvid must not need it
+    """The encoder as a function that onnxruntime computes, after a comparison with torch on the first images.
 
+    Raises:
+        NotConverted: a package cannot be imported, no operator of ONNX computes a part of the encoder, onnxruntime
+            cannot load or run it, or its features are others than those of torch.
+    """
+    try:
+        import onnxruntime  # here: an import of stvid must not need it
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError as error:
+        raise NotConverted(f"it cannot be imported ({_first_line(error)})") from error
     example = torch.zeros(2, *images_NCHW.shape[1:])
-    with torch.no_grad(), silent():
-        exported = torch.onnx.export(
-            encoder,
-            (example,),
-            dynamic_shapes=({0: torch.export.Dim("images")},),
-            opset_version=OPSET,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), silent():
+            exported = torch.onnx.export(
+                encoder,
+                (example,),
+                dynamic_shapes=({0: torch.export.Dim("images")},),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except (ImportError, torch.onnx.OnnxExporterError) as error:
+        raise NotConverted(f"the encoder cannot be converted ({_first_line(error)})") from error
     assert exported is not None  # None only for torch's older exporter
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # else it takes cores from the readers
     options.log_severity_level = 4  # errors are raised too
     file = exported.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    (name,) = (value.name for value in session.get_inputs())
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        (name,) = (value.name for value in session.get_inputs())
 
-    def run(images_NCHW: Tensor) -> Tensor:
-        (features_NF,) = session.run(None, {name: images_NCHW.contiguous().numpy()})
-        return torch.from_numpy(features_NF)
+        def run(images_NCHW: Tensor) -> Tensor:
+            (features_NF,) = session.run(None, {name: images_NCHW.contiguous().numpy()})
+            return torch.from_numpy(features_NF)
 
+        images = images_NCHW[:NUM_COMPARED]
+        expected_NF, found_NF = encoder(images), run(images)
+    except tuple(getattr(state, name) for name in ERRORS) as error:
+        raise NotConverted(f"it cannot compute the converted encoder ({_first_line(error)})") from error
+    largest = expected_NF.abs().max()
+    if found_NF.shape != expected_NF.shape or not (found_NF - expected_NF).abs().max() <= MAX_DIFFERENCE * largest:
+        raise NotConverted("its features are others than those of torch")
     return run
+
+
+def _first_line(error: BaseException) -> str:
+    """Kind and first line of the error that an exporter's report of many lines is about."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

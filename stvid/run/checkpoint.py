@@ -19,7 +19,7 @@ from stvid.errors import InputError
 from stvid.models.base import VideoModel
 from stvid.models.torch_file import read_torch_file
 from stvid.run.folder import RunFolder, find_checkpoint
-from stvid.run.model import OUR_TARGET, build_model, limited_parts
+from stvid.run.model import OUR_TARGET, build_model, build_on_meta, limited_parts
 from stvid.run.results import PROTOCOL
 from stvid.run.trust import is_trusted, trusted_modules, untrusted_message, update_targets
 from stvid.video.types import MAX_PIXELS
@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 10.0  # without a wrong val video, the optimum would be 0
 MAX_CLIP_PIXELS = 2**28  # of a clip in a checkpoint: T x H x W; 3 GiB as float32 RGB
 MAX_VIEW_PIXELS = 2**30  # of all views of a video
+MAX_REMOVED_PARTS = 30_000  # modules and tensors of an image network that is built as a whole, and then divided
 MAX_DEPTH, MAX_VALUES = 50, 2**22  # of the plain data in a checkpoint
 COUNT = number(0, 2**53, whole=True)
 CALIBRATION = fields(
     {"checkpoint": text(), "step": COUNT, "temperature": number(MIN_TEMPERATURE, MAX_TEMPERATURE)},
-    optional={"threshold": maybe(number(1e-6, 1))},  # older ones have none
+    optional={"threshold": maybe(number(1e-6, 1)), "refit_step": COUNT},  # older ones have no threshold
 )
 CALIBRATION_REMEDY = "Delete it; stvid evaluate RUN --calibrate writes a new one"
 CLIP = fields(
@@ -160,6 +161,11 @@ class TrainedModel:
     moved: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_refit(self) -> bool:
+        """Whether it was trained on val of the run too (`refit=true`)."""
+        return self.path.name == RunFolder(self.folder).refit_ckpt.name
+
+    @property
     def max_pixels(self) -> int:
         """Pixels of a frame above which a video is unreadable, as in training."""
         return self.config.get("data", {}).get("datamodule", {}).get("max_pixels", MAX_PIXELS)
@@ -234,6 +240,11 @@ def check_training_state(path: Path) -> None:
         raise InputError(f"{path} cannot be resumed from: {error}") from error
 
 
+def read_step(path: Path) -> int:
+    """The number of optimizer steps of a checkpoint. Raises InputError, see `load_checkpoint`."""
+    return _read_content(path)["global_step"]
+
+
 def read_record(path: Path) -> dict:
     """The `checkpoint_record` in a checkpoint; the weights are neither built nor copied.
 
@@ -301,8 +312,8 @@ def _outline(config: Mapping, options: Mapping[str, Any], state: Mapping, path: 
         InputError: the config makes no model, or one with many more parts than the state dict has.
     """
     try:
-        with torch.device("meta"), limited_parts(20 * len(state) + 1000):
-            return build_model(config, **options)
+        with limited_parts(20 * len(state) + MAX_REMOVED_PARTS):
+            return build_on_meta(config, **options)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
@@ -343,12 +354,19 @@ def _has_type(value: object, own: object) -> bool:
 
 
 def _with_calibration(trained: TrainedModel) -> TrainedModel:
-    """The model with the temperature and the threshold that were fitted for this checkpoint, if there are any."""
-    file = RunFolder(trained.folder).calibration_json
+    """The model with the temperature and the threshold that were fitted for this checkpoint, if there are any.
+
+    Those of the model before a refit (`refit=true`) are used for the refitted one too.
+    """
+    folder = RunFolder(trained.folder)
+    file = folder.calibration_json
     if not file.exists():
         return trained
     calibration = read_json(file, CALIBRATION, remedy=CALIBRATION_REMEDY)
-    if (calibration["checkpoint"], calibration["step"]) == (trained.path.name, trained.step):
+    fitted_for = [(calibration["checkpoint"], calibration["step"])]
+    if "refit_step" in calibration:
+        fitted_for.append((folder.refit_ckpt.name, calibration["refit_step"]))
+    if (trained.path.name, trained.step) in fitted_for:
         temperature, threshold = float(calibration["temperature"]), calibration.get("threshold")
         return replace(trained, temperature=temperature, threshold=threshold)
     log.warning(

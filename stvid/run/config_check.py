@@ -140,7 +140,7 @@ def _types(config: Mapping, sources: Mapping[str, str]) -> Iterator[tuple[str, s
                 yield f"{place}.{key}", f"unknown config key {place}.{key}{nearest(key, types)}"
             if key in types and not isinstance(value, dict | list) and not type_fits(value, types[key]):
                 name = sources.get(f"{place}.{key}", f"{place}.{key}")
-                yield name, f"{name} (={value!r}) must be {types[key]}"
+                yield name, f"{name} (={value!r}) must be {types[key].replace('Sequence', 'list')}"
         if target.startswith("timm.") and importlib.util.find_spec("timm") is None:
             yield place, f"{place} (={target}) needs timm: pip install 'stvid[timm]'"
 

@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
@@ -65,6 +67,15 @@ def build_model(
             f"clip.input=rgb_diff has {in_channels} channels, and {model_class.__name__} takes no in_channels"
         )
     return model_class(num_classes=num_classes, **arguments)  # type: ignore[call-arg]  # a subclass takes it
+
+
+def build_on_meta(config: Mapping, **options: Any) -> VideoModel:
+    """A model without memory for its weights, on the device `meta`; for the arguments see `build_model`."""
+    try:
+        with torch.device("meta"):
+            return build_model(config, **options)
+    except NotImplementedError:  # RegNet computes its widths with tensors, which have no values on the meta device
+        return build_model(config, **options)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from stvid.errors import InputError, train_command
-from stvid.evaluation.evaluation_run import EvaluationOptions, evaluate_folds, folds_text
+from stvid.evaluation.cross_validation import evaluate_folds, folds_text
+from stvid.evaluation.evaluation_run import EvaluationOptions
 from stvid.evaluation.text import result_text
 from stvid.exits import exit_on_sigterm
 from stvid.report.report import draw_report

@@ -60,16 +60,16 @@ def store_features(
         with autocast(device, precision):
             return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
 
-    runtime = model.encoding_runtime(precision=precision, device=device)
+    runtime = model.encoding_runtime(precision=precision, device=device)  # type: ignore[operator] # a `VideoModel`
     backbone = model.backbone
     settings = encoder_settings(backbone, config, precision=precision, device=device, runtime=runtime)  # type: ignore[arg-type]
     began = time.perf_counter()
     # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
     batch_size = 1 if device.type == "cpu" else data.clips_per_batch
     feature_size = encode(torch.zeros(1, 1, data.clip.channels, *data.clip.size, dtype=torch.uint8), None).shape[2]
-    for split, cached in data.use_cached_features(settings).items():
-        cached.feature_size = feature_size
-        with model.encode_with(runtime):
+    with model.encode_with(runtime):  # type: ignore[operator] # for all splits: converting an encoder takes seconds
+        for split, cached in data.use_cached_features(settings).items():
+            cached.feature_size = feature_size
             fill_cache(
                 cached,
                 data.all_keys(split),

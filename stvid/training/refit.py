@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from stvid.data.datamodule import VideoDataModule
+from stvid.errors import train_command
 from stvid.training.callbacks.bad_videos import BadVideos
 from stvid.training.callbacks.preemption import keep_interrupts
 from stvid.training.callbacks.progress import ProgressBar
@@ -46,6 +48,12 @@ def refit(
     arguments = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
     trainer = make_trainer(callbacks=callbacks, max_epochs=num_epochs, **arguments)
     log.info("refit: %d epochs on %d videos, those of train and val", num_epochs, len(data.train))
-    with keep_interrupts():
-        trainer.fit(task, datamodule=data)
+    began = time.perf_counter()
+    try:
+        with keep_interrupts():
+            trainer.fit(task, datamodule=data)
+    except (KeyboardInterrupt, SystemExit):
+        log.info("the refit starts again with   %s", train_command(f"resume={checkpoint.parents[1]}"))
+        raise
     trainer.save_checkpoint(checkpoint)
+    log.info("refit: trained in %.1f s, saved in %s", time.perf_counter() - began, checkpoint)
