@@ -64,6 +64,7 @@ class CNNLSTM(FramewiseModel):
     """
 
     exports_lengths = True
+    columns_RD: Tensor
 
     def __init__(
         self,
