@@ -146,7 +146,7 @@ class CNNLSTM(FramewiseModel):
     @property
     def branches(self) -> list[HasBranch]:
         """The model itself, whose modules are the first branch, and the other branches."""
-        return [self, *self.more_branches]  # type: ignore[list-item] # modules of a `ModuleList` have no type
+        return [self, *self.more_branches]
 
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Features of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`, of all branches."""
