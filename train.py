@@ -60,6 +60,7 @@ from stvid.training.callbacks.progress import EpochTable
 from stvid.training.feature_encoding import store_features
 from stvid.training.lr_finder import find_lr
 from stvid.training.refit import refit
+from stvid.training.run_length import num_epochs
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger("stvid")
@@ -112,10 +113,11 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     device = trainer.strategy.root_device
     set_up_cpu(device.type)
 
-    # batch size: as configured, or the largest one that fits
+    # batch size: as configured, or the largest one that fits; epochs: as configured, or more for few videos
     optimization = instantiate(config.optimizer, _convert_="all")
     data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
-    settings = with_used_values(settings, precision=precision, batch_size=data.batch_size)
+    epochs = trainer.fit_loop.max_epochs = num_epochs(trainer, config.min_steps, data)
+    settings = with_used_values(settings, precision=precision, batch_size=data.batch_size, max_epochs=epochs)
 
     # task: the training and validation steps
     make_task = partial(

@@ -114,6 +114,18 @@ def test_training_clips_start_anywhere_and_stay_inside(numbered):
     assert starts == set(range(31))
 
 
+@pytest.mark.parametrize("rate", [{"frame_stride": 3}, {"frame_stride": None, "fps": 20 / 3}])
+def test_training_clips_are_played_at_random_speeds(numbered, rate):
+    clip = ClipSpec(num_frames=4, size=16, **rate)
+    faster = dataset(TrainingClips, numbered, clip=clip, augment=Augment(speed=(2.0, 2.0)))
+    frames = shown(faster[0, 0]["clips"][0])
+    assert np.diff(frames).tolist() == [6, 6, 6]
+    changing = dataset(TrainingClips, numbered, clip=clip, augment=Augment(speed=(0.5, 2.0)))
+    distances = {tuple(np.diff(shown(changing[epoch, 0]["clips"][0])).tolist()) for epoch in range(40)}
+    assert len(distances) > 8
+    assert 1 <= min(min(d) for d in distances) < 3 < max(max(d) for d in distances) <= 6
+
+
 def test_a_part_of_a_video_ends_where_it_says(numbered):
     views = dataset(Views, numbered, times=(0.5, 1.5), num_clips=2)
     assert [shown(view) for view in views[0, 0]["clips"]] == [[12, 15, 18, 21], [17, 20, 23, 26]]

@@ -3,6 +3,7 @@ import pytest
 
 from stvid.clip import ClipSpec
 from stvid.data.sampling import (
+    at_speed,
     change_speed,
     check_playback,
     clip_indices,
@@ -118,3 +119,12 @@ def test_playbacks_change_the_speed_of_a_video():
 def test_an_unknown_playback_is_an_error():
     with pytest.raises(ValueError, match="sideways"):
         check_playback("sideways")
+
+
+@pytest.mark.parametrize("rate", [{"frame_stride": 2}, {"frame_stride": None, "fps": 12.5}])
+@pytest.mark.parametrize(
+    ("speed", "expected"), [(2.0, [3, 7, 11, 15]), (0.5, [3, 4, 5, 6]), (0.75, [3, 4, 6, 7]), (20.0, [3, 5, 7, 9])]
+)
+def test_a_clip_at_another_speed_takes_frames_further_apart(rate, speed, expected):
+    clip = at_speed(ClipSpec(num_frames=4, **rate), speed, 30, 25.0)
+    assert clip_indices(30, 3, clip, 25.0) == expected, "a speed at which the clip does not fit is not used"

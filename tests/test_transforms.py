@@ -98,10 +98,20 @@ def test_the_kept_area_stays_in_the_given_range():
     assert 4700 < max(areas) <= 5000
 
 
+def test_speeds_are_as_likely_below_one_as_above():
+    augment, rng = Augment(speed=(0.5, 2.0)), np.random.default_rng(0)
+    speeds = np.array([augment.random_speed(rng) for _ in range(400)])
+    assert 0.5 <= speeds.min() < 0.52
+    assert 1.95 < speeds.max() <= 2.0
+    assert 0.4 < (speeds < 1).mean() < 0.6
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ({"scale": (0.0, 1.0)}, "augment.scale"),
+        ({"speed": (0.0, 2.0)}, "augment.speed (=[0.0, 2.0])"),
+        ({"speed": (1.5, 1.2)}, "augment.speed (=[1.5, 1.2])"),
         ({"flip": 2}, "augment.flip (=2)"),
         ({"hue": 0.7}, "[0, 0.5]"),
         ({"rand_augment": -1}, "augment.rand_augment (=-1)"),

@@ -36,7 +36,8 @@ def test_one_sequence_of_a_set_is_held_out_and_the_rest_of_the_set_is_train_and_
     assert sequences(data, "train") | sequences(data, "val") == set(custom) - {fold}
     assert not sequences(data, "train") & sequences(data, "val")
     assert Counter(item.split for item in data.items) == {"train": 48, "val": 6, "test": 6}
-    assert f"sequence {fold} of set {1 if fold <= 10 else 2} held out" in caplog.text
+    rest = f"the other sequences of set {1 if fold <= 10 else 2}"
+    assert f"sequence {fold} is test; val is 15% of {rest}, seed 0" in caplog.text
 
 
 def test_the_label_in_the_name_is_the_class(tmp_path):

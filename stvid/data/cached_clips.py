@@ -57,7 +57,10 @@ def sample_settings(dataset: VideoDataset) -> dict:
         "stvid": stvid.__version__,
     }
     if isinstance(dataset, TrainingClips):
-        return {**common, "seed": dataset.seed, "augment": dataclasses.asdict(dataset.augment)}
+        augment = dataclasses.asdict(dataset.augment)
+        if dataset.augment.speed == (1.0, 1.0):
+            del augment["speed"]  # features that were stored before there was a speed stay valid
+        return {**common, "seed": dataset.seed, "augment": augment}
     assert isinstance(dataset, Views)
     return {**common, "num_clips": dataset.num_clips, "num_crops": dataset.num_crops, "playback": dataset.playback}
 

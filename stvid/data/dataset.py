@@ -159,6 +159,9 @@ class TrainingClips(VideoDataset):
             info = self.info(index)
             frames, fps = self.timeline(index)
             clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
+            speed = self.augment.random_speed(rng)
+            if speed != 1:
+                clip = sampling.at_speed(clip, speed, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.clip_span(clip, fps), rng)
             box = self.augment.random_box(info.height, info.width, self.clip.size, rng)
             selected = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]

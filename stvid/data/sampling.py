@@ -59,6 +59,13 @@ def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> Cli
     return dataclasses.replace(clip, num_frames=math.floor((num_frames - 1) / stride + 1e-9) + 1)
 
 
+def at_speed(clip: ClipSpec, speed: float, num_frames: int, video_fps: float) -> ClipSpec:
+    """The clip with a stride `speed` times as long; unchanged if it would then not fit into `num_frames`."""
+    stride = stride_of(clip, video_fps) * speed
+    changed = dataclasses.replace(clip, frame_stride=None, fps=video_fps / stride)
+    return changed if speed < 1 or clip_span(changed, video_fps) <= num_frames else clip
+
+
 def clip_span(clip: ClipSpec, video_fps: float) -> int:
     """Video frames that a clip spans, first to last inclusive: `floor((num_frames - 1) * stride) + 1`."""
     assert clip.num_frames is not None  # see `resolve_num_frames`

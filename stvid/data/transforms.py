@@ -33,6 +33,7 @@ class Augment:
     Attributes:
         scale: minimum and maximum area of the crop, in (0, 1]; 1 is the largest box of the clip's shape.
         ratio: minimum and maximum width/height of the crop, relative to the clip's shape.
+        speed: minimum and maximum speed, above 0: a clip of speed 2 takes every second of the frames it would take.
         flip: probability of a horizontal flip.
         flip_pairs: pairs of class names that a flip exchanges, such as [[swipe_left, swipe_right]]; a flipped clip of
             one gets the label of the other.
@@ -47,6 +48,7 @@ class Augment:
 
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
+    speed: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
     flip_pairs: tuple[tuple[str, str], ...] = ()
     brightness: float = 0.0
@@ -58,7 +60,7 @@ class Augment:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "ratio"):
+        for name in ("scale", "ratio", "speed"):
             low, high = pair = tuple(getattr(self, name))
             object.__setattr__(self, name, pair)
             if not 0 < low <= high or (name == "scale" and high > 1):
@@ -98,6 +100,11 @@ class Augment:
         box_height, box_width = max(int(high * shrink), 1), max(int(wide * shrink), 1)
         top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
         return int(top), int(left), box_height, box_width
+
+    def random_speed(self, rng: np.random.Generator) -> float:
+        """A factor for the distance between the frames of a clip: x is as likely as 1 / x. A fixed one is not drawn."""
+        low, high = self.speed
+        return low if low == high else math.exp(rng.uniform(*np.log(self.speed)))
 
     def flipped_label(self, label: str) -> str:
         """The class of a flipped clip of a class."""

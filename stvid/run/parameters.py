@@ -98,6 +98,7 @@ RANGES = {
     "seed": Range(at_least=0, at_most=2**32 - 1, whole=True),
     "save_every": Range(at_least=1, whole=True, null=True),
     "ema": Range(at_least=0, below=1, null=True),
+    "min_steps": Range(at_least=1, whole=True, null=True),
     "early_stopping": Range(at_least=1, whole=True, null=True),
     "clip.num_frames": Range(at_least=1, whole=True, null=True),
     "clip.frame_stride": Range(at_least=1, whole=True, null=True),

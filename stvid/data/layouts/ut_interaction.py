@@ -60,8 +60,8 @@ def ut_interaction(
             f"no videos of sequence {fold} (data.fold) below data.root {folder}; it has sequences {sequences}"
         )
     items = take_val_from_train(items, val_fraction=val_fraction, seed=seed)
-    sets = "both sets" if both_sets else f"set {1 if first == 1 else 2}"
-    split_source = f"sequence {fold} of {sets} held out; val is {val_fraction:.0%} of the rest by sequence, seed {seed}"
+    rest = f"the other sequences of {'both sets' if both_sets else f'set {1 if first == 1 else 2}'}"
+    split_source = f"sequence {fold} is test; val is {val_fraction:.0%} of {rest}, seed {seed}"
     if num_unused := len(matches) - len(items):
         split_source += f"; {num_unused} videos of the other set are not used, see data.both_sets"
     return build_manifest(folder, items, split_source=split_source, class_names=CLASS_NAMES)
