@@ -2,11 +2,12 @@
 
 import csv
 import itertools
+from pathlib import Path
 
 import pytest
 
 from stvid.data.manifest import Item, Manifest, read_manifest
-from stvid.data.tables import read_table
+from stvid.data.tables import join_path, read_table
 from stvid.errors import InputError
 
 PLAIN = "path,label,split\na.mp4,run,train\nb.mp4,sit,val\n"
@@ -102,7 +103,7 @@ def test_write_read_write_is_the_identity(tmp_path):
 
 def test_a_table_of_other_columns_keeps_them(tmp_path):
     table = read_table(table_of(tmp_path, "id,note,note\n1,a,b\n"), required=("id",))
-    assert table.rows[0].cells["id"] == "1"
+    assert next(iter(table.rows)).cells["id"] == "1"
 
 
 def test_a_table_without_a_split_is_split_like_a_folder(tmp_path, caplog):
@@ -119,3 +120,25 @@ def test_a_table_without_a_split_is_split_like_a_folder(tmp_path, caplog):
     assert read_manifest(path=str(path), seed=1) != read_manifest(path=str(path), seed=2)
     with pytest.raises(InputError, match="missing: split"):  # an evaluation needs to know
         Manifest.read_csv(path)
+
+
+@pytest.mark.parametrize("folder", ["/data/set", "/"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.mp4", "a/b.mp4", "../a", "a/../b", "./a", "a//b", "a/./b", "a/.", "a/", "/a/b", "/a/", "//a", "///a", "", "."],
+)
+def test_paths_are_joined_as_pathlib_joins_them(folder, name):
+    assert join_path(folder, name) == str((Path(folder) / name).absolute())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_in_a_file(tmp_path, end):
+    lines = ["path,label", f'a,"x{end}y"', "", "b", "c,z\x0b\u2028"]
+    table = read_table(table_of(tmp_path, end.join(lines)), required=["path"])
+    assert list(table.rows) == [
+        (2, {"path": "a", "label": f"x{end}y"}),
+        (5, {"path": "b", "label": ""}),
+        (6, {"path": "c", "label": "z\x0b\u2028"}),
+    ]
+    assert list(table.rows.column("label")) == [row.cells["label"] for row in table.rows]
+    assert len(table.rows) == 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stvid.data.splitting import make_splits
-from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, read_table
+from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, join_path, read_table
 from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistakes
 from stvid.files import replacing
 
@@ -25,7 +27,7 @@ _SPLIT_WORDS = frozenset((*SPLITS, "training", "valid", "validation", "dev", "te
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """One labelled video, or the part of it between `start` and `end`.
 
@@ -122,7 +124,7 @@ def _item(table: Table, row: Row, class_of: Callable[[str], str], *, is_new: boo
         InputError: with all mistakes in the row.
     """
     cells, mistakes = row.cells, []
-    path, label = table.path.parent / cells["path"], cells["label"]
+    path, label = join_path(table.folder, cells["path"]), cells["label"]
     try:
         if is_new and not is_utf8(cells["path"]) and not os.path.lexists(path):
             check_utf8(cells["path"], "path")
@@ -134,20 +136,20 @@ def _item(table: Table, row: Row, class_of: Callable[[str], str], *, is_new: boo
     split = cells.get("split", SPLITS[0])
     if split not in SPLITS:
         mistakes.append(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
-    times = {name: _seconds(cells.get(name, "")) for name in ("start", "end")}
-    wrong = [name for name, time in times.items() if time is not None and not 0.0 <= time <= MAX_SECONDS]
+    start, end = _seconds(cells.get("start")), _seconds(cells.get("end"))
+    wrong = [
+        name for name, time in (("start", start), ("end", end)) if time is not None and not 0 <= time <= MAX_SECONDS
+    ]
     mistakes += [f"{name} is {cells[name]!r}, must be seconds, 0 or more, at most {MAX_SECONDS:,}" for name in wrong]
-    start, end = times.values()
     if not wrong and end is not None and end <= (start or 0.0):
         mistakes.append(f"end (={end} s) must be after start (={start or 0.0} s)")
     if mistakes:
         raise InputError(f"{table.where(row)}: {'; '.join(mistakes)}")
-    return Item(
-        path=str(path.absolute()), label=label, split=split, start=start, end=end, group=cells.get("group") or None
-    )
+    group = sys.intern(cells.get("group") or "") or None  # a group and a split have one text for all their items
+    return Item(path=path, label=label, split=sys.intern(split), start=start, end=end, group=group)
 
 
-def _seconds(cell: str) -> float | None:
+def _seconds(cell: str | None) -> float | None:
     """NaN for a cell that is no number, None for an empty one."""
     try:
         return float(cell) if cell else None
@@ -164,7 +166,7 @@ def _make_class_function(
     table: Table, class_names: Sequence[str] | None, *, allow_new_classes: bool
 ) -> Callable[[str], str]:
     """Returns a function label -> class name, which raises InputError for a label that is unknown or not readable."""
-    labels = {row.cells["label"] for row in table.rows}
+    labels = set(table.rows.column("label"))
     numeric, known = are_numbers(labels), frozenset(class_names or ())
     if class_names is None and numeric:
         raise InputError(
@@ -174,6 +176,7 @@ def _make_class_function(
     names = tuple(class_names or ())
     are_indices = numeric and not labels <= known
 
+    @functools.cache
     def class_of(label: str) -> str:
         if are_indices:
             if _index(label) >= len(names):
@@ -354,7 +357,7 @@ def read_manifest(
             raise InputError(f"data.fold (={fold}) makes a cross-validation, but {table.path} has a column split")
         return manifest
     for name in table.columns:
-        values = {row.cells[name].strip().lower() for row in table.rows}
+        values = {cell.strip().lower() for cell in set(table.rows.column(name))}
         if name not in COLUMNS and len(values) > 1 and values <= _SPLIT_WORDS:
             raise InputError(
                 f"{table.path}: column {name!r} has names of splits, but a column split is missing. Name it split "
