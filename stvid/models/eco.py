@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 class ECO(FramewiseModel, ContinualModel):
     """The lower part of an image network for each frame; 3D convolutions over the maps of all frames; a linear head.
 
-    The 3D part is a 1 x 1 x 1 convolution to the first width, then a 3 x 3 x 3 convolution for each width, all with
-    batch norm and ReLU; the mean over time and space. So the 2D weights of an image network serve a 3D network, and
-    with a frozen encoder its maps are cached.
+    The 3D part is batch norm, a 1 x 1 x 1 convolution to the first width, then a 3 x 3 x 3 convolution for each width,
+    all with batch norm and ReLU; the mean over time and space. A convolution that keeps the shape is added to its
+    input, and adds nothing before it is trained (He et al. 2016, arXiv:1512.03385): so a network of such convolutions
+    begins as one that treats each frame by itself. The 2D weights of an image network serve a 3D network, and with a
+    frozen encoder its maps are cached.
 
     Args:
         num_classes: K.
@@ -38,7 +40,8 @@ class ECO(FramewiseModel, ContinualModel):
         encoder: a torchvision classification network by name, `timm/NAME`, or `efficientnet_lite0` to `2`.
         weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class for the whole model, whose
             head is used if K is equal. None: random.
-        stage: the last stage of the encoder that is used, by name; its output is the map. None: the last one.
+        stage: the last stage of the encoder that is used, by name; its output is the map. None: the whole network up
+            to its pooling.
         grid: height and width to which maps are pooled (mean), so that frames may have any size.
         encoder_chunk: see `CNNLSTM`.
         freeze: stages of the encoder that are not trained: their number, the name of the last one, or `all`.
@@ -87,9 +90,10 @@ class ECO(FramewiseModel, ContinualModel):
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
-        layers = [_layer(channels, widths[0], kernel=1, stride=(1, 1, 1))]
+        layers = [nn.BatchNorm3d(channels), _layer(channels, widths[0], kernel=1)]
         for before, width, stride in zip((widths[0], *widths), widths, strides, strict=False):
-            layers.append(_layer(before, width, kernel=3, stride=tuple(stride)))
+            keeps_shape = before == width and tuple(stride) == (1, 1, 1)
+            layers.append(Residual(width) if keeps_shape else _layer(before, width, kernel=3, stride=tuple(stride)))
         self.volume = nn.Sequential(*layers)
         self.num_features = widths[-1]
         self.dropout = nn.Dropout(dropout)
@@ -126,12 +130,27 @@ class MapVolume(FrameByFrame):
         return _as_volume(encode_frames(self.encoder, clips_BCTHW, None), self.encoder.grid)
 
 
+class Residual(nn.Sequential):
+    """A 3 x 3 x 3 convolution with batch norm, added to its input `B x C x T x H x W`; then ReLU.
+
+    The weight of the batch norm is 0 at first, so that the output is the input, which is 0 or more.
+    """
+
+    def __init__(self, channels: int):
+        norm = nn.BatchNorm3d(channels)
+        nn.init.zeros_(norm.weight)
+        super().__init__(Conv3d(channels, channels, 3, padding=1, bias=False), norm)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return F.relu(x_BCTHW + super().forward(x_BCTHW))
+
+
 class FeatureMaps(nn.Module):
     """An image network up to one of its stages, whose map is pooled to a grid.
 
     Args:
         image_network: with all its weights.
-        stage: name of the stage; None: the last one.
+        stage: name of the stage; None: the whole network up to its pooling.
         grid: height and width of the pooled map.
         name: of the image network, for messages.
 
@@ -145,18 +164,34 @@ class FeatureMaps(nn.Module):
 
     def __init__(self, image_network: ImageNetwork, stage: str | None, grid: tuple[int, int], *, name: str):
         super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
+        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
         names = list(image_network.stages)
         if stage is not None and stage not in names:
             raise InputError(f"model.stage (={stage}) is no stage of {name}: {', '.join(names)}")
-        stage = stage or names[-1]
+        last = stage or names[-1]
         self.grid, self.size, self.normalization = grid, image_network.size, image_network.normalization
         try:
-            self.network = create_feature_extractor(image_network.network, {stage: "map"}, suppress_diff_warning=True)
+            self.network = create_feature_extractor(image_network.network, {last: "map"}, suppress_diff_warning=True)
         except Exception as error:  # torch.fx raises errors of many kinds
-            raise InputError(f"model.encoder (={name}) cannot be divided at {stage}: {error}") from error
-        self.channels = self._num_channels(name, stage)
+            raise InputError(f"model.encoder (={name}) cannot be divided at {last}: {error}") from error
+        shape = self._map_shape(self.network)
+        # some transformers have the channels last: the map of a square image must be square
+        is_square = self.size.fixed is None or self.size.fixed[0] == self.size.fixed[1]
+        if len(shape) != 4 or (is_square and shape[2] != shape[3]):
+            raise InputError(
+                f"model.stage (={last}) of {name} gives {' x '.join(map(str, shape[1:]))} for an image, no map of "
+                f"channels, height and width: choose an earlier stage ({', '.join(names[:-1])}), or another encoder"
+            )
+        if stage is None:  # there may be an activation between the last stage and the pooling
+            nodes = get_graph_node_names(image_network.network, suppress_diff_warning=True)[1]
+            inside = [i for i, node in enumerate(nodes) if node == last or node.startswith(f"{last}.")]
+            for node in nodes[inside[-1] + 1 :]:
+                longer = create_feature_extractor(image_network.network, {node: "map"}, suppress_diff_warning=True)
+                if self._map_shape(longer) != shape:
+                    break
+                self.network = longer
+        self.channels = shape[1]
         self.num_features = self.channels * grid[0] * grid[1]
 
     @property
@@ -174,29 +209,24 @@ class FeatureMaps(nn.Module):
         return F.adaptive_avg_pool2d(self.network(images_NCHW)["map"], self.grid).flatten(1)
 
     @torch.no_grad()
-    def _num_channels(self, name: str, stage: str) -> int:
+    def _map_shape(self, network: nn.Module) -> torch.Size:
         """By a forward pass on the meta device."""
         height, width = self.size.fixed or (max(64, self.size.minimum),) * 2
-        own = (*self.network.named_parameters(), *self.network.named_buffers())  # also buffers outside of a state dict
+        own = (*network.named_parameters(), *network.named_buffers())  # also buffers outside of a state dict
         image = torch.empty(1, 3, height, width, device="meta")
         state = {key: value.to("meta") for key, value in own}
-        maps = torch.func.functional_call(self.network.eval(), state, (image,))["map"]
-        self.network.train()
-        # some transformers have the channels last: the map of a square image must be square
-        if maps.ndim != 4 or (height == width and maps.shape[2] != maps.shape[3]):
-            shape = " x ".join(map(str, maps.shape[1:]))
-            raise InputError(
-                f"model.stage (={stage}) of {name} gives {shape} for an image, no map of channels, height and width: "
-                f"choose an earlier stage ({', '.join(list(self.stages)[:-1])}), or another encoder"
-            )
-        return maps.shape[1]
+        maps = torch.func.functional_call(network.eval(), state, (image,))["map"]
+        network.train()
+        return maps.shape
 
 
 def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:
     return features_BTF.unflatten(2, (-1, *grid)).transpose(1, 2)
 
 
-def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...]) -> nn.Sequential:
+def _layer(
+    in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...] = (1, 1, 1)
+) -> nn.Sequential:
     return nn.Sequential(
         Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
         nn.BatchNorm3d(out_channels),
