@@ -21,7 +21,13 @@ H, W = 64, 96
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return ECO(num_classes=5, in_channels=6, stage="layer2", grid=(3, 4), widths=[8, 12]).eval()
+    model = ECO(num_classes=5, in_channels=6, stage="layer2", grid=(3, 4), widths=[8, 12]).eval()
+    for module in model.volume.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for parameter in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(parameter)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
 
 
 @torch.no_grad()
@@ -40,16 +46,39 @@ def test_the_features_of_a_frame_are_the_pooled_maps_of_the_stage_for_both_image
     assert not any(name.startswith(("layer3", "layer4", "fc")) for name in named), "later stages are not computed"
 
 
+def normed(x, norm):
+    mean, var, weight, bias = (
+        t[:, None, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return (x - mean) / (var + norm.eps) ** 0.5 * weight + bias
+
+
+def volume_of(model, features_BTF, *, padded):
+    """The last volume; the convolutions of the model are: 512 -> 8, 8 -> 8 as a residual, 8 -> 12 with stride 2."""
+    x = features_BTF.unflatten(2, (-1, 3, 4)).transpose(1, 2)
+    norm, (first, first_norm, _), (middle, middle_norm), (last, last_norm, _) = model.volume
+    x = F.relu(normed(F.conv3d(normed(x, norm), first.weight), first_norm))
+    padding = (1, 1, 1) if padded else (0, 1, 1)
+    change = normed(F.conv3d(x, middle.weight, padding=padding), middle_norm)
+    x = F.relu((x if padded else x[:, :, 1:-1]) + change)
+    return F.relu(normed(F.conv3d(x, last.weight, stride=2, padding=padding), last_norm))
+
+
 @torch.no_grad()
 def test_the_volume_of_the_maps_is_convolved_over_time(model):
     features_BTF = torch.randn(2, 8, model.encoder.num_features * 2)
-    x = features_BTF.reshape(2, 8, 256, 3, 4).permute(0, 2, 1, 3, 4)
-    for (conv, norm, _), stride, padding in zip(model.volume, (1, 1, 2), (0, 1, 1), strict=True):
-        x = F.conv3d(x, conv.weight, None, stride=(stride,) * 3, padding=padding)
-        x = F.relu(
-            (x - norm.running_mean[:, None, None, None]) / (norm.running_var[:, None, None, None] + norm.eps) ** 0.5
-        )
-    torch.testing.assert_close(model.aggregate(features_BTF), x.mean(dim=(2, 3, 4)), atol=1e-5, rtol=1e-5)
+    expected = volume_of(model, features_BTF, padded=True).mean(dim=(2, 3, 4))
+    torch.testing.assert_close(model.aggregate(features_BTF), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_new_network_of_residual_convolutions_treats_each_frame_by_itself():
+    new = ECO(num_classes=2, stage="layer1", grid=(2, 2), widths=[8, 8], strides=[[1, 1, 1]] * 2).eval()
+    features_BTF = torch.randn(1, 6, new.encoder.num_features)
+    order = torch.randperm(6)
+    torch.testing.assert_close(new.aggregate(features_BTF[:, order]), new.aggregate(features_BTF))
+    new.volume[2][1].weight.fill_(1.0)
+    assert not torch.allclose(new.aggregate(features_BTF[:, order]), new.aggregate(features_BTF), atol=1e-3)
 
 
 @torch.no_grad()
@@ -61,13 +90,35 @@ def test_a_stream_has_the_logits_of_its_last_frames_without_padding_in_time(mode
         if logits is not None:
             answers[t] = logits
     assert sorted(answers) == [4, 6, 8]
-    unpadded = nn.Sequential(*(nn.Sequential(*layer) for layer in model.volume))
-    x = model.encode(clips).unflatten(2, (-1, 3, 4)).transpose(1, 2)
-    for conv, norm, relu in unpadded:
-        padding = (0, *conv.padding[1:])
-        x = relu(norm(F.conv3d(x, conv.weight, None, stride=conv.stride, padding=padding)))
+    x = volume_of(model, model.encode(clips), padded=False)
     assert x.shape[2] == 3
     torch.testing.assert_close(answers[8], model.head(x.mean(dim=(2, 3, 4))), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("encoder", "before_pooling"),
+    [
+        ("resnet18", lambda network, x: _until(network, x, "avgpool")),
+        ("densenet121", lambda network, x: F.relu(network.features(x))),
+        ("efficientnet_b0", lambda network, x: network.features(x)),
+    ],
+)
+def test_without_a_stage_the_map_is_what_the_network_pools(encoder, before_pooling):
+    whole = ECO(num_classes=2, encoder=encoder, stage=None, grid=(2, 2), widths=[4], strides=[[1, 1, 1]]).eval()
+    network = torchvision.models.get_model(encoder).eval()
+    network.load_state_dict({**network.state_dict(), **whole.encoder.network.state_dict()})
+    image = torch.randn(1, 3, 64, 64)
+    expected = F.adaptive_avg_pool2d(before_pooling(network, image), (2, 2)).flatten(1)
+    torch.testing.assert_close(whole.encoder(image), expected, atol=1e-5, rtol=1e-5)
+
+
+def _until(network, x, end):
+    for name, child in network.named_children():
+        if name == end:
+            return x
+        x = child(x)
+    raise AssertionError(end)
 
 
 def test_a_copy_switches_between_training_and_evaluation_too(model):
@@ -99,7 +150,7 @@ def test_a_checkpoint_with_a_small_part_of_a_network_is_loaded(encoder, tmp_path
     """Not taken for one whose config asks for more layers than it has weights for."""
     config = {"_target_": "stvid.models.eco.ECO", "encoder": encoder, "stage": "stem" if "reg" in encoder else "conv1"}
     model = build_on_meta(config, num_classes=2)
-    assert len(model.state_dict()) < 30
+    assert len(model.state_dict()) < 40
     outline = _outline(config, {"num_classes": 2}, model.state_dict(), tmp_path)
     assert outline.state_dict().keys() == model.state_dict().keys()
 

@@ -224,9 +224,7 @@ def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:
     return features_BTF.unflatten(2, (-1, *grid)).transpose(1, 2)
 
 
-def _layer(
-    in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...] = (1, 1, 1)
-) -> nn.Sequential:
+def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...] = (1, 1, 1)) -> nn.Sequential:
     return nn.Sequential(
         Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
         nn.BatchNorm3d(out_channels),
