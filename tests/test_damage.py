@@ -22,7 +22,7 @@ from stvid.sweep.space import Choice, Interval, Space
 from stvid.sweep.trials import read_metrics, read_trials
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import read_epochs
-from stvid.video.types import load_probe_cache
+from stvid.video.probe_cache import ProbeCache
 
 CONTENTS = {
     "empty": b"",
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_one_message_that_names_it(name, content, run):
 def test_a_damaged_probe_cache_begins_anew(content, tmp_path):
     file = tmp_path / "cache.json"
     file.mkdir() if CONTENTS[content] is None else file.write_bytes(CONTENTS[content])
-    assert load_probe_cache(file) == {}
+    assert not len(ProbeCache(file))
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "Infinity", "-Infinity", "NaN", "true", '"1"', "null", "[1]", "1e400"])

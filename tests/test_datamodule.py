@@ -51,7 +51,7 @@ def test_an_automatic_batch_size_that_no_training_has_chosen_is_a_clear_error(vi
 def test_what_probing_found_is_kept_beside_the_videos(video_folder):
     data = module(video_folder)
     data.setup()
-    assert (video_folder / ".stvid_probe.json").is_file()
+    assert (video_folder / ".stvid_probe.jsonl").is_file()
 
 
 def test_a_few_bad_videos_are_borne_and_many_stop_the_run(video_folder, tmp_path):

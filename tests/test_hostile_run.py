@@ -31,7 +31,8 @@ from stvid.sweep.trials import read_trials
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import read_epochs
 from stvid.video.probe import probe_all
-from stvid.video.types import load_probe_cache
+from stvid.video.probe_cache import ProbeCache
+from stvid.video.types import file_identity
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_pipes_and_endless_files_are_refused(make, run):
 @pytest.mark.parametrize("make", SPECIAL)
 def test_pipes_and_endless_files_are_no_caches(make, tmp_path):
     make(tmp_path / "probe.json")
-    assert load_probe_cache(tmp_path / "probe.json") == {}
+    assert not len(ProbeCache(tmp_path / "probe.json"))
     cache = FeatureCache(tmp_path, {})
     make(cache.path)
     make(cache.path.with_name(f"{cache.path.stem}.1.part.h5"))
@@ -345,9 +346,17 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("key", IMPOSSIBLE)
-def test_a_probe_cache_whose_values_contradict_each_other_begins_anew(key, video_folder, tmp_path):
-    video, cache = video_folder / "to_left" / "00.mp4", tmp_path / "cache.json"
-    probe_all([video], num_workers=0, cache=cache, progress=False)
-    assert load_probe_cache(cache)
-    rewrite_json(cache, lambda content: content["files"][str(video)][1].update({key: IMPOSSIBLE[key]}))
-    assert load_probe_cache(cache) == {}
+def test_entries_of_a_probe_cache_that_contradict_themselves_are_not_used(key, video_folder, tmp_path, caplog):
+    videos = [video_folder / "to_left" / name for name in ("00.mp4", "01.mp4")]
+    cache = tmp_path / "cache.jsonl"
+    first, other = probe_all(videos, num_workers=0, cache=cache, progress=False)
+    head, line, rest = cache.read_text().splitlines()
+    name, values = line.split("\t")
+    identity, values = json.loads(values)
+    cache.write_text("\n".join([head, f"{name}\t{json.dumps([identity, {**values, key: IMPOSSIBLE[key]}])}", rest, ""]))
+    known = ProbeCache(cache)
+    assert known.get(str(videos[0]), identity) is None
+    assert "cannot be used everywhere" in caplog.text
+    assert known.get(str(videos[1]), file_identity(videos[1])) == other
+    assert probe_all(videos, num_workers=0, cache=cache, progress=False) == [first, other]
+    assert sorted(cache.read_text().splitlines()[1:]) == sorted([line, rest]), "the file is mended"

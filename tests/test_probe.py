@@ -24,7 +24,8 @@ from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, REASONS, TIMEOUT, TRUN
 from stvid.video import decoding, workers
 from stvid.video import probe as probe_module
 from stvid.video.probe import probe, probe_all
-from stvid.video.types import VideoInfo
+from stvid.video.probe_cache import HEAD, ProbeCache
+from stvid.video.types import VideoInfo, file_identity
 from stvid.video.workers import report_progress
 
 DATA = Path(os.environ.get("STVID_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -373,13 +374,62 @@ def test_files_in_trouble_are_looked_at_again(tmp_path):
     assert probe_all([path], num_workers=0, cache=cache, progress=False)[0].num_frames == 30
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"head": 1}', b"\xff\x00", b'{"head": {}, "files": 3}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"stvid_probe": 1}', b"\xff\x00", HEAD, HEAD + b"\n{}\t{}"])
 def test_a_damaged_cache_is_ignored_and_replaced(videos, tmp_path, content):
-    cache = tmp_path / "probe.json"
+    cache = tmp_path / "probe.jsonl"
     cache.write_bytes(content)
     infos = probe_all(videos, num_workers=0, cache=cache, progress=False)
     assert [info.num_frames for info in infos] == [5, 6, 7, 8]
-    assert len(json.loads(cache.read_text())["files"]) == 4
+    assert names_in(cache) == list(map(str, videos))
+
+
+def names_in(cache):
+    head, *lines = cache.read_bytes().splitlines(keepends=True)
+    assert head == HEAD + b"\n"
+    assert all(line.endswith(b"\n") for line in lines)
+    return [json.loads(line.split(b"\t")[0]) for line in lines]
+
+
+def test_new_results_are_appended(videos, tmp_path):
+    cache = tmp_path / "probe.jsonl"
+    probe_all(videos[:3], num_workers=0, cache=cache, progress=False)
+    before, node = cache.read_bytes(), cache.stat().st_ino
+    probe_all(videos, num_workers=0, cache=cache, progress=False)
+    assert cache.read_bytes().startswith(before)
+    assert cache.stat().st_ino == node
+    assert names_in(cache) == list(map(str, videos))
+
+
+def test_only_a_line_that_was_not_written_completely_is_lost(videos, tmp_path, monkeypatch):
+    cache = tmp_path / "probe.jsonl"
+    first = probe_all(videos, num_workers=0, cache=cache, progress=False)
+    cache.write_bytes(cache.read_bytes()[:-20])
+    probed = []
+    monkeypatch.setattr(probe_module, "probe", lambda name, **options: probed.append(name) or probe(name, **options))
+    assert probe_all(videos, num_workers=0, cache=cache, progress=False) == first
+    assert probed == [str(videos[3])]
+    assert names_in(cache) == list(map(str, videos))
+    assert probe_all(videos, num_workers=0, cache=cache, progress=False) == first
+    assert len(probed) == 1
+
+
+def test_results_of_two_processes_are_kept(videos, tmp_path):
+    cache = tmp_path / "probe.jsonl"
+    both = [ProbeCache(cache), ProbeCache(cache)]
+    for known, video in zip(both, videos, strict=False):
+        known.add(str(video), file_identity(video), probe(video))
+    for known in both:
+        known.save()
+    assert names_in(cache) == list(map(str, videos[:2]))
+
+
+def test_a_cache_of_files_that_change_does_not_grow(videos, tmp_path):
+    cache = tmp_path / "probe.jsonl"
+    for i in range(10):
+        os.utime(videos[0], (i, i))
+        probe_all(videos[:2], num_workers=0, cache=cache, progress=False)
+    assert 2 <= len(names_in(cache)) <= 5
+    assert ProbeCache(cache).get(str(videos[0]), file_identity(videos[0])) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(videos, tmp_path):

@@ -54,7 +54,7 @@ def check_videos(
         manifest: may be invalid; missing files, leaks and the like are reported.
         clip: the clip's geometry; determines which videos are short.
         num_workers: processes that decode; at least one, so that a crash or a hang affects only its own file.
-        cache: JSON file with the results of earlier calls; unchanged files are not decoded again.
+        cache: file with the results of earlier calls; unchanged files are not decoded again.
         timeout: seconds without a new frame after which a file is given up.
         max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.

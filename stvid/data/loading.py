@@ -30,7 +30,7 @@ from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
 from stvid.video.types import MAX_PIXELS, VideoInfo
 
-CACHE_NAME = ".stvid_probe.json"
+CACHE_NAME = ".stvid_probe.jsonl"
 
 
 def views_loader(

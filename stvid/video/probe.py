@@ -1,7 +1,7 @@
 """Measures the properties of video files.
 
     info = probe("clip.avi")                                                   # VideoInfo, or raises VideoError
-    infos = probe_all(paths, num_workers=8, cache=Path("probe.json"))          # a list of VideoInfo and VideoError
+    infos = probe_all(paths, num_workers=8, cache=Path("probe.jsonl"))          # a list of VideoInfo and VideoError
 
 Headers are not trusted: the frame count is the number of frames that a decoder delivers.
 """
@@ -22,15 +22,8 @@ from stvid.video.container import open_video
 from stvid.video.decoding import Scan
 from stvid.video.images import image_size, images_identity, list_images
 from stvid.video.orientation import orientation_of
-from stvid.video.types import (
-    MAX_PIXELS,
-    ProbeCache,
-    VideoInfo,
-    file_identity,
-    identity_text,
-    load_probe_cache,
-    save_probe_cache,
-)
+from stvid.video.probe_cache import ProbeCache
+from stvid.video.types import MAX_PIXELS, VideoInfo, file_identity, identity_text
 from stvid.video.workers import map_files
 
 # One packet is one frame for any encoder: these containers hold whole access units, and these codecs have no hidden
@@ -158,7 +151,7 @@ def probe_all(
     Args:
         paths: files; duplicates are probed once.
         num_workers: processes; 0 probes in this process, where a crash or a hang cannot be survived.
-        cache: JSON file with the results of earlier calls, valid as long as path, size and mtime are unchanged.
+        cache: file with the results of earlier calls, valid as long as path, size and mtime are unchanged.
             Errors are not cached: a mount, a permission or a less busy machine may remove them.
         decode_all: see `probe`; if True, cached results from counting packets are not used.
         progress: show a progress bar if there are files to probe.
@@ -166,20 +159,17 @@ def probe_all(
         max_pixels: see `probe`.
     """
     names = [os.fspath(path) for path in paths]
-    cached = load_probe_cache(cache)
+    known = ProbeCache(cache)
     results: dict[str, VideoInfo | VideoError] = {}
     identities: dict[str, list[int]] = {}
     for name in dict.fromkeys(names):
         with suppress(OSError):  # probe() reports a missing file
             identities[name] = file_identity(name)
-            identity, info = cached.get(os.path.abspath(name), (None, None))
-            if info is None or identity != identities[name]:
-                continue
-            if (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
+            info = known.get(os.path.abspath(name), identities[name])
+            if info is not None and (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
                 results[name] = info
 
     todo = [name for name in dict.fromkeys(names) if name not in results]
-    new: ProbeCache = {}
     saved = time.monotonic()
     bar = Bar("probing videos", total=len(todo), unit="videos", shown=progress)
     probed = map_files(
@@ -193,12 +183,12 @@ def probe_all(
                 result = VideoError(name, TIMEOUT, f"{result.detail}; data.probe_timeout sets this limit")
             results[name] = result
             if isinstance(result, VideoInfo) and name in identities:
-                new[os.path.abspath(name)] = (identities[name], result)
+                known.add(os.path.abspath(name), identities[name], result)
             if time.monotonic() - saved > _SAVE_EVERY:
-                save_probe_cache(cache, new)
+                known.save()
                 saved = time.monotonic()
     finally:  # keep the results when interrupted
         bar.close()
         probed.close()
-        save_probe_cache(cache, new)
+        known.save()
     return [results[name] for name in names]

@@ -1,35 +1,24 @@
-"""What is known about a video file (VideoInfo), and the JSON cache that keeps it between runs."""
+"""What is known about a video file (VideoInfo), and whether a file is still the one that was probed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
 import stat
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import av
 
-from stvid.checks import fields, flag, list_of, maybe, number, parse_json, read_file, text
 from stvid.errors import CHANGED, UNREADABLE, VideoError
-from stvid.files import replacing
 
-logger = logging.getLogger(__name__)
-# A VideoInfo depends on this code and on FFmpeg: another version of either starts a new cache.
 AV_VERSION = av.__version__
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
 MAX_PIXELS = 8192 * 8192  # of a frame: twice as many as 8K video has, 192 MiB as RGB, less than Pillow warns of
 MAX_IMAGES = 2**24  # in a folder, or frames of a file of unknown size
-_MAX_CACHE_BYTES = 2**30  # a video takes about 600
-_HEAD = {"stvid_probe": 6, "av": AV_VERSION}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
     """Properties of one video, as `probe` measures them.
 
@@ -103,30 +92,6 @@ class VideoInfo:
         return self.start + self.timestamps[-1] + 1 / self.fps
 
 
-_SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
-_INFO = fields(
-    {
-        "num_frames": _SIZE,
-        "fps": number(1e-6, 1e6),
-        "duration": number(0),
-        "height": _SIZE,
-        "width": _SIZE,
-        "codec": text(),
-        "pixel_format": text(),
-        "rotation": number(0, 359, whole=True),
-        "mirrored": flag,
-        "keyframes": list_of(_WHOLE),
-        "first_pts": maybe(number(whole=True)),
-        "timestamps": maybe(list_of(number())),
-        "start": number(),
-        "num_damaged": _WHOLE,
-        "decoded": flag,
-        "identity": text(),
-    }
-)
-ProbeCache = dict[str, tuple[list, VideoInfo]]  # absolute path -> (`file_identity`, info)
-
-
 def file_identity(path: str | os.PathLike[str]) -> list:
     """[size in bytes, modification time in ns] of a file; [total size, hash over all files] of a folder.
 
@@ -189,58 +154,3 @@ def check_pixels(path: str | os.PathLike[str], height: int, width: int, *, max_p
     if height * width > max_pixels:
         limit = f"{width} x {height} = {width * height} pixels, more than data.max_pixels={max_pixels} allows"
         raise VideoError(path, UNREADABLE, f"{name}: {limit}" if name else limit)
-
-
-def load_probe_cache(cache: Path | None) -> ProbeCache:
-    """The content of a cache file; empty if there is no usable one."""
-    if cache is None:
-        return {}
-    try:
-        content = parse_json(read_file(cache, max_bytes=_MAX_CACHE_BYTES))
-        if content["head"] != _HEAD:
-            return {}
-        return {name: (list(identity), _to_info(values)) for name, (identity, values) in content["files"].items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        logger.warning("probe cache %s cannot be used and is replaced: %s", cache, error)
-        return {}
-
-
-def _to_info(values: dict) -> VideoInfo:
-    """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
-    _INFO(values, "an entry")
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    info = VideoInfo(**plain)
-    if not _is_possible(info):
-        raise ValueError("the properties of a video contradict each other")
-    return info
-
-
-def _is_possible(info: VideoInfo) -> bool:
-    """Whether properties fit each other: a frame takes a byte at least, has one time, and is a keyframe once."""
-    timestamps, keyframes = info.timestamps, info.keyframes
-    return (
-        info.num_frames <= (info.num_bytes or MAX_IMAGES)
-        and abs(info.duration * info.fps - info.num_frames) < 1e-6 * info.num_frames
-        and info.rotation in (0, 90, 180, 270)
-        and (timestamps is None or (len(timestamps) == info.num_frames and timestamps[0] == 0))
-        and (timestamps is None or all(a <= b for a, b in pairwise(timestamps)))
-        and all(a < b for a, b in pairwise((-1, *keyframes, info.num_frames)))
-        and (not keyframes or (keyframes[0] == 0 and info.first_pts is not None))
-    )
-
-
-def save_probe_cache(cache: Path | None, new: ProbeCache) -> None:
-    """Adds entries to a cache file, atomically: concurrent readers and writers never see a partial file."""
-    if cache is None or not new:
-        return
-    cache = Path(cache)
-    entries = {**load_probe_cache(cache), **new}
-    files = {name: (identity, asdict(info)) for name, (identity, info) in entries.items()}
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as partial:
-            partial.write_text(json.dumps({"head": _HEAD, "files": files}), encoding="utf-8")
-    except OSError as error:
-        logger.warning("probe cache %s cannot be written, the next run probes again: %s", cache, error)
