@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from stvid.clip import conv_output_size
 from stvid.errors import InputError
 from stvid.models.base import StagedLayers, check_clips, check_probability
 from stvid.models.continual import ContinualModel
-from stvid.models.layers import Conv3d
+from stvid.models.layers import ConvLayer, mean_of_frames
 from stvid.models.weights import load_weights, read_weights
-
-KERNEL, PADDING = 3, 1
 
 
 class Conv3D(ContinualModel):
@@ -70,8 +66,8 @@ class Conv3D(ContinualModel):
         check_probability("dropout", dropout)
         stages, channels = [], in_channels
         for width, depth, (time, down, right) in zip(widths, depths, strides, strict=True):
-            first = _layer(channels, width, (time, down, right))
-            stages.append([first, *(_layer(width, width, (1, 1, 1)) for _ in range(depth - 1))])
+            first = ConvLayer(channels, width, stride=(time, down, right))
+            stages.append([first, *(ConvLayer(width, width) for _ in range(depth - 1))])
             channels = width
         self.layers = StagedLayers(*stages)
         self.in_channels = in_channels
@@ -91,34 +87,15 @@ class Conv3D(ContinualModel):
         """`B x C x T x H x W` -> `B x F`: the mean over the valid part of the last volume.
 
         Frames after a clip's length are set to zero before every convolution, as zero padding does at the end of a
-        clip. So the features are those of the clip alone (with batch norm in evaluation mode).
+        clip, and do not enter the statistics of batch norm. So the features are those of the clip alone.
         """
         check_clips(clips_BCTHW, self.in_channels)
         x = clips_BCTHW
         for layer in self.layers:
-            x = layer(_mask(x, lengths_B))
-            if lengths_B is not None:
-                stride = layer[0].stride[0]  # type: ignore[index] # a Sequential, see `_layer`
-                lengths_B = conv_output_size(lengths_B, kernel=KERNEL, stride=stride, padding=PADDING)
-        if lengths_B is None:
-            return x.mean(dim=(2, 3, 4))
-        return _mask(x, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]
+            x = layer(x, lengths_B)
+            lengths_B = layer.out_lengths(lengths_B)  # type: ignore[operator] # of a `ConvLayer`
+        return mean_of_frames(x, lengths_B)
 
     def pooled_network(self) -> nn.Module:
         """See `ContinualModel`."""
         return nn.Sequential(*self.layers, nn.AdaptiveAvgPool3d(1), nn.Flatten())
-
-
-def _layer(in_channels: int, out_channels: int, stride: tuple[int, int, int]) -> nn.Sequential:
-    return nn.Sequential(
-        Conv3d(in_channels, out_channels, KERNEL, stride=stride, padding=PADDING, bias=False),
-        nn.BatchNorm3d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _mask(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
-    if lengths_B is None:
-        return x_BCTHW
-    valid_BT = torch.arange(x_BCTHW.shape[2], device=x_BCTHW.device)[None] < lengths_B[:, None]
-    return x_BCTHW * valid_BT[:, None, :, None, None]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stvid.errors import InputError
-from stvid.models.base import check_probability, find_stages, forward_by_length
+from stvid.models.base import check_probability, find_stages
 from stvid.models.continual import ContinualModel, FrameByFrame
 from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
 from stvid.models.framewise import FramewiseModel, without_autocast
-from stvid.models.layers import Conv3d
+from stvid.models.layers import ConvLayer, Residual, mean_of_frames, norm_frames
 from stvid.models.weights import load_weights, names_file, read_weights
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class ECO(FramewiseModel, ContinualModel):
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
-        layers = [nn.BatchNorm3d(channels), _layer(channels, widths[0], kernel=1)]
+        layers: list[nn.Module] = [nn.BatchNorm3d(channels), ConvLayer(channels, widths[0], kernel=1)]
         for before, width, stride in zip((widths[0], *widths), widths, strides, strict=False):
             keeps_shape = before == width and tuple(stride) == (1, 1, 1)
-            layers.append(Residual(width) if keeps_shape else _layer(before, width, kernel=3, stride=tuple(stride)))
+            layers.append(Residual(width) if keeps_shape else ConvLayer(before, width, stride=tuple(stride)))  # type: ignore[arg-type]
         self.volume = nn.Sequential(*layers)
         self.num_features = widths[-1]
         self.dropout = nn.Dropout(dropout)
@@ -104,14 +104,17 @@ class ECO(FramewiseModel, ContinualModel):
     def aggregate(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Maps of frames, as `encode` returns them, `B x T x F'` -> features of clips `B x D`."""
         with without_autocast(features_BTF.device):
-            return forward_by_length(self._pooled_volume, _as_volume(features_BTF, self.encoder.grid), lengths_B)
+            x = _as_volume(features_BTF, self.encoder.grid)
+            norm, *layers = self.volume
+            x = norm_frames(norm, x, lengths_B)  # type: ignore[arg-type]
+            for layer in layers:
+                x = layer(x, lengths_B)
+                lengths_B = layer.out_lengths(lengths_B)  # type: ignore[operator] # of a `ConvLayer` or `Residual`
+            return mean_of_frames(x, lengths_B)
 
     def pooled_network(self) -> nn.Module:
         """See `ContinualModel`."""
         return nn.Sequential(MapVolume(self.encoder), *self.volume, nn.AdaptiveAvgPool3d(1), nn.Flatten())
-
-    def _pooled_volume(self, maps_BCTHW: Tensor) -> Tensor:
-        return self.volume(maps_BCTHW).mean(dim=(2, 3, 4))
 
 
 class MapVolume(FrameByFrame):
@@ -128,21 +131,6 @@ class MapVolume(FrameByFrame):
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
         """`B x C x T x H x W` -> `B x C' x T x G x G'`."""
         return _as_volume(encode_frames(self.encoder, clips_BCTHW, None), self.encoder.grid)
-
-
-class Residual(nn.Sequential):
-    """A 3 x 3 x 3 convolution with batch norm, added to its input `B x C x T x H x W`; then ReLU.
-
-    The weight of the batch norm is 0 at first, so that the output is the input, which is 0 or more.
-    """
-
-    def __init__(self, channels: int):
-        norm = nn.BatchNorm3d(channels)
-        nn.init.zeros_(norm.weight)
-        super().__init__(Conv3d(channels, channels, 3, padding=1, bias=False), norm)
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return F.relu(x_BCTHW + super().forward(x_BCTHW))
 
 
 class FeatureMaps(nn.Module):
@@ -222,14 +210,6 @@ class FeatureMaps(nn.Module):
 
 def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:
     return features_BTF.unflatten(2, (-1, *grid)).transpose(1, 2)
-
-
-def _layer(in_channels: int, out_channels: int, *, kernel: int, stride: tuple[int, ...] = (1, 1, 1)) -> nn.Sequential:
-    return nn.Sequential(
-        Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),  # type: ignore[arg-type]
-        nn.BatchNorm3d(out_channels),
-        nn.ReLU(inplace=True),
-    )
 
 
 def _check_convolutions(widths: list[int], strides: list[Sequence[int]]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from stvid.clip import conv_output_size
 from stvid.errors import InputError
 from stvid.models.base import StagedLayers, VideoModel
 from stvid.models.weights import reshape_kernel
@@ -55,6 +56,96 @@ class GridPool3d(nn.AdaptiveAvgPool3d):
             x_BCTHW = x_BCTHW.mean(dim=2, keepdim=True)
         images = x_BCTHW.flatten(1, 2)
         return F.adaptive_avg_pool2d(images, self.output_size[1:]).unflatten(1, x_BCTHW.shape[1:3])
+
+
+class ConvLayer(nn.Sequential):
+    """A 3D convolution without bias, batch norm, ReLU.
+
+    With the lengths of the clips, steps after a length are zeros for the convolution, as its padding is, and do not
+    enter the statistics of batch norm: so the valid steps are those of a batch of clips of these lengths.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        kernel: odd size along each axis; half of it is the padding.
+        stride: as (time, height, width).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int = 3, stride: tuple[int, int, int] = (1, 1, 1)
+    ):
+        super().__init__(
+            Conv3d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm3d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> `B x C' x T' x H' x W'`; the values of steps after a length mean nothing."""
+        convolution, norm, relu = _layers(self)
+        x_BCTHW = convolution(_masked(x_BCTHW, lengths_B))
+        return relu(norm_frames(norm, x_BCTHW, self.out_lengths(lengths_B)))
+
+    def out_lengths(self, lengths_B: Tensor | None) -> Tensor | None:
+        """The lengths of the output."""
+        if lengths_B is None:
+            return None
+        convolution, *_ = _layers(self)
+        size, stride = convolution.kernel_size[0], convolution.stride[0]
+        return conv_output_size(lengths_B, kernel=size, stride=stride, padding=size // 2)
+
+
+class Residual(nn.Sequential):
+    """A 3 x 3 x 3 convolution with batch norm, added to its input, which is 0 or more; then ReLU (He et al. 2016).
+
+    The weight of the batch norm is 0 at first, so that the output is the input. For lengths see `ConvLayer`.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int):
+        norm = nn.BatchNorm3d(channels)
+        nn.init.zeros_(norm.weight)
+        super().__init__(Conv3d(channels, channels, 3, padding=1, bias=False), norm)
+
+    def forward(self, x_BCTHW: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """`B x C x T x H x W` -> the same shape."""
+        convolution, norm = _layers(self)
+        return F.relu(x_BCTHW + norm_frames(norm, convolution(_masked(x_BCTHW, lengths_B)), lengths_B))
+
+    def out_lengths(self, lengths_B: Tensor | None) -> Tensor | None:
+        """The lengths of the output, those of the input."""
+        return lengths_B
+
+
+def _layers(sequence: nn.Sequential) -> tuple[Any, ...]:
+    return tuple(sequence)
+
+
+def norm_frames(norm: nn.BatchNorm3d, x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Batch norm whose statistics in training are those of the valid steps; the values of the others mean nothing."""
+    if lengths_B is None or not norm.training:
+        return norm(x_BCTHW)
+    valid_BT, x_BTCHW = _valid(x_BCTHW, lengths_B), x_BCTHW.transpose(1, 2)
+    out_BTCHW = torch.zeros_like(x_BTCHW)
+    out_BTCHW[valid_BT] = norm(x_BTCHW[valid_BT][:, :, None])[:, :, 0]
+    return out_BTCHW.transpose(1, 2)
+
+
+def mean_of_frames(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """The mean over the valid steps, height and width, `B x C`."""
+    if lengths_B is None:
+        return x_BCTHW.mean(dim=(2, 3, 4))
+    return _masked(x_BCTHW, lengths_B).mean(dim=(3, 4)).sum(dim=2) / lengths_B[:, None]
+
+
+def _masked(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+    return x_BCTHW if lengths_B is None else x_BCTHW * _valid(x_BCTHW, lengths_B)[:, None, :, None, None]
+
+
+def _valid(x_BCTHW: Tensor, lengths_B: Tensor) -> Tensor:
+    return torch.arange(x_BCTHW.shape[2], device=x_BCTHW.device)[None] < lengths_B[:, None]
 
 
 def with_safe_convolutions(network: nn.Module) -> nn.Module:
