@@ -113,11 +113,10 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     device = trainer.strategy.root_device
     set_up_cpu(device.type)
 
-    # batch size: as configured, or the largest one that fits; epochs: as configured, or more for few videos
+    # batch size: as configured, or the largest one that fits
     optimization = instantiate(config.optimizer, _convert_="all")
     data.batch_size = plan_batch(model, optimization, data, device, precision, trainer.world_size, config.ema)
-    epochs = trainer.fit_loop.max_epochs = num_epochs(trainer, config.min_steps, data)
-    settings = with_used_values(settings, precision=precision, batch_size=data.batch_size, max_epochs=epochs)
+    settings = with_used_values(settings, precision=precision, batch_size=data.batch_size)
 
     # task: the training and validation steps
     make_task = partial(
@@ -138,10 +137,11 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
 
     # fit
     if config.find_lr:
-        rate = find_lr(make_trainer, task, data, table=folder.lr_finder_csv, picture=folder.lr_finder_png)
-        return rate or float("nan")
+        return find_lr(make_trainer, task, data, folder.lr_finder_csv, picture=folder.lr_finder_png) or float("nan")
     if trainer.is_global_zero:
         save_run(folder, settings, data.manifest, data.infos)
+    planned_epochs = partial(num_epochs, config.trainer.max_epochs, config.min_steps, data, trainer)
+    trainer.fit_loop.max_epochs = planned_epochs()
     with keep_interrupts():
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     close_logger(logger)
@@ -156,12 +156,12 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
         model, _ = build_or_resume_model(None, settings, data.clip, num_classes=len(class_names))
         task = make_task(model=model, class_weights=data.class_weights)
         encode(data, task)
-        path, bad_videos = folder.refit_ckpt, folder.bad_videos_csv
-        refit(make_trainer, task, data, path, bad_videos=bad_videos, num_epochs=trained.epoch, ema=config.ema)
+        epochs = min(trained.epoch, planned_epochs())  # of more videos, fewer epochs have as many steps
+        refit(make_trainer, task, data, folder.refit_ckpt, folder.bad_videos_csv, num_epochs=epochs, ema=config.ema)
     if trainer.is_global_zero:
         training = {"device": device.type, "precision": precision, **epoch_table.summary()}
-        num_bad = len(read_bad_videos(folder.bad_videos_csv))
-        record = run_record(data.manifest, num_bad=num_bad, code=project_root() / "train.py")
+        bad = read_bad_videos(folder.bad_videos_csv)
+        record = run_record(data.manifest, num_bad=len(bad), code=project_root() / "train.py")
         result = {**result, "seed": config.seed, **training, **record, "config": settings}
         write_result(folder.path, result, predictions)
         log.info("\n%s, epoch %d of %d", headline(result), result["epoch"], trainer.current_epoch)

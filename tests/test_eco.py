@@ -102,6 +102,8 @@ def test_a_stream_has_the_logits_of_its_last_frames_without_padding_in_time(mode
         ("resnet18", lambda network, x: _until(network, x, "avgpool")),
         ("densenet121", lambda network, x: F.relu(network.features(x))),
         ("efficientnet_b0", lambda network, x: network.features(x)),
+        ("mobilenet_v3_small", lambda network, x: network.features(x)),
+        ("vgg11", lambda network, x: network.avgpool(network.features(x))),
     ],
 )
 def test_without_a_stage_the_map_is_what_the_network_pools(encoder, before_pooling):
@@ -131,17 +133,17 @@ def test_a_copy_switches_between_training_and_evaluation_too(model):
     assert copied.eval()(clips_BCTHW).shape == (2, 5)
 
 
-def test_features_of_another_grid_are_others(model):
-    settings = [
-        encoder_settings(
-            model.backbone,
-            {"_target_": "stvid.models.eco.ECO", "encoder": "resnet18", "grid": grid, "widths": [8]},
-            precision="32-true",
-            device=torch.device("cpu"),
-            runtime=None,
-        )
-        for grid in ([3, 4], [4, 3])  # as many numbers for each frame
-    ]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"grid": [3, 4]}, {"grid": [4, 3]}),  # as many numbers for each frame
+        ({"stage": "norm5"}, {"stage": None}),  # the same weights, with an activation behind them
+    ],
+)
+def test_features_of_another_grid_or_stage_are_others(model, first, second):
+    common = {"_target_": "stvid.models.eco.ECO", "encoder": "resnet18", "grid": [3, 4], "widths": [8]}
+    options = {"precision": "32-true", "device": torch.device("cpu"), "runtime": None}
+    settings = [encoder_settings(model.backbone, {**common, **more}, **options) for more in (first, second)]
     assert settings[0] != settings[1]
 
 
@@ -182,7 +184,7 @@ def test_activation_checkpointing_is_refused(model):
         ({"encoder": "vit_b_16", "stage": None}, "model.(stage|encoder)"),
         (
             {"encoder": "swin_t", "stage": "features.1"},
-            "of swin_t gives 16 x 16 x 96 .* choose an earlier",
+            "of swin_t gives 32 x 32 x 96 .* choose an earlier",
         ),
         ({"in_channels": 4}, r"model.in_channels \(=4\)"),
     ],

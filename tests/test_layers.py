@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from stvid.models.layers import Conv3d, GridPool3d, with_safe_convolutions
+from stvid.models.layers import Conv3d, ConvLayer, GridPool3d, Residual, with_safe_convolutions
 
 
 def gradient(conv, clips, *, bf16=False):
@@ -58,3 +59,28 @@ def test_a_grid_pooling_is_the_same_while_it_is_exported(time, size, monkeypatch
     expected = pool(volume)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     torch.testing.assert_close(pool(volume), expected)
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("layer", 1), ("layer", 2), ("residual", 1)])
+def test_frames_after_a_length_do_not_enter_batch_norm(kind, stride):
+    torch.manual_seed(0)
+    layer = Residual(4) if kind == "residual" else ConvLayer(4, 6, stride=(stride, 2, 1))
+    nn.init.uniform_(layer[1].weight, 0.5, 1.5)
+    lengths_B = torch.tensor([7, 3, 5])
+    clips = [torch.rand(1, 4, int(length), 6, 5) for length in lengths_B]
+    batch = torch.cat([F.pad(clip, (0, 0, 0, 0, 0, 7 - clip.shape[2]), value=100.0) for clip in clips])
+    out = layer(batch, lengths_B)
+    alone = [F.conv3d(clip, layer[0].weight, stride=layer[0].stride, padding=1) for clip in clips]
+    values = torch.cat([x.transpose(0, 1).flatten(1) for x in alone], dim=1)  # C x all valid places
+    mean, var = values.mean(1), values.var(1, unbiased=False)
+    torch.testing.assert_close(layer[1].running_mean, 0.1 * mean)
+    torch.testing.assert_close(layer[1].running_var, 0.9 + 0.1 * values.var(1))
+    for i, (x, clip) in enumerate(zip(alone, clips, strict=True)):
+        scale = layer[1].weight / (var + layer[1].eps) ** 0.5
+        expected = (x - mean[:, None, None, None]) * scale[:, None, None, None]
+        expected = F.relu(expected + clip if kind == "residual" else expected)
+        assert layer.out_lengths(lengths_B)[i] == x.shape[2]
+        torch.testing.assert_close(out[i : i + 1, :, : x.shape[2]], expected, atol=1e-5, rtol=1e-4)
+    evaluated = layer.eval()(batch, lengths_B)
+    for i, clip in enumerate(clips):
+        torch.testing.assert_close(evaluated[i : i + 1, :, : alone[i].shape[2]], layer(clip))

@@ -1,17 +1,21 @@
+import math
+
 import numpy as np
 import pytest
 
 from stvid.clip import ClipSpec
 from stvid.data.sampling import (
-    at_speed,
-    change_speed,
+    PLAYBACKS,
     check_playback,
     clip_indices,
     clip_span,
     earlier_frames,
+    fastest,
+    playback_speed,
     random_start,
     reorder_frames,
     resolve_num_frames,
+    timeline,
     uniform_starts,
 )
 from stvid.video.types import VideoInfo
@@ -87,7 +91,7 @@ def test_a_difference_needs_the_frame_that_was_shown_before():
     clip, part = ClipSpec(input="diff", diff_seconds=0.2), range(20)
     assert earlier_frames([3, 9], part, clip, video()) == [0, 5]
     assert earlier_frames([3, 9], range(2, 12), clip, video()) == [2, 5]
-    assert earlier_frames([18, 9], part, clip, video(), "reversed") == [19, 13]
+    assert earlier_frames([18, 9], part, clip, video(), playback="reversed") == [19, 13]
     assert earlier_frames([3], part, ClipSpec(input="diff", diff_seconds=0.001), video()) == [2]
     assert earlier_frames([3, 9], part, ClipSpec(), video()) == []
 
@@ -98,7 +102,7 @@ def test_a_difference_is_a_time_where_frames_are_not_evenly_spaced():
     for fps in (None, 5.0):
         clip = ClipSpec(input="diff", diff_seconds=0.2, fps=fps, frame_stride=None if fps else 1)
         assert earlier_frames([1, 6, 15], range(20), clip, uneven) == [0, 4, 14]
-        assert earlier_frames([6, 15, 19], range(20), clip, uneven, "reversed") == [8, 16, 19]
+        assert earlier_frames([6, 15, 19], range(20), clip, uneven, playback="reversed") == [8, 16, 19]
 
 
 def test_playbacks_reorder_the_frames_of_a_clip():
@@ -111,9 +115,10 @@ def test_playbacks_reorder_the_frames_of_a_clip():
 
 
 def test_playbacks_change_the_speed_of_a_video():
-    assert change_speed(range(5), "half_speed") == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert list(change_speed(range(5), "double_speed")) == [0, 2, 4]
-    assert change_speed(range(5), "shuffled") == range(5)
+    frames = {name: list(timeline(range(5), ClipSpec(), video(), speed=playback_speed(name))[0]) for name in PLAYBACKS}
+    assert frames.pop("half_speed") == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert frames.pop("double_speed") == [0, 2, 4]
+    assert all(others == [0, 1, 2, 3, 4] for others in frames.values())
 
 
 def test_an_unknown_playback_is_an_error():
@@ -121,10 +126,51 @@ def test_an_unknown_playback_is_an_error():
         check_playback("sideways")
 
 
-@pytest.mark.parametrize("rate", [{"frame_stride": 2}, {"frame_stride": None, "fps": 12.5}])
+def evenly(num_frames, fps=30.0, *, timed=False):
+    times = tuple(i / fps for i in range(num_frames)) if timed else None
+    options = {"height": 8, "width": 8, "codec": "h264", "timestamps": times}
+    return VideoInfo(num_frames=num_frames, fps=fps, duration=num_frames / fps, **options)
+
+
+def played(clip, info, speed):
+    """Frames of the clip from the first one on, and the earlier frames of its difference images."""
+    frames, fps = timeline(range(info.num_frames), clip, info, speed=speed)
+    clip = resolve_num_frames(clip, len(frames), fps)
+    selected = [frames[i] for i in clip_indices(len(frames), 0, clip, fps)]
+    return selected, earlier_frames(selected, frames, clip, info, speed=speed)
+
+
+@pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize(
-    ("speed", "expected"), [(2.0, [3, 7, 11, 15]), (0.5, [3, 4, 5, 6]), (0.75, [3, 4, 6, 7]), (20.0, [3, 5, 7, 9])]
+    ("speed", "expected", "distance"),
+    [
+        (1.0, [0, 6, 12, 18, 24], 3),
+        (2.0, [0, 12, 24, 36, 48], 6),
+        (0.5, [0, 3, 6, 9, 12], 2),
+        (0.8, [0, 4, 9, 14, 19], 2),
+    ],
 )
-def test_a_clip_at_another_speed_takes_frames_further_apart(rate, speed, expected):
-    clip = at_speed(ClipSpec(num_frames=4, **rate), speed, 30, 25.0)
-    assert clip_indices(30, 3, clip, 25.0) == expected, "a speed at which the clip does not fit is not used"
+def test_speed_is_the_same_for_evenly_spaced_frames_with_and_without_times(timed, speed, expected, distance):
+    clip = ClipSpec(num_frames=5, frame_stride=None, fps=5, input="diff", diff_seconds=0.1)
+    selected, earlier = played(clip, evenly(120, timed=timed), speed)
+    assert selected == expected
+    if not timed:
+        assert earlier == [max(frame - distance, 0) for frame in expected]
+
+
+@pytest.mark.parametrize("rate", [{"frame_stride": 2}, {"frame_stride": None, "fps": 15}])
+@pytest.mark.parametrize("speed", [0.5, 0.8, 1.25, 2.0])
+def test_a_whole_video_is_whole_at_every_speed(rate, speed):
+    selected, _ = played(ClipSpec(num_frames=None, **rate), evenly(100), speed)
+    assert selected[0] == 0
+    assert 98 - 2 * speed <= selected[-1] <= 99
+    assert len(selected) == pytest.approx(50 / speed, abs=1)
+
+
+def test_a_clip_that_must_fit_is_not_played_too_fast():
+    clip = ClipSpec(num_frames=16, frame_stride=2, short="error")
+    assert fastest(clip, 62, 30.0) == 2
+    assert fastest(clip, 31, 30.0) == 1
+    frames, _ = timeline(range(62), clip, evenly(62), speed=2.0)
+    assert len(frames) == clip_span(clip, 30.0)
+    assert fastest(ClipSpec(num_frames=16, frame_stride=2), 31, 30.0) == math.inf

@@ -142,3 +142,8 @@ def test_lines_end_as_in_a_file(tmp_path, end):
     ]
     assert list(table.rows.column("label")) == [row.cells["label"] for row in table.rows]
     assert len(table.rows) == 3
+
+
+def test_of_columns_with_one_name_the_last_is_read(tmp_path):
+    rows = read_table(table_of(tmp_path, "path,Set,set\na,1,train\nb,2\n"), required=["path"]).rows
+    assert [row.cells["set"] for row in rows] == list(rows.column("set")) == ["train", ""]

@@ -85,13 +85,12 @@ def test_a_run_records_the_precision_and_batch_size_that_replace_auto_and_resume
 
 
 def test_used_values_are_written_into_a_copy_of_the_config():
-    trainer = {"precision": "auto", "max_epochs": 30}
-    config = {"trainer": trainer, "data": {"batch_size": "auto", "datamodule": {"batch_size": "auto"}}}
+    config = {"trainer": {"precision": "auto"}, "data": {"batch_size": "auto", "datamodule": {"batch_size": "auto"}}}
     before = copy.deepcopy(config)
-    used = with_used_values(config, precision="bf16-mixed", batch_size=24, max_epochs=40)
+    used = with_used_values(config, precision="bf16-mixed", batch_size=24)
     assert config == before
     assert used == {
-        "trainer": {"precision": "bf16-mixed", "max_epochs": 40},
+        "trainer": {"precision": "bf16-mixed"},
         "data": {"batch_size": 24, "datamodule": {"batch_size": 24}},
     }
 

@@ -103,14 +103,14 @@ class VideoDataset(Dataset):
             raise info
         return info
 
-    def timeline(self, index: int) -> tuple[Sequence[int], float]:
+    def timeline(self, index: int, *, speed: float = 1.0) -> tuple[Sequence[int], float]:
         """An item's frame numbers within its file, and their rate in frames per second; see `sampling.timeline`.
 
         Raises:
             VideoError: the file cannot be read, or has no frame between the item's start and end.
         """
         info = self.info(index)
-        return sampling.timeline(item_frames(self.items[index], info), self.clip, info)
+        return sampling.timeline(item_frames(self.items[index], info), self.clip, info, speed=speed)
 
     def read(self, index: int, frames: Sequence[int], boxes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The given frames of the file, cropped to each box and resized: uint8 T x C x `clip.size` per box."""
@@ -157,15 +157,16 @@ class TrainingClips(VideoDataset):
         rng = np.random.default_rng((self.seed, key.epoch, self.item_seed(index), key.repeat))
         try:
             info = self.info(index)
-            frames, fps = self.timeline(index)
-            clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             speed = self.augment.random_speed(rng)
-            if speed != 1:
-                clip = sampling.at_speed(clip, speed, len(frames), fps)
+            if speed > 1:
+                frames, fps = self.timeline(index)
+                speed = min(speed, sampling.fastest(self.clip, len(frames), fps))
+            frames, fps = self.timeline(index, speed=speed)
+            clip = sampling.resolve_num_frames(self.clip, len(frames), fps)
             start = sampling.random_start(len(frames), sampling.clip_span(clip, fps), rng)
             box = self.augment.random_box(info.height, info.width, self.clip.size, rng)
             selected = [frames[i] for i in sampling.clip_indices(len(frames), start, clip, fps)]
-            selected = sampling.earlier_frames(selected, frames, clip, info) + selected
+            selected = sampling.earlier_frames(selected, frames, clip, info, speed=speed) + selected
             (frames_TCHW,) = self.read(index, selected, [box])
         except VideoError as error:
             return self.make_failure(index, error)
@@ -199,10 +200,9 @@ class Views(VideoDataset):
             return super().read(index, frames, boxes)
         return [crop_and_resize(self.frames[list(frames)], box, self.clip.size) for box in boxes]
 
-    def timeline(self, index: int) -> tuple[Sequence[int], float]:
+    def timeline(self, index: int, *, speed: float = 1.0) -> tuple[Sequence[int], float]:
         """See `VideoDataset.timeline`; at the speed of `playback`."""
-        frames, fps = super().timeline(index)
-        return sampling.change_speed(frames, self.playback), fps
+        return super().timeline(index, speed=speed * sampling.playback_speed(self.playback))
 
     def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
         index = resolve_key(key, len(self)).index

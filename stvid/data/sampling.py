@@ -37,17 +37,23 @@ def frames_between(info: VideoInfo, start: float | None, end: float | None) -> r
     return range(first, max(first, last))
 
 
-def timeline(frames: range, clip: ClipSpec, info: VideoInfo) -> tuple[Sequence[int], float]:
+def timeline(
+    frames: Sequence[int], clip: ClipSpec, info: VideoInfo, *, speed: float = 1.0
+) -> tuple[Sequence[int], float]:
     """The frames from which a clip is sampled, and their rate in frames per second.
 
     Usually the frames of the video. With `clip.fps` and a video whose frames are not evenly spaced, the frame that is
-    shown at each multiple of `1 / clip.fps` seconds: so equal distances are equal times.
+    shown at each multiple of `1 / clip.fps` seconds: so equal distances are equal times. At another speed, those that
+    are shown when the video is played at this speed: at 2 every second frame, at 0.5 each frame twice.
     """
     if clip.fps is None or info.timestamps is None:
-        return frames, info.fps
+        if speed == 1:
+            return frames, info.fps
+        return [frames[math.floor(i * speed + 1e-9)] for i in range(math.ceil(len(frames) / speed - 1e-9))], info.fps
     begin, end = info.timestamps[frames[0]], info.timestamps[frames[-1]] + 1 / info.fps
-    num_ticks = max(math.floor((end - begin) * clip.fps + 1e-6), 1)
-    shown = (bisect_right(info.timestamps, begin + i / clip.fps + 1e-6) - 1 for i in range(num_ticks))
+    step = speed / clip.fps
+    num_ticks = max(math.floor((end - begin) / step + 1e-6), 1)
+    shown = (bisect_right(info.timestamps, begin + i * step + 1e-6) - 1 for i in range(num_ticks))
     return [min(index, frames[-1]) for index in shown], clip.fps
 
 
@@ -59,11 +65,11 @@ def resolve_num_frames(clip: ClipSpec, num_frames: int, video_fps: float) -> Cli
     return dataclasses.replace(clip, num_frames=math.floor((num_frames - 1) / stride + 1e-9) + 1)
 
 
-def at_speed(clip: ClipSpec, speed: float, num_frames: int, video_fps: float) -> ClipSpec:
-    """The clip with a stride `speed` times as long; unchanged if it would then not fit into `num_frames`."""
-    stride = stride_of(clip, video_fps) * speed
-    changed = dataclasses.replace(clip, frame_stride=None, fps=video_fps / stride)
-    return changed if speed < 1 or clip_span(changed, video_fps) <= num_frames else clip
+def fastest(clip: ClipSpec, num_frames: int, video_fps: float) -> float:
+    """The highest speed at which a clip fits into a video of so many frames; no limit unless `clip.short=error`."""
+    if clip.short != "error" or clip.num_frames is None:
+        return math.inf
+    return max(num_frames / clip_span(clip, video_fps), 1.0)
 
 
 def clip_span(clip: ClipSpec, video_fps: float) -> int:
@@ -144,7 +150,8 @@ def view_frames(
     for start in uniform_starts(len(frames), clip_span(clip, fps), num_clips):
         selected = [frames[i] for i in clip_indices(len(frames), start, clip, fps)]
         selected = reorder_frames(selected, playback, rng)
-        clips.append(earlier_frames(selected, frames, clip, info, playback) + selected)
+        earlier = earlier_frames(selected, frames, clip, info, playback=playback, speed=playback_speed(playback))
+        clips.append(earlier + selected)
     return clips
 
 
@@ -154,7 +161,13 @@ def diff_frames(clip: ClipSpec, video_fps: float) -> int:
 
 
 def earlier_frames(
-    frames: Sequence[int], allowed: Sequence[int], clip: ClipSpec, info: VideoInfo, playback: str = "normal"
+    frames: Sequence[int],
+    allowed: Sequence[int],
+    clip: ClipSpec,
+    info: VideoInfo,
+    *,
+    playback: str = "normal",
+    speed: float = 1.0,
 ) -> list[int]:
     """For each frame of a clip the earlier frame of its difference image; empty for `input=rgb`.
 
@@ -168,9 +181,10 @@ def earlier_frames(
         clip: the clip's geometry.
         info: of the file.
         playback: one of `PLAYBACKS`.
+        speed: at which the video is played: at 2, the earlier frame is twice as much earlier.
     """
-    seconds, sign = clip.diff_seconds * playback_speed(playback), -1 if playback == "reversed" else 1
-    distance = diff_frames(clip, info.fps * playback_speed(playback))
+    seconds, sign = clip.diff_seconds * speed, -1 if playback == "reversed" else 1
+    distance = diff_frames(clip, info.fps * speed)
     if not distance:
         return []
     if playback == "frozen":
@@ -192,13 +206,6 @@ def check_playback(playback: str) -> None:
 def playback_speed(playback: str) -> float:
     """Speed relative to the original video."""
     return SPEEDS.get(playback, 1.0)
-
-
-def change_speed(frames: Sequence[int], playback: str) -> Sequence[int]:
-    """A video's frames at another speed: at half speed each frame twice, at double speed every second frame."""
-    if playback == "half_speed":
-        return [frame for frame in frames for _ in range(2)]
-    return frames[::2] if playback == "double_speed" else frames
 
 
 def reorder_frames(indices: list[int], playback: str, rng: np.random.Generator | None) -> list[int]:

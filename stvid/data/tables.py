@@ -45,7 +45,7 @@ class Row(NamedTuple):
     cells: dict[str, str]
 
 
-class Rows(Collection[Row]):
+class Rows:
     """The rows of a table; each is made when it is needed, so that a table of a million rows stays small.
 
     Args:
@@ -59,9 +59,6 @@ class Rows(Collection[Row]):
     def __len__(self) -> int:
         return len(self._cells)
 
-    def __contains__(self, row: object) -> bool:
-        return any(row == own for own in self)
-
     def __iter__(self) -> Iterator[Row]:
         empty = [""] * len(self._columns)
         for line, cells in self._cells:
@@ -69,8 +66,8 @@ class Rows(Collection[Row]):
             yield Row(line, dict(zip(self._columns, given, strict=False)))
 
     def column(self, name: str) -> Iterator[str]:
-        """The cells of a column."""
-        place = self._columns.index(name)
+        """The cells of a column; of two with one name the last, as in the rows."""
+        place = len(self._columns) - 1 - self._columns[::-1].index(name)
         return (cells[place] if place < len(cells) else "" for _, cells in self._cells)
 
 

@@ -33,7 +33,9 @@ class Augment:
     Attributes:
         scale: minimum and maximum area of the crop, in (0, 1]; 1 is the largest box of the clip's shape.
         ratio: minimum and maximum width/height of the crop, relative to the clip's shape.
-        speed: minimum and maximum speed, above 0: a clip of speed 2 takes every second of the frames it would take.
+        speed: minimum and maximum speed of the video, above 0. At speed 2 the frames of a clip are twice as far apart,
+            and so are the two frames of a difference image. With `clip.short=error` at most the speed at which the clip
+            fits.
         flip: probability of a horizontal flip.
         flip_pairs: pairs of class names that a flip exchanges, such as [[swipe_left, swipe_right]]; a flipped clip of
             one gets the label of the other.
@@ -102,7 +104,7 @@ class Augment:
         return int(top), int(left), box_height, box_width
 
     def random_speed(self, rng: np.random.Generator) -> float:
-        """A factor for the distance between the frames of a clip: x is as likely as 1 / x. A fixed one is not drawn."""
+        """Speed of the video; x is as likely as 1 / x. A fixed one is not drawn."""
         low, high = self.speed
         return low if low == high else math.exp(rng.uniform(*np.log(self.speed)))
 

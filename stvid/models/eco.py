@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stvid.errors import InputError
+from stvid.errors import InputError, listing
 from stvid.models.base import check_probability, find_stages
 from stvid.models.continual import ContinualModel, FrameByFrame
 from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
@@ -23,6 +23,10 @@ from stvid.models.weights import load_weights, names_file, read_weights
 
 if TYPE_CHECKING:
     from stvid.models.image_networks import ImageNetwork
+
+
+MAX_BEHIND = 2  # stages behind the pooling of an image network, which make no more maps
+NUM_TRACED = 5  # images in a batch whose outputs are told from weights by their number
 
 
 class ECO(FramewiseModel, ContinualModel):
@@ -152,33 +156,25 @@ class FeatureMaps(nn.Module):
 
     def __init__(self, image_network: ImageNetwork, stage: str | None, grid: tuple[int, int], *, name: str):
         super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+        from torchvision.models.feature_extraction import create_feature_extractor
 
-        names = list(image_network.stages)
+        network, names = image_network.network, list(image_network.stages)
         if stage is not None and stage not in names:
             raise InputError(f"model.stage (={stage}) is no stage of {name}: {', '.join(names)}")
-        last = stage or names[-1]
         self.grid, self.size, self.normalization = grid, image_network.size, image_network.normalization
         try:
-            self.network = create_feature_extractor(image_network.network, {last: "map"}, suppress_diff_warning=True)
+            end = self._last_map(network, names) if stage is None else stage
+            self.network = create_feature_extractor(network, {end: "map"}, suppress_diff_warning=True)
         except Exception as error:  # torch.fx raises errors of many kinds
-            raise InputError(f"model.encoder (={name}) cannot be divided at {last}: {error}") from error
-        shape = self._map_shape(self.network)
-        # some transformers have the channels last: the map of a square image must be square
-        is_square = self.size.fixed is None or self.size.fixed[0] == self.size.fixed[1]
-        if len(shape) != 4 or (is_square and shape[2] != shape[3]):
             raise InputError(
-                f"model.stage (={last}) of {name} gives {' x '.join(map(str, shape[1:]))} for an image, no map of "
+                f"model.encoder (={name}) cannot be divided at {stage or 'its pooling'}: {error}"
+            ) from error
+        shape = self._outputs(self.network, 1)["map"].shape
+        if not self._is_map(shape):
+            raise InputError(
+                f"model.stage (={stage}) of {name} gives {' x '.join(map(str, shape[1:]))} for an image, no map of "
                 f"channels, height and width: choose an earlier stage ({', '.join(names[:-1])}), or another encoder"
             )
-        if stage is None:  # there may be an activation between the last stage and the pooling
-            nodes = get_graph_node_names(image_network.network, suppress_diff_warning=True)[1]
-            inside = [i for i, node in enumerate(nodes) if node == last or node.startswith(f"{last}.")]
-            for node in nodes[inside[-1] + 1 :]:
-                longer = create_feature_extractor(image_network.network, {node: "map"}, suppress_diff_warning=True)
-                if self._map_shape(longer) != shape:
-                    break
-                self.network = longer
         self.channels = shape[1]
         self.num_features = self.channels * grid[0] * grid[1]
 
@@ -196,16 +192,40 @@ class FeatureMaps(nn.Module):
         self.size.check(*images_NCHW.shape[-2:])
         return F.adaptive_avg_pool2d(self.network(images_NCHW)["map"], self.grid).flatten(1)
 
+    def _last_map(self, network: nn.Module, stages: Sequence[str]) -> str:
+        """The operator of a network whose output is its last map of more than one place: what it pools.
+
+        Raises:
+            ValueError: more than two stages follow (a classifier has two at most), as the layers of a transformer do.
+        """
+        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+        nodes = get_graph_node_names(network, suppress_diff_warning=True)[1]
+        outputs = self._outputs(create_feature_extractor(network, nodes, suppress_diff_warning=True), NUM_TRACED)
+        shapes: dict[str, tuple[int, ...]]  # also of weights
+        shapes = {node: tuple(getattr(outputs[node], "shape", ())) for node in nodes}
+        maps = [n for n, shape in shapes.items() if self._is_map(shape) and shape[0] == NUM_TRACED and shape[2] > 1]
+        behind = nodes[nodes.index(maps[-1]) + 1 :] if maps else nodes
+        following = [name for name in stages if any(f"{node}.".startswith(f"{name}.") for node in behind)]
+        if len(following) > MAX_BEHIND:
+            raise ValueError(f"{listing(following)} give no map")
+        return maps[-1]
+
+    def _is_map(self, shape: Sequence[int]) -> bool:
+        """Some transformers have the channels last: the map of a square image must be square."""
+        height, width = self.size.fixed or (1, 1)
+        return len(shape) == 4 and (height != width or shape[2] == shape[3])
+
     @torch.no_grad()
-    def _map_shape(self, network: nn.Module) -> torch.Size:
-        """By a forward pass on the meta device."""
-        height, width = self.size.fixed or (max(64, self.size.minimum),) * 2
+    def _outputs(self, network: nn.Module, num_images: int) -> dict:
+        """For images, on the meta device."""
+        height, width = self.size.fixed or (max(128, self.size.minimum),) * 2
         own = (*network.named_parameters(), *network.named_buffers())  # also buffers outside of a state dict
-        image = torch.empty(1, 3, height, width, device="meta")
+        images = torch.empty(num_images, 3, height, width, device="meta")
         state = {key: value.to("meta") for key, value in own}
-        maps = torch.func.functional_call(network.eval(), state, (image,))["map"]
+        outputs = torch.func.functional_call(network.eval(), state, (images,))
         network.train()
-        return maps.shape
+        return outputs
 
 
 def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:

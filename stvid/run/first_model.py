@@ -37,7 +37,8 @@ def build_or_resume_model(
         check_training_state(checkpoint)
         trained = load_checkpoint(checkpoint, calibrated=False, trust=config["trust"])
         model, position = trained.model.train(), trained.position
-        _check_epochs_left(config["trainer"]["max_epochs"], position)
+        if config["min_steps"] is None:  # else the run may have more epochs
+            _check_epochs_left(config["trainer"]["max_epochs"], position)
         _check_same_batches(trained.config, config, position)
     check_input(model, clip)
     if config["gradient_checkpointing"]:

@@ -133,6 +133,7 @@ RANGES = {
     "model.kernel_depth": Range(at_least=1, whole=True),
     "augment.scale": Range(above=0, at_most=1, listed=True),
     "augment.ratio": Range(above=0, listed=True),
+    "augment.speed": Range(above=0, listed=True),
     "augment.flip": Range(at_least=0, at_most=1),
     "augment.brightness": Range(at_least=0, at_most=1),
     "augment.contrast": Range(at_least=0, at_most=1),

@@ -126,8 +126,8 @@ def finished_accuracy(config: DictConfig) -> float | None:
     return result["video_accuracy"]
 
 
-def with_used_values(config: Mapping, *, precision: str, batch_size: int, max_epochs: int) -> dict:
-    """A copy of a run's config with the values that replace `auto`, and the epochs that `min_steps` needs.
+def with_used_values(config: Mapping, *, precision: str, batch_size: int) -> dict:
+    """A copy of a run's config with the values that replace `auto`.
 
     The run records this config, so that it resumes with the same values on any machine.
 
@@ -135,10 +135,9 @@ def with_used_values(config: Mapping, *, precision: str, batch_size: int, max_ep
         config: the run's, resolved.
         precision: see `resolve_precision`.
         batch_size: see `plan_batch`.
-        max_epochs: see `num_epochs`.
     """
     used = copy.deepcopy(dict(config))
-    used["trainer"] |= {"precision": precision, "max_epochs": max_epochs}
+    used["trainer"]["precision"] = precision
     used["data"]["batch_size"] = used["data"]["datamodule"]["batch_size"] = batch_size
     return used
 

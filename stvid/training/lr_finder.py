@@ -34,8 +34,8 @@ def find_lr(
     make_trainer: Callable[..., pl.Trainer],
     task: ClassificationTask,
     data: pl.LightningDataModule,
-    *,
     table: Path,
+    *,
     picture: Path,
 ) -> float | None:
     """Trains for 100 steps with learning rates from 1e-6 to 10 and suggests one. Changes the model's weights.

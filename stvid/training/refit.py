@@ -24,8 +24,8 @@ def refit(
     task: pl.LightningModule,
     data: VideoDataModule,
     checkpoint: Path,
-    *,
     bad_videos: Path,
+    *,
     num_epochs: int,
     ema: float | None,
 ) -> None:

@@ -12,16 +12,15 @@ from stvid.data.datamodule import VideoDataModule
 log = logging.getLogger("stvid")
 
 
-def num_epochs(trainer: pl.Trainer, min_steps: int | None, data: VideoDataModule) -> int:
-    """The trainer's `max_epochs`, or as many epochs as `min_steps` optimizer steps need.
+def num_epochs(max_epochs: int, min_steps: int | None, data: VideoDataModule, trainer: pl.Trainer) -> int:
+    """`max_epochs`, or as many epochs as `min_steps` optimizer steps need.
 
     Args:
-        trainer: of the run.
-        min_steps: optimizer steps that the run has at least; None: no lower limit.
+        max_epochs: from 1.
+        min_steps: optimizer steps that a run is planned for at least; None: no lower limit.
         data: set up; an epoch has full batches only, unless it is smaller than one.
+        trainer: of the run.
     """
-    max_epochs = trainer.max_epochs
-    assert max_epochs is not None  # see `stvid.run.parameters`
     if min_steps is None:
         return max_epochs
     num_batches = max(len(data.train) // (data.clips_per_batch * trainer.world_size), 1)
