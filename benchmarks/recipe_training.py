@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -212,6 +213,7 @@ def train_fold(
         passes=len(features.passes) - 1,
     )
     num_batches = max(len(train) // batch_size, 1)
+    max_epochs = max(max_epochs, math.ceil((settings["min_steps"] or 0) / num_batches))
     optimizer, (schedule,) = instantiate(config.optimizer, _convert_="all").configure(model, num_batches * max_epochs)
     loss_of, mixing = instantiate(config.loss), instantiate(config.mixing)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

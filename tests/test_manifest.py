@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from stvid.data.manifest import Item, Manifest, read_manifest, similar_classes, validate
+from stvid.data.manifest import LEAK_KEYS, Item, Manifest, read_manifest, similar_classes, validate
 from stvid.errors import InputError
 
 
@@ -217,3 +219,16 @@ def test_a_split_in_another_column_is_not_replaced_by_a_new_one(tmp_path):
         read_manifest(path=str(path))
     path = csv_file(tmp_path, "\n".join(["path,label,subset", *(row.replace("Train", "one") for row in rows)]))
     assert {item.split for item in read_manifest(path=str(path)).items} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "link.mp4", "dir/b.mp4", "dir/up.mp4", "dir/../a.mp4", "dir/..", "none/x"])
+def test_real_paths_are_those_of_the_system(tmp_path, name):
+    (tmp_path / "real").mkdir()
+    for file in ("a.mp4", "real/b.mp4"):
+        (tmp_path / file).touch()
+    (tmp_path / "dir").symlink_to("real")
+    (tmp_path / "link.mp4").symlink_to("dir/up.mp4")
+    (tmp_path / "real" / "up.mp4").symlink_to("../a.mp4")
+    assert LEAK_KEYS["file"](Item(path=f"{tmp_path}/{name}", label="a", split="train")) == os.path.realpath(
+        f"{tmp_path}/{name}"
+    )
