@@ -24,8 +24,9 @@ def model():
     model = ECO(num_classes=5, in_channels=6, stage="layer2", grid=(3, 4), widths=[8, 12]).eval()
     for module in model.volume.modules():
         if isinstance(module, nn.BatchNorm3d):
-            for parameter in (module.weight, module.bias, module.running_mean):
-                nn.init.normal_(parameter)
+            for values in (module.weight, module.bias, module.running_mean):
+                if values is not None:
+                    nn.init.normal_(values)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
     return model
 
@@ -47,9 +48,8 @@ def test_the_features_of_a_frame_are_the_pooled_maps_of_the_stage_for_both_image
 
 
 def normed(x, norm):
-    mean, var, weight, bias = (
-        t[:, None, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
+    weight, bias = (norm.weight, norm.bias) if norm.affine else (torch.tensor([1.0]), torch.tensor([0.0]))
+    mean, var, weight, bias = (t[:, None, None, None] for t in (norm.running_mean, norm.running_var, weight, bias))
     return (x - mean) / (var + norm.eps) ** 0.5 * weight + bias
 
 

@@ -94,7 +94,8 @@ class ECO(FramewiseModel, ContinualModel):
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
-        layers: list[nn.Module] = [nn.BatchNorm3d(channels), ConvLayer(channels, widths[0], kernel=1)]
+        # what a learned scale and shift would do, the weights of the convolution and the norm behind it can do as well
+        layers: list[nn.Module] = [nn.BatchNorm3d(channels, affine=False), ConvLayer(channels, widths[0], kernel=1)]
         for before, width, stride in zip((widths[0], *widths), widths, strides, strict=False):
             keeps_shape = before == width and tuple(stride) == (1, 1, 1)
             layers.append(Residual(width) if keeps_shape else ConvLayer(before, width, stride=tuple(stride)))  # type: ignore[arg-type]
