@@ -24,7 +24,7 @@ HEAD = json.dumps({"stvid_probe": 7, "av": AV_VERSION}).encode()
 ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 _SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
-_INFO = fields(
+_INFO = fields(  # what a line leaves out has its default
     {
         "num_frames": _SIZE,
         "fps": number(1e-6, 1e6),
@@ -32,6 +32,8 @@ _INFO = fields(
         "height": _SIZE,
         "width": _SIZE,
         "codec": text(),
+    },
+    optional={
         "pixel_format": text(),
         "rotation": number(0, 359, whole=True),
         "mirrored": flag,
@@ -42,7 +44,7 @@ _INFO = fields(
         "num_damaged": _WHOLE,
         "decoded": flag,
         "identity": text(),
-    }
+    },
 )
 _DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(VideoInfo) if field.default is not dataclasses.MISSING
@@ -145,11 +147,10 @@ def _has_head(path: Path) -> bool:
 
 def _to_info(values: dict) -> VideoInfo:
     """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
-    values = _DEFAULTS | values
     _INFO(values, "an entry")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key in ("codec", "pixel_format"):  # one text for all videos
-        plain[key] = sys.intern(plain[key])
+        plain[key] = sys.intern(plain.get(key, ""))
     info = VideoInfo(**plain)
     if not _is_possible(info):
         raise ValueError("the properties of a video contradict each other")
