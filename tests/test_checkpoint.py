@@ -34,7 +34,7 @@ def test_a_model_is_built_from_plain_data():
         "stvid.models.conv3d.torch.load",
         "stvid.models.conv3d.nn.Linear",
         "stvid.models.conv3d.InputError",
-        "stvid.models.conv3d._layer",
+        "stvid.models.conv3d.ConvLayer",
         "stvid.models.encoders.torchvision",
         "stvid.models.nothing.Model",
         "stvid.models.conv3d.Nothing",
@@ -57,10 +57,10 @@ def test_an_unknown_key_is_named_with_the_nearest():
 def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, monkeypatch):
     """In a new model; where one is loaded, it is the cause of the message: a damaged config can make it too."""
 
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise mistake("inside")
 
-    monkeypatch.setattr("stvid.models.conv3d._layer", broken)
+    monkeypatch.setattr("stvid.models.conv3d.ConvLayer", broken)
     with pytest.raises(mistake) as new:
         build_model(CONV3D, num_classes=3)
     with pytest.raises(InputError, match=f"no model can be built from its config.*{mistake.__name__}") as loaded:
@@ -70,10 +70,10 @@ def test_a_mistake_inside_a_constructor_stays_what_it_is(mistake, run_folder, mo
 
 @pytest.mark.parametrize("mistake", [AttributeError, NameError, ImportError, AssertionError])
 def test_a_mistake_that_no_config_can_make_keeps_its_traceback(mistake, run_folder, monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise mistake("inside")
 
-    monkeypatch.setattr("stvid.models.conv3d._layer", broken)
+    monkeypatch.setattr("stvid.models.conv3d.ConvLayer", broken)
     with pytest.raises(mistake, match="inside"):
         load_checkpoint(run_folder)
 

@@ -1,6 +1,7 @@
 """`stvid predict` on files, folders, patterns and tables: top classes, segments, and all files that it writes."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -112,9 +113,7 @@ def test_a_broken_file_is_told_and_the_others_are_divided(run_folder, videos, tm
 
 def test_of_a_video_that_breaks_in_the_middle_the_beginning_is_told(run_folder, videos, tmp_path, monkeypatch):
     def probed(items, **options):
-        return [
-            stvid.probe(item.path).__class__(**{**vars(stvid.probe(item.path)), "num_frames": 100}) for item in items
-        ]
+        return [dataclasses.replace(stvid.probe(item.path), num_frames=100) for item in items]
 
     monkeypatch.setattr(predict, "probe_items", probed)  # as if frames 72 to 99 could not be decoded
     out, (entry,) = predicted(run_folder, tmp_path, videos / "a" / "long.mp4", code=1)

@@ -69,6 +69,8 @@ def estimated(build, precision: str):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_peak_of_a_training_step_is_within_10_percent_of_the_measured_one(name, precision):
+    if precision == "bf16-mixed" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("on a CPU whose oneDNN has no bf16, convolutions work on copies that training need not have")
     peak = estimated(MODELS[name], precision).peak_train_bytes
     assert peak == pytest.approx(measured_peak(MODELS[name], precision), rel=0.1)
 
