@@ -17,6 +17,7 @@ from stvid.models.continual import ContinualModel
 from stvid.models.conv3d import Conv3D
 from stvid.models.eco import ECO
 from stvid.models.framewise import FramewiseModel
+from stvid.models.layers import Residual
 from stvid.preprocess import Preprocess, encode_clips, run_model
 from stvid.run.model import build_model
 
@@ -113,6 +114,9 @@ def test_full_lengths_are_the_same_as_none(built):
 
 
 def test_every_parameter_learns(model):
+    for module in model.modules():
+        if isinstance(module, Residual):
+            nn.init.ones_(module[1].weight)  # at first it is 0, and only it learns
     model(torch.randn(2, 3, 8, 48, 48)).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 

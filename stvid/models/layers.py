@@ -141,7 +141,9 @@ def mean_of_frames(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
 
 
 def _masked(x_BCTHW: Tensor, lengths_B: Tensor | None) -> Tensor:
-    return x_BCTHW if lengths_B is None else x_BCTHW * _valid(x_BCTHW, lengths_B)[:, None, :, None, None]
+    if lengths_B is None:
+        return x_BCTHW
+    return x_BCTHW.masked_fill(~_valid(x_BCTHW, lengths_B)[:, None, :, None, None], 0)  # also where it is not finite
 
 
 def _valid(x_BCTHW: Tensor, lengths_B: Tensor) -> Tensor:
