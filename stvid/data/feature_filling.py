@@ -27,13 +27,8 @@ from stvid.progress import Bar
 
 log = logging.getLogger(__name__)
 FEATURES_NAME = ".stvid_features"
-ENCODER_KEYS = (
-    "_target_",
-    "encoder",
-    "image_size",
-    "stage",
-    "grid",
-)  # config keys of our models that change the features
+# config keys of our models that change the features
+ENCODER_KEYS = ("_target_", "encoder", "image_size", "stage", "grid")
 LIBRARIES = ("timm", "efficientnet-lite-pytorch")  # with encoders, besides torchvision
 _MAX_PASSES = 2  # the second if another run has replaced the file meanwhile
 Encode = Callable[[Tensor, Tensor | None], Tensor]  # uint8 clips B x T x C x H x W, lengths B -> B x T x F on the CPU

@@ -197,7 +197,7 @@ def is_utf8(text: str) -> bool:
 
 
 def join_path(folder: str, name: str) -> str:
-    """`str((Path(folder) / name).absolute())` for an absolute folder, ten times as fast for names in usual form."""
+    """`str((Path(folder) / name).absolute())` for an absolute folder, without objects for names in usual form."""
     inside = f"/{name}/" if name[:1] != "/" else f"{name}/"
     if os.sep != "/" or "//" in inside or "/./" in inside:
         return str((Path(folder) / name).absolute())

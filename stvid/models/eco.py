@@ -208,7 +208,7 @@ class FeatureMaps(nn.Module):
         maps = [n for n, shape in shapes.items() if self._is_map(shape) and shape[0] == NUM_TRACED and shape[2] > 1]
         behind = nodes[nodes.index(maps[-1]) + 1 :] if maps else nodes
         following = [name for name in stages if any(f"{node}.".startswith(f"{name}.") for node in behind)]
-        if len(following) > MAX_BEHIND:
+        if not maps or len(following) > MAX_BEHIND:
             raise ValueError(f"{listing(following)} give no map")
         return maps[-1]
 

@@ -128,8 +128,9 @@ def norm_frames(norm: nn.BatchNorm3d, x_BCTHW: Tensor, lengths_B: Tensor | None)
     if lengths_B is None or not norm.training:
         return norm(x_BCTHW)
     valid_BT, x_BTCHW = _valid(x_BCTHW, lengths_B), x_BCTHW.transpose(1, 2)
-    out_BTCHW = torch.zeros_like(x_BTCHW)
-    out_BTCHW[valid_BT] = norm(x_BTCHW[valid_BT][:, :, None])[:, :, 0]
+    normed_NCHW = norm(x_BTCHW[valid_BT][:, :, None])[:, :, 0]
+    out_BTCHW = normed_NCHW.new_zeros(x_BTCHW.shape)  # of its type: a norm over processes may return another
+    out_BTCHW[valid_BT] = normed_NCHW
     return out_BTCHW.transpose(1, 2)
 
 
