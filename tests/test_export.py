@@ -30,6 +30,8 @@ from stvid.export.parity import SYNTHETIC, TOLERANCE, check_parity, compare, ori
 from stvid.export.program import open_program, trace, write_program
 from stvid.models.base import VideoModel
 from stvid.models.conv3d import Conv3D
+from stvid.models.eco import ECO
+from stvid.models.layers import Residual
 from stvid.models.recurrent import Recurrent
 from stvid.preprocess import Preprocess, as_input
 from stvid.run.checkpoint import load_checkpoint
@@ -60,6 +62,15 @@ def conv3d(tmp_path, clip=CLIP):
     return vivid(trained(tmp_path, clip, Conv3D(num_classes=3, in_channels=clip.channels, widths=(4, 8, 8, 8))))
 
 
+def eco(tmp_path, clip):
+    options = {"stage": "layer2", "grid": (2, 3), "widths": (8, 8), "strides": ((1, 1, 1), (1, 1, 1))}
+    run = trained(tmp_path, clip, ECO(num_classes=3, in_channels=clip.channels, **options))
+    for layer in run.model.volume.modules():
+        if isinstance(layer, Residual):
+            nn.init.ones_(layer[1].weight)  # as after training: a new one adds nothing
+    return vivid(run)
+
+
 CLIPWISE = {"normalize": "clip"}
 RUNS = {
     "conv3d, differences": lambda path: conv3d(path, dataclasses.replace(CLIP, input="rgb_diff", **CLIPWISE)),
@@ -70,6 +81,7 @@ RUNS = {
     "lstm": lambda path: cnn_lstm(
         path, dataclasses.replace(CLIP, input="rgb_diff"), bidirectional=True, encoder_chunk=2
     ),
+    "eco, padded": lambda path: eco(path, dataclasses.replace(CLIP, input="rgb_diff", short="pad", normalize="fixed")),
     "feature norm and projection": lambda path: cnn_lstm(
         path, feature_norm="batch", projection=6, recurrent="none", pooling="mean"
     ),

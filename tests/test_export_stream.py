@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_continual import CLIP_FRAMES, SIZE, ready
+from test_export import eco
 from test_models import CONFIGS, NUM_CLASSES, small_c3d  # noqa: F401 # a fixture
 from test_stream import CLIP, CPU, trained
 from torch import nn
@@ -171,6 +172,16 @@ def test_every_chunk_of_a_3d_network_has_the_answer_of_its_own_stream(tmp_path, 
     record = stream_metadata(form)
     assert (record["period"], record["first"]) == (8, 17)
     assert_chunks_have_the_answers(play(form, run.clip, frames), stream_of(run, frames), 8)
+
+
+def test_every_chunk_of_eco_has_the_answer_of_its_own_stream(tmp_path):
+    clip = ClipSpec(num_frames=8, frame_stride=1, size=64, short="pad", input="rgb_diff", normalize="fixed")
+    run = eco(tmp_path, clip)
+    form, frames = stream_form(run), videos(2, 24, 64)
+    period, wanted = stream_metadata(form)["period"], stream_of(run, frames)
+    run_onnx = onnx_runner(form, tmp_path / "stream.onnx")
+    for answers in (play(form, clip, frames), play(form, clip, frames, run_onnx)):
+        assert_chunks_have_the_answers(answers, wanted, period, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"recurrent": "gru", "pooling": "attention", "input": "diff"}])

@@ -28,8 +28,8 @@ def clip_form(trained: TrainedModel) -> Form:
     influence. Output: `probabilities`, float32 `B x K`.
 
     T is any number for a cnn_lstm, which also takes `lengths`, and for a 3D network whose clips have different lengths
-    (`clip.num_frames=null`, `clip.short=pad`); of these only conv3d takes `lengths`, the others clips of one length per
-    batch. Otherwise T is `clip.num_frames`.
+    (`clip.num_frames=null`, `clip.short=pad`); of these conv3d and eco take `lengths`, the others clips of one length
+    per batch. Otherwise T is `clip.num_frames`.
 
     Args:
         trained: the model; the form shares its weights.

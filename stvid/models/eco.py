@@ -57,6 +57,8 @@ class ECO(FramewiseModel, ContinualModel):
         InputError: an unknown name, a stage without a map, a value out of range.
     """
 
+    exports_lengths = True
+
     def __init__(
         self,
         *,
