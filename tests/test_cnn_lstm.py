@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from test_models import NUM_CLASSES, assert_padding_is_not_read, padded_batch
 from torch import nn
 
@@ -25,6 +26,7 @@ BEFORE_READERS = [
     {"projection": 8, "pooling": "mean"},
     {"branches": 2, "feature_norm": "batch", "projection": 8},
     {"branches": 3, "recurrent": "gru", "pooling": "max"},
+    {"encoder": "resnet18", "grid": (2, 1), "feature_norm": "batch", "projection": 8, "branches": 2},
 ]
 
 
@@ -115,6 +117,30 @@ def test_the_projection_stands_between_encoder_and_lstm():
     assert not any("frame_features" in name for name in CNNLSTM(num_classes=2).state_dict()), "older runs still load"
 
 
+def test_with_a_grid_each_place_of_the_map_passes_the_layers_before_the_mean():
+    """Against resnet18's own last map, pooled and normalised by hand."""
+    torch.manual_seed(0)
+    options = {"encoder": "resnet18", "grid": (2, 3), "feature_norm": "batch", "projection": 7}
+    model = CNNLSTM(num_classes=NUM_CLASSES, recurrent="none", pooling="mean", **options).eval()
+    first, linear, second, _ = model.frame_features.layers
+    for norm in (first, second):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    network = torchvision.models.resnet18().eval()
+    network.load_state_dict(model.encoder.network.state_dict(), strict=False)
+    maps = []
+    network.layer4.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    clips_BCTHW = torch.randn(1, 3, 4, 64, 96)
+    with torch.no_grad():
+        network(clips_BCTHW[0].transpose(0, 1))
+        grids_TCGG = nn.functional.adaptive_avg_pool2d(maps[0], (2, 3))
+        normed = (grids_TCGG.movedim(1, -1) - first.running_mean) / (first.running_var + 1e-5).sqrt()
+        outputs = (normed @ linear.weight.T - second.running_mean) / (second.running_var + 1e-5).sqrt()
+        torch.testing.assert_close(
+            model.forward_features(clips_BCTHW)[0], outputs.clamp_min(0).mean(dim=(0, 1, 2)), atol=1e-5, rtol=1e-5
+        )
+
+
 def test_the_lstm_reads_features_in_order_of_time():
     """Against torch's LSTM fed by hand, frame by frame."""
     torch.manual_seed(0)
@@ -198,6 +224,9 @@ def test_forget_gates_start_open():
         ({"num_layers": 0}, "must be at least 1"),
         ({"feature_norm": "layer"}, "model.feature_norm .=layer. must be one of none, batch"),
         ({"projection": 0}, "model.projection .=0. must be at least 1, or null"),
+        ({"encoder": "resnet18", "grid": (2, 2)}, "model.grid needs a layer for each place.*model.projection"),
+        ({"encoder": "resnet18", "grid": (0, 2), "projection": 8}, r"model.grid .=.0, 2.. must be .height, width"),
+        ({"grid": (2, 2), "projection": 8}, "model.encoder .=small. has no feature maps"),
     ],
 )
 def test_mistakes_are_input_errors(options, text):

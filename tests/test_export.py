@@ -82,8 +82,8 @@ RUNS = {
         path, dataclasses.replace(CLIP, input="rgb_diff"), bidirectional=True, encoder_chunk=2
     ),
     "eco, padded": lambda path: eco(path, dataclasses.replace(CLIP, input="rgb_diff", short="pad", normalize="fixed")),
-    "feature norm and projection": lambda path: cnn_lstm(
-        path, feature_norm="batch", projection=6, recurrent="none", pooling="mean"
+    "feature norm, projection and grid": lambda path: cnn_lstm(
+        path, encoder="resnet18", grid=(2, 1), feature_norm="batch", projection=6, branches=2
     ),
 }
 MORE = {

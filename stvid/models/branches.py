@@ -34,7 +34,7 @@ class Branch(nn.Module):
 
     Args:
         num_features: F.
-        norm, projection: see `FrameFeatures`.
+        norm, projection, places: see `FrameFeatures`.
         recurrent: `lstm`, `gru`, or `none`.
         pooling: see `Pooling`.
         bidirectional, hidden_size, num_layers, dropout, recurrent_dropout: see `Recurrent`.
@@ -53,9 +53,10 @@ class Branch(nn.Module):
         num_layers: int,
         dropout: float,
         recurrent_dropout: float,
+        places: int = 1,
     ):
         super().__init__()
-        self.frame_features = FrameFeatures(num_features, norm=norm, projection=projection)
+        self.frame_features = FrameFeatures(num_features, norm=norm, projection=projection, places=places)
         size = self.frame_features.num_features
         self.recurrent: Recurrent | None = None
         if recurrent != "none":

@@ -24,6 +24,7 @@ from stvid.models.branches import (
     step_branch,
 )
 from stvid.models.encoders import SmallEncoder, build_encoder
+from stvid.models.feature_maps import FeatureMaps
 from stvid.models.framewise import FramewiseModel, without_autocast
 from stvid.models.recurrent import RECURRENT
 from stvid.models.weights import load_weights, names_file, read_weights
@@ -42,6 +43,9 @@ class CNNLSTM(FramewiseModel):
         weights: of the encoder: `DEFAULT`, a name, or a file; or a checkpoint of this class for the whole model, whose
             head is used if K is equal. None: random.
         image_size: pixels; input size of networks with a fixed size (ViT, Swin v2 of timm); None: the network's own.
+        grid: height and width to which the encoder's last feature map is pooled (mean). Then `feature_norm` and
+            `projection` see each place of it by itself, and the mean over the places follows. None: the encoder's own
+            pooling.
         encoder_chunk: frames encoded at once, from 1. Their activations are recomputed in the backward pass, so that
             memory grows with the chunk and not with T. None: all frames, activations stored. See `encode_frames`.
         freeze: stages of the encoder that are not trained: their number, the name of the last one, or `all`.
@@ -74,6 +78,7 @@ class CNNLSTM(FramewiseModel):
         encoder: str = "small",
         weights: str | None = None,
         image_size: int | None = None,
+        grid: Sequence[int] | None = None,
         encoder_chunk: int | None = None,
         freeze: int | str = 0,
         feature_norm: str = "none",
@@ -102,7 +107,8 @@ class CNNLSTM(FramewiseModel):
         self.in_channels, self.max_chunk = in_channels, encoder_chunk
         self.supports_streaming = not bidirectional
         file = weights if weights is not None and names_file(weights) else None
-        self.encoder = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
+        network = build_encoder(encoder, weights=None if file else weights, image_size=image_size)
+        self.encoder = network if grid is None else FeatureMaps(network, None, grid, name=encoder)
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         make = functools.partial(
@@ -110,6 +116,7 @@ class CNNLSTM(FramewiseModel):
             self.encoder.num_features * in_channels // 3,
             norm=feature_norm,
             projection=projection,
+            places=1 if grid is None else grid[0] * grid[1],
             hidden_size=hidden_size,
             num_layers=num_layers,
             dropout=dropout,
@@ -132,16 +139,16 @@ class CNNLSTM(FramewiseModel):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.num_features, num_classes)
         if file is not None:
-            self._load(file, source=f"{file} for {encoder}")
+            self._load(file, network, source=f"{file} for {encoder}")
 
-    def _load(self, file: str, *, source: str) -> None:
+    def _load(self, file: str, network: nn.Module, *, source: str) -> None:
         state = read_weights(file)
         if any(name.startswith("encoder.") and name in state for name in self.state_dict()):
             load_weights(self, state, source=source)
-        elif isinstance(self.encoder, SmallEncoder):
+        elif isinstance(network, SmallEncoder):
             raise InputError(f"model.weights (={file}) is no checkpoint of a model with the small encoder")
         else:
-            self.encoder.load(state, source=source)  # type: ignore[operator] # an `ImageNetwork`
+            network.load(state, source=source)  # type: ignore[operator] # an `ImageNetwork`
 
     @property
     def branches(self) -> list[HasBranch]:

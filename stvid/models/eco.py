@@ -7,26 +7,17 @@ D features of a clip   K classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from stvid.errors import InputError, listing
-from stvid.models.base import check_probability, find_stages
+from stvid.errors import InputError
+from stvid.models.base import check_probability
 from stvid.models.continual import ContinualModel, FrameByFrame
-from stvid.models.encoders import SmallEncoder, build_encoder, encode_frames
+from stvid.models.encoders import build_encoder, encode_frames
+from stvid.models.feature_maps import FeatureMaps, are_counts
 from stvid.models.framewise import FramewiseModel, without_autocast
 from stvid.models.layers import ConvLayer, Residual, mean_of_frames, norm_frames
 from stvid.models.weights import load_weights, names_file, read_weights
-
-if TYPE_CHECKING:
-    from stvid.models.image_networks import ImageNetwork
-
-
-MAX_BEHIND = 2  # stages behind the pooling of an image network, which make no more maps
-NUM_TRACED = 5  # images in a batch whose outputs are told from weights by their number
 
 
 class ECO(FramewiseModel, ContinualModel):
@@ -46,7 +37,7 @@ class ECO(FramewiseModel, ContinualModel):
             head is used if K is equal. None: random.
         stage: the last stage of the encoder that is used, by name; its output is the map. None: the whole network up
             to its pooling.
-        grid: height and width to which maps are pooled (mean), so that frames may have any size.
+        grid: height and width to which maps are pooled (mean), so that frames may have any size. None: one place.
         encoder_chunk: see `CNNLSTM`.
         freeze: stages of the encoder that are not trained: their number, the name of the last one, or `all`.
         widths: output channels of the 3 x 3 x 3 convolutions.
@@ -67,7 +58,7 @@ class ECO(FramewiseModel, ContinualModel):
         encoder: str = "resnet18",
         weights: str | None = None,
         stage: str | None = None,
-        grid: Sequence[int] = (4, 4),
+        grid: Sequence[int] | None = (4, 4),
         encoder_chunk: int | None = None,
         freeze: int | str = 0,
         widths: Sequence[int] = (128, 128),
@@ -79,20 +70,16 @@ class ECO(FramewiseModel, ContinualModel):
             raise InputError(f"model.in_channels (={in_channels}) must be 3, or 6 (frame and difference image)")
         if encoder_chunk is not None and encoder_chunk < 1:
             raise InputError(f"model.encoder_chunk (={encoder_chunk}) must be at least 1, or null")
-        if not _are_counts(grid, number=2):
-            raise InputError(f"model.grid (={list(grid)}) must be [height, width], whole numbers of at least 1")
         _check_convolutions(list(widths), list(strides))
         check_probability("dropout", dropout)
         self.in_channels, self.max_chunk = in_channels, encoder_chunk
         file = weights if weights is not None and names_file(weights) else None
         image_network = build_encoder(encoder, weights=None if file else weights)
-        if isinstance(image_network, SmallEncoder):
-            raise InputError("model.encoder (=small) has no feature maps: choose an image network, such as resnet18")
+        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, grid or (1, 1), name=encoder)
         state = None if file is None else read_weights(file)
         is_whole = state is not None and any(name.startswith("volume.") for name in state)
         if state is not None and not is_whole:
-            image_network.load(state, source=f"{file} for {encoder}")
-        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, (grid[0], grid[1]), name=encoder)
+            image_network.load(state, source=f"{file} for {encoder}")  # type: ignore[operator] # an `ImageNetwork`
         self.normalization = self.encoder.normalization
         self.freeze_stages(freeze)
         channels = self.encoder.channels * in_channels // 3
@@ -140,113 +127,15 @@ class MapVolume(FrameByFrame):
         return _as_volume(encode_frames(self.encoder, clips_BCTHW, None), self.encoder.grid)
 
 
-class FeatureMaps(nn.Module):
-    """An image network up to one of its stages, whose map is pooled to a grid.
-
-    Args:
-        image_network: with all its weights.
-        stage: name of the stage; None: the whole network up to its pooling.
-        grid: height and width of the pooled map.
-        name: of the image network, for messages.
-
-    Attributes:
-        channels: of the map.
-        num_features: F' = channels * height * width of the grid.
-
-    Raises:
-        InputError: no such stage; its output is no map; a network that torch.fx cannot trace.
-    """
-
-    def __init__(self, image_network: ImageNetwork, stage: str | None, grid: tuple[int, int], *, name: str):
-        super().__init__()
-        from torchvision.models.feature_extraction import create_feature_extractor
-
-        network, names = image_network.network, list(image_network.stages)
-        if stage is not None and stage not in names:
-            raise InputError(f"model.stage (={stage}) is no stage of {name}: {', '.join(names)}")
-        self.grid, self.size, self.normalization = grid, image_network.size, image_network.normalization
-        try:
-            end = self._last_map(network, names) if stage is None else stage
-            self.network = create_feature_extractor(network, {end: "map"}, suppress_diff_warning=True)
-        except Exception as error:  # torch.fx raises errors of many kinds
-            raise InputError(
-                f"model.encoder (={name}) cannot be divided at {stage or 'its pooling'}: {error}"
-            ) from error
-        shape = self._outputs(self.network, 1)["map"].shape
-        if not self._is_map(shape):
-            raise InputError(
-                f"model.stage (={stage}) of {name} gives {' x '.join(map(str, shape[1:]))} for an image, no map of "
-                f"channels, height and width: choose an earlier stage ({', '.join(names[:-1])}), or another encoder"
-            )
-        self.channels = shape[1]
-        self.num_features = self.channels * grid[0] * grid[1]
-
-    @property
-    def stages(self) -> dict[str, nn.Module]:
-        """The parts of the network by name, from input to output."""
-        return find_stages(self.network)
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """`N x C x H x W` -> `N x F'`.
-
-        Raises:
-            InputError: images of a size that the network does not take.
-        """
-        self.size.check(*images_NCHW.shape[-2:])
-        return F.adaptive_avg_pool2d(self.network(images_NCHW)["map"], self.grid).flatten(1)
-
-    def _last_map(self, network: nn.Module, stages: Sequence[str]) -> str:
-        """The operator of a network whose output is its last map of more than one place: what it pools.
-
-        Raises:
-            ValueError: more than two stages follow (a classifier has two at most), as the layers of a transformer do.
-        """
-        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-        nodes = get_graph_node_names(network, suppress_diff_warning=True)[1]
-        outputs = self._outputs(create_feature_extractor(network, nodes, suppress_diff_warning=True), NUM_TRACED)
-        shapes: dict[str, tuple[int, ...]]  # also of weights
-        shapes = {node: tuple(getattr(outputs[node], "shape", ())) for node in nodes}
-        maps = [n for n, shape in shapes.items() if self._is_map(shape) and shape[0] == NUM_TRACED and shape[2] > 1]
-        behind = nodes[nodes.index(maps[-1]) + 1 :] if maps else nodes
-        following = [name for name in stages if any(f"{node}.".startswith(f"{name}.") for node in behind)]
-        if not maps or len(following) > MAX_BEHIND:
-            raise ValueError(f"{listing(following)} give no map")
-        return maps[-1]
-
-    def _is_map(self, shape: Sequence[int]) -> bool:
-        """Some transformers have the channels last: the map of a square image must be square."""
-        height, width = self.size.fixed or (1, 1)
-        return len(shape) == 4 and (height != width or shape[2] == shape[3])
-
-    @torch.no_grad()
-    def _outputs(self, network: nn.Module, num_images: int) -> dict:
-        """For images, on the meta device."""
-        height, width = self.size.fixed or (max(128, self.size.minimum),) * 2
-        own = (*network.named_parameters(), *network.named_buffers())  # also buffers outside of a state dict
-        images = torch.empty(num_images, 3, height, width, device="meta")
-        state = {key: value.to("meta") for key, value in own}
-        outputs = torch.func.functional_call(network.eval(), state, (images,))
-        network.train()
-        return outputs
-
-
 def _as_volume(features_BTF: Tensor, grid: tuple[int, int]) -> Tensor:
     return features_BTF.unflatten(2, (-1, *grid)).transpose(1, 2)
 
 
 def _check_convolutions(widths: list[int], strides: list[Sequence[int]]) -> None:
-    if not widths or not _are_counts(widths, number=len(strides)):
+    if not widths or not are_counts(widths, number=len(strides)):
         raise InputError(
             f"model.widths (={widths}) and model.strides (={strides}) must have one entry for each convolution, widths "
             "whole numbers of at least 1"
         )
-    if not all(_are_counts(stride, number=3) for stride in strides):
+    if not all(are_counts(stride, number=3) for stride in strides):
         raise InputError(f"model.strides (={strides}) must be three whole numbers of at least 1 for each convolution")
-
-
-def _are_counts(values: object, *, number: int) -> bool:
-    """Whether it is a list of so many whole numbers of at least 1."""
-    if not isinstance(values, Sequence) or len(values) != number:
-        return False
-    return all(isinstance(value, int) and value >= 1 for value in values)

@@ -24,30 +24,40 @@ FEATURE_NORM = ("none", "batch")
 class FrameFeatures(nn.Module):
     """Batch norm of the features of frames, then a linear layer with ReLU; each is optional.
 
+    With several places, F are the features of a map: both layers see each place by itself, with batch norm behind the
+    linear layer too, and the mean over the places follows.
+
     Args:
         size: F.
         norm: `batch` (Ioffe & Szegedy 2015, arXiv:1502.03167) or `none`.
         projection: outputs of the linear layer; None: no such layer.
+        places: of a map, from 1; F is a multiple of it.
 
     Attributes:
         num_features: size of a frame's features behind it.
 
     Raises:
-        InputError: an unknown norm, a projection below 1.
+        InputError: an unknown norm, a projection below 1, several places without a projection.
     """
 
-    def __init__(self, size: int, *, norm: str = "none", projection: int | None = None):
+    def __init__(self, size: int, *, norm: str = "none", projection: int | None = None, places: int = 1):
         super().__init__()
         if norm not in FEATURE_NORM:
             raise InputError(f"model.feature_norm (={norm}) must be one of {', '.join(FEATURE_NORM)}")
         if projection is not None and projection < 1:
             raise InputError(f"model.projection (={projection}) must be at least 1, or null for no such layer")
-        self.num_features = projection or size
+        if places > 1 and projection is None:  # the mean over the places would be what the encoder's own pooling gives
+            raise InputError("model.grid needs a layer for each place of the map: set model.projection, such as 128")
+        self.num_features, self.places = projection or size, places
         self.layers = nn.Sequential()
         if norm == "batch":
-            self.layers.append(nn.BatchNorm1d(size))
+            self.layers.append(nn.BatchNorm1d(size // places))
         if projection is not None:
-            self.layers.extend([nn.Linear(size, projection), nn.ReLU()])
+            norms_outputs = norm == "batch" and places > 1
+            self.layers.append(nn.Linear(size // places, projection, bias=not norms_outputs))
+            if norms_outputs:
+                self.layers.append(nn.BatchNorm1d(projection))
+            self.layers.append(nn.ReLU())
 
     def forward(self, features_BTF: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """`B x T x F` -> `B x T x num_features`; steps after a length do not enter batch norm statistics."""
@@ -55,11 +65,17 @@ class FrameFeatures(nn.Module):
             return features_BTF
         batch, steps = features_BTF.shape[:2]
         if lengths_B is None or not self.training:
-            return self.layers(features_BTF.flatten(0, 1)).unflatten(0, (batch, steps))
+            return self._apply_layers(features_BTF.flatten(0, 1)).unflatten(0, (batch, steps))
         valid_BT = torch.arange(steps, device=features_BTF.device)[None] < lengths_B[:, None]
         out_BTF = features_BTF.new_zeros(batch, steps, self.num_features)
-        out_BTF[valid_BT] = self.layers(features_BTF[valid_BT])
+        out_BTF[valid_BT] = self._apply_layers(features_BTF[valid_BT])
         return out_BTF
+
+    def _apply_layers(self, features_NF: Tensor) -> Tensor:
+        if self.places == 1:
+            return self.layers(features_NF)
+        places_NPC = features_NF.unflatten(1, (-1, self.places)).transpose(1, 2)
+        return self.layers(places_NPC.flatten(0, 1)).unflatten(0, (-1, self.places)).mean(dim=1)
 
 
 class Recurrent(nn.Module):

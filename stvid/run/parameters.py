@@ -125,7 +125,7 @@ RANGES = {
     "model.encoder_chunk": Range(at_least=1, whole=True, null=True),
     "model.projection": Range(at_least=1, whole=True, null=True),
     "model.branches": Range(at_least=1, whole=True),
-    "model.grid": Range(at_least=1, whole=True, listed=True),
+    "model.grid": Range(at_least=1, whole=True, null=True, listed=True),
     "model.widths": Range(at_least=1, whole=True, listed=True),
     "model.hidden_size": Range(at_least=1, whole=True),
     "model.num_layers": Range(at_least=1, whole=True),
