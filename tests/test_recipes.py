@@ -25,6 +25,7 @@ OVERRIDES = (
     "mixing=mixup",
     "optimizer.schedule=one_cycle",
     "trainer.max_epochs=4",
+    "trainer.precision=32",
 )
 
 
