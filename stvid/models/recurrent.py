@@ -50,10 +50,10 @@ class FrameFeatures(nn.Module):
             raise InputError("model.grid needs a layer for each place of the map: set model.projection, such as 128")
         self.num_features, self.places = projection or size, places
         self.layers = nn.Sequential()
-        if norm == "batch":
-            self.layers.append(nn.BatchNorm1d(size // places))
+        norms_outputs = norm == "batch" and places > 1
+        if norm == "batch":  # a scale and shift could do no more than the linear layer and the norm behind it
+            self.layers.append(nn.BatchNorm1d(size // places, affine=not norms_outputs))
         if projection is not None:
-            norms_outputs = norm == "batch" and places > 1
             self.layers.append(nn.Linear(size // places, projection, bias=not norms_outputs))
             if norms_outputs:
                 self.layers.append(nn.BatchNorm1d(projection))
