@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +17,8 @@ from stvid.video.completeness import find_cut, find_missing_sample
 from stvid.video.container import error_text, stated_seconds
 from stvid.video.workers import report_progress
 
+# Codecs whose frames that no other frame refers to can be skipped. Not mpeg4: a packet may hold parts of several frames.
+SKIPPING = ("h264", "hevc")
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
@@ -27,6 +29,22 @@ def demux(container: InputContainer, *streams: av.VideoStream | av.AudioStream) 
     """
     with suppress(IndexError):
         yield from container.demux(*streams)
+
+
+def demux_wanted(
+    container: InputContainer, stream: av.VideoStream, is_wanted: Callable[[int], bool]
+) -> Iterator[av.Packet]:
+    """The packets of a track of a `SKIPPING` codec; of the frames that are not wanted, its decoder skips those that no
+    other frame refers to, so that the frames that it yields have the pixels they have without skipping.
+
+    Args:
+        container, stream: the file, open for decoding.
+        is_wanted: of the frame that is shown at a time, in units of the track.
+    """
+    for packet in demux(container, stream):
+        skipped = packet.pts is not None and not is_wanted(packet.pts)
+        stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
+        yield packet
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:

@@ -23,7 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
 from stvid.video.container import open_video
-from stvid.video.decoding import decode, demux
+from stvid.video.decoding import SKIPPING, decode, demux, demux_wanted
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
@@ -261,7 +261,20 @@ def _decode_with_seeks(
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
     tick, first_pts = float(stream.time_base or 1), info.first_pts or 0
-    number, frames = -1, decode(path, demux(container, stream))
+    wanted, sent = frozenset(distinct), set[int]()
+
+    def number_of(pts: int) -> int:
+        return info.index_at((pts - first_pts) * tick)
+
+    def is_wanted(pts: int) -> bool:
+        sent.add(index := number_of(pts))
+        return index in wanted
+
+    def start() -> Iterator[av.VideoFrame]:
+        skips = info.codec in SKIPPING
+        return decode(path, demux_wanted(container, stream, is_wanted) if skips else demux(container, stream))
+
+    number, frames = -1, start()
     frame: av.VideoFrame | None = None
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
@@ -270,15 +283,19 @@ def _decode_with_seeks(
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
             container.seek(first_pts + round(seconds / tick), stream=stream)
-            frames = decode(path, demux(container, stream))
+            frames = start()
         while number < index or did_seek:
             frame = next(frames, None)
             # the pixels that a decoder conceals depend on the frames decoded before
             if frame is None or frame.pts is None or frame.is_corrupt:
                 yield None
                 return
-            actual = info.index_at((frame.pts - first_pts) * tick)
-            if (actual > index or frame.pict_type != PictureType.I) if did_seek else actual != number + 1:
+            actual = number_of(frame.pts)
+            if did_seek:
+                follows = frame.pict_type == PictureType.I
+            else:  # those between may have been skipped, but not be missing
+                follows = actual > number and sent.issuperset(range(number + 1, actual))
+            if actual > index or not follows:
                 yield None
                 return
             number, did_seek = actual, False
