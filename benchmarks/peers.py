@@ -1,0 +1,210 @@
+"""How fast do training clips come out of stvid, and out of the other loaders that can still be installed?
+
+    python benchmarks/peers.py --data DIR                 a folder with one folder of videos per class
+    python benchmarks/peers.py --data DIR --big 0         without the same videos as 1280 x 720 H.264
+
+All read random clips of 16 frames at stride 2, cut them at random to 112 x 112 pixels, flip half of them, and return
+batches of 8 as uint8, in one process on one core. Sources: the videos of DIR; some of them as 1280 x 720 H.264 with a
+keyframe every 250 frames (made here); each of the two after `stvid prepare`, for stvid alone. Peers: torchcodec with
+torchvision's transforms v2; torchvision's VideoClips with the same transforms; and two bare loops, which do nothing but
+decode the same frames. Medians of alternating rounds. mmaction2, SlowFast and pytorchvideo do not install any more.
+Requires the extra torchcodec and FFmpeg's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import loading
+import numpy as np
+import torch
+from torch import Tensor
+from torchcodec.decoders import VideoDecoder
+from torchvision.datasets.video_utils import VideoClips
+from torchvision.transforms import v2
+
+from stvid.clip import ClipSpec
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.layouts.class_folders import folder
+from stvid.data.manifest import Manifest
+from stvid.data.prepare import prepare
+from stvid.data.transforms import Augment
+from stvid.video.probe import probe
+from stvid.video.types import VideoInfo
+
+BATCH, FRAMES, STRIDE, SIZE = 8, 16, 2, 112
+SPAN = (FRAMES - 1) * STRIDE + 1
+PREPARED_SHORT_SIDE = 128
+TARGETS = {  # stvid's clips/s, in those of the others, at least
+    "torchcodec + transforms v2": 1.5,
+    "VideoClips + transforms v2": 2.0,
+    "bare PyAV": 1.2,
+    "bare decord": 1.2,
+}
+Batches = Iterator[Sequence | Tensor]
+
+
+class Videos:
+    """The training videos of a manifest that have a whole clip.
+
+    Args:
+        manifest: the data set.
+    """
+
+    def __init__(self, manifest: Manifest):
+        infos = {item.path: probe(item.path) for item in manifest.select("train")}
+        self.infos: dict[str, VideoInfo] = {path: info for path, info in infos.items() if info.num_frames >= SPAN}
+        items = tuple(item for item in manifest.items if item.split != "train" or item.path in self.infos)
+        self.manifest = Manifest(items=items, class_names=manifest.class_names)
+
+    def requests(self) -> Iterator[loading.Request]:
+        """Random clips: a file and its frames."""
+        rng, paths = np.random.default_rng(0), list(self.infos)
+        while True:
+            for number in rng.permutation(len(paths)):
+                start = int(rng.integers(self.infos[paths[number]].num_frames - SPAN + 1))
+                yield paths[number], list(range(start, start + SPAN, STRIDE))
+
+
+def transforms() -> Callable[[Tensor], Tensor]:
+    """Those of stvid's default for training, of the two kinds that cost something."""
+    return v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+
+
+def stvid_batches(videos: Videos) -> Batches:
+    clip = ClipSpec(num_frames=FRAMES, frame_stride=STRIDE, size=SIZE)
+    data = VideoDataModule(manifest=videos.manifest, clip=clip, augment=Augment(), batch_size=BATCH, num_workers=0)
+    data.setup()
+    loader = data.train_dataloader()
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)
+        yield from loader
+
+
+def torchcodec_batches(videos: Videos) -> Batches:
+    transform, requests = transforms(), videos.requests()
+    while True:
+        batch = list(itertools.islice(requests, BATCH))
+        yield torch.stack([transform(VideoDecoder(path).get_frames_at(indices).data) for path, indices in batch])
+
+
+def video_clips_batches(videos: Videos) -> Batches:
+    transform, rng = transforms(), np.random.default_rng(0)
+    rate = next(iter(videos.infos.values())).fps / STRIDE
+    with warnings.catch_warnings(action="ignore"):
+        clips = VideoClips(
+            list(videos.infos),
+            clip_length_in_frames=FRAMES,
+            frames_between_clips=1,
+            frame_rate=rate,
+            output_format="TCHW",
+        )
+        while True:
+            numbers = rng.integers(clips.num_clips(), size=BATCH)
+            yield torch.stack([transform(clips.get_clip(int(number))[0]) for number in numbers])
+
+
+def bare_batches(read: Callable[[loading.Request], np.ndarray], videos: Videos) -> Batches:
+    requests = videos.requests()
+    while True:
+        yield [read(request) for request in itertools.islice(requests, BATCH)]
+
+
+LOADERS: dict[str, Callable[[Videos], Batches]] = {
+    "stvid": stvid_batches,
+    "torchcodec + transforms v2": torchcodec_batches,
+    "VideoClips + transforms v2": video_clips_batches,
+    "bare PyAV": lambda videos: bare_batches(loading.pyav_forward, videos),
+    "bare decord": lambda videos: bare_batches(loading.decord_random, videos),
+}
+
+
+def measure(loaders: dict[str, Batches], *, num_batches: int, rounds: int) -> dict[str, float]:
+    """Clips/s of each, the median of rounds in turn; after a first batch that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    for batches in loaders.values():
+        next(batches)
+    for _ in range(rounds):
+        for name, batches in loaders.items():
+            started = time.perf_counter()
+            for _ in itertools.islice(batches, num_batches):
+                pass
+            seconds[name].append(time.perf_counter() - started)
+    return {name: num_batches * BATCH / median(times) for name, times in seconds.items()}
+
+
+def wrong_frames(read: Callable[[loading.Request], np.ndarray], videos: Videos, *, number: int = 20) -> float:
+    """Share of the frames whose pixels are not nearest to those of the frame that was asked for."""
+    wrong, total = 0, 0
+    for path, indices in itertools.islice(videos.requests(), number):
+        around = [i for i in range(max(indices[0] - 3, 0), min(indices[-1] + 4, videos.infos[path].num_frames))]
+        truth = loading.pyav_forward((path, around))[:, ::4, ::4].astype(np.int16)
+        actual = read((path, indices))[:, ::4, ::4].astype(np.int16)
+        for index, frame in zip(indices, actual, strict=True):
+            distances = np.abs(truth - frame).mean(axis=(1, 2, 3))
+            wrong += distances[around.index(index)] > distances.min() + 1e-6
+            total += 1
+    return wrong / total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder with one folder of videos per class")
+    parser.add_argument("--batches", type=int, default=10, help=f"of {BATCH} clips, timed in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--big", type=int, default=3, help="videos of each class that are made 1280 x 720; 0: none")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    print(
+        f"{FRAMES} frames, stride {STRIDE}, {SIZE} x {SIZE} pixels, batches of {BATCH}, one core, median of "
+        f"{options.rounds} rounds of {options.batches * BATCH} clips\n"
+    )
+    print("| videos | loader | clips/s | stvid is faster by | wanted | wrong frames |\n|---|---|---|---|---|---|")
+    torchcodec = lambda request: VideoDecoder(request[0], dimension_order="NHWC").get_frames_at(request[1]).data.numpy()  # noqa: E731
+    readers = {"torchcodec + transforms v2": torchcodec, "bare decord": loading.decord_random}
+    missed = []
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        sources = {"originals": folder(root=options.data)}
+        if options.big:
+            few = loading.some_of(sources["originals"], train=options.big, val=1)
+            sources["1280 x 720"] = loading.to_720p(few, work / "big", keyframes=250)
+        for name, manifest in sources.items():
+            out = work / f"{name} prepared"
+            clip = ClipSpec(num_frames=FRAMES, frame_stride=STRIDE, size=SIZE)
+            prepare(manifest, out=out, clip=clip, short_side=PREPARED_SHORT_SIDE, num_workers=1, progress=False)
+            videos, prepared = Videos(manifest), Videos(Manifest.read_csv(out / "manifest.csv"))
+            makers = dict(LOADERS)
+            if not loading.is_right(loading.decord_random, list(itertools.islice(videos.requests(), len(videos.infos)))):
+                del makers["bare decord"]  # it fails, or returns other frames, for some of the files
+            loaders = {loader: make(videos) for loader, make in makers.items()}
+            speeds = measure(
+                {**loaders, "prepared": stvid_batches(prepared)}, num_batches=options.batches, rounds=options.rounds
+            )
+            for loader in makers:
+                ratio, target = speeds["stvid"] / speeds[loader], TARGETS.get(loader)
+                wrong = f"{wrong_frames(readers[loader], videos):.1%}" if loader in readers else ""
+                wanted = f"{target}" if target else ""
+                print(f"| {name} | {loader} | {speeds[loader]:.1f} | {ratio:.2f} | {wanted} | {wrong} |", flush=True)
+                if target and ratio < target:
+                    missed.append(f"{name}: {ratio:.2f} times {loader}, not {target}")
+            ratio = speeds["prepared"] / max(speed for loader, speed in speeds.items() if loader in TARGETS)
+            print(f"| {name}, prepared | stvid | {speeds['prepared']:.1f} | {ratio:.2f} x the fastest | 5 | |", flush=True)
+            if ratio < 5:
+                missed.append(f"{name}: prepared {ratio:.2f} times the fastest peer on the originals, not 5")
+    if missed:
+        raise SystemExit("\n".join(missed))
+
+
+if __name__ == "__main__":
+    main()
