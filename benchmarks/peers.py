@@ -145,7 +145,7 @@ def wrong_frames(read: Callable[[loading.Request], np.ndarray], videos: Videos, 
     """Share of the frames whose pixels are not nearest to those of the frame that was asked for."""
     wrong, total = 0, 0
     for path, indices in itertools.islice(videos.requests(), number):
-        around = [i for i in range(max(indices[0] - 3, 0), min(indices[-1] + 4, videos.infos[path].num_frames))]
+        around = list(range(max(indices[0] - 3, 0), min(indices[-1] + 4, videos.infos[path].num_frames)))
         truth = loading.pyav_forward((path, around))[:, ::4, ::4].astype(np.int16)
         actual = read((path, indices))[:, ::4, ::4].astype(np.int16)
         for index, frame in zip(indices, actual, strict=True):
@@ -185,7 +185,8 @@ def main() -> None:
             prepare(manifest, out=out, clip=clip, short_side=PREPARED_SHORT_SIDE, num_workers=1, progress=False)
             videos, prepared = Videos(manifest), Videos(Manifest.read_csv(out / "manifest.csv"))
             makers = dict(LOADERS)
-            if not loading.is_right(loading.decord_random, list(itertools.islice(videos.requests(), len(videos.infos)))):
+            once = list(itertools.islice(videos.requests(), len(videos.infos)))
+            if not loading.is_right(loading.decord_random, once):
                 del makers["bare decord"]  # it fails, or returns other frames, for some of the files
             loaders = {loader: make(videos) for loader, make in makers.items()}
             speeds = measure(
@@ -199,7 +200,7 @@ def main() -> None:
                 if target and ratio < target:
                     missed.append(f"{name}: {ratio:.2f} times {loader}, not {target}")
             ratio = speeds["prepared"] / max(speed for loader, speed in speeds.items() if loader in TARGETS)
-            print(f"| {name}, prepared | stvid | {speeds['prepared']:.1f} | {ratio:.2f} x the fastest | 5 | |", flush=True)
+            print(f"| {name}, prepared | stvid | {speeds['prepared']:.1f} | {ratio:.2f} x the fastest | 5 | |")
             if ratio < 5:
                 missed.append(f"{name}: prepared {ratio:.2f} times the fastest peer on the originals, not 5")
     if missed:

@@ -17,7 +17,7 @@ from stvid.video.completeness import find_cut, find_missing_sample
 from stvid.video.container import error_text, stated_seconds
 from stvid.video.workers import report_progress
 
-# Codecs whose frames that no other frame refers to can be skipped. Not mpeg4: a packet may hold parts of several frames.
+# codecs whose frames that no other frame refers to can be skipped; not mpeg4, where a packet may hold two frames
 SKIPPING = ("h264", "hevc")
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
