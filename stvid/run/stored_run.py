@@ -19,6 +19,7 @@ from stvid.run.relocation import find_run_videos
 from stvid.run.resume import is_data_root, parse_overrides, resume_config
 from stvid.run.stored import check_arguments, check_targets, read_config
 from stvid.run.trust import trusted_modules
+from stvid.video.shard_index import video_exists
 
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
 NEEDED_SPLITS = ("train", "val")  # of a training
@@ -88,7 +89,7 @@ def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
     if data_root is not None:
         manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
     paths = {item.path for item in manifest.items if item.split != "test"}
-    missing = sorted(path for path in paths if not os.path.exists(path))
+    missing = sorted(path for path in paths if not video_exists(path))
     if len(missing) > config["data"].get("max_bad", 0) * len(paths):
         command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
         raise InputError(

@@ -76,15 +76,14 @@ class ProbeCache:
             return None
         try:
             known, values = parse_json(line)
-            return _to_info(values) if known == identity else None
+            return to_info(values) if known == identity else None
         except ERRORS as error:
             self._warn(error)
             return None
 
     def add(self, name: str, identity: list, info: VideoInfo) -> None:
         """Adds a result, which `save` will write."""
-        values = {key: value for key, value in dataclasses.asdict(info).items() if value != _DEFAULTS.get(key, ...)}
-        self._lines[name] = json.dumps([identity, values]).encode()
+        self._lines[name] = json.dumps([identity, to_values(info)]).encode()
         self._new.append(_line(name, self._lines[name]))
 
     def save(self) -> None:
@@ -145,8 +144,13 @@ def _has_head(path: Path) -> bool:
         return False
 
 
-def _to_info(values: dict) -> VideoInfo:
-    """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
+def to_values(info: VideoInfo) -> dict[str, Any]:
+    """The properties of a video as plain data, without those that have their default."""
+    return {key: value for key, value in dataclasses.asdict(info).items() if value != _DEFAULTS.get(key, ...)}
+
+
+def to_info(values: dict) -> VideoInfo:
+    """What `to_values` has written. Raises one of `ERRORS` for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key in ("codec", "pixel_format"):  # one text for all videos
