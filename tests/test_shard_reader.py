@@ -117,9 +117,7 @@ def test_a_header_of_another_video_is_told(shard_folder, monkeypatch):
     ],
     ids=["missing", "cut", "larger"],
 )
-def test_a_tar_that_is_not_that_of_the_index_stops_a_run_and_is_no_other_video(
-    shard_folder, damage, message, reason
-):
+def test_a_tar_that_is_not_that_of_the_index_stops_a_run_and_is_no_other_video(shard_folder, damage, message, reason):
     item = shards(root=str(shard_folder)).items[0]
     tar = shard_folder / find_member(item.path).shard.name
     damage(tar)
