@@ -173,3 +173,14 @@ def test_a_run_trains_from_a_url_in_worker_processes(prepared, tmp_path):
     done = train_py("data=shards", f"data.root={url}/nothing", *options)
     assert (done.returncode, "index.jsonl cannot be read" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr
+
+
+def test_a_tar_that_is_gone_ends_a_run_with_one_message_from_any_process(prepared, tmp_path):
+    shutil.copytree(prepared / "shards", tmp_path / "remote")
+    (tmp_path / "remote/train-000001.tar").unlink()
+    options = ("trainer.max_epochs=1", "augment=none", *TINY, "data.num_workers=1")
+    source = (f"data.root=file://{tmp_path / 'remote'}", f"data.cache={tmp_path / 'cache'}")
+    done = train_py("data=shards", *source, f"hydra.run.dir={tmp_path / 'run'}", *options)
+    assert done.returncode == 2, done.stderr
+    assert "train-000001.tar could not be fetched in 3 attempts" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from stvid.checks import Check, fields, list_of, maybe, number, open_regular, parse_json, text
+from stvid.checks import Check, anything, fields, list_of, maybe, number, open_regular, parse_json, text
 from stvid.errors import REASONS, InputError, VideoError
 from stvid.video.probe_cache import to_info
 from stvid.video.shard_cache import has_source
@@ -171,7 +171,7 @@ _HEAD = fields(
 _PLACE: dict[str, Check] = {"path": _is_name, "shard": _is_shard_name}
 _ITEM: dict[str, Check] = {"label": text(), "split": text("train", "val", "test"), "group": maybe(text())}
 _GOOD = fields(
-    {**_PLACE, **_ITEM, "offset": _SIZE, "bytes": _SIZE, "crc32": _SIZE, "info": fields({})}  # `to_info` checks it
+    {**_PLACE, **_ITEM, "offset": _SIZE, "bytes": _SIZE, "crc32": _SIZE, "info": anything}  # `to_info` checks it
 )
 _BAD = fields({**_PLACE, **_ITEM, "error": fields({"reason": text(*REASONS), "detail": text()})})
 
