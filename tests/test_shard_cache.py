@@ -13,11 +13,18 @@ from conftest import TINY, train_py
 import stvid.video.shard_cache as cache
 from stvid.data.layouts.shards import shards
 from stvid.data.loading import tar_places
-from stvid.errors import InputError
+from stvid.errors import InputError, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.shard_index import find_member, video_exists
 from stvid.video.shard_reader import _open_tars
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """The cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "stvid" / "shards"
 
 
 @pytest.fixture
@@ -142,20 +149,33 @@ def test_a_url_that_cannot_be_read_is_one_message(url, tmp_path, root, message):
 
 
 def test_a_folder_of_something_else_is_left_alone(url, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="contains other files, such as thesis.tex"):
-        shards(root=url, cache=str(tmp_path))
+        shards(root=url, cache=str(tmp_path / "mine"))
     shards(root=url, cache=str(tmp_path / "cache"))
     fsspec.filesystem("memory").copy("/bucket/tars/index.jsonl", "/other/index.jsonl")
     with pytest.raises(InputError, match="holds the tars of memory://bucket/tars, not of memory://other"):
         shards(root="memory://other", cache=str(tmp_path / "cache"))
 
 
-def test_the_default_folder_is_in_the_cache_of_the_user(url, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_default_folder_is_in_the_cache_of_the_user(url, home):
     item = shards(root=url).items[0]
-    assert Path(item.path).is_relative_to(tmp_path / "stvid/shards")
+    assert Path(item.path).is_relative_to(home)
     assert shards(root=url + "/").items[0] == item
+
+
+def test_a_folder_cannot_choose_a_server(url, tmp_path, home):
+    """Whoever made it; only a URL that the user has named is read."""
+    item = shards(root=url, cache=str(tmp_path / "cache")).items[0]
+    for file in home.glob("*.json"):
+        shutil.copy(file, tmp_path / "cache")
+        file.unlink()
+    with pytest.raises(VideoError, match="missing"):
+        read_frames(item.path, [0])
+    assert not video_exists(item.path)
+    with pytest.raises(InputError, match=r"train-\d+\.tar does not exist, and the index lists it"):
+        shards(root=str(tmp_path / "cache"))
 
 
 def test_a_run_trains_from_a_url_in_worker_processes(prepared, tmp_path):
@@ -170,6 +190,10 @@ def test_a_run_trains_from_a_url_in_worker_processes(prepared, tmp_path):
     assert sum(map(sum, result["confusion"])) == 2
     assert {name.split("-")[0] for name in tars_in(folder)} == {"train", "val"}
     assert str(folder) in (tmp_path / "run/manifest.csv").read_text()
+    (tmp_path / "run/manifest.csv").unlink()
+    (tmp_path / "run/result.json").unlink()
+    done = train_py(f"resume={tmp_path / 'run'}")
+    assert (done.returncode, "its config names a server" in done.stderr) == (2, True), done.stderr
     done = train_py("data=shards", f"data.root={url}/nothing", *options)
     assert (done.returncode, "index.jsonl cannot be read" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr

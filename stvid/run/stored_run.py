@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
@@ -57,6 +57,11 @@ def read_run_config(
     stored.resume, stored.trust = path, trust
     if folder.manifest_csv.is_file():
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
+    elif "://" in str(OmegaConf.select(stored, "data.datamodule.manifest.root")):
+        raise InputError(
+            f"{display_path(folder.path)} has no {folder.manifest_csv.name}, and its config names a server. Only "
+            "you can choose one: start a new run with data=shards data.root=URL"
+        )
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
     check_targets(plain, to_plain(new), [*trust, STORED_MANIFEST], name=name)

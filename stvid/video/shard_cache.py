@@ -1,7 +1,8 @@
 """A folder of tar files that are fetched from a URL when they are first read; it stays below a limit.
 
-`source.json` in the folder has the URL and the limit. If a new tar does not fit, the one that was not used for longest
-is removed. fsspec, which comes with Lightning, reads http(s), s3, gs, ...; some of them need a package of their own.
+A file in the user's cache has the folder, its URL and the limit. It is not in the folder: tars and index are data, and
+only the user may choose a server. If a new tar does not fit, the one that was not used for longest is removed. fsspec,
+which comes with Lightning, reads http(s), s3, gs, ...; some of them need a package of their own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from stvid.disks import full_disk_error
 from stvid.errors import InputError
 from stvid.files import file_lock, replacing, write_json
 
-SOURCE = "source.json"
+LOCK = "shards"  # of a folder: one process fetches, the others wait for it
 ATTEMPTS = 3  # to fetch a tar
 _CHUNK = 2**22
-_SOURCE = fields({"url": text(), "max_bytes": number(0)})
+_SOURCE = fields({"folder": text(), "url": text(), "max_bytes": number(0)})
 
 
 def is_url(root: str) -> bool:
@@ -40,15 +41,27 @@ def check_url(url: str) -> None:
         raise InputError(f"{url} cannot be read: {error}") from error
 
 
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stvid" / "shards"
+
+
+def _digits(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
 def default_folder(url: str) -> Path:
     """The folder for the tars of a URL, in the user's cache."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "stvid" / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return _cache_home() / _digits(url.rstrip("/"))
+
+
+def source_file(folder: str | os.PathLike[str]) -> Path:
+    """The file with the URL of a folder, if it has one."""
+    return _cache_home() / f"{_digits(os.path.abspath(folder))}.json"
 
 
 def has_source(folder: str | os.PathLike[str]) -> bool:
     """Whether the tars of a folder are fetched from a URL."""
-    return os.path.exists(os.path.join(folder, SOURCE))
+    return source_file(folder).exists()
 
 
 def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
@@ -61,7 +74,8 @@ def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
     check_url(url)
     content = _download(url, name)
     folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder / SOURCE):
+    source_file(folder).parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / LOCK):
         if has_source(folder):
             known = _read_source(folder)["url"]
             if known != url:
@@ -74,7 +88,7 @@ def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
                 tar.unlink(missing_ok=True)
             with replacing(index) as partial:
                 partial.write_bytes(content)
-        write_json(folder / SOURCE, {"url": url, "max_bytes": max_bytes})
+        write_json(source_file(folder), {"folder": os.path.abspath(folder), "url": url, "max_bytes": max_bytes})
 
 
 def fetch_shard(folder: str, name: str, *, num_bytes: int) -> IO[bytes]:
@@ -87,7 +101,7 @@ def fetch_shard(folder: str, name: str, *, num_bytes: int) -> IO[bytes]:
     with contextlib.suppress(OSError):
         if path.stat().st_size == num_bytes:
             return path.open("rb", buffering=0)
-    with file_lock(path.with_name(SOURCE)):  # one process fetches, the others wait for it
+    with file_lock(path.with_name(LOCK)):
         if not path.is_file() or path.stat().st_size != num_bytes:
             source = _read_source(Path(folder))
             path.unlink(missing_ok=True)
@@ -104,9 +118,8 @@ def mark_used(path: str) -> None:
 
 
 def _read_source(folder: Path) -> dict:
-    source = read_json(folder / SOURCE, _SOURCE, remedy=f"remove {folder}")
-    check_url(source["url"])
-    return source
+    file = source_file(folder)
+    return read_json(file, _SOURCE, remedy=f"Remove {file}; the next training with data.root=URL writes it again")
 
 
 def _make_room(folder: Path, max_bytes: float) -> None:

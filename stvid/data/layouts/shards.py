@@ -30,7 +30,7 @@ def shards(*, root: str, cache: str | None = None, cache_gb: float = 50.0) -> Ma
             index says.
     """
     if is_url(root):
-        folder = Path(cache).expanduser().absolute() if cache else default_folder(root.rstrip("/"))
+        folder = Path(cache).expanduser().absolute() if cache else default_folder(root)
         fetch_index(root, folder, name=INDEX, max_bytes=cache_gb * 1e9)
     else:
         folder = resolve_folder(root)
