@@ -172,6 +172,8 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
     parser.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
     parser.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
+    description = "also pack the files into tars with so much video each, such as 1GB, for data=shards"
+    parser.add_argument("--tar-size", metavar="SIZE", help=description)
     parser.add_argument("--json", metavar="F", help="also write the summary to this file")
 
 

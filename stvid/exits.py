@@ -36,7 +36,7 @@ def report_errors() -> Iterator[None]:
         sys.stdout.flush()
         return
     except InputError as error:
-        message = str(error)
+        message = _without_worker(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -52,6 +52,13 @@ def report_errors() -> Iterator[None]:
         message = found
     print(visible_lines(f"error: {message}").replace("\n", "\n  "), file=sys.stderr)  # a name cannot forge a line
     raise SystemExit(2)
+
+
+def _without_worker(message: str) -> str:
+    """The message of an error, to which torch adds a traceback if it was raised in a process of a data loader."""
+    if not message.startswith("Caught InputError in DataLoader worker process"):
+        return message
+    return message.rpartition("stvid.errors.InputError: ")[2].rstrip()
 
 
 def _is_output_closed() -> bool:

@@ -108,6 +108,27 @@ def video_folder(shared_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prepared(video_folder, shared_folder) -> Path:
+    """What `stvid prepare --tar-size 8kB` makes of the moving squares: manifest.csv, videos/, and shards/ with tars."""
+    out = shared_folder / "prepared"
+    with FileLock(shared_folder / "prepared.lock"):
+        if not (out / "shards" / "index.jsonl").exists():
+            from stvid.clip import ClipSpec
+            from stvid.data.layouts.class_folders import folder
+            from stvid.data.prepare import prepare
+
+            clip = ClipSpec(num_frames=4, frame_stride=2, size=32)
+            prepare(folder(root=str(video_folder)), out=out, clip=clip, short_side=40, num_workers=0, tar_size=8000)
+    return out
+
+
+@pytest.fixture
+def shard_folder(prepared, tmp_path) -> Path:
+    """A copy of the tars and their index."""
+    return Path(shutil.copytree(prepared / "shards", tmp_path / "shards"))
+
+
+@pytest.fixture(scope="session")
 def run_folder(video_folder, shared_folder, tmp_path_factory) -> Path:
     """A run of three epochs on the moving squares: trained once, copied for each process."""
     run = shared_folder / "first"

@@ -1,5 +1,7 @@
 """`stvid prepare` as a user runs it."""
 
+import re
+import shlex
 import shutil
 
 import pytest
@@ -32,12 +34,26 @@ def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
     assert "16 kept" in again.stdout
 
 
+def test_the_tars_that_it_packs_are_named_with_the_command_that_trains_on_them(videos, tmp_path):
+    out = tmp_path / "small ones"
+    words = ("prepare", str(videos), "--out", out, "--short-side", "32", "--tar-size", "10kB")
+    done = command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    num_tars = len(list((out / "shards").glob("*.tar")))
+    assert re.search(rf"tars +{num_tars} \({num_tars} made, 0 kept\), \d+(\.\d)? kB", done.stdout)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("on the tars ")]
+    assert shlex.split(line)[3:] == ["stvid", "train", "data=shards", f"data.root='{out / 'shards'}'"]
+    assert f"tars          {num_tars} (0 made, {num_tars} kept)" in command(*words).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--out"),
         (["--out", "o", "--gop", "0"], "gop (=0)"),
         (["--out", "{videos}/small"], "the folder of the videos"),
+        (["--out", "o", "--tar-size", "1XB"], "--tar-size (=1XB) must be a size of at least 1kB, such as 500MB or 1GB"),
+        (["--out", "o", "--tar-size", "10"], "--tar-size (=10)"),
     ],
 )
 def test_a_wrong_option_is_one_message(videos, tmp_path, monkeypatch, arguments, message):

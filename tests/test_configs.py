@@ -20,7 +20,7 @@ CHOICES = [
     for path in sorted((CONFIGS / group).glob("*.yaml"))
     if (group, path.stem) != ("data", "loading")  # a part of the others
 ]
-FOLDERS = ("folder", "frames", "ucf101", "hmdb51", "kinetics", "ssv2", "kth", "ut_interaction")
+FOLDERS = ("folder", "frames", "ucf101", "hmdb51", "kinetics", "ssv2", "kth", "ut_interaction", "shards")
 REQUIRED = {"manifest": ["data.path=x"]} | {choice: ["data.root=x"] for choice in FOLDERS}
 PASSED_IN_CODE = {"num_classes", "lr", "model", "params", "logger", "callbacks", "save_dir"}
 

@@ -150,10 +150,13 @@ def test_a_trained_model_is_used_and_exported(own_run, video_folder, tmp_path):
 
 
 def test_prepared_videos_train(video_folder, tmp_path):
-    prepare, train = [line for line in commands(TEXTS["docs/data.md"]) if re.search("SMALL", line)]
+    prepare, train, *tars = [line for line in commands(TEXTS["docs/data.md"]) if re.search("SMALL", line)]
     places = {"DIR": video_folder, "SMALL": tmp_path / "small"}
     run_command(prepare, places)
     run_command(train, places, *FAST, f"hydra.run.dir={tmp_path / 'run'}")
+    pack, train_on_tars = tars
+    run_command(pack, places)
+    run_command(train_on_tars, places, *FAST, f"hydra.run.dir={tmp_path / 'run_on_tars'}")
 
 
 def test_the_python_lines_work(video_folder, tmp_path, capsys):

@@ -14,7 +14,7 @@ from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_l
 from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
-from stvid.data.prepare_plan import check_output
+from stvid.data.prepare_plan import check_output, parse_size
 from stvid.deploy.display import check_display
 from stvid.deploy.inputs import find_sources
 from stvid.errors import InputError, raise_mistakes
@@ -89,6 +89,11 @@ def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
     ]
     if not options.out:
         mistakes.append("--out has no value; name a folder")
+    if options.tar_size is not None:
+        try:
+            parse_size(options.tar_size)
+        except ValueError as error:
+            mistakes.append(f"--tar-size {error}")
     yield from mistakes
     _check_data_set(options)
     if options.data_set is not None and not mistakes:

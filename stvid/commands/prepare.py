@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from stvid.data.prepare import prepare
+from stvid.data.prepare_plan import parse_size
 from stvid.files import write_json
 from stvid.run.data_set import compose_data_set
 from stvid.terminal import show
@@ -25,6 +26,7 @@ def run(options: argparse.Namespace) -> None:
         gop=options.gop,
         crf=options.crf,
         max_pixels=limits["max_pixels"],
+        tar_size=None if options.tar_size is None else parse_size(options.tar_size),
         progress=sys.stderr.isatty(),
     )
     if options.json:
@@ -50,6 +52,12 @@ def prepare_text(summary: dict) -> str:
         ratio = f"{speed_after / speed_before:.3g} times as fast"
         rows.append(("clips/second", f"{speed_before:.3g} -> {speed_after:.3g} read by one process ({ratio})"))
     rows.append(("train on it", summary["command"]))
+    if tars := summary.get("tars"):
+        num_made = tars["num_tars"] - tars["num_kept"]
+        rows.append(
+            ("tars", f"{tars['num_tars']} ({num_made} made, {tars['num_kept']} kept), {_bytes_text(tars['bytes'])}")
+        )
+        rows.append(("on the tars", tars["command"]))
     return "\n".join(f"{name:<12}  {text}" for name, text in rows)
 
 

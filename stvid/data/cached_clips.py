@@ -24,6 +24,7 @@ from stvid.data.feature_entries import CachedFeatures, EntryHead
 from stvid.data.loading import worker_options
 from stvid.data.sampler import SampleKey, resolve_key
 from stvid.errors import InputError, VideoError
+from stvid.video.shard_index import find_member
 from stvid.video.types import AV_VERSION, file_identity
 
 FRAME_SELECTION_VERSION = 2  # raise it when the same settings select other frames; 2: clip.short=wrap
@@ -188,6 +189,8 @@ class CachedClips(Dataset):
 
     def _identity(self, index: int) -> list | None:
         path = self.clips.items[index].path
+        if (member := find_member(path)) is not None:
+            return [member.num_bytes, member.crc32]
         return file_identity(path) if os.path.exists(path) else None
 
 

@@ -22,6 +22,7 @@ from stvid.data.group_proposals import propose_groups
 from stvid.data.manifest import LEAK_KEYS, SPLITS, Item, Manifest, find_leaks, similar_classes
 from stvid.errors import VideoError
 from stvid.video.probe import probe_all
+from stvid.video.shard_reader import find_damage
 from stvid.video.types import MAX_PIXELS, VideoInfo
 
 ODD_DURATION = 4  # factor by which an odd duration differs from the median
@@ -50,6 +51,8 @@ def check_videos(
 ) -> dict:
     """Decodes every frame of every file, and checks the manifest.
 
+    Videos of tars were decoded when the tars were made; their bytes are compared with their checksums.
+
     Args:
         manifest: may be invalid; missing files, leaks and the like are reported.
         clip: the clip's geometry; determines which videos are short.
@@ -73,6 +76,7 @@ def check_videos(
         paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
     )
     infos = dict(zip(paths, probed, strict=True))
+    infos |= {path: damage for path in paths if (damage := find_damage(path)) is not None}
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)
     bad = _bad(infos, rows)

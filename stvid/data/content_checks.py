@@ -14,6 +14,8 @@ import numpy as np
 from stvid.errors import VideoError
 from stvid.progress import Bar
 from stvid.video.images import list_images
+from stvid.video.shard_index import find_member, video_size
+from stvid.video.shard_reader import open_member
 from stvid.video.types import VideoInfo
 
 _CHUNK = 1 << 20  # bytes
@@ -74,14 +76,16 @@ def find_duplicates(keys: dict[str, str]) -> list[list[str]]:
 
 
 def file_key(path: str) -> str:
-    """Identifies a file on disk: equal for all its symbolic and hard links. Raises OSError."""
+    """Identifies a file on disk: equal for all its symbolic and hard links; or a video of a tar. Raises OSError."""
+    if find_member(path) is not None:
+        return f"member {os.path.abspath(path)}"
     status = os.stat(path)
     return f"file {status.st_dev} {status.st_ino}"
 
 
 def _size(path: str) -> tuple:
     if not os.path.isdir(path):
-        return ("file", os.path.getsize(path))
+        return ("file", video_size(path))
     images = list_images(path)
     return ("images", len(images), sum(image.stat().st_size for image in images))
 
@@ -100,7 +104,8 @@ def _hash_content(path: str) -> str:
 
 
 def _chunks(path: str | Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
+    member = find_member(path)
+    with open(path, "rb") if member is None else open_member(path, member) as file:
         while chunk := file.read(_CHUNK):
             yield chunk
 

@@ -26,6 +26,7 @@ from stvid.data.loading import (
     probe_cache,
     probe_items,
     resolve_workers,
+    tar_places,
     views_loader,
     worker_options,
 )
@@ -73,6 +74,7 @@ class VideoDataModule(pl.LightningDataModule):
         probe_timeout: seconds without a new frame after which a file that is probed is given up.
         max_pixels: of a frame or image, height times width; larger ones are unreadable, before they are decoded.
         backend: `pyav`, `decord` or `torchcodec`, see `read_frames`.
+        shuffle_buffer: items that are shuffled together if the videos are in tars, see `places` of `EpochSampler`.
 
     Raises:
         InputError: a value out of its range; a backend that is not installed; an invalid manifest (see `validate`); an
@@ -103,6 +105,7 @@ class VideoDataModule(pl.LightningDataModule):
         probe_timeout: float = 60.0,
         max_pixels: int = MAX_PIXELS,
         backend: str = "pyav",
+        shuffle_buffer: int = 2000,
     ):
         super().__init__()
         if whole_video or clip.num_frames is None:
@@ -124,6 +127,9 @@ class VideoDataModule(pl.LightningDataModule):
             raise InputError(f"data.probe_timeout (={probe_timeout}) must be above 0")
         if not isinstance(max_pixels, int) or max_pixels < 1:
             raise InputError(f"data.max_pixels (={max_pixels}) must be a whole number of at least 1")
+        if not isinstance(shuffle_buffer, int) or shuffle_buffer < 1:
+            raise InputError(f"data.shuffle_buffer (={shuffle_buffer}) must be a whole number of at least 1")
+        self.shuffle_buffer = shuffle_buffer
         self.balance, self.backend, self.passes, self.features = balance, backend, passes, features
         self.cached: dict[str, CachedClips] = {}
         self.position = (0, 0)  # start of training: the epoch, and how many of its batches are done
@@ -282,6 +288,8 @@ class VideoDataModule(pl.LightningDataModule):
             labels=[item.label for item in self.train.items] if self.balance == "classes" else None,
             lengths=clip_lengths(self.train),
             batch_size=self.clips_per_batch,
+            places=tar_places(self.train.items),
+            window=self.shuffle_buffer,
             passes=self.passes,
             rank=rank,
             world_size=world_size,

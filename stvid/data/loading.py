@@ -28,6 +28,7 @@ from stvid.errors import InputError, VideoError
 from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
+from stvid.video.shard_index import find_member
 from stvid.video.types import MAX_PIXELS, VideoInfo
 
 CACHE_NAME = ".stvid_probe.jsonl"
@@ -86,6 +87,13 @@ def clip_lengths(dataset: VideoDataset) -> list[int] | None:
         else:
             lengths.append(sampling.resolve_num_frames(dataset.clip, len(frames), fps).num_frames or 0)
     return lengths
+
+
+def tar_places(items: Sequence[Item]) -> list[tuple[str, int]] | None:
+    """Name of the tar of each item, and its offset in it; None if a video is not in a tar."""
+    members = [find_member(item.path) for item in items]
+    places = [(member.shard.name, member.offset) for member in members if member is not None]
+    return places if len(places) == len(items) else None
 
 
 def worker_options(num_workers: int, *, persistent: bool = False) -> dict:

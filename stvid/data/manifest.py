@@ -18,6 +18,7 @@ from stvid.data.splitting import make_splits
 from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, join_path, read_table
 from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistakes
 from stvid.files import replacing
+from stvid.video.shard_index import video_exists
 
 log = logging.getLogger(__name__)
 MAX_SECONDS = 10**9  # of a time in a video: 30 years
@@ -221,7 +222,7 @@ def validate(manifest: Manifest, *, allow_leaks: bool = False, allow_similar_cla
             f"{len(manifest.items)} videos have this label, the first: {manifest.items[0].path}. Check data.root or "
             "the label column"
         )
-    if not any(os.path.exists(item.path) for item in manifest.items):
+    if not any(video_exists(item.path) for item in manifest.items):
         mistakes.append(
             f"none of the {len(manifest.items)} videos exist, the first: {manifest.items[0].path}. "
             "Relative paths in a manifest are relative to its folder"

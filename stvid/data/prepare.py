@@ -2,8 +2,9 @@
 
     summary = prepare(manifest, out=Path("small"), clip=ClipSpec(), num_workers=4)
 
-`out` then contains manifest.csv, the files in videos/, prepare.json (settings and summary) and, if videos could not be
-read, bad_videos.csv. After an interrupted call, the next one keeps the finished files.
+`out` then contains manifest.csv, the files in videos/, prepare.json (settings and summary), with `tar_size` the tars in
+shards/ and, if videos could not be read, bad_videos.csv. After an interrupted call, the next one keeps the finished
+files.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from stvid.data.prepare_plan import (
     to_text,
 )
 from stvid.data.sampler import SampleKey
+from stvid.data.shard_writer import Entry, write_shards
 from stvid.data.transforms import Augment
 from stvid.errors import VideoError, train_command
 from stvid.files import replacing, write_json
@@ -56,6 +58,7 @@ def prepare(
     num_workers: int,
     timeout: float = 600.0,
     max_pixels: int = MAX_PIXELS,
+    tar_size: int | None = None,
     progress: bool = True,
 ) -> dict:
     """Transcodes every video of a data set; each item becomes a row of `out`/manifest.csv, in the same order.
@@ -73,6 +76,8 @@ def prepare(
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
         timeout: seconds without a new frame after which a video is given up.
         max_pixels: of a frame; larger videos cannot be read.
+        tar_size: also pack the copies into `out`/shards: tar files with at most so many bytes of videos each, see
+            `write_shards`. None: no tars.
         progress: show a progress bar if there are files to make.
 
     Raises:
@@ -107,8 +112,27 @@ def prepare(
     write_json(out / "prepare.json", {"settings": settings, "summary": summary})
     copies = {item_key(job.item): job.target for job in good}
     items = tuple(_point_to_copy(item, copies.get(item_key(item))) for item in manifest.items)
-    dataclasses.replace(manifest, items=items).write_csv(out / "manifest.csv")
+    copied = dataclasses.replace(manifest, items=items)
+    copied.write_csv(out / "manifest.csv")
+    if tar_size is not None:
+        entries = _shard_entries(manifest, copied, jobs, bad, out)
+        options: dict = {"max_bytes": tar_size, "num_workers": num_workers, "timeout": timeout, "progress": progress}
+        tars = write_shards(entries, out / "shards", class_names=manifest.class_names, **options)
+        root = _quote(to_text(str(out / "shards")))
+        summary["tars"] = {**tars, "command": train_command("data=shards", f"data.root={root}")}
+        write_json(out / "prepare.json", {"settings": settings, "summary": summary})
     return summary
+
+
+def _shard_entries(
+    manifest: Manifest, copied: Manifest, jobs: Mapping[Key, Job], bad: Mapping[Key, VideoError], out: Path
+) -> list[Entry]:
+    entries = []
+    for original, item in zip(manifest.items, copied.items, strict=True):
+        job, error = jobs[item_key(original)], bad.get(item_key(original))
+        name = job.target.relative_to(out).as_posix()
+        entries.append(Entry(item=item, name=name, file=job.target, comment=job.comment, error=error))
+    return entries
 
 
 def _point_to_copy(item: Item, copy: Path | None) -> Item:

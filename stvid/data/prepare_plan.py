@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from stvid.video.types import source_identity
 _FORMAT = 1  # of the files; files with another number are made again
 _PARTIAL_FILES = ".*.partial"  # left over by `replacing` in killed processes
 _MAX_NAME_BYTES = 180  # file systems allow 255; suffixes are added
+_MIN_TAR_BYTES = 1000
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 Key = tuple[str, float | None, float | None]  # path, start, end
 
@@ -155,3 +158,16 @@ def _output_name(key: Key, common: str) -> Path:
 def _normalize_case(name: Path) -> str:
     """Equal for names that are equal on some file systems: ignores case and Unicode normal form."""
     return unicodedata.normalize("NFC", str(name)).casefold()
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500MB`, `1.5 GB`, `1000000`; decimal units.
+
+    Raises:
+        ValueError: no size, or less than 1 kB.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKmMgGtT]?)[bB]?", text.strip())
+    num_bytes = round(float(match[1]) * _UNITS[match[2].lower()]) if match else 0
+    if not _MIN_TAR_BYTES <= num_bytes <= 2**53:
+        raise ValueError(f"(={text}) must be a size of at least 1kB, such as 500MB or 1GB")
+    return num_bytes

@@ -53,6 +53,9 @@ class EpochSampler(Sampler):
         lengths: length of each item, to batch items of similar length (`batch_size` per rank), with little padding.
             With `shuffle`, the order of the batches is still random.
         batch_size: per rank; used with `lengths` and in evaluation.
+        places: name of the tar of each item, and its offset in it. With `shuffle`, an epoch takes the tars one after
+            the other, in random order, and shuffles within windows of `window` keys: reading is nearly sequential.
+        window: keys that are shuffled together; used with `places`.
         passes: epoch e yields the keys of epoch e modulo `passes`; None: every epoch has its own.
         rank: rank of this process.
         world_size: number of processes.
@@ -67,12 +70,15 @@ class EpochSampler(Sampler):
         labels: Sequence[str] | None = None,
         lengths: Sequence[int] | None = None,
         batch_size: int = 1,
+        places: Sequence[tuple[str, int]] | None = None,
+        window: int = 1,
         passes: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.num_items, self.shuffle, self.seed, self.labels = num_items, shuffle, seed, labels
         self.lengths, self.batch_size, self.passes = lengths, batch_size, passes
+        self.places, self.window = places, window
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
 
@@ -92,7 +98,10 @@ class EpochSampler(Sampler):
         rng = np.random.default_rng((self.seed, self.epoch))
         if self.shuffle:
             keys = keys if self.labels is None else self._balance_classes(epoch, self.labels, rng)
-            keys = [keys[i] for i in rng.permutation(len(keys))]
+            if self.places is None:
+                keys = [keys[i] for i in rng.permutation(len(keys))]
+            else:
+                keys = self._shuffle_windows(keys, self.places, rng)
         if self.lengths is not None:
             keys = self._group_by_length(keys, self.lengths, rng)
         yield from self._shard(keys[: self.num_items])[self.start :]
@@ -122,7 +131,10 @@ class EpochSampler(Sampler):
     def _group_by_length(
         self, keys: list[SampleKey], lengths: Sequence[int], rng: np.random.Generator
     ) -> list[SampleKey]:
-        """Batches of similar lengths, in random order if shuffled; a last, smaller batch stays last."""
+        """Batches of similar lengths, in random order if shuffled; a last, smaller batch stays last.
+
+        With `places`, the order is random only among the batches that were sorted together.
+        """
         size = self.batch_size * self.world_size
         whole = len(keys) // size * size
         bucket = BUCKET_BATCHES * size if self.shuffle else len(keys)
@@ -130,8 +142,27 @@ class EpochSampler(Sampler):
         for i in range(0, whole, bucket):
             part = sorted(keys[i : min(i + bucket, whole)], key=lambda key: lengths[key.index])
             batches += [part[k : k + size] for k in range(0, len(part), size)]
-        order = rng.permutation(len(batches)) if self.shuffle else range(len(batches))
+        if not self.shuffle:
+            order: Sequence[int] = range(len(batches))
+        elif self.places is None:
+            order = rng.permutation(len(batches)).tolist()
+        else:
+            order = _permute_within(len(batches), BUCKET_BATCHES, rng)
         return [key for i in order for key in batches[i]] + keys[whole:]
+
+    def _shuffle_windows(
+        self, keys: list[SampleKey], places: Sequence[tuple[str, int]], rng: np.random.Generator
+    ) -> list[SampleKey]:
+        """The tars in random order, and the keys of a tar in the order of the file, but shuffled within windows."""
+        tars = sorted({tar for tar, _ in places})
+        turn = dict(zip(tars, rng.permutation(len(tars)).tolist(), strict=True))
+
+        def position(key: SampleKey) -> tuple[int, int, int]:
+            tar, offset = places[key.index]
+            return turn[tar], offset, key.repeat
+
+        keys = sorted(keys, key=position)
+        return [keys[i] for i in _permute_within(len(keys), self.window, rng)]
 
     def _balance_classes(self, epoch: int, labels: Sequence[str], rng: np.random.Generator) -> list[SampleKey]:
         """Equally many keys of each class, at least `num_items` in all; a video repeats only after all of its class."""
@@ -145,3 +176,9 @@ class EpochSampler(Sampler):
             pool = [SampleKey(epoch, int(i), repeat) for repeat in repeats for i in rng.permutation(members[label])]
             keys += pool[:count]
         return keys
+
+
+def _permute_within(number: int, window: int, rng: np.random.Generator) -> list[int]:
+    """The numbers below `number`; each window of so many of them is permuted, the windows stay in order."""
+    starts = range(0, number, window)
+    return [start + int(i) for start in starts for i in rng.permutation(min(window, number - start))]

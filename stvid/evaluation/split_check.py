@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from stvid.errors import InputError
 from stvid.exits import logs_printed_with_error
 from stvid.run.folder import RunFolder, display_path
 from stvid.run.relocation import find_run_videos
+from stvid.video.shard_index import video_exists
 
 
 def check_table(folder: RunFolder, split: str, *, manifest: str | None, data_root: str | None) -> None:
@@ -65,7 +65,7 @@ def check_split(videos: Iterable[tuple[str, str]], split: str, *, table: Path, m
     if not paths:
         filled = ", ".join(name for name in SPLITS if any(name == other for other, _ in videos)) or "none"
         raise InputError(f"--split {split}: {table} has no videos in it; splits with videos: {filled}")
-    missing = [path for path in paths if not os.path.exists(path)]
+    missing = [path for path in paths if not video_exists(path)]
     if len(missing) == len(paths):
         end = f" {moved_hint}" if moved_hint else ""
         raise InputError(f"none of the {len(paths)} videos of {table} exists, the first: {missing[0]}.{end}")

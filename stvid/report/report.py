@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from stvid.run.relocation import find_moved
 from stvid.run.results import REMEDY, read_result, read_run_result
 from stvid.training.callbacks.bad_videos import read_bad_videos
 from stvid.training.callbacks.progress import read_epochs
+from stvid.video.shard_index import video_exists
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # size of a page
@@ -150,7 +150,7 @@ def _previews(
     trained: TrainedModel, result: Mapping, predictions: Sequence[PredictionRow], *, explain: bool, cache: Path | None
 ) -> dict[int, Preview]:
     """Previews in the order of `select_clips`, as many as fit on a page; `explain`: with heat maps."""
-    missing = [row.path for row in predictions if not os.path.exists(row.path)]
+    missing = [row.path for row in predictions if not video_exists(row.path)]
     if missing:
         log.warning(
             "%d of %d videos no longer exist, so the page has no clips of them; the first: %s",

@@ -23,6 +23,7 @@ from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type
 log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
 FILES = ("data.path", "data.group_csv")
+SHARDS = "stvid.data.layouts.shards.shards"  # its root may be a URL
 WEIGHTS = ("model.weights", "model.inflate")
 
 
@@ -173,6 +174,8 @@ def _paths(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     for key in (*(FOLDERS + FILES if is_read else ()), *WEIGHTS):
         value = values.get(key)
         if not isinstance(value, str) or value == "missing":
+            continue
+        if key == "data.root" and target == SHARDS and "://" in value:
             continue
         path = Path(value).expanduser()
         if key in WEIGHTS:

@@ -19,15 +19,15 @@ from stvid.run.config_help import exit_if_help
 from stvid.terminal import show, visible
 
 PATH_KEYS = (
-    *("data.root", "data.path", "data.splits", "data.group_csv", "model.weights", "model.inflate", "resume"),
-    *("hydra.run.dir", "hydra.sweep.dir"),
+    *("data.root", "data.path", "data.splits", "data.group_csv", "data.cache", "model.weights", "model.inflate"),
+    *("resume", "hydra.run.dir", "hydra.sweep.dir"),
 )
 TEXT_KEYS = (
     *("data.group_pattern", "logger.name", "logger.project", "logger.experiment_name", "logger.run_name"),
     "logger.tracking_uri",
 )
 NULLABLE = (  # null is a value of these, not a name
-    *("data.splits", "data.group_csv", "data.group_pattern", "model.weights", "model.inflate", "resume"),
+    *("data.splits", "data.group_csv", "data.group_pattern", "data.cache", "model.weights", "model.inflate", "resume"),
     *("logger.name", "logger.run_name", "logger.tracking_uri"),
 )
 EMPTY_KEYS = ("logger.version",)  # these may be empty

@@ -120,6 +120,8 @@ RANGES = {
     "data.num_clips": Range(at_least=1, whole=True),
     "data.max_bad": Range(at_least=0, at_most=1),
     "data.probe_timeout": Range(above=0),
+    "data.shuffle_buffer": Range(at_least=1, whole=True),
+    "data.cache_gb": Range(above=0),
     "data.max_pixels": Range(at_least=1, whole=True),
     "model.dropout": Range(at_least=0, below=1),
     "model.encoder_chunk": Range(at_least=1, whole=True, null=True),

@@ -15,6 +15,7 @@ from stvid.data.tables import UTF8, Table, csv_line, read_table
 from stvid.errors import InputError
 from stvid.files import replacing
 from stvid.run.folder import RunFolder, display_path
+from stvid.video.shard_index import video_exists, video_size
 from stvid.video.types import VideoInfo, file_size
 
 log = logging.getLogger("stvid")
@@ -34,7 +35,7 @@ def video_sizes(paths: Sequence[str], infos: Mapping[str, object]) -> dict[str, 
         info = infos.get(path)
         known = info.num_bytes if isinstance(info, VideoInfo) else None
         with contextlib.suppress(OSError):
-            sizes[path] = file_size(path) if known is None else known
+            sizes[path] = video_size(path) if known is None else known
     return sizes
 
 
@@ -148,7 +149,7 @@ def _dropped_parts(paths: Sequence[str], root: Path) -> int:
     sample = [Path(path).parts for path in paths[:: max(len(paths) // _MAX_SAMPLE, 1)]]
     found = Counter(
         {
-            dropped: sum(os.path.exists(root.joinpath(*parts[dropped:])) for parts in sample if dropped < len(parts))
+            dropped: sum(video_exists(root.joinpath(*parts[dropped:])) for parts in sample if dropped < len(parts))
             for dropped in range(1, max(map(len, sample)))
         }
     )
@@ -157,7 +158,7 @@ def _dropped_parts(paths: Sequence[str], root: Path) -> int:
 
 def _has_size(path: str, size: int | None) -> bool:
     try:
-        found = file_size(path)
+        found = video_size(path)
     except OSError:
         return False
     return size is None or found == size

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stvid.checks import fields, list_of, number, text
 from stvid.data.manifest import Manifest
@@ -19,6 +19,7 @@ from stvid.run.relocation import find_run_videos
 from stvid.run.resume import is_data_root, parse_overrides, resume_config
 from stvid.run.stored import check_arguments, check_targets, read_config
 from stvid.run.trust import trusted_modules
+from stvid.video.shard_index import video_exists
 
 _STORED = fields({"class_names": list_of(text(), unique=True), "data": fields({}, {"max_bad": number(0, 1)})})
 NEEDED_SPLITS = ("train", "val")  # of a training
@@ -56,6 +57,11 @@ def read_run_config(
     stored.resume, stored.trust = path, trust
     if folder.manifest_csv.is_file():
         stored.data.datamodule.manifest = {"_target_": STORED_MANIFEST, "run": path}
+    elif "://" in str(OmegaConf.select(stored, "data.datamodule.manifest.root")):
+        raise InputError(
+            f"{display_path(folder.path)} has no {folder.manifest_csv.name}, and its config names a server. Only "
+            "you can choose one: start a new run with data=shards data.root=URL"
+        )
     plain = to_plain(stored)
     name = f"resume={display_path(folder.path)}"
     check_targets(plain, to_plain(new), [*trust, STORED_MANIFEST], name=name)
@@ -88,7 +94,7 @@ def stored_manifest(*, run: str, data_root: str | None = None) -> Manifest:
     if data_root is not None:
         manifest = manifest.with_paths(find_run_videos(folder, data_root, splits=NEEDED_SPLITS, option="data.root"))
     paths = {item.path for item in manifest.items if item.split != "test"}
-    missing = sorted(path for path in paths if not os.path.exists(path))
+    missing = sorted(path for path in paths if not video_exists(path))
     if len(missing) > config["data"].get("max_bad", 0) * len(paths):
         command = train_command(f"resume={display_path(folder.path)}", "data.root=NEW_FOLDER")
         raise InputError(

@@ -14,6 +14,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from stvid.errors import EMPTY, MISSING, NO_VIDEO_STREAM, UNREADABLE, VideoError
+from stvid.video.shard_index import find_member
+from stvid.video.shard_reader import open_member
 from stvid.video.types import MAX_PIXELS, check_pixels
 
 # Metadata that is not UTF-8 must not make a file unreadable. PyAV 19 ensures that itself.
@@ -36,7 +38,7 @@ def open_video(
     """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
 
     Args:
-        path: the file.
+        path: the file; that of a video in a tar see `shards`.
         num_threads: of the decoder.
         max_pixels: of a frame; larger ones are refused before memory is allocated for them.
 
@@ -48,14 +50,15 @@ def open_video(
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
     limit = {"max_pixels": str(max_pixels)}
     try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError(path, UNREADABLE, "not a regular file")
-        if status.st_size == 0:
-            raise VideoError(path, EMPTY, "zero bytes")
+        member = find_member(file)
+        if member is None:
+            _check_regular(path, file)
         with ExitStack() as files:
-            # FFmpeg takes a name with a % for the names of many images, so it does not get to know that name
-            source: Any = files.enter_context(open(file, "rb")) if "%" in file else file
+            source: Any = file
+            if member is not None:
+                source = files.enter_context(open_member(path, member))
+            elif "%" in file:  # FFmpeg takes such a name for those of many images, so it does not get to know it
+                source = files.enter_context(open(file, "rb"))
             try:
                 container = files.enter_context(
                     av.open(source, format=_format_of(file), options=options | limit, **_TOLERANT)
@@ -77,6 +80,14 @@ def open_video(
         raise VideoError(path, MISSING) from error
     except (av.FFmpegError, OSError, MemoryError) as error:
         raise VideoError(path, UNREADABLE, error_text(error)) from error
+
+
+def _check_regular(path: str | os.PathLike[str], file: str) -> None:
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, UNREADABLE, "not a regular file")
+    if status.st_size == 0:
+        raise VideoError(path, EMPTY, "zero bytes")
 
 
 def _format_of(file: str) -> str | None:

@@ -23,6 +23,7 @@ from stvid.video.decoding import Scan
 from stvid.video.images import image_size, images_identity, list_images
 from stvid.video.orientation import orientation_of
 from stvid.video.probe_cache import ProbeCache
+from stvid.video.shard_index import known_info
 from stvid.video.types import MAX_PIXELS, VideoInfo, file_identity, identity_text
 from stvid.video.workers import map_files
 
@@ -37,7 +38,7 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
     """Probes one file, in this process and without a time limit.
 
     Args:
-        path: a video file, or a folder of images.
+        path: a video file, or a folder of images. What the index of a tar says about a video is not measured again.
         decode_all: decode every frame, which finds files that break half way. False: count packets where each is known
             to be one frame; then a break is found only when the frame is read, and a file with B-frames has no random
             access.
@@ -48,6 +49,10 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
     """
     if os.path.isdir(path):
         return _probe_images(path, decode_all=decode_all, max_pixels=max_pixels)
+    if (known := known_info(path)) is not None:
+        if isinstance(known, VideoError):
+            raise known
+        return known
     identity = identity_text(path)
     with open_video(path, max_pixels=max_pixels) as (container, stream):
         counted = (
@@ -163,6 +168,9 @@ def probe_all(
     results: dict[str, VideoInfo | VideoError] = {}
     identities: dict[str, list[int]] = {}
     for name in dict.fromkeys(names):
+        if (of_member := known_info(name)) is not None:
+            results[name] = of_member
+            continue
         with suppress(OSError):  # probe() reports a missing file
             identities[name] = file_identity(name)
             info = known.get(os.path.abspath(name), identities[name])

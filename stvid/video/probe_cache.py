@@ -24,6 +24,18 @@ HEAD = json.dumps({"stvid_probe": 7, "av": AV_VERSION}).encode()
 ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 _SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
+
+
+def _frame_numbers(value: Any, place: str) -> None:
+    """As `list_of(_WHOLE)`; the lists of a large data set have millions of numbers, most of them good."""
+    if (
+        type(value) is not list
+        or not {*map(type, value)} <= {int}
+        or (value and not 0 <= min(value) <= max(value) < 2**53)
+    ):
+        list_of(_WHOLE)(value, place)
+
+
 _INFO = fields(  # what a line leaves out has its default
     {
         "num_frames": _SIZE,
@@ -37,7 +49,7 @@ _INFO = fields(  # what a line leaves out has its default
         "pixel_format": text(),
         "rotation": number(0, 359, whole=True),
         "mirrored": flag,
-        "keyframes": list_of(_WHOLE),
+        "keyframes": _frame_numbers,
         "first_pts": maybe(number(whole=True)),
         "timestamps": maybe(list_of(number())),
         "start": number(),
@@ -76,15 +88,14 @@ class ProbeCache:
             return None
         try:
             known, values = parse_json(line)
-            return _to_info(values) if known == identity else None
+            return to_info(values) if known == identity else None
         except ERRORS as error:
             self._warn(error)
             return None
 
     def add(self, name: str, identity: list, info: VideoInfo) -> None:
         """Adds a result, which `save` will write."""
-        values = {key: value for key, value in dataclasses.asdict(info).items() if value != _DEFAULTS.get(key, ...)}
-        self._lines[name] = json.dumps([identity, values]).encode()
+        self._lines[name] = json.dumps([identity, to_values(info)]).encode()
         self._new.append(_line(name, self._lines[name]))
 
     def save(self) -> None:
@@ -145,8 +156,13 @@ def _has_head(path: Path) -> bool:
         return False
 
 
-def _to_info(values: dict) -> VideoInfo:
-    """Raises InputError (a ValueError) for a value that `probe` cannot have measured."""
+def to_values(info: VideoInfo) -> dict[str, Any]:
+    """The properties of a video as plain data, without those that have their default."""
+    return {key: value for key, value in dataclasses.asdict(info).items() if value != _DEFAULTS.get(key, ...)}
+
+
+def to_info(values: dict) -> VideoInfo:
+    """What `to_values` has written. Raises one of `ERRORS` for a value that `probe` cannot have measured."""
     _INFO(values, "an entry")
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for key in ("codec", "pixel_format"):  # one text for all videos
@@ -166,6 +182,7 @@ def _is_possible(info: VideoInfo) -> bool:
         and info.rotation in (0, 90, 180, 270)
         and (timestamps is None or (len(timestamps) == info.num_frames and timestamps[0] == 0))
         and (timestamps is None or all(a <= b for a, b in pairwise(timestamps)))
-        and all(a < b for a, b in pairwise((-1, *keyframes, info.num_frames)))
+        and list(keyframes) == sorted({*keyframes})
+        and max(keyframes, default=0) < info.num_frames
         and (not keyframes or (keyframes[0] == 0 and info.first_pts is not None))
     )

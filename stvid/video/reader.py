@@ -12,6 +12,8 @@ import operator
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import av
 import numpy as np
@@ -27,6 +29,8 @@ from stvid.video.decoding import SKIPPING, decode, demux, demux_wanted
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
+from stvid.video.shard_index import find_member
+from stvid.video.shard_reader import open_member
 from stvid.video.types import MAX_PIXELS, VideoInfo, check_pixels, check_unchanged, frame_limit
 
 BACKENDS = ("pyav", "decord", "torchcodec")
@@ -53,13 +57,15 @@ def _read_backend(
     """
     if info.rotation or info.mirrored:  # decord adds a fourth channel to some; others ignore mirroring
         return None
-    read = {"decord": _read_decord, "torchcodec": _read_torchcodec}[backend]
-    frames_THWC = read(os.path.abspath(path), distinct, info=info, num_threads=num_threads)
+    read, file = {"decord": _read_decord, "torchcodec": _read_torchcodec}[backend], os.path.abspath(path)
+    member = find_member(file)
+    with nullcontext(file) if member is None else open_member(path, member) as source:
+        frames_THWC = read(source, distinct, info=info, num_threads=num_threads)
     expected = (len(distinct), info.height, info.width, 3)
     return frames_THWC if frames_THWC is not None and tuple(frames_THWC.shape) == expected else None
 
 
-def _read_decord(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
+def _read_decord(source: Any, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
     # decord fails on some HEVC files and rounds deep pixels differently
     if info.codec == "hevc" or info.pixel_format.endswith(("le", "be")):
         return None
@@ -67,17 +73,17 @@ def _read_decord(file: str, distinct: Sequence[int], *, info: VideoInfo, num_thr
 
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        reader = decord.VideoReader(file, num_threads=num_threads)
+        reader = decord.VideoReader(source, num_threads=num_threads)
         return torch.from_numpy(reader.get_batch(distinct).asnumpy()) if len(reader) == info.num_frames else None
     except (decord.DECORDError, RuntimeError, AssertionError):
         return None
 
 
-def _read_torchcodec(file: str, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
+def _read_torchcodec(source: Any, distinct: Sequence[int], *, info: VideoInfo, num_threads: int) -> torch.Tensor | None:
     from torchcodec.decoders import VideoDecoder
 
     try:
-        decoder = VideoDecoder(file, num_ffmpeg_threads=num_threads, dimension_order="NHWC", seek_mode="exact")
+        decoder = VideoDecoder(source, num_ffmpeg_threads=num_threads, dimension_order="NHWC", seek_mode="exact")
         return decoder.get_frames_at(list(distinct)).data if len(decoder) == info.num_frames else None
     except (RuntimeError, ValueError, IndexError):
         return None

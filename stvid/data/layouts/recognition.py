@@ -44,6 +44,8 @@ def recognize(path: Path) -> tuple[str, str, Path, str]:
     """
     if path.is_file():
         return "manifest", "data.path", path, "a table of videos"
+    if (path / "index.jsonl").is_file() and (path / "train-000000.tar").is_file():
+        return "shards", "data.root", path, "its index.jsonl lists the videos of tar files"
     if _has_columns(path / "manifest.csv", "path", "label", "split"):
         return "manifest", "data.path", path / "manifest.csv", "its manifest.csv lists the videos"
     files = list(itertools.islice(_names(path), MAX_NAMES))

@@ -1,0 +1,171 @@
+"""A folder of tar files that are fetched from a URL when they are first read; it stays below a limit.
+
+A file in the user's cache has the folder, its URL and the limit. It is not in the folder: tars and index are data, and
+only the user may choose a server. If a new tar does not fit, the one that was not used for longest is removed. fsspec,
+which comes with Lightning, reads http(s), s3, gs, ...; some of them need a package of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import IO
+
+from stvid.checks import fields, number, read_json, text
+from stvid.disks import full_disk_error
+from stvid.errors import InputError
+from stvid.files import file_lock, replacing, write_json
+
+LOCK = "shards"  # of a folder: one process fetches, the others wait for it
+ATTEMPTS = 3  # to fetch a tar
+_CHUNK = 2**22
+_SOURCE = fields({"folder": text(), "url": text(), "max_bytes": number(0)})
+
+
+def is_url(root: str) -> bool:
+    return "://" in root
+
+
+def check_url(url: str) -> None:
+    """Raises InputError for a URL that fsspec cannot open, or that chains several file systems."""
+    import fsspec
+
+    if "::" in url:
+        raise InputError(f"{url} names several file systems; name one, such as s3://BUCKET/FOLDER")
+    try:
+        fsspec.get_filesystem_class(url.split("://")[0])
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{url} cannot be read: {error}") from error
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stvid" / "shards"
+
+
+def _digits(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
+def default_folder(url: str) -> Path:
+    """The folder for the tars of a URL, in the user's cache."""
+    return _cache_home() / _digits(url.rstrip("/"))
+
+
+def source_file(folder: str | os.PathLike[str]) -> Path:
+    """The file with the URL of a folder, if it has one."""
+    return _cache_home() / f"{_digits(os.path.abspath(folder))}.json"
+
+
+def has_source(folder: str | os.PathLike[str]) -> bool:
+    """Whether the tars of a folder are fetched from a URL."""
+    return source_file(folder).exists()
+
+
+def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
+    """Prepares the folder for the tars of a URL: gets the index. Tars of another index are removed.
+
+    Raises:
+        InputError: the index cannot be read; the folder belongs to another URL, or has other files.
+    """
+    url = url.rstrip("/")
+    check_url(url)
+    content = _download(url, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    source_file(folder).parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / LOCK):
+        if has_source(folder):
+            known = _read_source(folder)["url"]
+            if known != url:
+                raise InputError(f"{folder} holds the tars of {known}, not of {url}. Name another data.cache")
+        elif others := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+            raise InputError(f"{folder} contains other files, such as {others[0]}. Name an empty folder as data.cache")
+        index = folder / name
+        if not index.exists() or index.read_bytes() != content:
+            for tar in folder.glob("*.tar"):
+                tar.unlink(missing_ok=True)
+            with replacing(index) as partial:
+                partial.write_bytes(content)
+        write_json(source_file(folder), {"folder": os.path.abspath(folder), "url": url, "max_bytes": max_bytes})
+
+
+def fetch_shard(folder: str, name: str, *, num_bytes: int) -> IO[bytes]:
+    """Opens a tar of the folder; fetches it if it is missing or has another size. An open tar may be removed.
+
+    Raises:
+        InputError: it cannot be fetched, or has another size than the index says.
+    """
+    path = Path(folder) / name
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == num_bytes:
+            return path.open("rb", buffering=0)
+    with file_lock(path.with_name(LOCK)):
+        if not path.is_file() or path.stat().st_size != num_bytes:
+            source = _read_source(Path(folder))
+            path.unlink(missing_ok=True)
+            _make_room(Path(folder), source["max_bytes"] - num_bytes)
+            with replacing(path) as partial:
+                _fetch(source["url"], name, partial, num_bytes=num_bytes)
+        return path.open("rb", buffering=0)
+
+
+def mark_used(path: str) -> None:
+    """So that `_make_room` keeps the tar longer than others."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _read_source(folder: Path) -> dict:
+    file = source_file(folder)
+    return read_json(file, _SOURCE, remedy=f"Remove {file}; the next training with data.root=URL writes it again")
+
+
+def _make_room(folder: Path, max_bytes: float) -> None:
+    tars = sorted((tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in folder.glob("*.tar"))
+    total = sum(size for _, size, _ in tars)
+    for _, size, tar in tars:
+        if total <= max_bytes:
+            return
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            tar.unlink()
+            total -= size
+
+
+def _download(url: str, name: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(f"{url}/{name}", "rb") as file:
+            return file.read()
+    except ImportError as error:
+        raise InputError(f"{url} cannot be read: {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(
+            f"{url}/{name} cannot be read: {error or type(error).__name__}. data.root must be the folder shards/ that "
+            "stvid prepare ... --tar-size has made"
+        ) from error
+
+
+def _fetch(url: str, name: str, target: Path, *, num_bytes: int) -> None:
+    import fsspec
+
+    problem = ""
+    for _ in range(ATTEMPTS):
+        try:
+            with fsspec.open(f"{url}/{name}", "rb") as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, _CHUNK)
+        except Exception as error:  # each file system has errors of its own
+            if full_disk_error(error) is not None:
+                raise
+            problem = str(error) or type(error).__name__
+        else:
+            size = target.stat().st_size
+            if size == num_bytes:
+                return
+            problem = f"it has {size:,} bytes, the index says {num_bytes:,}"
+    raise InputError(
+        f"{url}/{name} could not be fetched in {ATTEMPTS} attempts: {problem}. If it is there and complete, resume the "
+        "run; a data set that was changed needs its new index, and a new run"
+    )
