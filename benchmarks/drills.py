@@ -488,7 +488,7 @@ def parts_killed(work: Path) -> str:
         code, merged = call(*STVID, "merge", *own, cwd=work)
         (root / ".stvid_probe.jsonl").unlink(missing_ok=True)
         (work / f"{verb}.out").rename(work / f"{verb}.merged")  # the manifest of prepare names its folder
-        one_code, one = call(*STVID, *own, cwd=work)
+        one_code, _ = call(*STVID, *own, cwd=work)
         check(code == one_code, f"{verb}: {code} and {one_code}: {merged[-600:]}")
         same_results(work / f"{verb}.merged", work / f"{verb}.out")
     return f"{num_killed} of 21 parts were killed and started again; the merged files equal those of one process"

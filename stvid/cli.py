@@ -222,7 +222,8 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
 def _add_merge(commands: argparse._SubParsersAction) -> None:
     """For the help; see `_parse_merge`."""
     parser = _add_command(commands, "merge", "join the parts of a command (--shard)", output_files=())
-    description = f"the command ({', '.join(COMMANDS)}) with the words of its parts (such as --json F, --out DIR), without --shard"
+    verbs = ", ".join(COMMANDS)
+    description = f"the command ({verbs}) with the words of its parts (such as --json F, --out DIR), without --shard"
     parser.add_argument("words", metavar="COMMAND ...", nargs="*", help=description)
 
 
