@@ -19,7 +19,7 @@ from typing import Any
 from stvid import __version__
 from stvid.commands.arguments import check_arguments
 from stvid.commands.shard_options import without_engine
-from stvid.data.shards import COMMANDS
+from stvid.data.parts import COMMANDS
 from stvid.errors import InputError, nearest
 from stvid.exits import ConsoleHandler, exit_on_interrupt, interrupt_normally, report_errors
 from stvid.run.folder import project_root

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stvid.data.manifest import Manifest
-from stvid.data.shards import Parts, Shard
+from stvid.data.parts import Parts, Shard
 from stvid.errors import VideoError
 from stvid.files import file_lock, replacing
 from stvid.video.probe import probe_all

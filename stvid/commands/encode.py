@@ -14,7 +14,7 @@ from stvid.data.cached_clips import CachedClips
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.feature_filling import feature_folder
 from stvid.data.loading import probe_cache
-from stvid.data.shards import Parts, Shard, digest_rows
+from stvid.data.parts import Parts, Shard, digest_rows
 from stvid.device import default_device, resolve_precision, set_up_cpu
 from stvid.errors import InputError
 from stvid.files import file_lock

@@ -12,7 +12,7 @@ from stvid.commands.shard_options import is_in_parts, part_text, predict_parts
 from stvid.data.dataset import Failure
 from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item
-from stvid.data.shards import Parts
+from stvid.data.parts import Parts
 from stvid.deploy.annotate import annotate
 from stvid.deploy.inputs import EACH, Source, exists_text, output_files
 from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry

@@ -11,7 +11,7 @@ from typing import Any
 from stvid.commands.shard_options import find_parts, part_text
 from stvid.data.manifest import Manifest
 from stvid.data.prepare import PartResult, count_finished, prepare, prepare_part
-from stvid.data.shards import Parts, Shard
+from stvid.data.parts import Parts, Shard
 from stvid.errors import VideoError
 from stvid.files import write_json
 from stvid.run.data_set import compose_data_set

@@ -16,7 +16,7 @@ from pathlib import Path
 from stvid import __version__
 from stvid.checks import anything, fields, list_of, maybe, number, text
 from stvid.data.manifest import Manifest
-from stvid.data.shards import MAX_SHARDS, Parts, digest_files, digest_rows, parse_shard
+from stvid.data.parts import MAX_SHARDS, Parts, digest_files, digest_rows, parse_shard
 from stvid.errors import REASONS, InputError
 
 _REASON, _SECONDS = text(*REASONS), maybe(number())

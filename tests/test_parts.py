@@ -13,7 +13,7 @@ from conftest import ROOT, break_half_way, in_process, make_folder, train_py
 from test_feature_encoding import FROZEN
 
 from stvid.cli import main
-from stvid.data.shards import Shard, parse_shard
+from stvid.data.parts import Shard, parse_shard
 from stvid.errors import InputError
 from stvid.progress import Bar
 
