@@ -460,6 +460,52 @@ def prepare_killed(work: Path) -> str:
     return "the same command ends it; every copy equals that of a call that was not killed"
 
 
+def parts_killed(work: Path) -> str:
+    """Seven parts of three commands, each killed once while it works and started again; then the merge."""
+    root = videos(work / "videos", per_class=42, num_frames=60)
+    run = work / "run"
+    code, output = call(*train_command(root, run), "trainer.max_epochs=1", cwd=work)
+    check(code == 0, output[-600:])
+    data, num_killed = ("data=folder", f"data.root={root}"), 0
+    for words in (
+        ("check", *data, "--json", "OUT"),
+        ("prepare", *data, "--out", "OUT"),
+        ("predict", run, root, "--json", "OUT"),
+    ):
+        verb = words[0]
+        (root / ".stvid_probe.jsonl").unlink(missing_ok=True)
+        own = [work / f"{verb}.out" if word == "OUT" else word for word in words]
+        for number in range(1, 8):
+            part = (*STVID, *own, "--shard", f"{number}/7")
+            process = start(*part, cwd=work)
+            time.sleep(2.5 + 0.3 * number)  # from its imports to its last videos
+            if process.poll() is None:
+                num_killed += 1
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code, output = call(*part, cwd=work)
+            check(code == 0, output[-600:])
+        code, merged = call(*STVID, "merge", *own, cwd=work)
+        (root / ".stvid_probe.jsonl").unlink(missing_ok=True)
+        (work / f"{verb}.out").rename(work / f"{verb}.merged")  # the manifest of prepare names its folder
+        one_code, _ = call(*STVID, *own, cwd=work)
+        check(code == one_code, f"{verb}: {code} and {one_code}: {merged[-600:]}")
+        same_results(work / f"{verb}.merged", work / f"{verb}.out")
+    return f"{num_killed} of 21 parts were killed and started again; the merged files equal those of one process"
+
+
+def same_results(merged: Path, one: Path) -> None:
+    """Equal bytes, except measured speeds, and the last digits of probabilities."""
+    if one.is_dir():
+        names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+        check(names == {path.relative_to(merged) for path in merged.rglob("*") if path.is_file()}, "other files")
+        for name in names - {Path("prepare.json")}:
+            check((merged / name).read_bytes() == (one / name).read_bytes(), f"{name} differs")
+        return
+    rows_of = [json.loads(file.read_text(), parse_float=lambda text: round(float(text), 5)) for file in (merged, one)]
+    check(rows_of[0] == rows_of[1], f"{merged.name} differs")
+
+
 DRILLS = (
     disk_full_before_the_first_checkpoint,
     disk_full_at_a_later_checkpoint,
@@ -484,6 +530,7 @@ DRILLS = (
     clock_set_back,
     sweep_killed,
     prepare_killed,
+    parts_killed,
 )
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from stvid import __version__
 from stvid.commands.arguments import check_arguments
+from stvid.commands.shard_options import without_engine
+from stvid.data.parts import COMMANDS
 from stvid.errors import InputError, nearest
 from stvid.exits import ConsoleHandler, exit_on_interrupt, interrupt_normally, report_errors
 from stvid.run.folder import project_root
@@ -29,6 +31,8 @@ USAGE = """stvid: train, test and use models that recognise actions in video
   stvid cost     [DATA] [overrides] [--json F]     parameters, memory and compute of a model, before training
   stvid check    [DATA] [overrides] [--json F]     decode every video of a data set, report what is wrong with it
   stvid prepare  [DATA] [overrides] --out DIR      transcode a data set to small files that are read faster
+  stvid encode   [DATA] [overrides]                compute the features of a frozen encoder before training
+  stvid merge    COMMAND ...                       join the parts of check, prepare, encode, predict (--shard I/N)
   stvid evaluate RUN... [--split test] [--clips N] [--crops N] [--audit] [--calibrate] [--manifest F]
                  [--unknown DIR] [--json F]
   stvid report   RUN... [--split S] [--out F.html] [--json F]   a page about a run, or a comparison of several
@@ -62,18 +66,47 @@ def _train(overrides: Sequence[str]) -> None:
 
 
 def _run_command(arguments: Sequence[str]) -> None:
-    options = _parse(arguments)
+    options = _parse_merge(arguments) if arguments[:1] == ["merge"] else _parse(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file and class names need not be valid Unicode
     handler = ConsoleHandler(sys.stdout)
     handler.setFormatter(LogFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     check_arguments(options)
+    if getattr(options, "engine", None) == "ray":
+        interrupt_normally()
+        options = _run_parts_on_ray(options, arguments)
     options.run_again = functools.partial(main, arguments)  # for other processes, see --processes
     exit_on_interrupt()
     command = importlib.import_module(f"stvid.commands.{options.command}")
     interrupt_normally()
     command.run(options)
+
+
+def _run_parts_on_ray(options: argparse.Namespace, arguments: Sequence[str]) -> argparse.Namespace:
+    """Runs all parts of a command; returns the options of their merge."""
+    from stvid.commands.ray_engine import run_parts
+
+    own = without_engine(arguments)
+    run_parts(main, own, command=options.command, num_shards=options.shards)
+    options = _parse_merge(["merge", *own])
+    check_arguments(options)
+    return options
+
+
+def _parse_merge(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `stvid merge COMMAND ...`: those of the command."""
+    words = arguments[1:]
+    if words[:1] in (["-h"], ["--help"]):
+        return _parse(arguments)
+    if not words or words[0] not in COMMANDS:
+        raise InputError(
+            f"stvid merge{' ' + words[0] if words else ''}: name a command whose parts are finished, with its words "
+            f"and without --shard: stvid merge {'|'.join(COMMANDS)} ..."
+        )
+    options = _parse(words)
+    options.merge = True
+    return options
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -107,6 +140,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
     _add_cost(commands)
     _add_check(commands)
     _add_prepare(commands)
+    _add_encode(commands)
+    _add_merge(commands)
     _add_evaluate(commands)
     _add_report(commands)
     _add_predict(commands)
@@ -162,6 +197,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(commands, "check", "decode every video of a data set and print what is wrong with it")
     _add_overrides(parser)
     parser.add_argument("--json", metavar="F", help="also write the report, with every file, to this file")
+    _add_parts(parser)
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
@@ -175,6 +211,33 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     description = "also pack the files into tars with so much video each, such as 1GB, for data=shards"
     parser.add_argument("--tar-size", metavar="SIZE", help=description)
     parser.add_argument("--json", metavar="F", help="also write the summary to this file")
+    _add_parts(parser)
+
+
+def _add_encode(commands: argparse._SubParsersAction) -> None:
+    description = "compute and cache the features of a frozen encoder, which training then reads"
+    parser = _add_command(commands, "encode", description, output_files=())
+    _add_overrides(parser, "the same as for train, such as model=cnn_lstm model.freeze=all data.root=DIR")
+    _add_parts(parser)
+
+
+def _add_merge(commands: argparse._SubParsersAction) -> None:
+    """For the help; see `_parse_merge`."""
+    parser = _add_command(commands, "merge", "join the parts of a command (--shard)", output_files=())
+    verbs = ", ".join(COMMANDS)
+    description = f"the command ({verbs}) with the words of its parts (such as --json F, --out DIR), without --shard"
+    parser.add_argument("words", metavar="COMMAND ...", nargs="*", help=description)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several machines", "the parts of a command, on a file system that all of them see"
+    )
+    group.add_argument("--shard", metavar="I/N", help="do the I-th of N parts only; then: stvid merge COMMAND ...")
+    group.add_argument("--engine", choices=("ray",), help="do all parts as tasks of a Ray cluster, and merge them")
+    description = "with --engine: how many parts (default: one for each machine of the cluster)"
+    group.add_argument("--shards", type=int, metavar="N", help=description)
+    parser.set_defaults(merge=False, part=None)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -225,7 +288,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         commands,
         "predict",
         "the most probable classes of videos, and for long ones what happens when",
-        output_files=("json", "csv"),
+        output_files=("json", "csv", "parquet"),
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
     description = "video files, folders of them, patterns in quotes, or a table .csv with a column path"
@@ -240,6 +303,8 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="with --json: leave out the videos that are finished in its file"
     )
+    parser.add_argument("--parquet", metavar="F", help="also write the predictions as a table of Parquet")
+    _add_parts(parser)
 
 
 def _add_segment_options(parser: argparse.ArgumentParser) -> None:

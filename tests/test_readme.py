@@ -205,7 +205,7 @@ def overrides_of(command):
     program, *arguments = shlex.split(command)
     if "train.py" in arguments:
         return arguments[arguments.index("train.py") + 1 :]
-    takes_overrides = program == "stvid" and arguments[0] in ("check", "cost", "prepare")
+    takes_overrides = program == "stvid" and arguments[0] in ("check", "cost", "prepare", "encode", "merge")
     return [argument for argument in arguments[1:] if "=" in argument] if takes_overrides else []
 
 

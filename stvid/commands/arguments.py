@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_limits
+from stvid.commands.shard_options import find_shard_mistakes
 from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
@@ -40,7 +41,7 @@ PREPARE_LIMITS = {"short_side": (16, 4096), "gop": (1, 1000), "crf": (0, 51)}
 def check_arguments(options: argparse.Namespace) -> None:
     """Raises InputError for all mistakes in the options of a command."""
     mistakes: list[str] = []
-    for check in (_check_output_files, CHECKS[options.command]):
+    for check in (_check_output_files, _check_parts, CHECKS[options.command]):
         try:
             mistakes += check(options) or []
         except InputError as error:
@@ -65,6 +66,10 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
             yield f"--{option} {name}: there is no folder {path.parent}"
         elif (reason := why_not_writable(path.parent)) is not None:
             yield f"--{option} {name}: no file can be written there: {reason}"
+
+
+def _check_parts(options: argparse.Namespace) -> Iterable[str]:
+    return find_shard_mistakes(options) if hasattr(options, "shard") else ()
 
 
 def _check_data_set(options: argparse.Namespace) -> None:
@@ -322,6 +327,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterable[str] | None]] = {
     "cost": _check_cost,
     "evaluate": _check_evaluate,
     "report": _check_report,
+    "encode": _check_data_set,
     "predict": _check_predict,
     "stream": _check_stream,
     "serve": _check_serve,

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stvid.commands.check_groups import groups_section
+from stvid.commands.check_parts import check_part, merge_checks
+from stvid.commands.shard_options import find_parts, part_text
 from stvid.data.check import check_videos, is_bad
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS
-from stvid.errors import REASONS, listing
+from stvid.errors import REASONS, VideoError, listing
 from stvid.files import write_json
 from stvid.run.data_set import compose_data_set
 from stvid.terminal import aligned, show, visible
@@ -40,17 +42,29 @@ Shorten = Callable[[str], str]  # path -> path as it is printed
 
 def run(options: argparse.Namespace) -> None:
     manifest, clip, workers, limits = compose_data_set(options.overrides, options.data_set)
+    cache = probe_cache(manifest)
+    known: Mapping[str, VideoError] = {}
+    parts = find_parts(options, manifest)
+    if parts is not None and options.part is not None:
+        check_part(parts, options.part, manifest, cache=cache, num_workers=workers, limits=limits)
+        show(part_text(options))
+        return
+    if parts is not None:
+        cache, known = merge_checks(parts, cache)
     report = check_videos(
         manifest,
         clip=clip,
         num_workers=workers,
-        cache=probe_cache(manifest),
+        cache=cache,
         **limits,
         progress=sys.stderr.isatty(),
+        known=known,
     )
     if options.json:
         write_json(options.json, report)
     show(check_text(report))
+    if parts is not None:
+        parts.remove()
     if is_bad(report):
         raise SystemExit(1)
 

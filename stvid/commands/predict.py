@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stvid.commands.shard_options import is_in_parts, part_text, predict_parts
 from stvid.data.dataset import Failure
 from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item
+from stvid.data.parts import Parts
 from stvid.deploy.annotate import annotate
 from stvid.deploy.inputs import EACH, Source, exists_text, output_files
 from stvid.deploy.predictions import PredictionFiles, fingerprint_of, make_entry
@@ -45,6 +48,14 @@ def run(options: argparse.Namespace) -> None:
     set_up_cpu(default_device().type)
     trained = load_checkpoint(options.run, trust=options.trust)
     check_classes(options.background, trained.class_names, option="--background")
+    parts = predict_parts(options, Path(trained.path)) if is_in_parts(options) else None
+    if parts is not None and options.part is None:
+        _merge(parts, options)
+        return
+    if parts is not None:
+        parts.folder.mkdir(exist_ok=True)
+        options.json, options.resume = str(parts.file(options.part, ".predictions.json")), True
+        options.csv = options.parquet = None
     batch = Batch(trained, options)
     num_failed = 0
     with exit_on_sigterm():
@@ -60,8 +71,32 @@ def run(options: argparse.Namespace) -> None:
         finally:
             batch.files.write()
     raise_mistakes(batch.unwritten)
-    if num_failed:
+    if parts is not None:
+        parts.write(options.part, [batch.files.entries[str(source.path)] for source in batch.sources])
+        show(part_text(options))
+    elif num_failed:
         raise SystemExit(1)
+
+
+def _merge(parts: Parts, options: argparse.Namespace) -> None:
+    """Writes the files of all videos, and prints what one process prints of each."""
+    paths = [source.path for source in options.found]
+    entries = {os.path.abspath(entry["path"]): entry for result in parts.read() for entry in result}
+    files = PredictionFiles(paths, json=options.json, csv=options.csv, parquet=options.parquet, resume=options.resume)
+    in_order = [{**entries[os.path.abspath(path)], "path": str(path)} for path in paths]
+    for entry in in_order:
+        files.add(entry)
+    files.write()
+    for entry in sorted(in_order, key=lambda entry: (not is_unread(entry), "segments" in entry)):
+        show(entry_text(entry))
+    parts.remove()
+    if any("error" in entry for entry in in_order):
+        raise SystemExit(1)
+
+
+def is_unread(entry: Mapping) -> bool:
+    """Whether nothing of a video could be read."""
+    return "error" in entry and "segments" not in entry
 
 
 class Batch:
@@ -79,12 +114,16 @@ class Batch:
             threshold=options.threshold, window=options.window, hop=options.hop, min_duration=options.min_duration
         )
         paths = [source.path for source in self.sources]
-        self.files = PredictionFiles(paths, json=options.json, csv=options.csv, resume=options.resume)
+        self.files = PredictionFiles(
+            paths, json=options.json, csv=options.csv, parquet=options.parquet, resume=options.resume
+        )
         self.outputs: dict[Path, dict[str, Path]] = {source.path: {} for source in self.sources}  # option -> file
         for option, ending in EACH.items():
             if (target := getattr(options, option)) is not None:
-                for source, file in zip(self.sources, output_files(target, self.sources, ending=ending), strict=True):
-                    self.outputs[source.path][option] = file
+                all_files = output_files(target, options.all_found, ending=ending)
+                for source, file in zip(options.all_found, all_files, strict=True):
+                    if source.path in self.outputs:  # else it is in another part
+                        self.outputs[source.path][option] = file
         self.fingerprints = {path: self._fingerprint(path) for path in paths}
         self.annotated = self._find_annotated()
         self.unwritten: list[str] = []  # messages about files that could not be written

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
+import os
 from collections.abc import Iterator
 
+from stvid.commands.shard_options import is_in_parts
 from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
 from stvid.errors import InputError
 
-SINGLE = ("json", "csv")  # options that name one file for all videos
+SINGLE = ("json", "csv", "parquet")  # options that name one file for all videos
 OF_SEGMENTS = ("threshold", "window", "hop", "min_duration", "background", "csv", "srt", "vtt", "out")
 
 
@@ -26,17 +29,25 @@ def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
         options.segments = True
     if options.resume and options.json is None:
         yield "--resume continues the list in --json; name it: --json F"
+    if options.parquet is not None and importlib.util.find_spec("pyarrow") is None:
+        yield "--parquet needs PyArrow: pip install 'stvid[ray]'"
     try:
         options.found = find_sources(options.sources)
     except InputError as error:
         yield str(error)
         return
+    options.all_found = options.found
+    if options.part is not None:
+        mine = set(options.part.of(os.path.abspath(source.path) for source in options.found))
+        options.found = [source for source in options.found if os.path.abspath(source.path) in mine]
     single = {name: value for name in SINGLE if (value := getattr(options, name))}
     each = {name: value for name in EACH if (value := getattr(options, name)) is not None}
     for name in [name for name, value in each.items() if not value]:
         yield f"--{name} has no value; name a file"
         del each[name]
-    yield from find_output_mistakes(options.found, options.sources, single=single, each=each, resume=options.resume)
+    yield from find_output_mistakes(
+        options.all_found, options.sources, single=single, each=each, resume=options.resume or is_in_parts(options)
+    )
 
 
 def _find_wrong_numbers(options: argparse.Namespace) -> Iterator[str]:

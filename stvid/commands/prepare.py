@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from stvid.data.prepare import prepare
+from stvid.commands.shard_options import find_parts, part_text
+from stvid.data.manifest import Manifest
+from stvid.data.parts import Parts, Shard
+from stvid.data.prepare import PartResult, count_finished, prepare, prepare_part
 from stvid.data.prepare_plan import parse_size
+from stvid.errors import VideoError
 from stvid.files import write_json
 from stvid.run.data_set import compose_data_set
 from stvid.terminal import show
@@ -17,23 +23,59 @@ MAX_BAD = 20  # lines about bad videos
 
 def run(options: argparse.Namespace) -> None:
     manifest, clip, workers, limits = compose_data_set(options.overrides, options.data_set)
-    summary = prepare(
-        manifest,
-        out=Path(options.out),
-        clip=clip,
-        num_workers=workers,
-        short_side=options.short_side,
-        gop=options.gop,
-        crf=options.crf,
-        max_pixels=limits["max_pixels"],
-        tar_size=None if options.tar_size is None else parse_size(options.tar_size),
-        progress=sys.stderr.isatty(),
-    )
+    settings: dict[str, Any] = {
+        "out": Path(options.out),
+        "num_workers": workers,
+        "short_side": options.short_side,
+        "gop": options.gop,
+        "crf": options.crf,
+        "max_pixels": limits["max_pixels"],
+        "progress": sys.stderr.isatty(),
+    }
+    parts = find_parts(options, manifest)
+    if parts is not None and options.part is not None:
+        _run_part(parts, options.part, manifest, settings)
+        show(part_text(options))
+        return
+    merged = None if parts is None else _merge_parts(parts)
+    tar_size = None if options.tar_size is None else parse_size(options.tar_size)
+    summary = prepare(manifest, clip=clip, tar_size=tar_size, merged=merged, **settings)
     if options.json:
         write_json(options.json, summary)
     show(prepare_text(summary))
+    if parts is not None:
+        parts.remove()
     if summary["num_bad"]:
         raise SystemExit(1)
+
+
+def _run_part(parts: Parts, shard: Shard, manifest: Manifest, settings: Mapping[str, Any]) -> None:
+    """Makes the files of one part. A part that is started again counts as kept only what its first start has found."""
+    sources = set(shard.of(item.path for item in manifest.items))
+    num_kept = (parts.earlier(shard) or {"num_kept": None})["num_kept"]
+    if num_kept is None:
+        num_kept = count_finished(manifest, out=settings["out"], sources=sources, encoding=_encoding(settings))
+        parts.write(shard, {"num_kept": num_kept, "bad": []}, done=False)
+    bad = prepare_part(manifest, sources=sources, **settings)
+    rows = [
+        {"path": path, "start": start, "end": end, "reason": error.reason, "detail": error.detail}
+        for (path, start, end), error in bad.items()
+    ]
+    parts.write(shard, {"num_kept": num_kept, "bad": rows})
+
+
+def _merge_parts(parts: Parts) -> PartResult:
+    results = parts.read()
+    bad = {
+        (row["path"], row["start"], row["end"]): VideoError(row["path"], row["reason"], row["detail"])
+        for result in results
+        for row in result["bad"]
+    }
+    return PartResult(sum(result["num_kept"] for result in results), bad)
+
+
+def _encoding(settings: Mapping[str, Any]) -> dict[str, int]:
+    return {name: settings[name] for name in ("short_side", "gop", "crf")}
 
 
 def prepare_text(summary: dict) -> str:

@@ -48,6 +48,7 @@ def check_videos(
     timeout: float = 60.0,
     max_pixels: int = MAX_PIXELS,
     progress: bool = True,
+    known: Mapping[str, VideoError] | None = None,
 ) -> dict:
     """Decodes every frame of every file, and checks the manifest.
 
@@ -61,6 +62,7 @@ def check_videos(
         timeout: seconds without a new frame after which a file is given up.
         max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.
+        known: bad files of parts that are merged, by path, which are not decoded again.
 
     Returns:
         Plain data. num_files, num_items, num_bad; bad: path, reason (`errors.REASONS`) and detail of files that cannot
@@ -72,11 +74,14 @@ def check_videos(
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
+    known = known or {}
+    todo = [path for path in paths if path not in known]
     probed = probe_all(
-        paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
+        todo, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
     )
-    infos = dict(zip(paths, probed, strict=True))
-    infos |= {path: damage for path in paths if (damage := find_damage(path)) is not None}
+    found: dict[str, VideoInfo | VideoError] = {**dict(zip(todo, probed, strict=True)), **known}
+    found |= {path: damage for path in todo if (damage := find_damage(path)) is not None}
+    infos = {path: found[path] for path in paths}
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)
     bad = _bad(infos, rows)

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -240,12 +241,16 @@ class VideoDataModule(pl.LightningDataModule):
         Returns:
             The cached datasets of `train` and `val`, to be filled with the samples of `all_keys`.
         """
-        folder = feature_folder(probe_cache(self.manifest))
-        for split, clips in (("train", self.train), ("val", self.val)):
-            cache = FeatureCache(folder, {**encoder_settings, **sample_settings(clips)})
-            self.cached[split] = CachedClips(clips, cache)
-        self.passes = self.passes or 1
+        self.cached = self.feature_caches(encoder_settings, folder=feature_folder(probe_cache(self.manifest)))
         return self.cached
+
+    def feature_caches(self, encoder_settings: Mapping, *, folder: Path) -> dict[str, CachedClips]:
+        """The cached datasets of `train` and `val` in a folder, without using them for batches."""
+        self.passes = self.passes or 1
+        return {
+            split: CachedClips(clips, FeatureCache(folder, {**encoder_settings, **sample_settings(clips)}))
+            for split, clips in (("train", self.train), ("val", self.val))
+        }
 
     def all_keys(self, split: str) -> list[SampleKey]:
         """All keys that the loader of `train` or `val` can request."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -108,6 +109,14 @@ class FeatureCache:
         finally:
             self._write_part(pending)
             self.close()
+        self._merge()
+
+    def adopt(self, files: Sequence[Path]) -> None:
+        """Takes over the files of caches with the same settings, on the same disk; the caller holds the lock."""
+        for file in files:
+            if file.is_file():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, self.path.with_name(f"{self.path.stem}.{uuid.uuid4().hex}{_PART_SUFFIX}"))
         self._merge()
 
     def close(self) -> None:

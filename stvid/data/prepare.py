@@ -14,10 +14,11 @@ import dataclasses
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure, TrainingClips, item_frames
@@ -29,6 +30,7 @@ from stvid.data.prepare_plan import (
     common_folder,
     item_key,
     plan_files,
+    remove_dead_partials,
     remove_partials,
     to_text,
 )
@@ -60,6 +62,7 @@ def prepare(
     max_pixels: int = MAX_PIXELS,
     tar_size: int | None = None,
     progress: bool = True,
+    merged: PartResult | None = None,
 ) -> dict:
     """Transcodes every video of a data set; each item becomes a row of `out`/manifest.csv, in the same order.
 
@@ -79,20 +82,18 @@ def prepare(
         tar_size: also pack the copies into `out`/shards: tar files with at most so many bytes of videos each, see
             `write_shards`. None: no tars.
         progress: show a progress bar if there are files to make.
+        merged: what the parts of a divided call have found, see `prepare_part`.
 
     Raises:
         InputError: an invalid setting or `out`.
         OSError: `out` cannot be written.
     """
-    common, out = common_folder(manifest), Path(out).absolute()
-    encoding = {"short_side": short_side, "gop": gop, "crf": crf}
-    settings = check_output(manifest, out, encoding)
-    if not (out / "prepare.json").exists():  # marks the folder as an output of `prepare`
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "prepare.json", {"settings": settings})
+    out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
+    settings, jobs = _begin(manifest, out, encoding)
     remove_partials(out)
-    jobs = plan_files(manifest, out / "videos", common=common, settings=encoding)
-    todo = [job for job in jobs.values() if read_comment(job.target) != job.comment]
+    known = {} if merged is None else merged.bad
+    todo = [job for key, job in jobs.items() if key not in known and read_comment(job.target) != job.comment]
+    num_kept = len(jobs) - len(todo) if merged is None else merged.num_kept
     try:
         infos, bad = _transcode_all(
             todo,
@@ -104,9 +105,10 @@ def prepare(
         )
     finally:  # an error stops the other processes
         remove_partials(out)
+    bad = {key: error for key in jobs if (error := bad.get(key) or known.get(key)) is not None}
     good = [job for key, job in jobs.items() if key not in bad]
     speeds = measure_clips_per_second(good, infos, clip=clip, num_workers=num_workers)
-    summary = _summarize(good, bad, num_kept=len(jobs) - len(todo), speeds=speeds)
+    summary = _summarize(good, bad, num_kept=num_kept, speeds=speeds)
     summary["command"] = _training_command(manifest, out / "manifest.csv")
     _write_bad(out / "bad_videos.csv", bad)
     write_json(out / "prepare.json", {"settings": settings, "summary": summary})
@@ -133,6 +135,66 @@ def _shard_entries(
         name = job.target.relative_to(out).as_posix()
         entries.append(Entry(item=item, name=name, file=job.target, comment=job.comment, error=error))
     return entries
+
+
+class PartResult(NamedTuple):
+    """What the parts of a divided call have found.
+
+    Attributes:
+        num_kept: files that were finished before their part was started for the first time.
+        bad: why files could not be made.
+    """
+
+    num_kept: int
+    bad: dict[Key, VideoError]
+
+
+def prepare_part(
+    manifest: Manifest,
+    *,
+    out: Path,
+    sources: Collection[str],
+    short_side: int,
+    gop: int,
+    crf: int,
+    num_workers: int,
+    timeout: float = 600.0,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
+) -> dict[Key, VideoError]:
+    """Makes the files of some sources as `prepare` does, and nothing else, while other machines make those of others.
+
+    Returns why files could not be made.
+
+    Args:
+        manifest: the whole data set, which determines the names of the files.
+        out: see `prepare`.
+        sources: paths of the videos of this part.
+        short_side: see `prepare`; so are the other arguments.
+    """
+    out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
+    _, jobs = _begin(manifest, out, encoding)
+    mine = [job for job in jobs.values() if job.item.path in sources]
+    todo = [job for job in mine if read_comment(job.target) != job.comment]
+    for job in todo:
+        remove_dead_partials(job.target)
+    options = {"num_workers": num_workers, "timeout": timeout, "max_pixels": max_pixels, "progress": progress}
+    return _transcode_all(todo, encoding=encoding, **options)[1]  # type: ignore[arg-type]
+
+
+def count_finished(manifest: Manifest, *, out: Path, sources: Collection[str], encoding: Mapping[str, int]) -> int:
+    """How many files of some sources an earlier call has made."""
+    _, jobs = _begin(manifest, Path(out).absolute(), encoding)
+    return sum(job.item.path in sources and read_comment(job.target) == job.comment for job in jobs.values())
+
+
+def _begin(manifest: Manifest, out: Path, encoding: Mapping[str, int]) -> tuple[dict, dict[Key, Job]]:
+    """The settings and the files to make; marks the folder as an output of `prepare`."""
+    settings = check_output(manifest, out, encoding)
+    if not (out / "prepare.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "prepare.json", {"settings": settings})
+    return settings, plan_files(manifest, out / "videos", common=common_folder(manifest), settings=encoding)
 
 
 def _point_to_copy(item: Item, copy: Path | None) -> Item:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
-from stvid.files import file_in_the_way
+from stvid.files import file_in_the_way, writer_is_dead
 from stvid.video.types import source_identity
 
 _FORMAT = 1  # of the files; files with another number are made again
@@ -109,6 +110,13 @@ def remove_partials(out: Path) -> None:
     """Removes the partial files of killed processes."""
     for folder in (out, *(Path(parent) for parent, _, _ in os.walk(out / "videos"))):
         for path in folder.glob(_PARTIAL_FILES):
+            path.unlink(missing_ok=True)
+
+
+def remove_dead_partials(target: Path) -> None:
+    """Removes the partial files of one output whose processes are known to have ended: others may make other files."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        if writer_is_dead(path):
             path.unlink(missing_ok=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,7 @@ class PredictionFiles:
         paths: of all videos; the order of the entries.
         json: file for all entries, or None.
         csv: table with a row for each segment (`path,start,end,class,probability`), or None.
+        parquet: the entries as a table of Parquet, a row for each video, or None.
         resume: keep the entries that `json` has.
 
     Raises:
@@ -113,9 +114,10 @@ class PredictionFiles:
         *,
         json: str | os.PathLike | None,
         csv: str | os.PathLike | None,
+        parquet: str | os.PathLike | None = None,
         resume: bool = False,
     ):
-        self.json, self.csv = json, csv
+        self.json, self.csv, self.parquet = json, csv, parquet
         remedy = "Leave --resume out to start anew, or name another file"
         previous = read_json(Path(json), ENTRIES, remedy=remedy) if resume and json and os.path.exists(json) else []
         self.previous = {os.path.abspath(entry["path"]): entry for entry in previous}
@@ -153,4 +155,30 @@ class PredictionFiles:
                         numbers = [f"{segment['start']:.3f}", f"{segment['end']:.3f}"]
                         row = [entry["path"], *numbers, segment["class"], f"{segment['probability']:.6f}"]
                         file.write(csv_line(row))
+        if self.parquet is not None:
+            write_parquet(self.parquet, entries)
         self.written = time.monotonic()
+
+
+def write_parquet(file: str | os.PathLike, entries: Sequence[Mapping]) -> None:
+    """Writes the entries as a table of Parquet; the columns are the keys of `ENTRIES`, null where an entry has none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    result = [("class", pyarrow.string()), ("probability", pyarrow.float64())]
+    segment = [("start", pyarrow.float64()), ("end", pyarrow.float64()), *result]
+    schema = pyarrow.schema(
+        [
+            ("path", pyarrow.string()),
+            ("duration", pyarrow.float64()),
+            ("fps", pyarrow.float64()),
+            ("top", pyarrow.list_(pyarrow.struct(result))),
+            ("segments", pyarrow.list_(pyarrow.struct(segment))),
+            ("unknown", pyarrow.bool_()),
+            ("error", pyarrow.string()),
+            ("fingerprint", pyarrow.string()),
+        ]
+    )
+    names = [{**entry, "path": os.fsencode(entry["path"]).decode("utf-8", "backslashreplace")} for entry in entries]
+    with replacing(file) as partial:
+        parquet.write_table(pyarrow.Table.from_pylist(names, schema=schema), partial)

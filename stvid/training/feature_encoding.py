@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stvid.data.cached_clips import CachedClips
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.feature_filling import encoder_settings, fill_cache
+from stvid.data.sampler import SampleKey
 from stvid.device import autocast
 from stvid.errors import InputError
-from stvid.preprocess import encode_clips
+from stvid.preprocess import Preprocess, encode_clips
 from stvid.training.task import ClassificationTask
 
 log = logging.getLogger(__name__)
@@ -52,38 +54,91 @@ def store_features(
             f"mixing.cutmix (={task.mixing.cutmix}) needs pixels, but with a frozen encoder the model is trained on "
             "stored features: choose mixing=mixup, or data.features=off"
         )
-    model, preprocess = task.model.to(device).eval(), task.preprocess.to(device)
-
-    @torch.inference_mode()
-    def encode(clips_BTCHW: Tensor, lengths_B: Tensor | None) -> Tensor:
-        lengths = None if lengths_B is None else lengths_B.to(device)
-        with autocast(device, precision):
-            return encode_clips(model, preprocess, clips_BTCHW.to(device), lengths).cpu()
-
-    runtime = model.encoding_runtime(precision=precision, device=device)  # type: ignore[operator] # a `VideoModel`
-    backbone = model.backbone
-    settings = encoder_settings(backbone, config, precision=precision, device=device, runtime=runtime)  # type: ignore[arg-type]
     began = time.perf_counter()
-    # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
-    batch_size = 1 if device.type == "cpu" else data.clips_per_batch
-    feature_size = encode(torch.zeros(1, 1, data.clip.channels, *data.clip.size, dtype=torch.uint8), None).shape[2]
-    with model.encode_with(runtime):  # type: ignore[operator] # for all splits: converting an encoder takes seconds
-        for split, cached in data.use_cached_features(settings).items():
-            cached.feature_size = feature_size
-            fill_cache(
-                cached,
-                data.all_keys(split),
-                encode,
-                name=split,
-                batch_size=batch_size,
-                num_workers=data.num_workers_alone,
-                verify=verify,
-                switch="data.features=off",
-            )
-    seconds = time.perf_counter() - began
+    encoder = FeatureEncoder(data, task.model, task.preprocess, precision=precision, device=device, config=config)
+    encoder.fill(data.use_cached_features(encoder.settings), verify=verify)
     log.info(
         "features are cached for %d random views of each training video; change: data.passes=N, data.features=off",
         data.passes,
     )
-    model.train()
-    return seconds
+    task.model.train()
+    return time.perf_counter() - began
+
+
+class FeatureEncoder:
+    """The frozen encoder of a model, which fills feature caches.
+
+    Args:
+        data: set up.
+        model: a `VideoModel` with a frozen encoder.
+        preprocess: of the model's clips.
+        precision: Lightning's name, from `resolve_precision`.
+        device: device for the encoder.
+        config: config of the model, as plain data.
+
+    Attributes:
+        settings: what identifies the encoder and how it computes; part of the names of the caches' files.
+    """
+
+    def __init__(
+        self,
+        data: VideoDataModule,
+        model: nn.Module,
+        preprocess: Preprocess,
+        *,
+        precision: str,
+        device: torch.device,
+        config: Mapping,
+    ):
+        self.data, self.device, self.precision = data, device, precision
+        self.model, self.preprocess = model.to(device).eval(), preprocess.to(device)
+        self.runtime = model.encoding_runtime(precision=precision, device=device)  # type: ignore[operator] # a `VideoModel`
+        self.settings = encoder_settings(
+            model.backbone,  # type: ignore[arg-type]
+            config,
+            precision=precision,
+            device=device,
+            runtime=self.runtime,
+        )
+
+    @torch.inference_mode()
+    def __call__(self, clips_BTCHW: Tensor, lengths_B: Tensor | None) -> Tensor:
+        """Features B x T x F on the CPU."""
+        lengths = None if lengths_B is None else lengths_B.to(self.device)
+        with autocast(self.device, self.precision):
+            return encode_clips(self.model, self.preprocess, clips_BTCHW.to(self.device), lengths).cpu()
+
+    def fill(
+        self,
+        caches: Mapping[str, CachedClips],
+        *,
+        keys: Mapping[str, Sequence[SampleKey]] | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Encodes what is missing in the caches.
+
+        Args:
+            caches: split -> its samples.
+            keys: split -> the samples to have there; None: all that training can request.
+            verify: see `store_features`.
+
+        Raises:
+            InputError: see `fill_cache`.
+        """
+        data = self.data
+        # on a CPU, larger batches are no faster, and the progress bar would stand still meanwhile
+        batch_size = 1 if self.device.type == "cpu" else data.clips_per_batch
+        feature_size = self(torch.zeros(1, 1, data.clip.channels, *data.clip.size, dtype=torch.uint8), None).shape[2]
+        with self.model.encode_with(self.runtime):  # type: ignore[operator] # for all: converting one takes seconds
+            for split, cached in caches.items():
+                cached.feature_size = feature_size
+                fill_cache(
+                    cached,
+                    data.all_keys(split) if keys is None else keys[split],
+                    self,
+                    name=split,
+                    batch_size=batch_size,
+                    num_workers=data.num_workers_alone,
+                    verify=verify,
+                    switch="data.features=off",
+                )

@@ -98,6 +98,13 @@ class ProbeCache:
         self._lines[name] = json.dumps([identity, to_values(info)]).encode()
         self._new.append(_line(name, self._lines[name]))
 
+    def include(self, other: ProbeCache) -> None:
+        """Adds the results of another file, which `save` will write; they replace earlier ones."""
+        for name, rest in other._lines.items():
+            if self._lines.get(name) != rest:
+                self._lines[name] = rest
+                self._new.append(_line(name, rest))
+
     def save(self) -> None:
         """Appends the new results, at once: other processes may do the same. A file of another version is replaced."""
         if self.path is None or not self._new:

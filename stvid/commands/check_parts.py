@@ -1,0 +1,54 @@
+"""`stvid check` in parts: each decodes its files; the merge is a check that finds them decoded."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from stvid.data.manifest import Manifest
+from stvid.data.parts import Parts, Shard
+from stvid.errors import VideoError
+from stvid.files import file_lock, replacing
+from stvid.video.probe import probe_all
+from stvid.video.probe_cache import ProbeCache
+
+_ENDING = ".probe.jsonl"
+
+
+def check_part(
+    parts: Parts, shard: Shard, manifest: Manifest, *, cache: Path | None, num_workers: int, limits: Mapping
+) -> None:
+    """Decodes the files of one part, and writes what the merge needs: a probe cache, and the bad files.
+
+    The cache of a part is a file of its own: several machines may not append to one file of a network. It starts as a
+    copy of that of the data set, so that nothing is decoded twice.
+    """
+    own = parts.file(shard, _ENDING)
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    if cache is not None and cache.is_file() and not own.exists():
+        with replacing(own) as partial:
+            shutil.copyfile(cache, partial)
+    paths = shard.of(item.path for item in manifest.items)
+    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=own, progress=sys.stderr.isatty(), **limits)
+    parts.write(
+        shard, [{"path": e.path, "reason": e.reason, "detail": e.detail} for e in probed if isinstance(e, VideoError)]
+    )
+
+
+def merge_checks(parts: Parts, cache: Path | None) -> tuple[Path, dict[str, VideoError]]:
+    """Joins the probe caches of all parts, also into that of the data set; returns the joined one and bad files."""
+    bad = {row["path"]: VideoError(**row) for result in parts.read() for row in result}
+    joined = ProbeCache(parts.folder / f"merged{_ENDING}")  # the folder of the data set may be read-only
+    for path in (cache, *sorted(parts.folder.glob(f"*-of-*{_ENDING}"))):
+        if path is not None:
+            joined.include(ProbeCache(path))
+    joined.save()
+    assert joined.path is not None
+    if cache is not None:
+        with file_lock(cache):
+            known = ProbeCache(cache)
+            known.include(joined)
+            known.save()
+    return joined.path, bad

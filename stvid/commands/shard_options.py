@@ -1,0 +1,139 @@
+"""`--shard I/N`, `--engine ray` and `stvid merge`: their checks, and what the parts of a command have been asked.
+
+The merge is the command itself, after all of its parts: it finds the work done. So it writes and prints what one
+process does, with the same exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from stvid import __version__
+from stvid.checks import anything, fields, list_of, maybe, number, text
+from stvid.data.manifest import Manifest
+from stvid.data.parts import MAX_SHARDS, Parts, digest_files, digest_rows, parse_shard
+from stvid.errors import REASONS, InputError
+
+_REASON, _SECONDS = text(*REASONS), maybe(number())
+_CHECKS = {
+    "check": list_of(fields({"path": text(), "reason": _REASON, "detail": text()})),
+    "prepare": fields(
+        {
+            "num_kept": number(0, whole=True),
+            "bad": list_of(
+                fields({"path": text(), "start": _SECONDS, "end": _SECONDS, "reason": _REASON, "detail": text()})
+            ),
+        }
+    ),
+}
+PREPARE = ("short_side", "gop", "crf")  # options that determine the files
+PREDICT = ("top", "segments", "threshold", "window", "hop", "min_duration", "background", "srt", "vtt", "out")
+
+
+def find_shard_mistakes(options: argparse.Namespace) -> Iterator[str]:
+    """Yields what is wrong with --shard, --engine and --shards; sets `options.part`, None without --shard."""
+    options.part = None
+    if options.shard is not None:
+        try:
+            options.part = parse_shard(options.shard)
+        except InputError as error:
+            yield str(error)
+        if options.merge:
+            yield "stvid merge joins all parts; leave --shard out"
+        if options.engine == "ray":
+            yield "--engine ray runs all parts; leave --shard out, or say how many: --shards N"
+    if options.shards is not None and options.engine != "ray":
+        yield f"--shards {options.shards} is for --engine ray; one part of N is --shard I/N"
+    if options.shards is not None and not 1 <= options.shards <= MAX_SHARDS:
+        yield f"--shards (={options.shards}) must be from 1 to {MAX_SHARDS}"
+    if options.engine == "ray" and options.merge:
+        yield "stvid merge needs no engine, and --engine ray merges by itself; leave one of them out"
+    elif options.engine == "ray" and importlib.util.find_spec("ray") is None:
+        yield "--engine ray needs Ray: pip install 'stvid[ray]'"
+    in_parts = options.shard is not None or options.merge or options.engine == "ray"
+    if in_parts and options.command in ("check", "predict") and not options.json:
+        yield f"the parts of stvid {options.command} are kept beside its --json; name it: --json F"
+
+
+def is_in_parts(options: argparse.Namespace) -> bool:
+    """Whether this call does one part, or merges them."""
+    return options.part is not None or options.merge
+
+
+def part_text(options: argparse.Namespace) -> str:
+    """What a part says when it is finished."""
+    return (
+        f"part {options.part} is finished; after all {options.part.count}: the same command as "
+        f"stvid merge {options.command} ..., without --shard"
+    )
+
+
+def find_parts(
+    options: argparse.Namespace,
+    manifest: Manifest,
+    *,
+    output: Path | None = None,
+    more: Mapping[str, str] | None = None,
+) -> Parts | None:
+    """The parts of a command that reads a data set; None if this call is no part and no merge.
+
+    Args:
+        options: of the command.
+        manifest: the data set.
+        output: what the command writes, if no option names it.
+        more: further things that determine the result, name -> digest.
+    """
+    if not is_in_parts(options):
+        return None
+    rows = ((i.path, i.label, i.split, i.group, i.start, i.end) for i in manifest.items)
+    asked = {
+        "stvid version": __version__,
+        "data set": f"{digest_rows(rows)}; files {digest_files(i.path for i in manifest.items)}",
+        "list of overrides": digest_rows(sorted(_result_overrides(options.overrides))),
+        "list of options": digest_rows((name, getattr(options, name, None)) for name in PREPARE),
+        **(more or {}),
+    }
+    target = output or (options.out if options.command == "prepare" else options.json)
+    return Parts(target, command=options.command, asked=asked, check=_CHECKS.get(options.command, anything))
+
+
+def predict_parts(options: argparse.Namespace, checkpoint: Path) -> Parts:
+    """The parts of `stvid predict`."""
+    asked = {
+        "stvid version": __version__,
+        "list of videos": digest_files(os.path.abspath(source.path) for source in options.all_found),
+        "model": digest_rows([checkpoint.stat().st_size, digest_bytes(checkpoint)]),
+        "list of options": digest_rows((name, getattr(options, name)) for name in PREDICT),
+    }
+    from stvid.deploy.predictions import ENTRIES  # imports torch
+
+    return Parts(options.json, command="predict", asked=asked, check=ENTRIES)
+
+
+def digest_bytes(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _result_overrides(overrides: list[str]) -> list[str]:
+    """Without those that cannot change the result: a machine may have its own number of workers."""
+    return [override for override in overrides if not override.startswith("data.num_workers=")]
+
+
+def without_engine(arguments: Sequence[str]) -> list[str]:
+    """A command line without --engine and --shards, which a part and the merge do not take."""
+    kept, skip = [], False
+    for word in arguments:
+        if not skip and word.partition("=")[0] not in ("--engine", "--shards"):
+            kept.append(word)
+        skip = not skip and word in ("--engine", "--shards")
+    return kept

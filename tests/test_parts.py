@@ -1,0 +1,257 @@
+"""A command in parts: each part is killed once and started again, and the merge gives what one process gives."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import h5py
+import pytest
+from conftest import ROOT, break_half_way, in_process, make_folder, train_py
+from test_feature_encoding import FROZEN
+
+from stvid.cli import main
+from stvid.data.parts import Shard, parse_shard
+from stvid.errors import InputError
+from stvid.progress import Bar
+
+N = 7
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+
+
+def command(*arguments):
+    return in_process(["stvid", *map(str, arguments)], lambda: main(list(map(str, arguments))))
+
+
+def killed_in_the_middle(*arguments):
+    """Runs a command in a process that kills itself after its first video."""
+    child = os.fork()
+    if child == 0:
+        Bar.advance = lambda *words, **options: os.kill(os.getpid(), signal.SIGKILL)
+        command(*arguments)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def run_parts(*words, count=N, kill=True):
+    for number in range(1, count + 1):
+        part = [*words, "--shard", f"{number}/{count}"]
+        if kill:
+            killed_in_the_middle(*part)
+        done = command(*part)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return command("merge", *words)
+
+
+def compared(folder):
+    """The files of a folder without the measured speeds."""
+    content = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    text = content[Path("prepare.json")].decode()
+    content[Path("prepare.json")] = re.sub(r'("clips_per_second_\w+"): [\d.]+', r"\1", text)
+    return content
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """16 videos, one of which is broken half way, and one from its beginning."""
+    root = make_folder(tmp_path_factory.mktemp("parts") / "squares")
+    break_half_way(root / "to_right" / "03.mp4")
+    (root / "to_left" / "05.mp4").write_bytes(b"nothing")
+    return root
+
+
+def data(videos):
+    return ("data=folder", f"data.root={videos}", "clip.num_frames=4", "data.num_workers=1")
+
+
+def test_the_parts_have_every_file_once():
+    paths = [f"{i}.mp4" for i in range(23)] * 2
+    parts = [Shard(number, N).of(paths) for number in range(1, N + 1)]
+    assert sorted(path for part in parts for path in part) == sorted(set(paths))
+    assert parts[2] == sorted(set(paths))[2::N]
+    assert Shard(3, 5).of(["a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0/7", "the part (=0) must be from 1 to 7"),
+        ("8/7", "the part (=8) must be from 1 to 7"),
+        ("1/0", "the number of parts (=0) must be from 1"),
+        ("x", "must be I/N, such as 3/7"),
+        ("-1/7", "must be I/N, such as 3/7"),
+    ],
+)
+def test_a_part_that_does_not_exist_is_told(videos, value, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_shard(value)
+    done = command("check", *data(videos), "--json", "c.json", f"--shard={value}")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@needs_fork
+def test_check_in_parts(videos, tmp_path):
+    one = command("check", *data(videos), "--json", tmp_path / "one.json")
+    (videos / ".stvid_probe.jsonl").unlink()
+    merged = run_parts("check", *data(videos), "--json", tmp_path / "merged.json")
+    assert (merged.returncode, merged.stdout) == (one.returncode, one.stdout)
+    assert merged.returncode == 1
+    assert (tmp_path / "merged.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+    assert (videos / ".stvid_probe.jsonl").is_file()
+
+
+@needs_fork
+def test_prepare_in_parts(videos, tmp_path):
+    words = ("prepare", *data(videos), "--short-side", "32")
+    one = command(*words, "--out", tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "one")
+    merged = run_parts(*words, "--out", tmp_path / "out")
+    assert merged.returncode == one.returncode == 1, merged.stderr
+    assert compared(tmp_path / "out") == compared(tmp_path / "one")
+    assert "16 (14 made, 0 kept, 2 bad)" in one.stdout
+    assert "16 (14 made, 0 kept, 2 bad)" in merged.stdout
+
+
+@needs_fork
+def test_predict_in_parts(run_folder, videos, tmp_path):
+    words = ("predict", run_folder, videos, "--workers", "0")
+    one = command(*words, "--json", tmp_path / "one.json", "--csv", tmp_path / "one.csv", "--srt", tmp_path / "one")
+    merged = run_parts(*words, "--json", tmp_path / "p.json", "--csv", tmp_path / "p.csv", "--srt", tmp_path / "two")
+    assert merged.returncode == one.returncode == 1, merged.stderr
+    assert (tmp_path / "p.csv").read_text() == (tmp_path / "one.csv").read_text()
+    assert json.loads((tmp_path / "p.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+    for file in (tmp_path / "one").rglob("*.srt"):
+        assert file.read_bytes() == (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes()
+    assert set(merged.stdout.splitlines()) <= set(one.stdout.splitlines())
+
+
+def test_short_videos_in_parts_have_the_same_classes(run_folder, videos, tmp_path):
+    words = ("predict", run_folder, videos, "--workers", "0", "--no-segments")
+    command(*words, "--json", tmp_path / "one.json")
+    run_parts(*words, "--json", tmp_path / "p.json", count=3, kill=False)
+    one, merged = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "p.json"))
+    assert [entry["path"] for entry in merged] == [entry["path"] for entry in one]
+    for entry, wanted in zip(merged, one, strict=True):
+        probabilities = [[top["probability"] for top in each["top"]] for each in (entry, wanted)]
+        assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-6)
+        assert [top["class"] for top in entry["top"]] == [top["class"] for top in wanted["top"]]
+
+
+@needs_fork
+def test_encode_in_parts(videos, tmp_path):
+    words = ("encode", "data=folder", f"data.root={videos}", *FROZEN, "data.max_bad=1")
+    encoded = command(*words)
+    assert encoded.returncode == 0, encoded.stderr
+    folder = videos / ".stvid_features"
+    names = sorted(path.name for path in folder.glob("*.h5"))
+    folder.rename(tmp_path / "one")
+    merged = run_parts(*words)
+    assert merged.returncode == 0, merged.stderr
+    assert sorted(path.name for path in folder.glob("*.h5")) == names
+    for name in names:
+        with h5py.File(tmp_path / "one" / name) as one, h5py.File(folder / name) as both:
+            assert set(one) == set(both)
+            assert all((one[key][:] == both[key][:]).all() for key in one)
+    files = {path: path.stat().st_ino for path in folder.glob("*.h5")}
+    trained = train_py(*words[1:], "report=false", f"hydra.run.dir={tmp_path / 'run'}")
+    assert trained.returncode == 0, trained.stderr
+    assert {path: path.stat().st_ino for path in folder.glob("*.h5")} == files, "training has encoded nothing"
+
+
+@pytest.fixture
+def half_done(videos, tmp_path):
+    """The words of a check of two parts, of which the first is finished."""
+    words = ("check", *data(videos), "--json", tmp_path / "c.json")
+    assert command(*words, "--shard", "1/2").returncode == 0
+    return words
+
+
+def test_a_missing_part_is_named_with_its_command(half_done):
+    done = command("merge", *half_done)
+    assert done.returncode == 2
+    assert "part 2/2 is missing or not finished" in done.stderr
+    assert "stvid check ... --shard 2/2" in done.stderr
+
+
+def test_parts_that_were_asked_another_thing_are_not_merged(half_done, videos, tmp_path):
+    done = command("merge", *half_done, "clip.num_frames=5")
+    assert "part 1/2 is made with another list of overrides" in done.stderr
+    other = shutil.copytree(videos, tmp_path / "squares")
+    done = command("merge", *half_done, f"data.root={other}")
+    assert done.returncode == 2
+    assert "part 1/2 is made with another data set" in done.stderr
+    command(*half_done, "--shard", "1/3")
+    assert "has parts of 2 and of 3" in command("merge", *half_done).stderr
+
+
+def test_a_merge_of_nothing_is_told(videos, tmp_path):
+    done = command("merge", "check", *data(videos), "--json", tmp_path / "c.json")
+    assert done.returncode == 2
+    assert "there are no parts in" in done.stderr
+    assert "name a command whose parts are finished" in command("merge").stderr
+    assert "name a command whose parts are finished" in command("merge", "train").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shard", "1/2"], "name it: --json F"),
+        (["--shards", "3"], "--shards 3 is for --engine ray"),
+        (["--shard", "1/2", "--engine", "ray", "--json", "c.json"], "--engine ray runs all parts"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_told(videos, words, message):
+    done = command("check", *data(videos), *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_without_ray_the_command_names_what_to_install(videos, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = command("check", *data(videos), "--engine", "ray", "--json", "c.json")
+    assert "--engine ray needs Ray: pip install 'stvid[ray]'" in done.stderr
+
+
+def test_predictions_as_parquet(run_folder, videos, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files = ("--json", tmp_path / "p.json", "--parquet", tmp_path / "p.parquet")
+    command("predict", run_folder, videos, "--workers", "0", *files)
+    rows = parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert [{key: value for key, value in row.items() if value is not None} for row in rows] == entries
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.skipif(not os.environ.get("STVID_TEST_ALL"), reason="starts Ray; set STVID_TEST_ALL=1")
+def test_parts_on_ray_survive_the_death_of_a_worker(videos, tmp_path, monkeypatch):
+    """A local cluster of two workers; the first worker that transcodes kills itself once."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    words = ("prepare", *data(videos), "--short-side", "32", "--out", tmp_path / "out")
+    one = command(*words)
+    (tmp_path / "out").rename(tmp_path / "one")
+    monkeypatch.setattr("stvid.cli.main", DyingOnce(tmp_path / "died"))
+    monkeypatch.setattr(ray, "init", lambda init=ray.init, **options: init(num_cpus=2, **options))
+    done = command(*words, "--engine", "ray", "--shards", "4")
+    assert done.returncode == one.returncode == 1, done.stdout + done.stderr
+    assert (tmp_path / "died").exists()
+    assert compared(tmp_path / "out") == compared(tmp_path / "one")
+
+
+class DyingOnce:
+    """Runs a command line; the first process that does so is killed after its first video."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __call__(self, arguments):
+        try:
+            self.mark.open("x").close()
+            Bar.advance = lambda *words, **options: os.kill(os.getpid(), signal.SIGKILL)
+        except FileExistsError:
+            pass
+        main(arguments)
