@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from numbered import as_thwc, number_of, numbered_picture, requests, turned, write_video
+from numbered import as_thwc, decoded, number_of, numbered_picture, requests, turned, write_video
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -49,6 +51,22 @@ def test_a_jump_decodes_no_more_than_from_the_keyframe(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "decode", lambda *args: (decoded_frames.append(f) or f for f in decode(*args)))
     read_frames(path, [38, 40], info=info)
     assert len(decoded_frames) == 5  # 36 to 40
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_frames_that_no_other_needs_are_not_decoded_and_change_no_pixel(tmp_path, monkeypatch, codec):
+    """Against a decoder that is run from the first frame and skips nothing."""
+    path = write_video(tmp_path / "video.mp4", codec=codec, bframes=3, gop=60)
+    info, decoded_frames = probe(path), []
+    wanted_THWC = np.stack(decoded(path))
+    monkeypatch.setattr(reader, "_decode_from_start", None)
+    monkeypatch.setattr(reader, "decode", lambda *args: (decoded_frames.append(f) or f for f in decode(*args)))
+    for stride, start in itertools.product((1, 2, 3, 4, 7), (0, 1, 2, 11)):
+        indices = range(start, 60, stride)
+        decoded_frames.clear()
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), wanted_THWC[indices])
+        if stride == 7:
+            assert len(decoded_frames) < 45
 
 
 @pytest.mark.parametrize("change", [{"first_pts": 5}, {"fps": 50.0}, {"keyframes": (0, 7)}])
