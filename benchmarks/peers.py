@@ -38,6 +38,7 @@ from stvid.data.manifest import Manifest
 from stvid.data.prepare import prepare
 from stvid.data.transforms import Augment
 from stvid.video.probe import probe
+from stvid.video.reader import read_frames
 from stvid.video.types import VideoInfo
 
 BATCH, FRAMES, STRIDE, SIZE = 8, 16, 2, 112
@@ -127,6 +128,21 @@ LOADERS: dict[str, Callable[[Videos], Batches]] = {
 }
 
 
+def torchcodec_frames(request: loading.Request) -> np.ndarray:
+    return VideoDecoder(request[0], dimension_order="NHWC").get_frames_at(request[1]).data.numpy()
+
+
+def stvid_frames(request: loading.Request) -> np.ndarray:
+    return read_frames(*request).permute(0, 2, 3, 1).numpy()
+
+
+READERS: dict[str, Callable[[loading.Request], np.ndarray]] = {
+    "stvid": stvid_frames,
+    "torchcodec + transforms v2": torchcodec_frames,
+    "bare decord": loading.decord_random,
+}
+
+
 def measure(loaders: dict[str, Batches], *, num_batches: int, rounds: int) -> dict[str, float]:
     """Clips/s of each, the median of rounds in turn; after a first batch that is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
@@ -180,8 +196,6 @@ def main() -> None:
         f"{options.rounds} rounds of {options.batches * BATCH} clips\n"
     )
     print("| videos | loader | clips/s | stvid is faster by | wanted | wrong frames |\n|---|---|---|---|---|---|")
-    torchcodec = lambda request: VideoDecoder(request[0], dimension_order="NHWC").get_frames_at(request[1]).data.numpy()  # noqa: E731
-    readers = {"torchcodec + transforms v2": torchcodec, "bare decord": loading.decord_random}
     missed, notes = [], []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -206,7 +220,7 @@ def main() -> None:
             )
             for loader in makers:
                 ratio, target = speeds["stvid"] / speeds[loader], TARGETS.get(loader)
-                wrong = f"{wrong_frames(readers[loader], videos):.1%}" if loader in readers else ""
+                wrong = f"{wrong_frames(READERS[loader], videos):.1%}" if loader in READERS else ""
                 wanted = f"{target}" if target else ""
                 print(f"| {name} | {loader} | {speeds[loader]:.1f} | {ratio:.2f} | {wanted} | {wrong} |", flush=True)
                 if target and ratio < target:
