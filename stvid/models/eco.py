@@ -75,7 +75,7 @@ class ECO(FramewiseModel, ContinualModel):
         self.in_channels, self.max_chunk = in_channels, encoder_chunk
         file = weights if weights is not None and names_file(weights) else None
         image_network = build_encoder(encoder, weights=None if file else weights)
-        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, grid or (1, 1), name=encoder)
+        self.encoder: FeatureMaps = FeatureMaps(image_network, stage, (1, 1) if grid is None else grid, name=encoder)
         state = None if file is None else read_weights(file)
         is_whole = state is not None and any(name.startswith("volume.") for name in state)
         if state is not None and not is_whole:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,8 +17,6 @@ from stvid.video.completeness import find_cut, find_missing_sample
 from stvid.video.container import error_text, stated_seconds
 from stvid.video.workers import report_progress
 
-# codecs whose frames that no other frame refers to can be skipped; not mpeg4, where a packet may hold two frames
-SKIPPING = ("h264", "hevc")
 _SAMPLE = 16  # frames to decode when only the packets are counted: do the frames have the packets' times?
 
 
@@ -32,19 +30,51 @@ def demux(container: InputContainer, *streams: av.VideoStream | av.AudioStream) 
 
 
 def demux_wanted(
-    container: InputContainer, stream: av.VideoStream, is_wanted: Callable[[int], bool]
+    container: InputContainer,
+    stream: av.VideoStream,
+    *,
+    number_of: Callable[[int], int],
+    wanted: Collection[int],
+    skipped: set[int],
 ) -> Iterator[av.Packet]:
-    """The packets of a track of a `SKIPPING` codec; of the frames that are not wanted, its decoder skips those that no
-    other frame refers to, so that the frames that it yields have the pixels they have without skipping.
+    """The packets of a track of H.264; its decoder skips the frames that nobody wants and no other frame refers to.
+
+    The frames that it yields have the pixels they have without skipping. Only packets of such frames are skipped: for
+    others FFmpeg would not say that they are damaged.
 
     Args:
         container, stream: the file, open for decoding.
-        is_wanted: of the frame that is shown at a time, in units of the track.
+        number_of: number of the frame that is shown at a time, in units of the track.
+        wanted: numbers of frames.
+        skipped: the numbers of skipped frames are added to it.
     """
+    extradata = stream.codec_context.extradata or b""
+    prefix = 1 + (extradata[4] & 3) if len(extradata) > 4 and extradata[0] == 1 else 0  # 0: no avcC
     for packet in demux(container, stream):
-        skipped = packet.pts is not None and not is_wanted(packet.pts)
-        stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
+        number = None if packet.pts is None else number_of(packet.pts)
+        skips = number is not None and number not in wanted and _is_disposable(packet, prefix)
+        if skips and number is not None:
+            skipped.add(number)
+        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         yield packet
+
+
+def _is_disposable(packet: av.Packet, prefix: int) -> bool:
+    """Whether no other frame refers to that of a packet: `nal_ref_idc` of its slices is 0 (ITU-T H.264, 7.4.1).
+
+    Args:
+        packet: NAL units, each behind its length.
+        prefix: bytes of a length; 0: unknown.
+    """
+    content, place, num_slices = memoryview(packet), 0, 0
+    while prefix and place + prefix < len(content):
+        header = content[place + prefix]
+        place += prefix + int.from_bytes(content[place : place + prefix], "big")
+        if 1 <= header & 0x1F <= 5:  # a slice
+            num_slices += 1
+            if header & 0x60:
+                return False
+    return num_slices > 0 and place == len(content)
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:

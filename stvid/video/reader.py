@@ -25,7 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
 from stvid.video.container import open_video
-from stvid.video.decoding import SKIPPING, decode, demux, demux_wanted
+from stvid.video.decoding import decode, demux, demux_wanted
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
@@ -267,18 +267,16 @@ def _decode_with_seeks(
 ) -> Iterator[av.VideoFrame | None]:
     """Yields the frames of sorted, distinct indices, seeking if a keyframe lies ahead; None if that fails."""
     tick, first_pts = float(stream.time_base or 1), info.first_pts or 0
-    wanted, sent = frozenset(distinct), set[int]()
+    wanted, skipped = frozenset(distinct), set[int]()
 
     def number_of(pts: int) -> int:
         return info.index_at((pts - first_pts) * tick)
 
-    def is_wanted(pts: int) -> bool:
-        sent.add(index := number_of(pts))
-        return index in wanted
-
     def start() -> Iterator[av.VideoFrame]:
-        skips = info.codec in SKIPPING
-        return decode(path, demux_wanted(container, stream, is_wanted) if skips else demux(container, stream))
+        packets = demux(container, stream)
+        if info.codec == "h264":
+            packets = demux_wanted(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
+        return decode(path, packets)
 
     number, frames = -1, start()
     frame: av.VideoFrame | None = None
@@ -299,8 +297,8 @@ def _decode_with_seeks(
             actual = number_of(frame.pts)
             if did_seek:
                 follows = frame.pict_type == PictureType.I
-            else:  # those between may have been skipped, but not be missing
-                follows = actual > number and sent.issuperset(range(number + 1, actual))
+            else:
+                follows = actual > number and skipped.issuperset(range(number + 1, actual))
             if actual > index or not follows:
                 yield None
                 return
