@@ -179,7 +179,9 @@ def mistake(key: str, value: object) -> str | None:
         return f"{name} must be one of {', '.join(dict.fromkeys(choices))}"
     if key in RANGES and not RANGES[key].allows(value):
         kind = ""
-        if RANGES[key].whole and not isinstance(value, int | None):
+        if RANGES[key].listed and isinstance(value, list | tuple):
+            kind = f"a list of {'whole ' if RANGES[key].whole else ''}numbers, each "
+        elif RANGES[key].whole and not isinstance(value, int | None):
             kind = "a whole number, "
         elif not isinstance(value, int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
             kind = "a finite number, "
