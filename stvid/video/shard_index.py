@@ -116,6 +116,15 @@ def video_size(path: str | os.PathLike[str]) -> int:
     return file_size(path) if member is None else member.num_bytes
 
 
+def member_identity(path: str | os.PathLike[str]) -> list | None:
+    """[size in bytes, checksum] of a video of a tar, from the index; None if it was not readable, and for other paths.
+
+    The same in every copy of the tar; another one if the tar was remade with another content.
+    """
+    member = find_member(path)
+    return [member.num_bytes, member.crc32] if member is not None and isinstance(member.info, VideoInfo) else None
+
+
 def known_info(path: str | os.PathLike[str]) -> VideoInfo | VideoError | None:
     """What the index says about a video of a tar; None for other paths."""
     member = find_member(path)
