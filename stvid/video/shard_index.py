@@ -21,12 +21,11 @@ from typing import Any
 from stvid.checks import Check, anything, fields, list_of, maybe, number, open_regular, parse_json, text
 from stvid.errors import REASONS, InputError, VideoError
 from stvid.video.probe_cache import to_info
-from stvid.video.shard_cache import has_source
+from stvid.video.shard_cache import SHARD_NAME, has_source
 from stvid.video.types import VideoInfo, file_size
 
 INDEX = "index.jsonl"
 FORMAT = 1  # of the index
-SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
 _BETWEEN = re.compile(r"[/\\](?=[^/\\]+\.tar[/\\])")
 _SIZE = number(0, 2**53, whole=True)
 
