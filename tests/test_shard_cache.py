@@ -14,7 +14,7 @@ from conftest import TINY, train_py
 
 import stvid.video.shard_cache as cache
 from stvid.data.layouts.shards import shards
-from stvid.data.loading import tar_places
+from stvid.data.loading import _log_small_cache, tar_places, warn_of_small_cache
 from stvid.errors import InputError, VideoError
 from stvid.files import _machine
 from stvid.video.probe import probe
@@ -101,6 +101,15 @@ def test_the_folder_stays_below_its_limit_and_keeps_what_was_used_last(url, tmp_
     assert len(fetched) == len(by_tar), "the newest is still there"
     read_frames(next(iter(by_tar.values())).path, [0])
     assert fetched[-1] == next(iter(by_tar)), "the oldest is fetched again"
+
+
+@pytest.mark.parametrize(("window", "cache_gb", "warns"), [(12, 45e-6, True), (2, 45e-6, False), (12, 1.0, False)])
+def test_a_buffer_that_spans_more_than_the_cache_is_told(url, tmp_path, caplog, window, cache_gb, warns):
+    _log_small_cache.cache_clear()
+    items = [i for i in shards(root=url, cache=str(tmp_path / "cache"), cache_gb=cache_gb).items if i.split == "train"]
+    for _ in range(2):
+        warn_of_small_cache(items, window=window)
+    assert sum("spans tars of" in record.message for record in caplog.records) == warns
 
 
 def test_a_tar_that_is_not_whole_is_fetched_again(url, tmp_path, fetched):

@@ -38,6 +38,11 @@ def is_url(root: str) -> bool:
     return "://" in root
 
 
+def cache_limit(folder: str | os.PathLike[str]) -> float | None:
+    """Bytes of tars that are kept in a folder; None if its tars are not fetched from a URL."""
+    return _read_source(Path(folder))["max_bytes"] if has_source(folder) else None
+
+
 def check_url(url: str) -> None:
     """Raises InputError for a URL that fsspec cannot open, or that chains several file systems."""
     import fsspec
