@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY, in_process, train_py
 
 from stvid.cli import main
+from stvid.commands.prepare import prepare_text
 
 
 def command(*arguments):
@@ -62,3 +63,27 @@ def test_a_wrong_option_is_one_message(videos, tmp_path, monkeypatch, arguments,
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_copy_of_tars_is_made_again_if_they_were_remade_with_other_videos(prepared, videos, tmp_path):
+    tars = shutil.copytree(prepared / "shards", tmp_path / "tars")
+    words = ("prepare", "data=shards", f"data.root={tars}", "--out", tmp_path / "copy", "--short-side", "32")
+    done = command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(16 made, 0 kept, 0 bad)" in done.stdout
+    assert re.search(r"size +\d\S* kB -> ", done.stdout)
+    assert "(0 made, 16 kept, 0 bad)" in command(*words).stdout
+    remade = tmp_path / "remade"
+    done = command("prepare", str(videos), "--out", remade, "--short-side", "40", "--crf", "40", "--tar-size", "8kB")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.rmtree(tars)
+    shutil.copytree(remade / "shards", tars)
+    done = command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(16 made, 0 kept, 0 bad)" in done.stdout
+
+
+def test_a_size_of_sources_that_is_not_known_is_left_out():
+    summary = {"num_files": 1, "num_made": 0, "num_kept": 1, "num_bad": 0, "bad": [], "command": "stvid train"}
+    speeds = {"clips_per_second_before": None, "clips_per_second_after": None}
+    assert "size" not in prepare_text({**summary, **speeds, "bytes_before": 0, "bytes_after": 10})

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -12,12 +14,13 @@ from conftest import TINY, train_py
 
 import stvid.video.shard_cache as cache
 from stvid.data.layouts.shards import shards
-from stvid.data.loading import tar_places
+from stvid.data.loading import _log_small_cache, tar_places, warn_of_small_cache
 from stvid.errors import InputError, VideoError
+from stvid.files import _machine
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.shard_index import find_member, video_exists
-from stvid.video.shard_reader import _open_tars
+from stvid.video.shard_reader import _open_tars, _OpenTars
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +28,14 @@ def home(tmp_path, monkeypatch) -> Path:
     """The cache of the user."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "stvid" / "shards"
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch) -> list[float]:
+    """Seconds that were waited between attempts; they take no time."""
+    waits: list[float] = []
+    monkeypatch.setattr(cache.time, "sleep", waits.append)
+    return waits
 
 
 @pytest.fixture
@@ -49,7 +60,6 @@ def fetched(monkeypatch):
         fetch(url, name, target, num_bytes=num_bytes)
 
     monkeypatch.setattr(cache, "_fetch", recorded)
-    monkeypatch.setattr(cache, "ATTEMPTS", 1)
     return names
 
 
@@ -93,6 +103,15 @@ def test_the_folder_stays_below_its_limit_and_keeps_what_was_used_last(url, tmp_
     assert fetched[-1] == next(iter(by_tar)), "the oldest is fetched again"
 
 
+@pytest.mark.parametrize(("window", "cache_gb", "warns"), [(12, 45e-6, True), (2, 45e-6, False), (12, 1.0, False)])
+def test_a_buffer_that_spans_more_than_the_cache_is_told(url, tmp_path, caplog, window, cache_gb, warns):
+    _log_small_cache.cache_clear()
+    items = [i for i in shards(root=url, cache=str(tmp_path / "cache"), cache_gb=cache_gb).items if i.split == "train"]
+    for _ in range(2):
+        warn_of_small_cache(items, window=window)
+    assert sum("spans tars of" in record.message for record in caplog.records) == warns
+
+
 def test_a_tar_that_is_not_whole_is_fetched_again(url, tmp_path, fetched):
     item = shards(root=url, cache=str(tmp_path / "cache")).items[0]
     expected = read_frames(item.path, [3])
@@ -112,13 +131,63 @@ def test_a_tar_that_cannot_be_fetched_stops_the_run(url, tmp_path, fetched, dama
     memory.rm(f"/bucket/tars/{name}")
     if damage == "cut":
         memory.pipe_file(f"/bucket/tars/{name}", content[:-512])
-    with pytest.raises(InputError, match=f"{url}/{name} could not be fetched in 1 attempts") as error:
+    with pytest.raises(InputError, match=f"{url}/{name} could not be fetched in 3 attempts") as error:
         read_frames(item.path, [0])
     if damage == "cut":
         assert f"it has {len(content) - 512:,} bytes, the index says {len(content):,}" in str(error.value)
     assert not [path for path in (tmp_path / "cache").iterdir() if "tar" in path.name]
     memory.pipe_file(f"/bucket/tars/{name}", content)
     assert len(read_frames(item.path, [0])) == 1
+
+
+def test_fetching_is_tried_three_times_with_a_growing_wait(url, tmp_path, waits, monkeypatch):
+    failures, open_url = iter([OSError("busy")] * 2), fsspec.open
+
+    def failing(*arguments):
+        for error in failures:
+            raise error
+        return open_url(*arguments)
+
+    monkeypatch.setattr(fsspec, "open", failing)
+    item = shards(root=url, cache=str(tmp_path / "cache")).items[0]
+    assert waits == [0.5, 2.0], "the index"
+    failures = iter([OSError("busy"), TimeoutError()])
+    assert len(read_frames(item.path, [0])) == 1
+    assert waits == [0.5, 2.0] * 2, "a tar"
+
+
+def test_partial_tars_of_killed_processes_are_removed_and_those_of_others_need_room(url, tmp_path, fetched):
+    folder = tmp_path / "cache"
+    items = [i for i in shards(root=url, cache=str(folder), cache_gb=45e-6).items if i.split == "train"]
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    dead = folder / f".train-000000.tar.{_machine()}.{killed.pid}.partial"
+    other = folder / ".train-000000.tar.01234567.1.partial"
+    dead.write_bytes(bytes(40_000))
+    other.write_bytes(bytes(25_000))
+    for item in items:
+        read_frames(item.path, [0])
+        assert not dead.exists()
+        assert sum(path.stat().st_size for path in folder.glob("*.tar*")) <= 45_000
+    assert other.exists()
+    dead.write_bytes(bytes(40_000))
+    shards(root=url, cache=str(folder), cache_gb=45e-6)
+    assert not dead.exists()
+
+
+def test_a_reader_closes_removed_tars_when_it_opens_another(url, tmp_path, monkeypatch):
+    monkeypatch.setattr("stvid.video.shard_reader._open_tars", open_tars := _OpenTars())
+    items = [i for i in shards(root=url, cache=str(tmp_path / "cache")).items if i.split == "train"]
+    paths = list({find_member(item.path).shard.name: item.path for item in items}.values())[:3]
+    read_frames(paths[0], [0])
+    read_frames(paths[1], [0])
+    (removed, kept) = open_tars.files.items()
+    Path(removed[0].path).unlink()
+    assert len(read_frames(paths[0], [1])) == 1, "it is still read"
+    assert not removed[1].closed
+    read_frames(paths[2], [0])
+    assert (removed[1].closed, kept[1].closed) == (True, False)
+    assert len(open_tars.files) == 2
 
 
 def test_a_new_index_drops_the_tars_of_the_old_one(url, tmp_path):
@@ -157,6 +226,28 @@ def test_a_folder_of_something_else_is_left_alone(url, tmp_path):
     fsspec.filesystem("memory").copy("/bucket/tars/index.jsonl", "/other/index.jsonl")
     with pytest.raises(InputError, match="holds the tars of memory://bucket/tars, not of memory://other"):
         shards(root="memory://other", cache=str(tmp_path / "cache"))
+
+
+def test_a_folder_is_accepted_without_its_source_if_it_has_the_index_of_the_url(url, tmp_path, home, fetched):
+    """The home folder may be new, and the disk of the tars not."""
+    folder = tmp_path / "cache"
+    items = shards(root=url, cache=str(folder)).items
+    read_frames(items[0].path, [0])
+    shutil.rmtree(home)
+    assert shards(root=url, cache=str(folder)).items == items
+    _open_tars.files.clear()
+    read_frames(items[0].path, [0])
+    assert len(fetched) == 1
+    shutil.rmtree(home)
+    (folder / "notes.txt").touch()
+    with pytest.raises(InputError, match="contains other files, such as notes.txt"):
+        shards(root=url, cache=str(folder))
+    (folder / "notes.txt").unlink()
+    with (folder / "index.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="contains other files, such as index.jsonl"):
+        shards(root=url, cache=str(folder))
+    assert len(tars_in(folder)) == 1
 
 
 def test_the_default_folder_is_in_the_cache_of_the_user(url, home):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 import stvid.video.shard_reader as reader
 from stvid.data.layouts.shards import shards
 from stvid.data.manifest import Manifest
+from stvid.data.parts import digest_files
 from stvid.errors import CHANGED, MISSING, TRUNCATED, UNREADABLE, InputError, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import BACKENDS, is_installed, read_frames
 from stvid.video.shard_index import find_member, read_index, video_exists, video_size
+from stvid.video.shard_reader import open_member
+from stvid.video.types import source_identity
 
 
 def read(item):
@@ -184,3 +188,14 @@ def test_an_index_that_was_written_anew_is_read_anew(shard_folder):
     assert read_index(shard_folder) is read_index(shard_folder)
     change_index(shard_folder, lambda lines: lines[1].update(label="to_right"))
     assert shards(root=str(shard_folder)).items[0].label == "to_right"
+
+
+def test_a_video_is_known_by_its_size_and_checksum_so_that_parts_notice_remade_tars(shard_folder, tmp_path):
+    path = shards(root=str(shard_folder)).items[0].path
+    content = open_member(path, find_member(path)).read()
+    assert source_identity(path) == [len(content), zlib.crc32(content)]
+    assert source_identity(shard_folder / "train-000000.tar/videos/none.mp4") is None
+    before = digest_files([path])
+    index = (shard_folder / "index.jsonl").read_bytes()
+    (shard_folder / "index.jsonl").write_bytes(index.replace(b'"crc32": ', b'"crc32": 1'))
+    assert digest_files([path]) != before

@@ -87,7 +87,7 @@ def prepare_text(summary: dict) -> str:
     rows += [("bad", f"{video['path']}: {video['reason']}") for video in summary["bad"][:MAX_BAD]]
     if len(summary["bad"]) > MAX_BAD:
         rows.append(("", f"and {len(summary['bad']) - MAX_BAD} more, see bad_videos.csv"))
-    if bytes_after:
+    if bytes_before and bytes_after:
         ratio = _size_ratio(bytes_before, bytes_after)
         rows.append(("size", f"{_bytes_text(bytes_before)} -> {_bytes_text(bytes_after)} ({ratio})"))
     if speed_before is not None and speed_after is not None:

@@ -29,6 +29,7 @@ from stvid.data.loading import (
     resolve_workers,
     tar_places,
     views_loader,
+    warn_of_small_cache,
     worker_options,
 )
 from stvid.data.manifest import NAME_GROUPS, Manifest, validate
@@ -263,6 +264,8 @@ class VideoDataModule(pl.LightningDataModule):
         sampler = self._train_sampler()
         epoch, num_batches = self.position  # Lightning creates the iterator before it sets the epoch
         sampler.set_epoch(epoch, start=num_batches * self.clips_per_batch)
+        if not self.cached and is_main_process():
+            warn_of_small_cache(self.train.items, window=self.shuffle_buffer)
         return TimedLoader(
             self.cached.get("train", self.train),
             batch_size=self.clips_per_batch,

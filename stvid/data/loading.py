@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import multiprocessing
 import multiprocessing.util
@@ -28,8 +29,11 @@ from stvid.errors import InputError, VideoError
 from stvid.files import file_lock
 from stvid.preprocess import CROPS
 from stvid.video.probe import probe_all
-from stvid.video.shard_index import find_member
+from stvid.video.shard_cache import cache_limit
+from stvid.video.shard_index import find_member, read_index
 from stvid.video.types import MAX_PIXELS, VideoInfo
+
+log = logging.getLogger(__name__)
 
 CACHE_NAME = ".stvid_probe.jsonl"
 
@@ -94,6 +98,35 @@ def tar_places(items: Sequence[Item]) -> list[tuple[str, int]] | None:
     members = [find_member(item.path) for item in items]
     places = [(member.shard.name, member.offset) for member in members if member is not None]
     return places if len(places) == len(items) else None
+
+
+def warn_of_small_cache(items: Sequence[Item], *, window: int) -> None:
+    """Warns once if the tars that are shuffled together do not fit into the cache of their URL.
+
+    Args:
+        items: of an epoch.
+        window: of `EpochSampler`.
+    """
+    member = find_member(items[0].path) if items else None
+    limit = None if member is None else cache_limit(member.shard.folder)
+    if member is None or limit is None:
+        return
+    splits = tuple({f"{item.split}-" for item in items})
+    num_bytes = sum(tar.num_bytes for tar in read_index(member.shard.folder).shards if tar.name.startswith(splits))
+    spanned = num_bytes * min(window / len(items), 1)
+    if spanned > limit:
+        _log_small_cache(window, spanned, limit)
+
+
+@functools.cache  # once, not for every loader
+def _log_small_cache(window: int, spanned: float, limit: float) -> None:
+    log.warning(
+        "data.shuffle_buffer (=%d) spans tars of %.3g GB, data.cache_gb (=%.3g) holds less: tars are fetched many "
+        "times in an epoch. Raise data.cache_gb or lower data.shuffle_buffer",
+        window,
+        spanned / 1e9,
+        limit / 1e9,
+    )
 
 
 def worker_options(num_workers: int, *, persistent: bool = False) -> dict:

@@ -26,7 +26,8 @@ from stvid.files import replacing
 from stvid.progress import Bar
 from stvid.video.probe import probe_all
 from stvid.video.probe_cache import to_values
-from stvid.video.shard_index import FORMAT, INDEX, SHARD_NAME
+from stvid.video.shard_cache import SHARD_NAME
+from stvid.video.shard_index import FORMAT, INDEX
 
 _IDENTITY_KEY = "source"  # of the JSON of a video: what it was made from, with which settings
 

@@ -9,24 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from stvid.checks import fields, number, read_json, text
 from stvid.disks import full_disk_error
 from stvid.errors import InputError
-from stvid.files import file_lock, replacing, write_json
+from stvid.files import file_lock, replacing, write_json, writer_is_dead
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
 LOCK = "shards"  # of a folder: one process fetches, the others wait for it
-ATTEMPTS = 3  # to fetch a tar
+WAITS = (0.5, 2.0)  # seconds before the second and the third attempt to fetch a file
+_PARTIAL_TARS = ".*.tar.*.partial"  # of `replacing`, in processes that fetch or were killed
 _CHUNK = 2**22
 _SOURCE = fields({"folder": text(), "url": text(), "max_bytes": number(0)})
 
 
 def is_url(root: str) -> bool:
     return "://" in root
+
+
+def cache_limit(folder: str | os.PathLike[str]) -> float | None:
+    """Bytes of tars that are kept in a folder; None if its tars are not fetched from a URL."""
+    return _read_source(Path(folder))["max_bytes"] if has_source(folder) else None
 
 
 def check_url(url: str) -> None:
@@ -67,6 +81,9 @@ def has_source(folder: str | os.PathLike[str]) -> bool:
 def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
     """Prepares the folder for the tars of a URL: gets the index. Tars of another index are removed.
 
+    A folder whose URL is not known is accepted if it is empty, or has this index and nothing but tars: it may be older
+    than the user's cache.
+
     Raises:
         InputError: the index cannot be read; the folder belongs to another URL, or has other files.
     """
@@ -80,15 +97,25 @@ def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
             known = _read_source(folder)["url"]
             if known != url:
                 raise InputError(f"{folder} holds the tars of {known}, not of {url}. Name another data.cache")
-        elif others := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+        elif others := _other_files(folder, name, content):
             raise InputError(f"{folder} contains other files, such as {others[0]}. Name an empty folder as data.cache")
+        _remove_dead_partials(folder)
         index = folder / name
         if not index.exists() or index.read_bytes() != content:
-            for tar in folder.glob("*.tar"):
+            for tar in folder.glob("[!.]*.tar"):
                 tar.unlink(missing_ok=True)
             with replacing(index) as partial:
                 partial.write_bytes(content)
         write_json(source_file(folder), {"folder": os.path.abspath(folder), "url": url, "max_bytes": max_bytes})
+
+
+def _other_files(folder: Path, index_name: str, index: bytes) -> list[str]:
+    """Names of the files that are not hidden; of a folder with this index, those that are neither index nor tars."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    file = folder / index_name
+    if file.is_file() and file.read_bytes() == index:
+        paths = [path for path in paths if path != file and not (SHARD_NAME.fullmatch(path.name) and path.is_file())]
+    return [path.name for path in paths]
 
 
 def fetch_shard(folder: str, name: str, *, num_bytes: int) -> IO[bytes]:
@@ -123,8 +150,10 @@ def _read_source(folder: Path) -> dict:
 
 
 def _make_room(folder: Path, max_bytes: float) -> None:
-    tars = sorted((tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in folder.glob("*.tar"))
-    total = sum(size for _, size, _ in tars)
+    """Removes tars until all files have at most so many bytes; those that other machines fetch now are counted."""
+    _remove_dead_partials(folder)
+    tars = sorted((tar.stat().st_mtime_ns, tar.stat().st_size, tar) for tar in folder.glob("[!.]*.tar"))
+    total = sum(size for _, size, _ in tars) + sum(map(_size, folder.glob(_PARTIAL_TARS)))
     for _, size, tar in tars:
         if total <= max_bytes:
             return
@@ -133,12 +162,43 @@ def _make_room(folder: Path, max_bytes: float) -> None:
             total -= size
 
 
+def _remove_dead_partials(folder: Path) -> None:
+    for partial in folder.glob(_PARTIAL_TARS):
+        if writer_is_dead(partial):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has become a tar meanwhile
+        return 0
+
+
+def _with_attempts(read: Callable[[], T], url: str) -> T:
+    """The result of `read`. If it fails, it is called again after each of `WAITS`; then its last error is raised."""
+    for attempt, wait in enumerate(WAITS, start=1):
+        try:
+            return read()
+        except Exception as error:  # each file system has errors of its own
+            if isinstance(error, ImportError) or full_disk_error(error) is not None:
+                raise
+            problem = str(error) or type(error).__name__
+            log.warning("%s: %s (attempt %d of %d)", url, problem, attempt, len(WAITS) + 1)
+        time.sleep(wait)
+    return read()
+
+
 def _download(url: str, name: str) -> bytes:
     import fsspec
 
-    try:
+    def read() -> bytes:
         with fsspec.open(f"{url}/{name}", "rb") as file:
             return file.read()
+
+    try:
+        return _with_attempts(read, f"{url}/{name}")
     except ImportError as error:
         raise InputError(f"{url} cannot be read: {error}") from error
     except Exception as error:  # each file system has errors of its own
@@ -151,21 +211,19 @@ def _download(url: str, name: str) -> bytes:
 def _fetch(url: str, name: str, target: Path, *, num_bytes: int) -> None:
     import fsspec
 
-    problem = ""
-    for _ in range(ATTEMPTS):
-        try:
-            with fsspec.open(f"{url}/{name}", "rb") as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, _CHUNK)
-        except Exception as error:  # each file system has errors of its own
-            if full_disk_error(error) is not None:
-                raise
-            problem = str(error) or type(error).__name__
-        else:
-            size = target.stat().st_size
-            if size == num_bytes:
-                return
-            problem = f"it has {size:,} bytes, the index says {num_bytes:,}"
-    raise InputError(
-        f"{url}/{name} could not be fetched in {ATTEMPTS} attempts: {problem}. If it is there and complete, resume the "
-        "run; a data set that was changed needs its new index, and a new run"
-    )
+    def read() -> None:
+        with fsspec.open(f"{url}/{name}", "rb") as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+        size = target.stat().st_size
+        if size != num_bytes:
+            raise ValueError(f"it has {size:,} bytes, the index says {num_bytes:,}")
+
+    try:
+        _with_attempts(read, f"{url}/{name}")
+    except Exception as error:  # each file system has errors of its own
+        if full_disk_error(error) is not None:
+            raise
+        raise InputError(
+            f"{url}/{name} could not be fetched in {len(WAITS) + 1} attempts: {str(error) or type(error).__name__}. If "
+            "it is there and complete, resume the run; a data set that was changed needs its new index, and a new run"
+        ) from error

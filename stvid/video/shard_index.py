@@ -21,12 +21,11 @@ from typing import Any
 from stvid.checks import Check, anything, fields, list_of, maybe, number, open_regular, parse_json, text
 from stvid.errors import REASONS, InputError, VideoError
 from stvid.video.probe_cache import to_info
-from stvid.video.shard_cache import has_source
+from stvid.video.shard_cache import SHARD_NAME, has_source
 from stvid.video.types import VideoInfo, file_size
 
 INDEX = "index.jsonl"
 FORMAT = 1  # of the index
-SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
 _BETWEEN = re.compile(r"[/\\](?=[^/\\]+\.tar[/\\])")
 _SIZE = number(0, 2**53, whole=True)
 
@@ -114,6 +113,15 @@ def video_size(path: str | os.PathLike[str]) -> int:
     """Bytes of a video of a tar, or see `file_size`."""
     member = find_member(path)
     return file_size(path) if member is None else member.num_bytes
+
+
+def member_identity(path: str | os.PathLike[str]) -> list | None:
+    """[size in bytes, checksum] of a video of a tar, from the index; None if it was not readable, and for other paths.
+
+    The same in every copy of the tar; another one if the tar was remade with another content.
+    """
+    member = find_member(path)
+    return [member.num_bytes, member.crc32] if member is not None and isinstance(member.info, VideoInfo) else None
 
 
 def known_info(path: str | os.PathLike[str]) -> VideoInfo | VideoError | None:

@@ -100,11 +100,18 @@ class _OpenTars(threading.local):
         if self.process != os.getpid():
             self.process, self.files = os.getpid(), OrderedDict()
         if shard not in self.files:
+            self._close_removed()
             while len(self.files) >= MAX_OPEN:
                 self.files.popitem(last=False)[1].close()
             self.files[shard] = open_tar(shard)
         self.files.move_to_end(shard)
         return self.files[shard]
+
+    def _close_removed(self) -> None:
+        """A tar that `_make_room` has removed needs its room on the disk as long as a process has it open."""
+        removed = [shard for shard, file in self.files.items() if os.fstat(file.fileno()).st_nlink == 0]
+        for shard in removed:
+            self.files.pop(shard).close()
 
 
 _open_tars = _OpenTars()

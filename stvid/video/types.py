@@ -108,11 +108,13 @@ def file_identity(path: str | os.PathLike[str]) -> list:
 
 
 def source_identity(path: str | os.PathLike[str]) -> list | None:
-    """See `file_identity`; None if the source cannot be accessed."""
+    """See `file_identity`, and `member_identity` for a video of a tar; None if the source cannot be accessed."""
+    from stvid.video.shard_index import member_identity  # it needs VideoInfo
+
     try:
         return file_identity(path)
     except OSError:
-        return None
+        return member_identity(path)
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
