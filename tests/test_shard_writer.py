@@ -120,6 +120,10 @@ def test_what_has_changed_is_packed_anew_and_old_tars_go(prepared, tmp_path):
     first = pack(entries, tmp_path / "tars", max_bytes=20_000)
     (tmp_path / "tars/train-000001.tar").write_bytes((tmp_path / "tars/train-000001.tar").read_bytes()[:700])
     assert pack(entries, tmp_path / "tars", max_bytes=20_000)["num_kept"] == first["num_tars"] - 1
+    damaged = bytearray((tmp_path / "tars/train-000001.tar").read_bytes())
+    damaged[600] ^= 1  # in a video: its size stays
+    (tmp_path / "tars/train-000001.tar").write_bytes(damaged)
+    assert pack(entries, tmp_path / "tars", max_bytes=20_000)["num_kept"] == first["num_tars"] - 1
     large = pack(entries, tmp_path / "tars", max_bytes=10**9)
     assert (large["num_tars"], large["num_kept"]) == (3, 2), "val and test had one tar before"
     assert sorted(path.name for path in (tmp_path / "tars").glob("*.tar")) == [

@@ -29,6 +29,7 @@ from stvid.video.probe_cache import to_values
 from stvid.video.shard_cache import SHARD_NAME
 from stvid.video.shard_index import FORMAT, INDEX
 
+_BLOCK = 2**22  # bytes read at once
 _IDENTITY_KEY = "source"  # of the JSON of a video: what it was made from, with which settings
 
 
@@ -160,10 +161,21 @@ def _read_tar(path: Path) -> list[dict] | None:
                 place = json.loads(file.read())
                 if (video.name, video.size) != (_member_name(place["path"], ".mp4"), place["bytes"]):
                     return None
+                if _checksum(tar, video) != place["crc32"]:
+                    return None
                 found.append({**place, "offset": video.offset_data})
             return found
     except (OSError, tarfile.TarError, ValueError, LookupError, TypeError, AttributeError, AssertionError):
         return None
+
+
+def _checksum(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    file = tar.extractfile(member)
+    assert file is not None
+    content = _Checksummed(file)
+    while content.read(_BLOCK):
+        pass
+    return content.crc32
 
 
 def _write_tar(path: Path, members: Sequence[Entry], *, num_workers: int, timeout: float) -> list[dict]:

@@ -194,10 +194,12 @@ def _read_index(folder: str, version: tuple[int, int]) -> ShardIndex:
             _HEAD(head, "line 1")
             shards = {shard["name"]: Shard(folder, shard["name"], shard["bytes"], version) for shard in head["shards"]}
             members: dict[str, Member] = {}
-            rows = []
+            rows, class_names = [], frozenset(head["class_names"])
             for line in lines:
                 line_number += 1
                 key, member, row = _parse_line(line, shards, folder, version)
+                if row[0] not in class_names:
+                    raise ValueError(f"the label {row[0]!r} is not in class_names of line 1")
                 members.setdefault(key, member)
                 rows.append((key, *row))
     except OSError as error:
