@@ -60,8 +60,8 @@ class FeatureMaps(nn.Module):
             self.network = create_feature_extractor(network, {end: "map"}, suppress_diff_warning=True)
         except Exception as error:  # torch.fx raises errors of many kinds
             raise InputError(
-                f"model.encoder (={name}) cannot be divided at {stage or 'its pooling'}: {error}. Choose an encoder with "
-                "feature maps, such as resnet18"
+                f"model.encoder (={name}) cannot be divided at {stage or 'its pooling'}: {error}. Choose an encoder "
+                "with feature maps, such as resnet18"
             ) from error
         shape = self._outputs(self.network, 1)["map"].shape
         if not self._is_map(shape):
