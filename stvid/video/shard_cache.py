@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARD_NAME = re.compile(r"(train|val|test)-[0-9]{6}\.tar")
+FETCHED = ".fetched"  # a file that marks a folder whose tars may be removed: all of them have been fetched
 LOCK = "shards"  # of a folder: one process fetches, the others wait for it
 WAITS = (0.5, 2.0)  # seconds before the second and the third attempt to fetch a file
 _PARTIAL_TARS = ".*.tar.*.partial"  # of `replacing`, in processes that fetch or were killed
@@ -81,8 +82,8 @@ def has_source(folder: str | os.PathLike[str]) -> bool:
 def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
     """Prepares the folder for the tars of a URL: gets the index. Tars of another index are removed.
 
-    A folder whose URL is not known is accepted if it is empty, or has this index and nothing but tars: it may be older
-    than the user's cache.
+    A folder whose URL is not known is accepted if it is empty, or has been filled from this index: it may be older than
+    the user's cache.
 
     Raises:
         InputError: the index cannot be read; the folder belongs to another URL, or has other files.
@@ -99,6 +100,7 @@ def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
                 raise InputError(f"{folder} holds the tars of {known}, not of {url}. Name another data.cache")
         elif others := _other_files(folder, name, content):
             raise InputError(f"{folder} contains other files, such as {others[0]}. Name an empty folder as data.cache")
+        (folder / FETCHED).touch()
         _remove_dead_partials(folder)
         index = folder / name
         if not index.exists() or index.read_bytes() != content:
@@ -110,10 +112,10 @@ def fetch_index(url: str, folder: Path, *, name: str, max_bytes: float) -> None:
 
 
 def _other_files(folder: Path, index_name: str, index: bytes) -> list[str]:
-    """Names of the files that are not hidden; of a folder with this index, those that are neither index nor tars."""
+    """Names of the files that are not hidden; of a folder that was filled from this index, neither index nor tars."""
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     file = folder / index_name
-    if file.is_file() and file.read_bytes() == index:
+    if (folder / FETCHED).exists() and file.is_file() and file.read_bytes() == index:
         paths = [path for path in paths if path != file and not (SHARD_NAME.fullmatch(path.name) and path.is_file())]
     return [path.name for path in paths]
 
