@@ -11,11 +11,17 @@ import h5py
 import pytest
 from conftest import ROOT, break_half_way, in_process, make_folder, train_py
 from test_feature_encoding import FROZEN
+from test_shard_reader import set_byte
 
 from stvid.cli import main
+from stvid.data.layouts.shards import shards
 from stvid.data.parts import Shard, parse_shard
 from stvid.errors import InputError
 from stvid.progress import Bar
+from stvid.video.probe import probe_all
+from stvid.video.probe_cache import ProbeCache
+from stvid.video.shard_index import find_member
+from stvid.video.types import VideoInfo, file_identity
 
 N = 7
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
@@ -102,6 +108,48 @@ def test_check_in_parts(videos, tmp_path):
     assert (tmp_path / "merged.json").read_bytes() == (tmp_path / "one.json").read_bytes()
     assert not list(tmp_path.glob("*.parts"))
     assert (videos / ".stvid_probe.jsonl").is_file()
+
+
+def test_parts_of_check_replace_counted_packets(videos, tmp_path, monkeypatch):
+    """The cache of each part starts with what data.probe=count has measured of the files of all parts."""
+    root = shutil.copytree(videos, tmp_path / "squares")
+    paths, cache = sorted(map(str, root.rglob("*.mp4"))), root / ".stvid_probe.jsonl"
+    cache.unlink(missing_ok=True)
+    good = [i for i in probe_all(paths, num_workers=0, cache=cache, decode_all=False) if isinstance(i, VideoInfo)]
+    assert not any(info.decoded for info in good)
+    words = ("check", *data(root), "--json", tmp_path / "c.json")
+    for number in range(1, 4):
+        assert command(*words, "--shard", f"{number}/3").returncode == 0
+    decoded = []
+    monkeypatch.setattr("stvid.video.probe.map_files", lambda function, paths, **more: record(decoded, paths))
+    merged = command("merge", *words)
+    assert (merged.returncode, merged.stderr) == (1, "")
+    assert not decoded, "the merge decodes nothing"
+    known = [ProbeCache(cache).get(path, file_identity(path)) for path in paths]
+    assert sum(info is not None and info.decoded for info in known) == len(paths) - 2
+
+
+def record(seen, paths):
+    seen.extend(paths)
+    yield from ()
+
+
+def test_a_part_of_check_compares_the_checksums_of_its_tars(shard_folder, tmp_path, monkeypatch):
+    item = shards(root=str(shard_folder)).items[0]
+    member = find_member(item.path)
+    set_byte(shard_folder / member.shard.name, member.offset + member.num_bytes // 2)
+    words = ("check", "data=shards", f"data.root={shard_folder}", "clip.num_frames=4", "data.num_workers=1")
+    one = command(*words, "--json", tmp_path / "one.json")
+    words = (*words, "--json", tmp_path / "merged.json")
+    for number in range(1, 4):
+        assert command(*words, "--shard", f"{number}/3").returncode == 0
+    compared = []
+    monkeypatch.setattr("stvid.data.check.find_damage", compared.append)
+    merged = command("merge", *words)
+    assert (merged.returncode, merged.stdout) == (one.returncode, one.stdout)
+    assert merged.returncode == 1
+    assert "another checksum than in its index" in (tmp_path / "merged.json").read_text()
+    assert not compared, "the merge repeats no comparison"
 
 
 @needs_fork
