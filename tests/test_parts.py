@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from test_feature_encoding import FROZEN
 from test_shard_reader import set_byte
 
 from stvid.cli import main
+from stvid.commands.ray_engine import run_parts as run_parts_on_ray
 from stvid.data.layouts.shards import shards
 from stvid.data.parts import Shard, parse_shard
 from stvid.errors import InputError
@@ -210,6 +212,17 @@ def test_encode_in_parts(videos, tmp_path):
     assert {path: path.stat().st_ino for path in folder.glob("*.h5")} == files, "training has encoded nothing"
 
 
+def test_parts_of_two_encoders_do_not_meet(videos):
+    words = ("encode", "data=folder", f"data.root={videos}", *FROZEN, "data.max_bad=1")
+    both = [(*words, "seed=11"), (*words, "seed=12")]
+    for words in both:
+        assert command(*words, "--shard", "1/1").returncode == 0
+    for words in both:
+        merged = command("merge", *words)
+        assert merged.returncode == 0, merged.stderr
+    assert not list(videos.glob("*.parts"))
+
+
 @pytest.fixture
 def half_done(videos, tmp_path):
     """The words of a check of two parts, of which the first is finished."""
@@ -262,6 +275,51 @@ def test_without_ray_the_command_names_what_to_install(videos, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = command("check", *data(videos), "--engine", "ray", "--json", "c.json")
     assert "--engine ray needs Ray: pip install 'stvid[ray]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodes", "command_name", "num_shards", "wanted"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 4.0}], "check", None, {"num_cpus": 6, "num_gpus": 0}),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], "check", 1, {"num_cpus": 8, "num_gpus": 0}),
+        ([{"CPU": 2.0}], "check", 7, {"num_cpus": 1, "num_gpus": 0}),
+        ([{"CPU": 32.0}, {"CPU": 4.0, "GPU": 1.0}], "predict", 2, {"num_cpus": 4, "num_gpus": 1}),
+        ([{"CPU": 32.0}, {"CPU": 4.0, "GPU": 1.0}], "check", 2, {"num_cpus": 18, "num_gpus": 0}),
+    ],
+)
+def test_a_part_on_ray_asks_for_no_more_than_a_node_has(monkeypatch, nodes, command_name, num_shards, wanted):
+    ray = FakeRay([*({"Alive": True, "Resources": node} for node in nodes), {"Alive": False, "Resources": {"CPU": 99}}])
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    run_parts_on_ray(main, [command_name], command=command_name, num_shards=num_shards)
+    assert {name: ray.asked[name] for name in wanted} == wanted
+    assert len(ray.started) == (num_shards or len(nodes))
+
+
+class FakeRay:
+    """Notes what a task asks for; each task ends at once without an error."""
+
+    def __init__(self, nodes):
+        self.all_nodes, self.asked, self.started = nodes, {}, []
+
+    def init(self, **options): ...
+
+    def shutdown(self): ...
+
+    def nodes(self):
+        return self.all_nodes
+
+    def remote(self, *words, **options):
+        if options:
+            self.asked = options
+            return lambda function: self
+        self.started.append(words)
+        return len(self.started)
+
+    def wait(self, waiting):
+        return waiting[:1], waiting[1:]
+
+    def get(self, task):
+        return 0, ""
 
 
 def test_predictions_as_parquet(run_folder, videos, tmp_path):
