@@ -192,11 +192,23 @@ def test_resume_keeps_what_an_interrupted_batch_has_done_and_other_videos(
     assert [entry["path"] for entry in entries] == [str(videos / "b" / "short.mp4"), str(videos / "a" / "long.mp4")]
 
 
-def predict_in_pieces(run_folder, videos, tmp_path):
+def test_an_interrupted_part_says_how_it_goes_on(run_folder, videos, tmp_path, monkeypatch, capsys):
+    def interrupted(batch):
+        batch.files.add({"path": str(videos / "a" / "long.mp4"), "top": []})
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(predict.Batch, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_in_pieces(run_folder, videos, tmp_path, "--shard", "1/1")
+    assert "the same command with --shard 1/1 goes on from there" in capsys.readouterr().out
+
+
+def predict_in_pieces(run_folder, videos, tmp_path, *more):
     from stvid.cli import _parse
     from stvid.commands.arguments import check_arguments
 
-    words = ["predict", run_folder, videos / "a", "--json", tmp_path / "p.json", "--resume", "--workers", "0"]
+    words = ["predict", run_folder, videos / "a", "--json", tmp_path / "p.json", "--resume", "--workers", "0", *more]
     options = _parse(list(map(str, words)))
     check_arguments(options)
     predict.run(options)

@@ -5,17 +5,25 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import h5py
 import pytest
 from conftest import ROOT, break_half_way, in_process, make_folder, train_py
 from test_feature_encoding import FROZEN
+from test_shard_reader import set_byte
 
 from stvid.cli import main
+from stvid.commands.ray_engine import run_parts as run_parts_on_ray
+from stvid.data.layouts.shards import shards
 from stvid.data.parts import Shard, parse_shard
 from stvid.errors import InputError
 from stvid.progress import Bar
+from stvid.video.probe import probe_all
+from stvid.video.probe_cache import ProbeCache
+from stvid.video.shard_index import find_member
+from stvid.video.types import VideoInfo, file_identity
 
 N = 7
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
@@ -104,6 +112,48 @@ def test_check_in_parts(videos, tmp_path):
     assert (videos / ".stvid_probe.jsonl").is_file()
 
 
+def test_parts_of_check_replace_counted_packets(videos, tmp_path, monkeypatch):
+    """The cache of each part starts with what data.probe=count has measured of the files of all parts."""
+    root = shutil.copytree(videos, tmp_path / "squares")
+    paths, cache = sorted(map(str, root.rglob("*.mp4"))), root / ".stvid_probe.jsonl"
+    cache.unlink(missing_ok=True)
+    good = [i for i in probe_all(paths, num_workers=0, cache=cache, decode_all=False) if isinstance(i, VideoInfo)]
+    assert not any(info.decoded for info in good)
+    words = ("check", *data(root), "--json", tmp_path / "c.json")
+    for number in range(1, 4):
+        assert command(*words, "--shard", f"{number}/3").returncode == 0
+    decoded = []
+    monkeypatch.setattr("stvid.video.probe.map_files", lambda function, paths, **more: record(decoded, paths))
+    merged = command("merge", *words)
+    assert (merged.returncode, merged.stderr) == (1, "")
+    assert not decoded, "the merge decodes nothing"
+    known = [ProbeCache(cache).get(path, file_identity(path)) for path in paths]
+    assert sum(info is not None and info.decoded for info in known) == len(paths) - 2
+
+
+def record(seen, paths):
+    seen.extend(paths)
+    yield from ()
+
+
+def test_a_part_of_check_compares_the_checksums_of_its_tars(shard_folder, tmp_path, monkeypatch):
+    item = shards(root=str(shard_folder)).items[0]
+    member = find_member(item.path)
+    set_byte(shard_folder / member.shard.name, member.offset + member.num_bytes // 2)
+    words = ("check", "data=shards", f"data.root={shard_folder}", "clip.num_frames=4", "data.num_workers=1")
+    one = command(*words, "--json", tmp_path / "one.json")
+    words = (*words, "--json", tmp_path / "merged.json")
+    for number in range(1, 4):
+        assert command(*words, "--shard", f"{number}/3").returncode == 0
+    compared = []
+    monkeypatch.setattr("stvid.data.check.find_damage", compared.append)
+    merged = command("merge", *words)
+    assert (merged.returncode, merged.stdout) == (one.returncode, one.stdout)
+    assert merged.returncode == 1
+    assert "another checksum than in its index" in (tmp_path / "merged.json").read_text()
+    assert not compared, "the merge repeats no comparison"
+
+
 @needs_fork
 def test_prepare_in_parts(videos, tmp_path):
     words = ("prepare", *data(videos), "--short-side", "32")
@@ -162,6 +212,17 @@ def test_encode_in_parts(videos, tmp_path):
     assert {path: path.stat().st_ino for path in folder.glob("*.h5")} == files, "training has encoded nothing"
 
 
+def test_parts_of_two_encoders_do_not_meet(videos):
+    words = ("encode", "data=folder", f"data.root={videos}", *FROZEN, "data.max_bad=1")
+    both = [(*words, "seed=11"), (*words, "seed=12")]
+    for words in both:
+        assert command(*words, "--shard", "1/1").returncode == 0
+    for words in both:
+        merged = command("merge", *words)
+        assert merged.returncode == 0, merged.stderr
+    assert not list(videos.glob("*.parts"))
+
+
 @pytest.fixture
 def half_done(videos, tmp_path):
     """The words of a check of two parts, of which the first is finished."""
@@ -214,6 +275,51 @@ def test_without_ray_the_command_names_what_to_install(videos, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     done = command("check", *data(videos), "--engine", "ray", "--json", "c.json")
     assert "--engine ray needs Ray: pip install 'stvid[ray]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodes", "command_name", "num_shards", "wanted"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 4.0}], "check", None, {"num_cpus": 6, "num_gpus": 0}),
+        ([{"CPU": 8.0}, {"CPU": 8.0}], "check", 1, {"num_cpus": 8, "num_gpus": 0}),
+        ([{"CPU": 2.0}], "check", 7, {"num_cpus": 1, "num_gpus": 0}),
+        ([{"CPU": 32.0}, {"CPU": 4.0, "GPU": 1.0}], "predict", 2, {"num_cpus": 4, "num_gpus": 1}),
+        ([{"CPU": 32.0}, {"CPU": 4.0, "GPU": 1.0}], "check", 2, {"num_cpus": 18, "num_gpus": 0}),
+    ],
+)
+def test_a_part_on_ray_asks_for_no_more_than_a_node_has(monkeypatch, nodes, command_name, num_shards, wanted):
+    ray = FakeRay([*({"Alive": True, "Resources": node} for node in nodes), {"Alive": False, "Resources": {"CPU": 99}}])
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    run_parts_on_ray(main, [command_name], command=command_name, num_shards=num_shards)
+    assert {name: ray.asked[name] for name in wanted} == wanted
+    assert len(ray.started) == (num_shards or len(nodes))
+
+
+class FakeRay:
+    """Notes what a task asks for; each task ends at once without an error."""
+
+    def __init__(self, nodes):
+        self.all_nodes, self.asked, self.started = nodes, {}, []
+
+    def init(self, **options): ...
+
+    def shutdown(self): ...
+
+    def nodes(self):
+        return self.all_nodes
+
+    def remote(self, *words, **options):
+        if options:
+            self.asked = options
+            return lambda function: self
+        self.started.append(words)
+        return len(self.started)
+
+    def wait(self, waiting):
+        return waiting[:1], waiting[1:]
+
+    def get(self, task):
+        return 0, ""
 
 
 def test_predictions_as_parquet(run_folder, videos, tmp_path):

@@ -23,6 +23,7 @@ from stvid.clip import ClipSpec
 from stvid.commands.prepare import prepare_text
 from stvid.data.manifest import Item, Manifest
 from stvid.data.prepare import prepare
+from stvid.data.prepare_plan import check_output
 from stvid.errors import InputError
 from stvid.video.probe import probe
 
@@ -216,6 +217,19 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, videos):
         run(manifest_of(items_of(*videos)), tmp_path / "out")
     with pytest.raises(InputError, match="is a file"):
         run(manifest_of(items_of(*videos)), tmp_path / "out/thesis.tex")
+
+
+def test_a_part_that_starts_while_another_begins_the_folder_goes_on(tmp_path, videos, monkeypatch):
+    manifest, out, listed = manifest_of(items_of(*videos)), tmp_path / "out", Path.iterdir
+    run(manifest, tmp_path / "other")
+    out.mkdir()
+
+    def another_part_begins(folder):
+        shutil.copytree(tmp_path / "other", out, dirs_exist_ok=True)
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", another_part_begins)
+    check_output(manifest, out, {"short_side": 48, "gop": 8, "crf": 23})
 
 
 def test_originals_and_copies_are_kept_apart(tmp_path, videos):

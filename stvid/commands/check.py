@@ -43,14 +43,14 @@ Shorten = Callable[[str], str]  # path -> path as it is printed
 def run(options: argparse.Namespace) -> None:
     manifest, clip, workers, limits = compose_data_set(options.overrides, options.data_set)
     cache = probe_cache(manifest)
-    known: Mapping[str, VideoError] = {}
+    known: Mapping[str, VideoError] | None = None
     parts = find_parts(options, manifest)
     if parts is not None and options.part is not None:
         check_part(parts, options.part, manifest, cache=cache, num_workers=workers, limits=limits)
         show(part_text(options))
         return
     if parts is not None:
-        cache, known = merge_checks(parts, cache)
+        cache, known = merge_checks(parts, manifest, cache)
     report = check_videos(
         manifest,
         clip=clip,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from stvid.data.check import probe_files
 from stvid.data.manifest import Manifest
 from stvid.data.parts import Parts, Shard
 from stvid.errors import VideoError
 from stvid.files import file_lock, replacing
-from stvid.video.probe import probe_all
 from stvid.video.probe_cache import ProbeCache
 
 _ENDING = ".probe.jsonl"
@@ -31,19 +32,25 @@ def check_part(
         with replacing(own) as partial:
             shutil.copyfile(cache, partial)
     paths = shard.of(item.path for item in manifest.items)
-    probed = probe_all(paths, num_workers=max(num_workers, 1), cache=own, progress=sys.stderr.isatty(), **limits)
+    probed = probe_files(paths, num_workers=num_workers, cache=own, progress=sys.stderr.isatty(), **limits)
     parts.write(
         shard, [{"path": e.path, "reason": e.reason, "detail": e.detail} for e in probed if isinstance(e, VideoError)]
     )
 
 
-def merge_checks(parts: Parts, cache: Path | None) -> tuple[Path, dict[str, VideoError]]:
-    """Joins the probe caches of all parts, also into that of the data set; returns the joined one and bad files."""
-    bad = {row["path"]: VideoError(**row) for result in parts.read() for row in result}
+def merge_checks(parts: Parts, manifest: Manifest, cache: Path | None) -> tuple[Path, dict[str, VideoError]]:
+    """Joins the probe caches of all parts, also into that of the data set; returns the joined one and bad files.
+
+    Of the cache of a part, only the files of this part count: what it has about others is the older copy.
+    """
+    results = parts.read()
+    bad = {row["path"]: VideoError(**row) for result in results for row in result}
     joined = ProbeCache(parts.folder / f"merged{_ENDING}")  # the folder of the data set may be read-only
-    for path in (cache, *sorted(parts.folder.glob(f"*-of-*{_ENDING}"))):
-        if path is not None:
-            joined.include(ProbeCache(path))
+    joined.include(ProbeCache(cache))
+    for number in range(1, len(results) + 1):
+        shard = Shard(number, len(results))
+        names = map(os.path.abspath, shard.of(item.path for item in manifest.items))
+        joined.include(ProbeCache(parts.file(shard, _ENDING)), names=names)
     joined.save()
     assert joined.path is not None
     if cache is not None:

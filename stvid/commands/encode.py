@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> None:
     folder = feature_folder(probe_cache(data.manifest))
     caches = data.feature_caches(encoder.settings, folder=folder)
     identity = digest_rows(cached.cache.path.name for cached in caches.values())
-    parts = find_parts(options, data.manifest, output=folder, more={"encoder, device or precision": identity})
+    # each encoder has a folder of parts of its own: several may be computed at the same time
+    output = folder.with_name(f"{folder.name}.{identity.split()[-1]}")
+    parts = find_parts(options, data.manifest, output=output, more={"encoder, device or precision": identity})
     if parts is not None and options.part is not None:
         _encode_part(parts, options.part, data, encoder, caches)
         show(part_text(options))

@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> None:
                 num_failed += "error" in entry
         except KeyboardInterrupt:
             if options.json is not None and batch.files.entries:
-                file = visible(options.json)
-                show(f"{file} keeps what is finished; the same command with --resume goes on from there")
+                again = "with --resume " if parts is None else f"with --shard {options.part} "
+                show(f"{visible(options.json)} keeps what is finished; the same command {again}goes on from there")
             raise
         finally:
             batch.files.write()

@@ -30,7 +30,7 @@ def find_predict_mistakes(options: argparse.Namespace) -> Iterator[str]:
     if options.resume and options.json is None:
         yield "--resume continues the list in --json; name it: --json F"
     if options.parquet is not None and importlib.util.find_spec("pyarrow") is None:
-        yield "--parquet needs PyArrow: pip install 'stvid[ray]'"
+        yield "--parquet needs PyArrow: pip install 'stvid[parquet]'"
     try:
         options.found = find_sources(options.sources)
     except InputError as error:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stvid.errors import InputError
 from stvid.terminal import show, visible
@@ -39,10 +39,9 @@ def run_parts(
 
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     try:
-        resources = ray.cluster_resources()
-        count = num_shards or sum(node["Alive"] for node in ray.nodes())
-        cpus = max(int(resources.get("CPU", 1)) // count, 1)
-        gpus = int(command in ON_GPU and resources.get("GPU", 0) >= 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count = num_shards or len(nodes)
+        cpus, gpus = resources_of_part(nodes, count=count, on_gpu=command in ON_GPU)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_RETRIES)(_run_part)
         show(f"{count} parts on Ray, {cpus} CPUs" + (" and a GPU each" if gpus else " each"))
         waiting = {}
@@ -56,6 +55,20 @@ def run_parts(
             show(f"part {number}/{count} is finished")
     finally:  # also after Ctrl-C: ends the tasks of this call, and a cluster that it has started
         ray.shutdown()
+
+
+def resources_of_part(nodes: Sequence[Mapping[str, float]], *, count: int, on_gpu: bool) -> tuple[int, int]:
+    """CPUs and GPUs of each part: an equal share of all CPUs, but no more than a node has. Ray would wait forever.
+
+    Args:
+        nodes: the resources of each node.
+        count: number of parts.
+        on_gpu: the command uses a GPU.
+    """
+    with_gpu = [node for node in nodes if on_gpu and node.get("GPU", 0) >= 1]
+    total = int(sum(node.get("CPU", 0) for node in nodes))
+    largest = int(max((node.get("CPU", 0) for node in with_gpu or nodes), default=0))
+    return max(1, min(total // count, largest)), int(bool(with_gpu))
 
 
 def _check_result(code: int, printed: str, *, part: str) -> None:

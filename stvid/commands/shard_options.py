@@ -1,7 +1,7 @@
 """`--shard I/N`, `--engine ray` and `stvid merge`: their checks, and what the parts of a command have been asked.
 
-The merge is the command itself, after all of its parts: it finds the work done. So it writes and prints what one
-process does, with the same exit code.
+The merge is the command itself, after all of its parts: it finds the work done. So it writes what one process does,
+with the same exit code.
 """
 
 from __future__ import annotations

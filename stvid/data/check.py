@@ -62,7 +62,8 @@ def check_videos(
         timeout: seconds without a new frame after which a file is given up.
         max_pixels: of a frame; larger ones are bad.
         progress: show progress bars.
-        known: bad files of parts that are merged, by path, which are not decoded again.
+        known: bad files of parts that are merged, by path. The parts have looked at all files: these are not decoded
+            again, and no checksum is compared again. None: there are no parts.
 
     Returns:
         Plain data. num_files, num_items, num_bad; bad: path, reason (`errors.REASONS`) and detail of files that cannot
@@ -74,13 +75,17 @@ def check_videos(
     """
     items = manifest.items
     paths = list(dict.fromkeys(item.path for item in items))
-    known = known or {}
-    todo = [path for path in paths if path not in known]
-    probed = probe_all(
-        todo, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
+    todo = [path for path in paths if known is None or path not in known]
+    probed = probe_files(
+        todo,
+        num_workers=num_workers,
+        cache=cache,
+        progress=progress,
+        timeout=timeout,
+        max_pixels=max_pixels,
+        compare_checksums=known is None,
     )
-    found: dict[str, VideoInfo | VideoError] = {**dict(zip(todo, probed, strict=True)), **known}
-    found |= {path: damage for path in todo if (damage := find_damage(path)) is not None}
+    found = {**dict(zip(todo, probed, strict=True)), **(known or {})}
     infos = {path: found[path] for path in paths}
     rows = [CheckedItem(item, infos[item.path], _frames_or_error(item, infos[item.path])) for item in items]
     keys = content_keys([path for path in paths if isinstance(infos[path], VideoInfo)], progress=progress)
@@ -101,6 +106,34 @@ def check_videos(
         "groups": propose_groups(items, infos, num_workers=max(num_workers, 1), timeout=timeout, progress=progress),
         "similar_classes": similar_classes(manifest.class_names),
     }
+
+
+def probe_files(
+    paths: Sequence[str],
+    *,
+    num_workers: int,
+    cache: Path | None,
+    timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
+    compare_checksums: bool = True,
+) -> list[VideoInfo | VideoError]:
+    """Decodes every frame of files, and compares the bytes of videos in tars with their checksums.
+
+    Args:
+        paths: files.
+        num_workers, cache, timeout, max_pixels, progress: see `check_videos`.
+        compare_checksums: False: earlier calls have done so.
+
+    Returns:
+        For each path, its properties, or why it is bad.
+    """
+    probed = probe_all(
+        paths, num_workers=max(num_workers, 1), cache=cache, progress=progress, timeout=timeout, max_pixels=max_pixels
+    )
+    if not compare_checksums:
+        return probed
+    return [find_damage(path) or result for path, result in zip(paths, probed, strict=True)]
 
 
 def is_bad(report: dict) -> bool:

@@ -77,9 +77,11 @@ def check_folder(out: Path, settings: Mapping, *, common: str, sources: set[str]
         raise InputError(f"{file} is a file. Name a folder" + ("" if file == out else " above the new one"))
     if not out.exists():
         return
+    # in this order: another part may start now, and it writes prepare.json before any other file
+    others = [entry.name for entry in out.iterdir() if not entry.match(_PARTIAL_FILES)]
     if (out / "prepare.json").exists():
         _check_same_settings(out, settings)
-    elif others := [entry.name for entry in out.iterdir() if not entry.match(_PARTIAL_FILES)]:
+    elif others:
         raise InputError(f"{out} contains other files, such as {sorted(others)[0]}. Name a new or an empty folder")
 
 

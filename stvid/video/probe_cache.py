@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,16 @@ class ProbeCache:
         self._lines[name] = json.dumps([identity, to_values(info)]).encode()
         self._new.append(_line(name, self._lines[name]))
 
-    def include(self, other: ProbeCache) -> None:
-        """Adds the results of another file, which `save` will write; they replace earlier ones."""
-        for name, rest in other._lines.items():
-            if self._lines.get(name) != rest:
+    def include(self, other: ProbeCache, *, names: Iterable[str] | None = None) -> None:
+        """Adds results of another file, which `save` will write; they replace earlier ones.
+
+        Args:
+            other: the other file.
+            names: absolute paths; only their results are added. None: all.
+        """
+        for name in list(other._lines) if names is None else names:
+            rest = other._lines.get(name)
+            if rest is not None and self._lines.get(name) != rest:
                 self._lines[name] = rest
                 self._new.append(_line(name, rest))
 
