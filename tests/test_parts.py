@@ -1,5 +1,6 @@
 """A command in parts: each part is killed once and started again, and the merge gives what one process gives."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from test_feature_encoding import FROZEN
 from test_shard_reader import set_byte
 
 from stvid.cli import main
+from stvid.commands import predict
 from stvid.commands.ray_engine import run_parts as run_parts_on_ray
 from stvid.data.layouts.shards import shards
 from stvid.data.parts import Shard, parse_shard
@@ -247,6 +249,23 @@ def test_parts_that_were_asked_another_thing_are_not_merged(half_done, videos, t
     assert "part 1/2 is made with another data set" in done.stderr
     command(*half_done, "--shard", "1/3")
     assert "has parts of 2 and of 3" in command("merge", *half_done).stderr
+
+
+def test_parts_before_and_after_a_calibration_are_not_merged(run_folder, videos, tmp_path, monkeypatch):
+    words = ("predict", run_folder, videos / "to_left" / "00.mp4", "--workers", "0", "--json", tmp_path / "p.json")
+    assert command(*words, "--shard", "1/1").returncode == 0
+    load = predict.load_checkpoint
+    monkeypatch.setattr(predict, "load_checkpoint", lambda *a, **k: dataclasses.replace(load(*a, **k), temperature=0.1))
+    done = command("merge", *words)
+    assert done.returncode == 2
+    assert "part 1/1 is made with another calibration than this merge" in done.stderr
+
+
+def test_a_file_with_the_name_of_the_parts_is_told(run_folder, videos, tmp_path):
+    (tmp_path / "p.json.parts").touch()
+    done = command("predict", run_folder, videos, "--json", tmp_path / "p.json", "--shard", "1/2")
+    assert done.returncode == 2
+    assert "p.json.parts is a file, and the parts need a folder there" in done.stderr
 
 
 def test_a_merge_of_nothing_is_told(videos, tmp_path):

@@ -250,6 +250,12 @@ def test_a_folder_is_accepted_without_its_source_if_it_has_the_index_of_the_url(
     assert len(tars_in(folder)) == 1
 
 
+def test_a_folder_that_was_not_filled_from_the_url_is_left_alone(url, shard_folder, home, fetched):
+    """It may be what the user has uploaded: its tars must not be removed."""
+    with pytest.raises(InputError, match="contains other files, such as index.jsonl"):
+        shards(root=url, cache=str(shard_folder))
+
+
 def test_the_default_folder_is_in_the_cache_of_the_user(url, home):
     item = shards(root=url).items[0]
     assert Path(item.path).is_relative_to(home)

@@ -48,12 +48,12 @@ def run(options: argparse.Namespace) -> None:
     set_up_cpu(default_device().type)
     trained = load_checkpoint(options.run, trust=options.trust)
     check_classes(options.background, trained.class_names, option="--background")
-    parts = predict_parts(options, Path(trained.path)) if is_in_parts(options) else None
+    parts = predict_parts(options, trained) if is_in_parts(options) else None
     if parts is not None and options.part is None:
         _merge(parts, options)
         return
     if parts is not None:
-        parts.folder.mkdir(exist_ok=True)
+        parts.make_folder()
         options.json, options.resume = str(parts.file(options.part, ".predictions.json")), True
         options.csv = options.parquet = None
     batch = Batch(trained, options)

@@ -75,7 +75,8 @@ def _check_result(code: int, printed: str, *, part: str) -> None:
     if code == 2:
         raise InputError(f"{part}: {printed.strip().removeprefix('error: ')}")
     if code:
-        raise RuntimeError(f"{part} ended with exit code {code}:\n{visible(printed)}")
+        lines = "\n".join(visible(line) for line in printed.splitlines())
+        raise RuntimeError(f"{part} ended with exit code {code}:\n{lines}")
 
 
 def _run_part(main: Callable[[Sequence[str]], None], arguments: Sequence[str], folder: str) -> tuple[int, str]:

@@ -12,12 +12,16 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stvid import __version__
 from stvid.checks import anything, fields, list_of, maybe, number, text
 from stvid.data.manifest import Manifest
 from stvid.data.parts import MAX_SHARDS, Parts, digest_files, digest_rows, parse_shard
 from stvid.errors import REASONS, InputError
+
+if TYPE_CHECKING:
+    from stvid.run.checkpoint import TrainedModel
 
 _REASON, _SECONDS = text(*REASONS), maybe(number())
 _CHECKS = {
@@ -102,16 +106,20 @@ def find_parts(
     return Parts(target, command=options.command, asked=asked, check=_CHECKS.get(options.command, anything))
 
 
-def predict_parts(options: argparse.Namespace, checkpoint: Path) -> Parts:
+def predict_parts(options: argparse.Namespace, trained: TrainedModel) -> Parts:
     """The parts of `stvid predict`."""
+    from stvid.deploy.predictions import ENTRIES  # imports torch
+    from stvid.deploy.segmentation import resolve_threshold
+
+    checkpoint = Path(trained.path)
+    calibration = [trained.temperature, trained.threshold, resolve_threshold(trained, options.threshold)]
     asked = {
         "stvid version": __version__,
         "list of videos": digest_files(os.path.abspath(source.path) for source in options.all_found),
         "model": digest_rows([checkpoint.stat().st_size, digest_bytes(checkpoint)]),
+        "calibration": digest_rows(calibration),
         "list of options": digest_rows((name, getattr(options, name)) for name in PREDICT),
     }
-    from stvid.deploy.predictions import ENTRIES  # imports torch
-
     return Parts(options.json, command="predict", asked=asked, check=ENTRIES)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from stvid.checks import anything, dict_of, fields, flag, number, read_json, text
 from stvid.errors import InputError
-from stvid.files import write_json
+from stvid.files import file_in_the_way, write_json
 from stvid.video.types import source_identity
 
 COMMANDS = ("check", "prepare", "predict", "encode")  # that can be done in parts
@@ -109,9 +109,15 @@ class Parts:
         """A file of one part."""
         return self.folder / f"{shard.number}-of-{shard.count}{ending}"
 
+    def make_folder(self) -> None:
+        """Raises InputError if a file has its name."""
+        if (file := file_in_the_way(self.folder)) is not None:
+            raise InputError(f"{file} is a file, and the parts need a folder there: move it, or name another output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
     def write(self, shard: Shard, result: object, *, done: bool = True) -> None:
         """Writes what a part leaves for the merge, atomically; with `done=False`, what it knows when it starts."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make_folder()
         place = {"command": self.command, "shard": shard.number, "num_shards": shard.count}
         write_json(self.file(shard), {**place, "asked": self.asked, "done": done, "result": result})
 
