@@ -187,7 +187,7 @@ def test_a_stream_over_http_flows_and_a_cut_connection_comes_back(run_folder, mo
             endless(content)(handler)
 
     with serving(live=answer) as server:
-        done = stream(run_folder, f"{server.url}/live", "--json", "--duration", "2.5")
+        done = stream(run_folder, f"{server.url}/live", "--json", "--duration", "6")  # slow machines, too
         entries = lines(done)
     assert len(server.requests) == 2
     assert entries[-1]["reconnects"] == 1

@@ -13,6 +13,7 @@ from stvid.errors import InputError
 from stvid.video.live import LiveSource
 
 MAX_BYTES = 128 * 2**20  # of the frames that wait; a frame of 4K has 24 MiB
+END_TIMEOUT = 1.0  # seconds
 FIRST_PAUSE, LAST_PAUSE = 1.0, 30.0  # seconds between two attempts to open a lost source again
 
 
@@ -58,19 +59,23 @@ class FrameSlot:
         self._error: Exception | None = None
         self._ended = False
         self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
 
     def start(self) -> None:
         """Begins to read."""
         # a daemon: FFmpeg may wait for the network, and the end of the program does not
-        threading.Thread(target=self._read, name=f"frames of {self.source.name}", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name=f"frames of {self.source.name}", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread, as soon as it comes back from waiting for data."""
+        """Ends the thread, as soon as it comes back from waiting for data; waits no longer than a moment for it."""
         self._closed.set()
         self.source.close()
         with self._changed:
             self._changed.notify_all()
+        if self._thread is not None:  # a thread in the middle of a frame would abort a program that ends
+            self._thread.join(END_TIMEOUT)
 
     def take(self, *, timeout: float) -> list[Arrival] | None:
         """Takes the frames that have arrived, oldest first; empty if none arrives in time; None at the end.
