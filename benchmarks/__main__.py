@@ -1,6 +1,6 @@
 """The tables of docs/benchmarks.md that need no trained run, one after the other, in short form.
 
-    python -m benchmarks                        about 15 minutes on two cores, with rendered videos
+    python -m benchmarks                        perhaps 15 minutes on two cores (not measured), with rendered videos
     python -m benchmarks --data DIR             the same with a folder that has one folder of videos per class
     python -m benchmarks --only loading step    some of them
 
