@@ -69,6 +69,34 @@ def decoded(path) -> list[np.ndarray]:
     return [np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in frames]
 
 
+def remuxed(source, path, change):
+    """Writes a file of the same track with the packets, as bytes, that `change` makes of all packets, one per frame."""
+    with av.open(str(source)) as reading, av.open(str(path), "w") as writing:
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        contents = [bytes(packet) for packet in reading.demux(video=0) if packet.size]
+        for number, content in enumerate(change(contents)):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), number, number
+            writing.mux(packet)
+    return path
+
+
+def packed(contents: list[bytes]) -> list[bytes]:
+    """Packets of MPEG-4 as DivX packs them: a B-frame behind the frame before it, and an empty one in its place."""
+    start, divx = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
+    is_b = [content[content.index(start) + 4] >> 6 == 2 for content in contents]
+    result, number = [], 0
+    while number < len(contents):
+        if is_b[number + 1 : number + 2] == [True] and not is_b[number]:
+            result += [contents[number] + contents[number + 1], start + b"\x50\0\0"]
+            number += 1
+        else:
+            result.append(contents[number])
+        number += 1
+    place = result[0].index(start)
+    return [result[0][:place] + divx + result[0][place:], *result[1:]]
+
+
 def turned(path, matrix):
     """Writes a display matrix into the track header of an mp4: 16.16 and 2.30 fixed point."""
     content = bytearray(path.read_bytes())

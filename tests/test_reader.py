@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from numbered import as_thwc, decoded, number_of, numbered_picture, requests, turned, write_video
+from numbered import as_thwc, decoded, number_of, numbered_picture, packed, remuxed, requests, turned, write_video
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -18,7 +18,7 @@ from stvid.clip import ClipSpec
 from stvid.data.dataset import Failure, Views
 from stvid.data.manifest import Item
 from stvid.errors import CHANGED, MISSING, TRUNCATED, UNREADABLE, VideoError
-from stvid.video import reader
+from stvid.video import reader, skipping
 from stvid.video.decoding import decode
 from stvid.video.probe import probe, probe_all
 from stvid.video.reader import is_installed, read_frames
@@ -67,6 +67,47 @@ def test_frames_that_no_other_needs_are_not_decoded_and_change_no_pixel(tmp_path
         np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), wanted_THWC[indices])
         if stride == 7:
             assert len(decoded_frames) < 45
+
+
+@pytest.mark.parametrize("name", ["video.avi", "packed.avi", "video.mp4", "video.mkv"])
+def test_b_frames_of_mpeg_4_that_no_clip_wants_are_not_decoded(tmp_path, monkeypatch, name):
+    path = write_video(tmp_path / f"source_{name}", codec="mpeg4", bframes=2, gop=60)
+    if name == "packed.avi":
+        path = remuxed(path, tmp_path / name, packed)
+    info, decoded_frames = probe(path), []
+    assert info.b_frames_in_order
+    wanted_THWC = np.stack(decoded(path))
+    assert [number_of(frame) for frame in wanted_THWC] == list(range(60))
+    monkeypatch.setattr(reader, "_decode_from_start", None)
+    monkeypatch.setattr(reader, "decode", lambda *args: (decoded_frames.append(f) or f for f in decode(*args)))
+    for stride, start in itertools.product((1, 2, 3, 7), (0, 1, 2, 30)):
+        indices = range(start, 60, stride)
+        decoded_frames.clear()
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), wanted_THWC[indices])
+        if stride == 7:
+            assert len(decoded_frames) < 32
+
+
+def test_frames_are_right_where_packets_of_mpeg_4_were_lost(tmp_path):
+    source, skipping = write_video(tmp_path / "source.avi", codec="mpeg4", bframes=2, gop=12, num_frames=30), 0
+    for lost in range(30):
+        path = remuxed(
+            source, tmp_path / f"{lost}.avi", lambda contents, lost=lost: contents[:lost] + contents[lost + 1 :]
+        )
+        info, wanted = probe(path), decoded(path)
+        skipping += info.b_frames_in_order
+        for indices in ([info.num_frames - 1], [5], range(1, info.num_frames, 3)):
+            np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), [wanted[i] for i in indices])
+    assert skipping > 10
+
+
+def test_a_file_is_read_from_its_start_where_its_b_frames_are_not_found(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "video.avi", codec="mpeg4", bframes=2)
+    info = probe(path)
+    monkeypatch.setattr(skipping, "_is_b_frame", lambda packet: False)
+    assert probe(path) == replace(info, b_frames_in_order=False)
+    monkeypatch.setattr(skipping, "_is_b_frame", lambda packet: True)
+    assert [number_of(frame) for frame in as_thwc(read_frames(path, [8, 40], info=info))] == [8, 40]
 
 
 def test_a_damaged_frame_that_others_refer_to_is_not_skipped(tmp_path):

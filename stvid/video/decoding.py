@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,54 +27,6 @@ def demux(container: InputContainer, *streams: av.VideoStream | av.AudioStream) 
     """
     with suppress(IndexError):
         yield from container.demux(*streams)
-
-
-def demux_wanted(
-    container: InputContainer,
-    stream: av.VideoStream,
-    *,
-    number_of: Callable[[int], int],
-    wanted: Collection[int],
-    skipped: set[int],
-) -> Iterator[av.Packet]:
-    """The packets of a track of H.264; its decoder skips the frames that nobody wants and no other frame refers to.
-
-    The frames that it yields have the pixels they have without skipping. Only packets of such frames are skipped: for
-    others FFmpeg would not say that they are damaged.
-
-    Args:
-        container, stream: the file, open for decoding.
-        number_of: number of the frame that is shown at a time, in units of the track.
-        wanted: numbers of frames.
-        skipped: the numbers of skipped frames are added to it.
-    """
-    extradata = stream.codec_context.extradata or b""
-    prefix = 1 + (extradata[4] & 3) if len(extradata) > 4 and extradata[0] == 1 else 0  # 0: no avcC
-    for packet in demux(container, stream):
-        number = None if packet.pts is None else number_of(packet.pts)
-        skips = number is not None and number not in wanted and _is_disposable(packet, prefix)
-        if skips and number is not None:
-            skipped.add(number)
-        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
-        yield packet
-
-
-def _is_disposable(packet: av.Packet, prefix: int) -> bool:
-    """Whether no other frame refers to that of a packet: `nal_ref_idc` of its slices is 0 (ITU-T H.264, 7.4.1).
-
-    Args:
-        packet: NAL units, each behind its length.
-        prefix: bytes of a length; 0: unknown.
-    """
-    content, place, num_slices = memoryview(packet), 0, 0
-    while prefix and place + prefix < len(content):
-        header = content[place + prefix]
-        place += prefix + int.from_bytes(content[place : place + prefix], "big")
-        if 1 <= header & 0x1F <= 5:  # a slice
-            num_slices += 1
-            if header & 0x60:
-                return False
-    return num_slices > 0 and place == len(content)
 
 
 def decode(path: str | os.PathLike[str], packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
@@ -121,6 +73,7 @@ class Scan:
     is_key: list[bool] = field(default_factory=list)
     frames_pts: list[int | None] = field(default_factory=list)  # of decoded frames, in the decoder's order
     is_intra: list[bool] = field(default_factory=list)  # of decoded frames: decodable without other frames
+    is_b: list[bool] = field(default_factory=list)  # of decoded frames: a B-frame
     num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
     marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
@@ -149,6 +102,7 @@ class Scan:
             scan.first = scan.first or frame
             scan.frames_pts.append(frame.pts)
             scan.is_intra.append(frame.pict_type == PictureType.I)
+            scan.is_b.append(frame.pict_type == PictureType.B)
             scan.num_damaged += frame.is_corrupt
             if not decode_all and len(scan.frames_pts) == _SAMPLE:
                 break

@@ -8,6 +8,7 @@ Headers are not trusted: the frame count is the number of frames that a decoder 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from stvid.video.images import image_size, images_identity, list_images
 from stvid.video.orientation import orientation_of
 from stvid.video.probe_cache import ProbeCache
 from stvid.video.shard_index import known_info
+from stvid.video.skipping import find_b_frames
 from stvid.video.types import MAX_PIXELS, VideoInfo, file_identity, identity_text
 from stvid.video.workers import map_files
 
@@ -67,7 +69,11 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
         with open_video(path, max_pixels=max_pixels) as (container, stream):
             scan = Scan.run(path, container, stream, decode_all=True)
 
-    return _video_info(scan, counted=counted, decoded=decoded, identity=identity)
+    info = _video_info(scan, counted=counted, decoded=decoded, identity=identity)
+    if scan.codec == "mpeg4" and any(scan.is_b) and decoded and not info.random_access and not info.num_damaged:
+        in_order = scan.is_b == find_b_frames(path, max_pixels=max_pixels)
+        info = dataclasses.replace(info, b_frames_in_order=in_order)
+    return info
 
 
 def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> VideoInfo:

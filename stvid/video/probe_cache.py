@@ -21,7 +21,7 @@ from stvid.video.types import AV_VERSION, MAX_IMAGES, VideoInfo
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 2**31  # of the file; a video takes about 250
-HEAD = json.dumps({"stvid_probe": 7, "av": AV_VERSION}).encode()
+HEAD = json.dumps({"stvid_probe": 8, "av": AV_VERSION}).encode()
 ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
 _SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
@@ -56,6 +56,7 @@ _INFO = fields(  # what a line leaves out has its default
         "start": number(),
         "num_damaged": _WHOLE,
         "decoded": flag,
+        "b_frames_in_order": flag,
         "identity": text(),
     },
 )

@@ -11,7 +11,7 @@ import importlib.util
 import operator
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,12 +25,13 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from stvid.errors import TRUNCATED, VideoError
 from stvid.preprocess import resize
 from stvid.video.container import open_video
-from stvid.video.decoding import decode, demux, demux_wanted
+from stvid.video.decoding import decode, demux
 from stvid.video.images import read_images
 from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
 from stvid.video.shard_index import find_member
 from stvid.video.shard_reader import open_member
+from stvid.video.skipping import demux_by_time, demux_in_order
 from stvid.video.types import MAX_PIXELS, VideoInfo, check_pixels, check_unchanged, frame_limit
 
 BACKENDS = ("pyav", "decord", "torchcodec")
@@ -39,6 +40,10 @@ INSTALL = {
     "decord": "pip install decord2 (x86-64 and ARM Linux, x86-64 Windows, Apple silicon)",
     "torchcodec": "pip install 'stvid[torchcodec]'",
 }
+# yields the frames of sorted, distinct indices, or None if it finds others than expected
+DecodeFrames = Callable[
+    [str | os.PathLike[str], InputContainer, av.VideoStream, Sequence[int], VideoInfo], Iterator[av.VideoFrame | None]
+]
 _SHRINK_AS_YUV = ("yuv420p", "yuvj420p")
 
 
@@ -141,15 +146,13 @@ def read_frames(
         frames_THWC = _read_backend(backend, path, distinct, info=info, num_threads=num_threads)
         if frames_THWC is not None and size != (info.height, info.width):
             frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-    if frames_THWC is None and info.random_access:
-        frames_THWC = _read_pyav(
-            path, distinct, info=info, size=size, num_threads=num_threads, max_pixels=limit, seek=True
-        )
-    if frames_THWC is None:
-        frames_THWC = _read_pyav(
-            path, distinct, info=info, size=size, num_threads=num_threads, max_pixels=limit, seek=False
-        )
-    assert frames_THWC is not None  # without seeking, it raises
+    fast = _decode_with_seeks if info.random_access else _decode_in_order if info.b_frames_in_order else None
+    for decode_frames in (fast, _decode_from_start):  # the last one raises where it does not find the frames
+        if frames_THWC is None and decode_frames is not None:
+            frames_THWC = _read_pyav(
+                path, distinct, decode_frames, info=info, size=size, num_threads=num_threads, max_pixels=limit
+            )
+    assert frames_THWC is not None
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
@@ -181,19 +184,18 @@ def scaled_size(info: VideoInfo, short_side: int | None) -> tuple[int, int]:
 def _read_pyav(
     path: str | os.PathLike[str],
     distinct: Sequence[int],
+    decode_frames: DecodeFrames,
     *,
     info: VideoInfo,
     size: tuple[int, int],
     num_threads: int,
     max_pixels: int,
-    seek: bool,
 ) -> torch.Tensor | None:
-    """uint8 (T, H, W, C) of sorted, distinct indices; None if seeking leads to other frames than expected."""
+    """uint8 (T, H, W, C) of sorted, distinct indices; None if `decode_frames` finds other frames than expected."""
     converter = FrameConverter(info, size, num_threads=num_threads)
     with open_video(path, num_threads=num_threads, max_pixels=max_pixels) as (container, stream):
         frames_THWC = torch.empty((len(distinct), converter.height, converter.width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
-        decode_frames = _decode_with_seeks if seek else _decode_from_start
         frames = decode_frames(path, container, stream, distinct, info)
         for place, frame in enumerate(frames):
             if frame is None:
@@ -258,6 +260,30 @@ def _decode_from_start(
     raise VideoError(path, TRUNCATED, f"frame {index} of {info.num_frames} was requested, it ends after {number + 1}")
 
 
+def _decode_in_order(
+    path: str | os.PathLike[str],
+    container: InputContainer,
+    stream: av.VideoStream,
+    distinct: Sequence[int],
+    info: VideoInfo,
+) -> Iterator[av.VideoFrame | None]:
+    """As `_decode_from_start`, without the B-frames that are not wanted; None if a frame is not where it should be."""
+    skipped, kept, num_found, number = set[int](), set[int](), 0, -1
+    packets = demux_in_order(container, stream, wanted=frozenset(distinct), skipped=skipped, kept=kept)
+    for frame in decode(path, packets):
+        number += 1
+        while number in skipped:
+            number += 1
+        if number > distinct[num_found] or frame.is_corrupt or (frame.pict_type == PictureType.B) != (number in kept):
+            break
+        if number == distinct[num_found]:
+            yield frame
+            num_found += 1
+            if num_found == len(distinct):
+                return
+    yield None
+
+
 def _decode_with_seeks(
     path: str | os.PathLike[str],
     container: InputContainer,
@@ -275,7 +301,7 @@ def _decode_with_seeks(
     def start() -> Iterator[av.VideoFrame]:
         packets = demux(container, stream)
         if info.codec == "h264":
-            packets = demux_wanted(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
+            packets = demux_by_time(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
         return decode(path, packets)
 
     number, frames = -1, start()

@@ -38,6 +38,8 @@ class VideoInfo:
         start: time stamp of the first frame in seconds, on the file's own clock; 0 where it has none.
         num_damaged: frames in which the decoder concealed damage; known only if all were decoded.
         decoded: whether every frame was decoded; otherwise packets were counted.
+        b_frames_in_order: whether the packets of a file in MPEG-4 without random access, counted from the first one,
+            say which frames are B-frames, so that a reader may skip those that nobody wants.
         identity: of the file that was probed, see `identity_text`; of a folder of images, a checksum for each image.
             Frames are read only from this file; empty: from any.
     """
@@ -57,6 +59,7 @@ class VideoInfo:
     start: float = 0.0
     num_damaged: int = 0
     decoded: bool = True
+    b_frames_in_order: bool = False
     identity: str = field(default="", compare=False)
 
     @property

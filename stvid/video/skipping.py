@@ -1,0 +1,133 @@
+"""Which packets of a track need not be decoded: frames that nobody wants and no other frame refers to.
+
+The other frames have the pixels that they have without skipping. How the frames of a packet are told:
+
+- by its time, in H.264 with random access;
+- by the types of the pictures before it, in MPEG-4 Part 2 (XVID, DivX), whose times in AVI are useless where it has
+  B-frames.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+
+import av
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer
+
+from stvid.video.container import open_video
+from stvid.video.decoding import demux
+
+_VOP_START, _B_TYPE = b"\x00\x00\x01\xb6", 2  # ISO/IEC 14496-2, 6.2.5: a picture ("VOP"), and its type
+
+
+def demux_by_time(
+    container: InputContainer,
+    stream: av.VideoStream,
+    *,
+    number_of: Callable[[int], int],
+    wanted: Collection[int],
+    skipped: set[int],
+) -> Iterator[av.Packet]:
+    """The packets of a track of H.264; its decoder skips unwanted frames that no other refers to.
+
+    Only packets of such frames are skipped: for others FFmpeg would not say that they are damaged. HEVC has no such
+    frames: the "non-reference" ones of a sub-layer may be referred to by higher layers.
+
+    Args:
+        container, stream: the file, open for decoding.
+        number_of: number of the frame that is shown at a time, in units of the track.
+        wanted: numbers of frames.
+        skipped: the numbers of skipped frames are added to it.
+    """
+    extradata = stream.codec_context.extradata or b""
+    prefix = 1 + (extradata[4] & 3) if len(extradata) > 4 and extradata[0] == 1 else 0  # 0: no avcC
+    for packet in demux(container, stream):
+        number = None if packet.pts is None else number_of(packet.pts)
+        skips = number is not None and number not in wanted and _is_disposable(packet, prefix)
+        if skips and number is not None:
+            skipped.add(number)
+        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        yield packet
+
+
+def demux_in_order(
+    container: InputContainer, stream: av.VideoStream, *, wanted: Collection[int], skipped: set[int], kept: set[int]
+) -> Iterator[av.Packet]:
+    """The packets of a track of MPEG-4 from its first one on; its decoder skips unwanted B-frames.
+
+    Args:
+        container, stream: a file with `VideoInfo.b_frames_in_order`, open for decoding.
+        wanted: numbers of frames.
+        skipped: the numbers of the B-frames that are skipped are added to it.
+        kept: the numbers of the other B-frames are added to it.
+    """
+    number, has_reference = 0, False  # of the next B-frame; a reference frame is shown when the next one arrives
+    for packet in _unpack(container, stream):
+        is_b = _is_b_frame(packet)
+        skips = is_b is True and number not in wanted
+        if is_b:
+            (skipped if skips else kept).add(number)
+        if is_b is not None:
+            number += is_b or has_reference
+            has_reference |= not is_b
+        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        yield packet
+
+
+def find_b_frames(path: str | os.PathLike[str], *, max_pixels: int) -> list[bool]:
+    """Of each frame of a file in MPEG-4, in the order in which they are shown: do the packets say that it is a B-frame?
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    shown, has_reference = [], False
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
+        for is_b in map(_is_b_frame, _unpack(container, stream)):
+            if is_b is None:
+                continue
+            if is_b or has_reference:
+                shown.append(is_b)
+            has_reference |= not is_b
+    return shown + [False] * has_reference
+
+
+def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a track of MPEG-4, each with one picture at most: DivX packs a B-frame behind another frame."""
+    unpacking = BitStreamFilterContext("mpeg4_unpack_bframes", stream)
+    for packet in demux(container, stream):
+        flushes = not packet.size and packet.dts is None
+        for single in unpacking.filter(None if flushes else packet):
+            single.stream = stream
+            yield single
+        if flushes:
+            yield packet
+
+
+def _is_b_frame(packet: av.Packet) -> bool | None:
+    """Whether the only picture of a packet of MPEG-4 is a B-frame; None: it has no picture."""
+    content = bytes(packet)
+    place = content.find(_VOP_START)
+    if place < 0 or place + len(_VOP_START) == len(content):
+        return None
+    is_only = content.find(_VOP_START, place + 1) < 0
+    return is_only and content[place + len(_VOP_START)] >> 6 == _B_TYPE
+
+
+def _is_disposable(packet: av.Packet, prefix: int) -> bool:
+    """Whether no other frame refers to that of a packet: `nal_ref_idc` of its slices is 0 (ITU-T H.264, 7.4.1).
+
+    Args:
+        packet: NAL units, each behind its length.
+        prefix: bytes of a length; 0: unknown.
+    """
+    content, place, num_slices = memoryview(packet), 0, 0
+    while prefix and place + prefix < len(content):
+        header = content[place + prefix]
+        place += prefix + int.from_bytes(content[place : place + prefix], "big")
+        if 1 <= header & 0x1F <= 5:  # a slice
+            num_slices += 1
+            if header & 0x60:
+                return False
+    return num_slices > 0 and place == len(content)
