@@ -10,20 +10,25 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from numbered import as_thwc, number_of, numbered_picture, turned, write_video
+import torch
+from numbered import as_thwc, number_of, numbered_picture, remuxed, turned, write_video
 from PIL import Image
 
 from stvid.errors import TRUNCATED, VideoError
+from stvid.video import reader
+from stvid.video.decoding import decode
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.transcode import Part, read_comment, transcode
 
 
-def transcoded(source, target, *, first=0, num_frames=None, comment="", short_side=48, gop=8, crf=20):
+def transcoded(
+    source, target, *, first=0, num_frames=None, comment="", short_side=48, gop=8, crf=20, uncompressed=False
+):
     """The facts of source and copy."""
     info = probe(source)
     part = Part(target=target, first=first, num_frames=num_frames or info.num_frames, comment=comment)
-    transcode(source, [part], info=info, short_side=short_side, gop=gop, crf=crf)
+    transcode(source, [part], info=info, short_side=short_side, gop=gop, crf=crf, uncompressed=uncompressed)
     return info, probe(target)
 
 
@@ -76,8 +81,9 @@ def test_keyframes_are_near_and_no_frame_waits_for_a_later_one(tmp_path, gop):
         assert all(packet.pts == packet.dts for packet in container.demux(video=0) if packet.size)
 
 
+@pytest.mark.parametrize("uncompressed", [False, True])
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25, 2), 240])
-def test_the_rate_is_kept_exactly(tmp_path, rate):
+def test_the_rate_is_kept_exactly(tmp_path, rate, uncompressed):
     path = tmp_path / "source.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate)
@@ -86,15 +92,54 @@ def test_the_rate_is_kept_exactly(tmp_path, rate):
             picture = numbered_picture(number, height=32, width=32)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-    info, copy = transcoded(path, tmp_path / "copy.mp4")
-    assert copy.fps == info.fps == float(rate)
+    info, copy = transcoded(path, tmp_path / "copy", uncompressed=uncompressed)
+    assert copy.fps == info.fps == pytest.approx(float(rate), rel=1e-9)
+    assert copy.timestamps is None
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "asp.avi", "images"])
+def test_uncompressed_copies_have_the_pixels_of_lossless_ones(tmp_path, name):
+    if name == "images":
+        source = write_images(tmp_path / name, 60)
+    else:
+        source = write_video(tmp_path / name, codec="h264" if name == "video.mp4" else "mpeg4", bframes=2)
+    infos, paths = [], [tmp_path / "lossless.mp4", tmp_path / "uncompressed.mkv", tmp_path / "again.mkv"]
+    for path in paths:
+        infos.append(transcoded(source, path, crf=0, uncompressed=path.suffix == ".mkv", comment="Größe")[1])
+    assert paths[1].read_bytes() == paths[2].read_bytes()
+    assert read_comment(paths[1]) == "Größe"
+    assert (infos[1].codec, infos[1].keyframes) == ("rawvideo", tuple(range(60)))
+    for indices in ([0], [59], [41, 3, 3], range(5, 60, 2), range(0, 60, 19)):
+        frames = [read_frames(path, indices, info=info) for path, info in zip(paths[:2], infos[:2], strict=True)]
+        assert torch.equal(*frames)
+        assert [number_of(frame) for frame in as_thwc(frames[1])] == list(indices)
+
+
+@pytest.mark.parametrize(("codec", "name"), [("rawvideo", "video.mkv"), ("mjpeg", "video.mkv"), ("mjpeg", "video.mp4")])
+def test_only_wanted_frames_are_decoded_where_no_frame_refers_to_another(tmp_path, monkeypatch, codec, name):
+    source = write_video(tmp_path / "source.mkv", codec="mjpeg")
+    path = source if codec == "mjpeg" else tmp_path / "copy.mkv"
+    if name.endswith("mp4"):
+        path = remuxed(source, tmp_path / name, lambda contents: contents)
+    elif codec == "rawvideo":
+        transcoded(source, path, uncompressed=True)
+    info, decoded_frames = probe(path), []
+    assert info.random_access
+    monkeypatch.setattr(reader, "_decode_from_start", None)
+    monkeypatch.setattr(reader, "decode", lambda *args: (decoded_frames.append(f) or f for f in decode(*args)))
+    for indices in ([0], [59], range(7, 40, 2), range(0, 60, 25)):
+        decoded_frames.clear()
+        frames = as_thwc(read_frames(path, indices, info=info))
+        assert [number_of(frame) for frame in frames] == list(indices)
+        assert len(decoded_frames) == len(indices)
 
 
 def test_frames_that_are_not_evenly_spaced_keep_their_times(tmp_path):
     times = [0, 40, 80, 400, 440, 480, 520, 1200, 1240, 1280]
     source = write_video(tmp_path / "video.mkv", num_frames=10, times=times)
-    _, copy = transcoded(source, tmp_path / "copy.mp4")
-    assert copy.timestamps == pytest.approx([time / 1000 for time in times], abs=1e-4)
+    for name in ("copy.mp4", "copy.mkv"):
+        _, copy = transcoded(source, tmp_path / name, uncompressed=name.endswith("mkv"))
+        assert copy.timestamps == pytest.approx([time / 1000 for time in times], abs=1e-4)
     transcoded(source, tmp_path / "part.mp4", first=3, num_frames=5)
     assert probe(tmp_path / "part.mp4").timestamps == pytest.approx([0, 0.04, 0.08, 0.12, 0.8], abs=1e-4)
     assert numbers(tmp_path / "part.mp4") == [3, 4, 5, 6, 7]

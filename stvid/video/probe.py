@@ -32,7 +32,7 @@ from stvid.video.workers import map_files
 # One packet is one frame for any encoder: these containers hold whole access units, and these codecs have no hidden
 # packets. (MPEG-4 in AVI has packed B-frames, VP8 has alternate reference frames.)
 _COUNTED_CONTAINERS = ("mov", "matroska")
-_COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
+_COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "rawvideo")
 _SAVE_EVERY = 60.0  # seconds; a killed run loses at most this much probing
 
 

@@ -44,6 +44,7 @@ INSTALL = {
 DecodeFrames = Callable[
     [str | os.PathLike[str], InputContainer, av.VideoStream, Sequence[int], VideoInfo], Iterator[av.VideoFrame | None]
 ]
+_PASSED_OVER = 16  # packets that are read rather than sought over, where they need not be decoded
 _SHRINK_AS_YUV = ("yuv420p", "yuvj420p")
 
 
@@ -299,16 +300,15 @@ def _decode_with_seeks(
         return info.index_at((pts - first_pts) * tick)
 
     def start() -> Iterator[av.VideoFrame]:
-        packets = demux(container, stream)
-        if info.codec == "h264":
-            packets = demux_by_time(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
+        packets = demux_by_time(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
         return decode(path, packets)
 
+    nearby = 1 + _PASSED_OVER * stream.codec_context.codec.intra_only
     number, frames = -1, start()
     frame: av.VideoFrame | None = None
     for index in distinct:
         keyframe = info.keyframes[bisect_right(info.keyframes, index) - 1]
-        if did_seek := keyframe > number + 1:
+        if did_seek := keyframe > number + nearby:
             # seek a little behind the keyframe's time, which is not known to the tick
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following

@@ -2,7 +2,7 @@
 
 The other frames have the pixels that they have without skipping. How the frames of a packet are told:
 
-- by its time, in H.264 with random access;
+- by its time, in H.264 and in codecs without references (MJPEG, uncompressed) with random access;
 - by the types of the pictures before it, in MPEG-4 Part 2 (XVID, DivX), whose times in AVI are useless where it has
   B-frames.
 """
@@ -30,10 +30,11 @@ def demux_by_time(
     wanted: Collection[int],
     skipped: set[int],
 ) -> Iterator[av.Packet]:
-    """The packets of a track of H.264; its decoder skips unwanted frames that no other refers to.
+    """The packets of a track with usable times; its decoder skips unwanted frames that no other refers to.
 
-    Only packets of such frames are skipped: for others FFmpeg would not say that they are damaged. HEVC has no such
-    frames: the "non-reference" ones of a sub-layer may be referred to by higher layers.
+    In H.264, only packets of such frames are skipped: for others FFmpeg would not say that they are damaged. Where no
+    frame refers to another, the unwanted packets are left out. In other codecs nothing is skipped: the "non-reference"
+    frames of a sub-layer of HEVC may be referred to by higher layers.
 
     Args:
         container, stream: the file, open for decoding.
@@ -41,15 +42,21 @@ def demux_by_time(
         wanted: numbers of frames.
         skipped: the numbers of skipped frames are added to it.
     """
-    extradata = stream.codec_context.extradata or b""
+    codec, extradata = stream.codec_context.codec, stream.codec_context.extradata or b""
+    is_h264, is_intra_only = codec.canonical_name == "h264", codec.intra_only
+    if not is_h264 and not is_intra_only:
+        yield from demux(container, stream)
+        return
     prefix = 1 + (extradata[4] & 3) if len(extradata) > 4 and extradata[0] == 1 else 0  # 0: no avcC
     for packet in demux(container, stream):
         number = None if packet.pts is None else number_of(packet.pts)
-        skips = number is not None and number not in wanted and _is_disposable(packet, prefix)
+        skips = number is not None and number not in wanted and (is_intra_only or _is_disposable(packet, prefix))
         if skips and number is not None:
             skipped.add(number)
-        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
-        yield packet
+        if is_h264:
+            stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+        if is_h264 or not skips:
+            yield packet
 
 
 def demux_in_order(

@@ -1,4 +1,4 @@
-"""Transcodes a video, or parts of it, to small H.264 files with fast random access.
+"""Transcodes a video, or parts of it, to small H.264 files with fast random access, or to uncompressed ones.
 
 parts = [Part(target=Path("small.mp4"), first=0, num_frames=info.num_frames)]
 transcode("film.avi", parts, info=info, short_side=128, gop=8, crf=20)
@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -61,6 +62,7 @@ def transcode(
     short_side: int,
     gop: int,
     crf: int,
+    uncompressed: bool = False,
     max_pixels: int | None = None,
 ) -> None:
     """Decodes the source once and writes each part, frame by frame: memory does not grow with the length.
@@ -75,6 +77,7 @@ def transcode(
         short_side: pixels of the shorter side; frames are never enlarged, and both sides become even.
         gop: maximum distance between two keyframes.
         crf: 0 (lossless) to 51.
+        uncompressed: Matroska files of yuv420p pixels; `gop` and `crf` then mean nothing. Times are rounded to 1 ms.
         max_pixels: of a frame of the source, see `read_frames`.
 
     Raises:
@@ -91,7 +94,8 @@ def transcode(
         for number, frame in _source_frames(source, needed_T, info=info, size=size, max_pixels=max_pixels):
             while pending and pending[-1].first == number:
                 part, file = pending.pop(), files.enter_context(ExitStack())
-                encode = file.enter_context(_open_target(part, source, like=frame, info=info, gop=gop, crf=crf))
+                target = _open_target(part, source, like=frame, info=info, gop=gop, crf=crf, uncompressed=uncompressed)
+                encode = file.enter_context(target)
                 open_parts.append((part, file, encode))
             for part, file, encode in list(open_parts):
                 frame.pts = _part_pts(info, part.first, number)
@@ -125,14 +129,14 @@ def _part_pts(info: VideoInfo, first: int, number: int) -> int:
 
 @contextmanager
 def _open_target(
-    part: Part, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, gop: int, crf: int
+    part: Part, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, **encoding: Any
 ) -> Iterator[Callable]:
     """Yields a function that encodes a frame; the target appears when the block ends and its copy can be decoded."""
     tick = None if info.timestamps is None else _TICK
     with replacing(part.target) as partial:
         try:
             with open_encoder(
-                partial, like=like, fps=info.fps, crf=crf, gop=gop, tune="fastdecode", tick=tick, comment=part.comment
+                partial, like=like, fps=info.fps, tune="fastdecode", tick=tick, comment=part.comment, **encoding
             ) as encode:
                 yield encode
         except av.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""Writes frames to an H.264 mp4 file that every player shows and that seeks exactly."""
+"""Writes frames to an H.264 mp4 file that every player shows and that seeks exactly; or uncompressed, to Matroska."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def open_encoder(
     threads: int = 1,
     tick: Fraction | None = None,
     comment: str = "",
+    uncompressed: bool = False,
 ) -> Iterator[Callable[[av.VideoFrame], None]]:
-    """Yields a function that adds one frame to the mp4 file at `path`; the file is complete when the block ends.
+    """Yields a function that adds one frame to the file at `path`; the file is complete when the block ends.
 
     Args:
         like: a frame with the size and colour tags of all frames; its height and width are even.
@@ -82,26 +83,32 @@ def open_encoder(
         tune: of x264; `fastdecode` decodes twice as fast at about the same file size.
         tick: seconds, the unit of the frames' `pts`; None: `1 / fps`, and frames without `pts` are evenly spaced.
         comment: written to the file's metadata.
+        uncompressed: a Matroska file of yuv420p pixels, with times rounded to 1 ms; without it, an mp4 file of H.264.
 
     The other arguments are those of `write_video`.
     """
     tick = tick or 1 / frame_rate(fps)
+    name, options = ("matroska", {"fflags": "+bitexact"}) if uncompressed else ("mp4", {})  # else a random number
     # an absolute path, since a relative one could be read as a protocol ("12:30.mp4")
-    with av.open(os.path.abspath(path), mode="w", format="mp4") as container:
+    with av.open(os.path.abspath(path), mode="w", format=name, options=options) as container:
         if comment:
             container.metadata["comment"] = comment
-        stream = add_h264(
-            container,
-            like=like,
-            fps=fps,
-            crf=crf,
-            gop=gop,
-            b_frames=b_frames,
-            preset=preset,
-            tune=tune,
-            threads=threads,
-            tick=tick,
-        )
+        if uncompressed:
+            stream = container.add_stream("rawvideo", rate=frame_rate(fps))
+            _set_picture(stream, like, tick)
+        else:
+            stream = add_h264(
+                container,
+                like=like,
+                fps=fps,
+                crf=crf,
+                gop=gop,
+                b_frames=b_frames,
+                preset=preset,
+                tune=tune,
+                threads=threads,
+                tick=tick,
+            )
 
         def encode(frame: av.VideoFrame) -> None:
             frame.time_base = tick
@@ -128,13 +135,19 @@ def add_h264(
     # x264's macroblock tree reads uninitialised memory: with it about 1 % of the files differ in a few bytes
     options = {"crf": str(crf), "preset": preset, "mbtree": "0"} | ({"tune": tune} if tune else {})
     stream = container.add_stream("libx264", rate=frame_rate(fps), options=options)
-    stream.height, stream.width, stream.pix_fmt = like.height, like.width, "yuv420p"
+    _set_picture(stream, like, tick)
     context = stream.codec_context
     context.gop_size, context.max_b_frames, context.thread_count = gop, b_frames, threads
+    return stream
+
+
+def _set_picture(stream: av.VideoStream, like: av.VideoFrame, tick: Fraction) -> None:
+    """Size, colours and unit of time of a new yuv420p track."""
+    stream.height, stream.width, stream.pix_fmt = like.height, like.width, "yuv420p"
+    context = stream.codec_context
     context.color_range, context.colorspace = like.color_range, like.colorspace
     context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
     context.time_base = tick
-    return stream
 
 
 def valid_tag(tag: int) -> int:
