@@ -18,7 +18,7 @@ from typing import Any
 
 from stvid import __version__
 from stvid.commands.arguments import check_arguments
-from stvid.commands.shard_options import without_engine
+from stvid.commands.part_options import without_engine
 from stvid.data.parts import COMMANDS
 from stvid.errors import InputError, nearest
 from stvid.exits import ConsoleHandler, exit_on_interrupt, interrupt_normally, report_errors
@@ -88,7 +88,7 @@ def _run_parts_on_ray(options: argparse.Namespace, arguments: Sequence[str]) -> 
     from stvid.commands.ray_engine import run_parts
 
     own = without_engine(arguments)
-    run_parts(main, own, command=options.command, num_shards=options.shards)
+    run_parts(main, own, command=options.command, num_parts=options.shards)
     options = _parse_merge(["merge", *own])
     check_arguments(options)
     return options

@@ -41,7 +41,7 @@ from stvid.errors import VideoError, train_command
 from stvid.files import replacing, write_json
 from stvid.progress import Bar
 from stvid.video.probe import probe, probe_all
-from stvid.video.transcode import Part, read_comment, transcode
+from stvid.video.transcode import FrameRange, read_comment, transcode
 from stvid.video.types import MAX_PIXELS, VideoInfo
 from stvid.video.workers import map_files
 
@@ -261,19 +261,21 @@ def _transcode_all(
 def _transcode_source(
     path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, int], max_pixels: int
 ) -> tuple[VideoInfo, dict[Key, VideoError]]:
-    """Makes the files of one source; returns its info, and the errors of parts without frames."""
+    """Makes the files of one source; returns its info, and the errors of items without frames."""
     for decode_all in (False, True):  # if counting packets gave too many frames, decode all of them
-        info, parts, errors = probe(path, decode_all=decode_all, max_pixels=max_pixels), [], {}
+        info, ranges, errors = probe(path, decode_all=decode_all, max_pixels=max_pixels), [], {}
         for job in jobs[path]:
             try:
                 frames = item_frames(job.item, info)
             except VideoError as error:
                 errors[item_key(job.item)] = error
             else:
-                parts.append(Part(target=job.target, first=frames[0], num_frames=len(frames), comment=job.comment))
+                ranges.append(
+                    FrameRange(target=job.target, first=frames[0], num_frames=len(frames), comment=job.comment)
+                )
         try:
-            if parts:
-                transcode(path, parts, info=info, max_pixels=max_pixels, **encoding)
+            if ranges:
+                transcode(path, ranges, info=info, max_pixels=max_pixels, **encoding)
             return info, errors
         except VideoError:
             if info.decoded:
