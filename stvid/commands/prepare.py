@@ -11,7 +11,8 @@ from typing import Any
 from stvid.commands.part_options import find_parts, part_text
 from stvid.data.manifest import Manifest
 from stvid.data.parts import Part, Parts
-from stvid.data.prepare import PartResult, count_finished, prepare, prepare_part
+from stvid.data.prepare import prepare
+from stvid.data.prepare_parts import PartResult, count_finished, prepare_part
 from stvid.data.prepare_plan import parse_size
 from stvid.errors import VideoError
 from stvid.files import write_json
