@@ -11,7 +11,7 @@ from test_completeness import remux
 from stvid.errors import UNREADABLE, VideoError
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
-from stvid.video.transcode import Part, transcode
+from stvid.video.transcode import FrameRange, transcode
 
 
 def write_tracks(path, tracks):
@@ -54,7 +54,7 @@ def test_no_frame_is_lost_if_the_sound_is_the_first_track(tmp_path, container, c
     assert infos[0].random_access == probe(remux(source, tmp_path / f"plain.{container}")).random_access
     frames = read_frames(path, range(num_frames)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(frames, np.stack(decoded(path)))
-    part = Part(target=tmp_path / "copy.mp4", first=0, num_frames=num_frames)
+    part = FrameRange(target=tmp_path / "copy.mp4", first=0, num_frames=num_frames)
     transcode(path, [part], info=infos[0], short_side=96, gop=8, crf=20)
     assert [number_of(picture) for picture in decoded(part.target)] == list(range(num_frames))
 

@@ -28,7 +28,7 @@ ONLY_IN = {
     "python_multipart": {"serve/"},
     "prometheus_client": {"serve/"},
     "ray": {"serve/ray_app.py", "commands/ray_engine.py"},
-    "pyarrow": {"deploy/predictions.py"},
+    "pyarrow": {"deploy/prediction_tables.py"},
     "onnx": {"export/"},
     "onnxscript": {"export/"},
     "onnxruntime": {"export/", "models/onnx_encoder.py"},

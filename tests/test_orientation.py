@@ -8,7 +8,7 @@ from numbered import as_thwc, decoded, turned, write_video
 
 from stvid.video.probe import probe
 from stvid.video.reader import is_installed, read_frames
-from stvid.video.transcode import Part, transcode
+from stvid.video.transcode import FrameRange, transcode
 
 # a, b, c, d of x' = a x + c y, y' = b x + d y (y points downwards), and the picture that a player shows
 ORIENTATIONS = {
@@ -49,7 +49,7 @@ def test_shrunk_frames_and_copies_are_upright(recording, tmp_path):
     halved = expected[5].reshape(expected.shape[1] // 2, 2, expected.shape[2] // 2, 2, 3).mean((1, 3))
     assert np.abs(shrunk - halved).mean() < 4
     target = tmp_path / "copy.mp4"
-    transcode(path, [Part(target=target, first=0, num_frames=6)], info=info, short_side=96, gop=8, crf=10)
+    transcode(path, [FrameRange(target=target, first=0, num_frames=6)], info=info, short_side=96, gop=8, crf=10)
     copy = probe(target)
     assert (copy.rotation, copy.mirrored) == (0, False)
     assert np.abs(as_thwc(read_frames(target, range(6))).astype(int) - expected).mean() < 4

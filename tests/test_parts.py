@@ -19,7 +19,7 @@ from stvid.cli import main
 from stvid.commands import predict
 from stvid.commands.ray_engine import run_parts as run_parts_on_ray
 from stvid.data.layouts.shards import shards
-from stvid.data.parts import Shard, parse_shard
+from stvid.data.parts import Part, parse_part
 from stvid.errors import InputError
 from stvid.progress import Bar
 from stvid.video.probe import probe_all
@@ -78,10 +78,10 @@ def data(videos):
 
 def test_the_parts_have_every_file_once():
     paths = [f"{i}.mp4" for i in range(23)] * 2
-    parts = [Shard(number, N).of(paths) for number in range(1, N + 1)]
+    parts = [Part(number, N).of(paths) for number in range(1, N + 1)]
     assert sorted(path for part in parts for path in part) == sorted(set(paths))
     assert parts[2] == sorted(set(paths))[2::N]
-    assert Shard(3, 5).of(["a"]) == []
+    assert Part(3, 5).of(["a"]) == []
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_parts_have_every_file_once():
 )
 def test_a_part_that_does_not_exist_is_told(videos, value, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        parse_shard(value)
+        parse_part(value)
     done = command("check", *data(videos), "--json", "c.json", f"--shard={value}")
     assert done.returncode == 2
     assert message in done.stderr
@@ -240,7 +240,7 @@ def test_a_missing_part_is_named_with_its_command(half_done):
     assert "stvid check ... --shard 2/2" in done.stderr
 
 
-def test_parts_that_were_asked_another_thing_are_not_merged(half_done, videos, tmp_path):
+def test_parts_that_had_other_settings_are_not_merged(half_done, videos, tmp_path):
     done = command("merge", *half_done, "clip.num_frames=5")
     assert "part 1/2 is made with another list of overrides" in done.stderr
     other = shutil.copytree(videos, tmp_path / "squares")
@@ -297,7 +297,7 @@ def test_without_ray_the_command_names_what_to_install(videos, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "command_name", "num_shards", "wanted"),
+    ("nodes", "command_name", "num_parts", "wanted"),
     [
         ([{"CPU": 8.0}, {"CPU": 4.0}], "check", None, {"num_cpus": 6, "num_gpus": 0}),
         ([{"CPU": 8.0}, {"CPU": 8.0}], "check", 1, {"num_cpus": 8, "num_gpus": 0}),
@@ -306,19 +306,19 @@ def test_without_ray_the_command_names_what_to_install(videos, monkeypatch):
         ([{"CPU": 32.0}, {"CPU": 4.0, "GPU": 1.0}], "check", 2, {"num_cpus": 18, "num_gpus": 0}),
     ],
 )
-def test_a_part_on_ray_asks_for_no_more_than_a_node_has(monkeypatch, nodes, command_name, num_shards, wanted):
+def test_a_part_on_ray_asks_for_no_more_than_a_node_has(monkeypatch, nodes, command_name, num_parts, wanted):
     ray = FakeRay([*({"Alive": True, "Resources": node} for node in nodes), {"Alive": False, "Resources": {"CPU": 99}}])
     monkeypatch.setitem(sys.modules, "ray", ray)
-    run_parts_on_ray(main, [command_name], command=command_name, num_shards=num_shards)
-    assert {name: ray.asked[name] for name in wanted} == wanted
-    assert len(ray.started) == (num_shards or len(nodes))
+    run_parts_on_ray(main, [command_name], command=command_name, num_parts=num_parts)
+    assert {name: ray.resources[name] for name in wanted} == wanted
+    assert len(ray.started) == (num_parts or len(nodes))
 
 
 class FakeRay:
     """Notes what a task asks for; each task ends at once without an error."""
 
     def __init__(self, nodes):
-        self.all_nodes, self.asked, self.started = nodes, {}, []
+        self.all_nodes, self.resources, self.started = nodes, {}, []
 
     def init(self, **options): ...
 
@@ -329,7 +329,7 @@ class FakeRay:
 
     def remote(self, *words, **options):
         if options:
-            self.asked = options
+            self.resources = options
             return lambda function: self
         self.started.append(words)
         return len(self.started)

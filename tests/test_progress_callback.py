@@ -17,7 +17,7 @@ from test_progress import screen
 from torch.utils.data import DataLoader
 
 from stvid import progress
-from stvid.data.loading import TimedLoader
+from stvid.data.timed_loader import TimedLoader
 from stvid.errors import InputError
 from stvid.training.callbacks import progress as progress_callback
 from stvid.training.callbacks.progress import COLUMNS, EpochTable, ProgressBar, format_row, header_lines, read_epochs

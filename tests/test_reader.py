@@ -22,7 +22,7 @@ from stvid.video import reader, skipping
 from stvid.video.decoding import decode
 from stvid.video.probe import probe, probe_all
 from stvid.video.reader import is_installed, read_frames
-from stvid.video.transcode import Part, transcode
+from stvid.video.transcode import FrameRange, transcode
 
 
 def test_order_and_repeats_are_the_callers(tmp_path):
@@ -286,7 +286,7 @@ def test_a_lowered_limit_holds_while_clips_are_read(tmp_path, kind):
     with pytest.raises(VideoError):
         transcode(
             path,
-            [Part(target=tmp_path / "x.mp4", first=0, num_frames=18)],
+            [FrameRange(target=tmp_path / "x.mp4", first=0, num_frames=18)],
             info=info,
             short_side=32,
             gop=4,

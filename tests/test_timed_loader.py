@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stvid.data import loading as timed_loader
-from stvid.data.loading import IdleClock, TimedLoader
+from stvid.data.timed_loader import IdleClock, TimedLoader
 
 
 class Clock:

@@ -19,7 +19,7 @@ from stvid.video import reader
 from stvid.video.decoding import decode
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
-from stvid.video.transcode import Part, read_comment, transcode
+from stvid.video.transcode import FrameRange, read_comment, transcode
 
 
 def transcoded(
@@ -27,7 +27,7 @@ def transcoded(
 ):
     """The facts of source and copy."""
     info = probe(source)
-    part = Part(target=target, first=first, num_frames=num_frames or info.num_frames, comment=comment)
+    part = FrameRange(target=target, first=first, num_frames=num_frames or info.num_frames, comment=comment)
     transcode(source, [part], info=info, short_side=short_side, gop=gop, crf=crf, uncompressed=uncompressed)
     return info, probe(target)
 
@@ -148,7 +148,7 @@ def test_frames_that_are_not_evenly_spaced_keep_their_times(tmp_path):
 def test_parts_may_touch_and_overlap(tmp_path):
     source = write_video(tmp_path / "video.avi", codec="mpeg4", bframes=2)
     wanted = {"a": (0, 20), "b": (20, 1), "c": (10, 30), "d": (10, 5), "e": (59, 1)}
-    parts = [Part(target=tmp_path / f"{n}.mp4", first=f, num_frames=count) for n, (f, count) in wanted.items()]
+    parts = [FrameRange(target=tmp_path / f"{n}.mp4", first=f, num_frames=count) for n, (f, count) in wanted.items()]
     transcode(source, parts, info=probe(source), short_side=48, gop=8, crf=20)
     for name, (first, count) in wanted.items():
         assert numbers(tmp_path / f"{name}.mp4") == list(range(first, first + count))
@@ -256,7 +256,7 @@ def test_a_source_that_ends_early_leaves_only_the_parts_before_its_end(tmp_path)
     source = write_video(tmp_path / "video.mkv", num_frames=60)
     info = replace(probe(source), identity="")  # as if it had been probed wrongly
     write_video(source, num_frames=40)
-    parts = [Part(target=tmp_path / f"{first}.mp4", first=first, num_frames=20) for first in (0, 10, 30)]
+    parts = [FrameRange(target=tmp_path / f"{first}.mp4", first=first, num_frames=20) for first in (0, 10, 30)]
     with pytest.raises(VideoError) as caught:
         transcode(source, parts, info=info, short_side=48, gop=8, crf=20)
     assert (caught.value.reason, caught.value.path) == (TRUNCATED, str(source))
@@ -271,7 +271,7 @@ def test_a_full_disk_is_the_disks_error_and_leaves_nothing(tmp_path):
         "import resource, sys; from pathlib import Path; from stvid.video.transcode import *; "
         "source, target = sys.argv[1:]; info = probe(source); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
-        "part = Part(target=Path(target), first=0, num_frames=60); "
+        "part = FrameRange(target=Path(target), first=0, num_frames=60); "
         "transcode(source, [part], info=info, short_side=96, gop=8, crf=1)"
     )
     command = [sys.executable, "-c", program, str(source), str(tmp_path / "out" / "copy.mp4")]

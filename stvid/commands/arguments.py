@@ -10,8 +10,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from stvid.commands.part_options import find_part_mistakes
 from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_limits
-from stvid.commands.shard_options import find_shard_mistakes
 from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
@@ -69,7 +69,7 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_parts(options: argparse.Namespace) -> Iterable[str]:
-    return find_shard_mistakes(options) if hasattr(options, "shard") else ()
+    return find_part_mistakes(options) if hasattr(options, "shard") else ()
 
 
 def _check_data_set(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stvid.commands.check_groups import groups_section
 from stvid.commands.check_parts import check_part, merge_checks
-from stvid.commands.shard_options import find_parts, part_text
+from stvid.commands.part_options import find_parts, part_text
 from stvid.data.check import check_videos, is_bad
 from stvid.data.loading import probe_cache
 from stvid.data.manifest import SPLITS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stvid.data.check import probe_files
 from stvid.data.manifest import Manifest
-from stvid.data.parts import Parts, Shard
+from stvid.data.parts import Part, Parts
 from stvid.errors import VideoError
 from stvid.files import file_lock, replacing
 from stvid.video.probe_cache import ProbeCache
@@ -19,22 +19,22 @@ _ENDING = ".probe.jsonl"
 
 
 def check_part(
-    parts: Parts, shard: Shard, manifest: Manifest, *, cache: Path | None, num_workers: int, limits: Mapping
+    parts: Parts, part: Part, manifest: Manifest, *, cache: Path | None, num_workers: int, limits: Mapping
 ) -> None:
     """Decodes the files of one part, and writes what the merge needs: a probe cache, and the bad files.
 
     The cache of a part is a file of its own: several machines may not append to one file of a network. It starts as a
     copy of that of the data set, so that nothing is decoded twice.
     """
-    own = parts.file(shard, _ENDING)
+    own = parts.file(part, _ENDING)
     parts.make_folder()
     if cache is not None and cache.is_file() and not own.exists():
         with replacing(own) as partial:
             shutil.copyfile(cache, partial)
-    paths = shard.of(item.path for item in manifest.items)
+    paths = part.of(item.path for item in manifest.items)
     probed = probe_files(paths, num_workers=num_workers, cache=own, progress=sys.stderr.isatty(), **limits)
     parts.write(
-        shard, [{"path": e.path, "reason": e.reason, "detail": e.detail} for e in probed if isinstance(e, VideoError)]
+        part, [{"path": e.path, "reason": e.reason, "detail": e.detail} for e in probed if isinstance(e, VideoError)]
     )
 
 
@@ -48,9 +48,9 @@ def merge_checks(parts: Parts, manifest: Manifest, cache: Path | None) -> tuple[
     joined = ProbeCache(parts.folder / f"merged{_ENDING}")  # the folder of the data set may be read-only
     joined.include(ProbeCache(cache))
     for number in range(1, len(results) + 1):
-        shard = Shard(number, len(results))
-        names = map(os.path.abspath, shard.of(item.path for item in manifest.items))
-        joined.include(ProbeCache(parts.file(shard, _ENDING)), names=names)
+        part = Part(number, len(results))
+        names = map(os.path.abspath, part.of(item.path for item in manifest.items))
+        joined.include(ProbeCache(parts.file(part, _ENDING)), names=names)
     joined.save()
     assert joined.path is not None
     if cache is not None:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 
-from stvid.commands.shard_options import find_parts, part_text
+from stvid.commands.part_options import find_parts, part_text
 from stvid.data.cached_clips import CachedClips
 from stvid.data.datamodule import VideoDataModule
 from stvid.data.feature_filling import feature_folder
 from stvid.data.loading import probe_cache
-from stvid.data.parts import Parts, Shard, digest_rows
+from stvid.data.parts import Part, Parts, digest_rows
 from stvid.device import default_device, resolve_precision, set_up_cpu
 from stvid.errors import InputError
 from stvid.files import file_lock
@@ -84,11 +84,11 @@ def seed_all(seed: int) -> None:
 
 
 def _encode_part(
-    parts: Parts, shard: Shard, data: VideoDataModule, encoder: FeatureEncoder, caches: dict[str, CachedClips]
+    parts: Parts, part: Part, data: VideoDataModule, encoder: FeatureEncoder, caches: dict[str, CachedClips]
 ) -> None:
     """Fills caches of this part's own, which no other machine writes: not every network has locks that work."""
-    mine = set(shard.of(item.path for item in data.manifest.items))
-    own = data.feature_caches(encoder.settings, folder=parts.file(shard, ""))
+    mine = set(part.of(item.path for item in data.manifest.items))
+    own = data.feature_caches(encoder.settings, folder=parts.file(part, ""))
     keys = {
         split: [
             key
@@ -98,7 +98,7 @@ def _encode_part(
         for split, cached in caches.items()
     }
     encoder.fill(own, keys=keys)
-    parts.write(shard, None)
+    parts.write(part, None)
 
 
 def _merge(parts: Parts, caches: dict[str, CachedClips]) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from stvid.commands.shard_options import is_in_parts, part_text, predict_parts
+from stvid.commands.part_options import is_in_parts, part_text, predict_parts
 from stvid.data.dataset import Failure
 from stvid.data.loading import probe_items, resolve_workers
 from stvid.data.manifest import Item

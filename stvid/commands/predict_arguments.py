@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 
-from stvid.commands.shard_options import is_in_parts
+from stvid.commands.part_options import is_in_parts
 from stvid.deploy.inputs import EACH, find_output_mistakes, find_sources
 from stvid.errors import InputError
 

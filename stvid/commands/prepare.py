@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stvid.commands.shard_options import find_parts, part_text
+from stvid.commands.part_options import find_parts, part_text
 from stvid.data.manifest import Manifest
-from stvid.data.parts import Parts, Shard
-from stvid.data.prepare import PartResult, count_finished, prepare, prepare_part
+from stvid.data.parts import Part, Parts
+from stvid.data.prepare import prepare
+from stvid.data.prepare_parts import PartResult, count_finished, prepare_part
 from stvid.data.prepare_plan import parse_size
 from stvid.errors import VideoError
 from stvid.files import write_json
@@ -49,19 +50,19 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def _run_part(parts: Parts, shard: Shard, manifest: Manifest, settings: Mapping[str, Any]) -> None:
+def _run_part(parts: Parts, part: Part, manifest: Manifest, settings: Mapping[str, Any]) -> None:
     """Makes the files of one part. A part that is started again counts as kept only what its first start has found."""
-    sources = set(shard.of(item.path for item in manifest.items))
-    num_kept = (parts.earlier(shard) or {"num_kept": None})["num_kept"]
+    sources = set(part.of(item.path for item in manifest.items))
+    num_kept = (parts.earlier(part) or {"num_kept": None})["num_kept"]
     if num_kept is None:
         num_kept = count_finished(manifest, out=settings["out"], sources=sources, encoding=_encoding(settings))
-        parts.write(shard, {"num_kept": num_kept, "bad": []}, done=False)
+        parts.write(part, {"num_kept": num_kept, "bad": []}, done=False)
     bad = prepare_part(manifest, sources=sources, **settings)
     rows = [
         {"path": path, "start": start, "end": end, "reason": error.reason, "detail": error.detail}
         for (path, start, end), error in bad.items()
     ]
-    parts.write(shard, {"num_kept": num_kept, "bad": rows})
+    parts.write(part, {"num_kept": num_kept, "bad": rows})
 
 
 def _merge_parts(parts: Parts) -> PartResult:

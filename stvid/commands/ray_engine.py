@@ -20,7 +20,7 @@ ON_GPU = ("predict", "encode")  # commands whose parts take a GPU each, if the c
 
 
 def run_parts(
-    main: Callable[[Sequence[str]], None], arguments: Sequence[str], *, command: str, num_shards: int | None
+    main: Callable[[Sequence[str]], None], arguments: Sequence[str], *, command: str, num_parts: int | None
 ) -> None:
     """Runs all parts and waits for them. Ray's address is that of RAY_ADDRESS, or of a cluster that runs on this
     machine; else a local cluster is started for the time of the call.
@@ -29,7 +29,7 @@ def run_parts(
         main: runs a command line in a worker; see `stvid.cli.main`.
         arguments: the command line of a part, without --shard.
         command: the first of them.
-        num_shards: number of parts; None: that of the machines.
+        num_parts: number of parts; None: that of the machines.
 
     Raises:
         InputError: a part ended with the user's mistake.
@@ -40,7 +40,7 @@ def run_parts(
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        count = num_shards or len(nodes)
+        count = num_parts or len(nodes)
         cpus, gpus = resources_of_part(nodes, count=count, on_gpu=command in ON_GPU)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_RETRIES)(_run_part)
         show(f"{count} parts on Ray, {cpus} CPUs" + (" and a GPU each" if gpus else " each"))

@@ -19,7 +19,6 @@ from stvid.data.dataset import TrainingClips, Views, collate
 from stvid.data.feature_cache import FeatureCache
 from stvid.data.feature_filling import feature_folder
 from stvid.data.loading import (
-    TimedLoader,
     check_bad,
     check_lengths,
     check_views,
@@ -34,6 +33,7 @@ from stvid.data.loading import (
 )
 from stvid.data.manifest import NAME_GROUPS, Manifest, validate
 from stvid.data.sampler import EpochSampler, SampleKey
+from stvid.data.timed_loader import TimedLoader
 from stvid.data.transforms import Augment
 from stvid.distributed import is_main_process
 from stvid.errors import InputError, VideoError

@@ -1,12 +1,12 @@
 """A command in N parts on several machines: which files a part takes, and what it leaves for the merge.
 
-    shard = parse_shard("3/7")                                       # the third of seven parts
-    mine = shard.of(paths)                                           # every seventh of the sorted distinct paths
-    parts = Parts("report.json", command="check", asked=asked)       # the folder report.json.parts
-    parts.write(shard, result)                                       # in each of the parts
+    part = parse_part("3/7")                                         # the third of seven parts
+    mine = part.of(paths)                                            # every seventh of the sorted distinct paths
+    parts = Parts("report.json", command="check", settings=settings) # the folder report.json.parts
+    parts.write(part, result)                                        # in each of the parts
     results = parts.read()                                           # once, when all are there: in their order
 
-A part file is plain data: what was asked, and results that the merge looks at. It never holds a command to run.
+A part file is plain data: settings, and results that the merge looks at. It never holds a command to run.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from stvid.files import file_in_the_way, write_json
 from stvid.video.types import source_identity
 
 COMMANDS = ("check", "prepare", "predict", "encode")  # that can be done in parts
-MAX_SHARDS = 100_000
+MAX_PARTS = 100_000
 MAX_NAMED = 10  # missing parts in a message
 _PART = fields(
     {
         "command": text(*COMMANDS),
-        "shard": number(1, MAX_SHARDS, whole=True),
-        "num_shards": number(1, MAX_SHARDS, whole=True),
-        "asked": dict_of(text()),
+        "part": number(1, MAX_PARTS, whole=True),
+        "num_parts": number(1, MAX_PARTS, whole=True),
+        "settings": dict_of(text()),
         "done": flag,
         "result": anything,
     }
@@ -43,7 +43,7 @@ _PART = fields(
 
 
 @dataclass(frozen=True)
-class Shard:
+class Part:
     """One part: `number` of `count`, from 1."""
 
     number: int
@@ -57,17 +57,17 @@ class Shard:
         return sorted(set(paths))[self.number - 1 :: self.count]
 
 
-def parse_shard(value: str) -> Shard:
+def parse_part(value: str) -> Part:
     """The part that `I/N` names. Raises InputError."""
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", value)
     if match is None:
         raise InputError(f"--shard {value}: must be I/N, such as 3/7 for the third of seven parts")
-    shard = Shard(int(match[1]), int(match[2]))
-    if not 1 <= shard.count <= MAX_SHARDS:
-        raise InputError(f"--shard {value}: the number of parts (={shard.count}) must be from 1 to {MAX_SHARDS}")
-    if not 1 <= shard.number <= shard.count:
-        raise InputError(f"--shard {value}: the part (={shard.number}) must be from 1 to {shard.count}")
-    return shard
+    part = Part(int(match[1]), int(match[2]))
+    if not 1 <= part.count <= MAX_PARTS:
+        raise InputError(f"--shard {value}: the number of parts (={part.count}) must be from 1 to {MAX_PARTS}")
+    if not 1 <= part.number <= part.count:
+        raise InputError(f"--shard {value}: the part (={part.number}) must be from 1 to {part.count}")
+    return part
 
 
 def digest_files(paths: Iterable[str]) -> str:
@@ -89,7 +89,7 @@ class Parts:
     Args:
         output: the file or folder that the command writes.
         command: one of `COMMANDS`.
-        asked: what determines the result, name -> digest; all parts must have been asked the same.
+        settings: what determines the result, name -> digest; the same in all parts.
         check: of a part's result, for the merge; see `stvid.checks`.
     """
 
@@ -98,16 +98,16 @@ class Parts:
         output: str | os.PathLike[str],
         *,
         command: str,
-        asked: Mapping[str, str],
+        settings: Mapping[str, str],
         check: Callable[[Any, str], None] = anything,
     ):
         output = Path(output).absolute()
         self.folder = output.with_name(f"{output.name}.parts")
-        self.command, self.asked, self.check = command, dict(asked), check
+        self.command, self.settings, self.check = command, dict(settings), check
 
-    def file(self, shard: Shard, ending: str = ".json") -> Path:
+    def file(self, part: Part, ending: str = ".json") -> Path:
         """A file of one part."""
-        return self.folder / f"{shard.number}-of-{shard.count}{ending}"
+        return self.folder / f"{part.number}-of-{part.count}{ending}"
 
     def make_folder(self) -> None:
         """Raises InputError if a file has its name."""
@@ -115,28 +115,28 @@ class Parts:
             raise InputError(f"{file} is a file, and the parts need a folder there: move it, or name another output")
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, shard: Shard, result: object, *, done: bool = True) -> None:
+    def write(self, part: Part, result: object, *, done: bool = True) -> None:
         """Writes what a part leaves for the merge, atomically; with `done=False`, what it knows when it starts."""
         self.make_folder()
-        place = {"command": self.command, "shard": shard.number, "num_shards": shard.count}
-        write_json(self.file(shard), {**place, "asked": self.asked, "done": done, "result": result})
+        place = {"command": self.command, "part": part.number, "num_parts": part.count}
+        write_json(self.file(part), {**place, "settings": self.settings, "done": done, "result": result})
 
-    def earlier(self, shard: Shard) -> Any:
-        """What an earlier attempt at a part has written; None: there was none, or it was asked another thing."""
-        if not self.file(shard).is_file():
+    def earlier(self, part: Part) -> Any:
+        """What an earlier attempt at a part has written; None: there was none, or it had other settings."""
+        if not self.file(part).is_file():
             return None
         try:
-            part = self._read(self.file(shard))
+            content = self._read(self.file(part))
         except InputError:
             return None
-        is_same = (part["command"], part["shard"], part["num_shards"]) == (self.command, shard.number, shard.count)
-        return part["result"] if is_same and part["asked"] == self.asked else None
+        is_same = (content["command"], content["part"], content["num_parts"]) == (self.command, part.number, part.count)
+        return content["result"] if is_same and content["settings"] == self.settings else None
 
     def read(self) -> list[Any]:
         """The results of all parts, in order.
 
         Raises:
-            InputError: a part is missing, unfinished, or was asked another thing than this merge.
+            InputError: a part is missing, unfinished, or has other settings than this merge.
         """
         parts = [self._read(path) for path in sorted(self.folder.glob("*-of-*.json")) if self._is_part(path)]
         if not parts:
@@ -144,13 +144,13 @@ class Parts:
                 f"stvid merge {self.command}: there are no parts in {self.folder}. First run all parts: "
                 f"stvid {self.command} ... --shard 1/N to N/N, with the same words"
             )
-        counts = sorted({part["num_shards"] for part in parts})
+        counts = sorted({part["num_parts"] for part in parts})
         if len(counts) > 1:
             raise InputError(
                 f"stvid merge {self.command}: {self.folder} has parts of {' and of '.join(map(str, counts))}. Remove "
                 "the files of one of the two, and run the parts of the other that are missing"
             )
-        by_number = {part["shard"]: part for part in parts}
+        by_number = {part["part"]: part for part in parts}
         self._check_same(by_number, counts[0])
         missing = [n for n in range(1, counts[0] + 1) if n not in by_number or not by_number[n]["done"]]
         if missing:
@@ -174,11 +174,13 @@ class Parts:
         return read_json(path, check, remedy="Run this part again")
 
     def _check_same(self, parts: Mapping[int, Mapping], count: int) -> None:
-        """Raises InputError for parts of another command, or that were asked another thing."""
-        for name in ("command", *self.asked):
-            wanted = self.command if name == "command" else self.asked[name]
+        """Raises InputError for parts of another command, or with other settings."""
+        for name in ("command", *self.settings):
+            wanted = self.command if name == "command" else self.settings[name]
             other = [
-                n for n, p in parts.items() if (p["command"] if name == "command" else p["asked"].get(name)) != wanted
+                n
+                for n, p in parts.items()
+                if (p["command"] if name == "command" else p["settings"].get(name)) != wanted
             ]
             if other:
                 self._refuse(sorted(other), count, f"made with another {name} than this merge")

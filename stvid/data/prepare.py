@@ -13,37 +13,23 @@ import csv
 import dataclasses
 import re
 import time
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from stvid.clip import ClipSpec
-from stvid.data.dataset import Failure, TrainingClips, item_frames
+from stvid.data.dataset import Failure, TrainingClips
 from stvid.data.manifest import Item, Manifest, are_numbers
-from stvid.data.prepare_plan import (
-    Job,
-    Key,
-    check_output,
-    common_folder,
-    item_key,
-    plan_files,
-    remove_dead_partials,
-    remove_partials,
-    to_text,
-)
+from stvid.data.prepare_files import make_files
+from stvid.data.prepare_parts import PartResult
+from stvid.data.prepare_plan import Job, Key, item_key, plan_output, remove_partials, to_text
 from stvid.data.sampler import SampleKey
 from stvid.data.shard_writer import Entry, write_shards
 from stvid.data.transforms import Augment
 from stvid.errors import VideoError, train_command
 from stvid.files import replacing, write_json
-from stvid.progress import Bar
-from stvid.video.probe import probe, probe_all
-from stvid.video.transcode import Part, read_comment, transcode
+from stvid.video.probe import probe_all
+from stvid.video.transcode import read_comment
 from stvid.video.types import MAX_PIXELS, VideoInfo
-from stvid.video.workers import map_files
 
 _HYDRA_KEYWORDS = ("null", "true", "false", "nan", "inf")  # not strings unless quoted
 _TIMED_CLIPS, _TIMED_SECONDS = 64, 30.0  # limits of the speed measurement
@@ -82,20 +68,20 @@ def prepare(
         tar_size: also pack the copies into `out`/shards: tar files with at most so many bytes of videos each, see
             `write_shards`. None: no tars.
         progress: show a progress bar if there are files to make.
-        merged: what the parts of a divided call have found, see `prepare_part`.
+        merged: what the parts of a divided call have found, see `prepare_parts`.
 
     Raises:
         InputError: an invalid setting or `out`.
         OSError: `out` cannot be written.
     """
     out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
-    settings, jobs = _begin(manifest, out, encoding)
+    settings, jobs = plan_output(manifest, out, encoding)
     remove_partials(out)
     known = {} if merged is None else merged.bad
     todo = [job for key, job in jobs.items() if key not in known and read_comment(job.target) != job.comment]
     num_kept = len(jobs) - len(todo) if merged is None else merged.num_kept
     try:
-        infos, bad = _transcode_all(
+        infos, bad = make_files(
             todo,
             encoding=encoding,
             num_workers=num_workers,
@@ -137,66 +123,6 @@ def _shard_entries(
     return entries
 
 
-class PartResult(NamedTuple):
-    """What the parts of a divided call have found.
-
-    Attributes:
-        num_kept: files that were finished before their part was started for the first time.
-        bad: why files could not be made.
-    """
-
-    num_kept: int
-    bad: dict[Key, VideoError]
-
-
-def prepare_part(
-    manifest: Manifest,
-    *,
-    out: Path,
-    sources: Collection[str],
-    short_side: int,
-    gop: int,
-    crf: int,
-    num_workers: int,
-    timeout: float = 600.0,
-    max_pixels: int = MAX_PIXELS,
-    progress: bool = True,
-) -> dict[Key, VideoError]:
-    """Makes the files of some sources as `prepare` does, and nothing else, while other machines make those of others.
-
-    Returns why files could not be made.
-
-    Args:
-        manifest: the whole data set, which determines the names of the files.
-        out: see `prepare`.
-        sources: paths of the videos of this part.
-        short_side: see `prepare`; so are the other arguments.
-    """
-    out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
-    _, jobs = _begin(manifest, out, encoding)
-    mine = [job for job in jobs.values() if job.item.path in sources]
-    todo = [job for job in mine if read_comment(job.target) != job.comment]
-    for job in todo:
-        remove_dead_partials(job.target)
-    options = {"num_workers": num_workers, "timeout": timeout, "max_pixels": max_pixels, "progress": progress}
-    return _transcode_all(todo, encoding=encoding, **options)[1]  # type: ignore[arg-type]
-
-
-def count_finished(manifest: Manifest, *, out: Path, sources: Collection[str], encoding: Mapping[str, int]) -> int:
-    """How many files of some sources an earlier call has made."""
-    _, jobs = _begin(manifest, Path(out).absolute(), encoding)
-    return sum(job.item.path in sources and read_comment(job.target) == job.comment for job in jobs.values())
-
-
-def _begin(manifest: Manifest, out: Path, encoding: Mapping[str, int]) -> tuple[dict, dict[Key, Job]]:
-    """The settings and the files to make; marks the folder as an output of `prepare`."""
-    settings = check_output(manifest, out, encoding)
-    if not (out / "prepare.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "prepare.json", {"settings": settings})
-    return settings, plan_files(manifest, out / "videos", common=common_folder(manifest), settings=encoding)
-
-
 def _point_to_copy(item: Item, copy: Path | None) -> Item:
     """The item with the path of its copy. The group of a part is its source, which keeps the parts in one split."""
     if copy is None:
@@ -225,60 +151,6 @@ def _summarize(
         "clips_per_second_before": speeds[0],
         "clips_per_second_after": speeds[1],
     }
-
-
-def _transcode_all(
-    jobs: Sequence[Job],
-    *,
-    encoding: Mapping[str, int],
-    num_workers: int,
-    timeout: float,
-    max_pixels: int,
-    progress: bool,
-) -> tuple[dict[str, VideoInfo], dict[Key, VideoError]]:
-    """Makes the files. Returns the infos of the readable sources, and the errors of the others."""
-    by_source: dict[str, list[Job]] = defaultdict(list)
-    for job in jobs:
-        by_source[job.item.path].append(job)
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-    infos: dict[str, VideoInfo] = {}
-    errors: dict[Key, VideoError] = {}
-    transcode_file = partial(_transcode_source, jobs=dict(by_source), encoding=encoding, max_pixels=max_pixels)
-    results = map_files(transcode_file, list(by_source), num_workers=num_workers, timeout=timeout)
-    bar = Bar("transcoding videos", total=len(by_source), unit="videos", shown=progress)
-    with bar, closing(results):
-        for path, result in results:
-            bar.advance()
-            if isinstance(result, VideoError):  # some parts may have been finished before
-                unfinished = (job for job in by_source[path] if read_comment(job.target) != job.comment)
-                errors |= {item_key(job.item): result for job in unfinished}
-            else:
-                infos[path], part_errors = result
-                errors |= part_errors
-    return infos, {item_key(job.item): errors[item_key(job.item)] for job in jobs if item_key(job.item) in errors}
-
-
-def _transcode_source(
-    path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, int], max_pixels: int
-) -> tuple[VideoInfo, dict[Key, VideoError]]:
-    """Makes the files of one source; returns its info, and the errors of parts without frames."""
-    for decode_all in (False, True):  # if counting packets gave too many frames, decode all of them
-        info, parts, errors = probe(path, decode_all=decode_all, max_pixels=max_pixels), [], {}
-        for job in jobs[path]:
-            try:
-                frames = item_frames(job.item, info)
-            except VideoError as error:
-                errors[item_key(job.item)] = error
-            else:
-                parts.append(Part(target=job.target, first=frames[0], num_frames=len(frames), comment=job.comment))
-        try:
-            if parts:
-                transcode(path, parts, info=info, max_pixels=max_pixels, **encoding)
-            return info, errors
-        except VideoError:
-            if info.decoded:
-                raise
-    raise AssertionError("not reached")
 
 
 def _training_command(manifest: Manifest, path: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stvid.data.manifest import Item, Manifest
 from stvid.errors import InputError
-from stvid.files import file_in_the_way, writer_is_dead
+from stvid.files import file_in_the_way, write_json, writer_is_dead
 from stvid.video.types import source_identity
 
 _FORMAT = 1  # of the files; files with another number are made again
@@ -65,6 +65,15 @@ def check_output(manifest: Manifest, out: Path, encoding: Mapping[str, int]) -> 
     settings = {**encoding, "sources": to_text(common)}
     check_folder(out.absolute(), settings, common=common, sources={item.path for item in manifest.items})
     return settings
+
+
+def plan_output(manifest: Manifest, out: Path, encoding: Mapping[str, int]) -> tuple[dict, dict[Key, Job]]:
+    """The settings and the files to make; marks the folder as an output of `prepare`."""
+    settings = check_output(manifest, out, encoding)
+    if not (out / "prepare.json").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "prepare.json", {"settings": settings})
+    return settings, plan_files(manifest, out / "videos", common=common_folder(manifest), settings=encoding)
 
 
 def check_folder(out: Path, settings: Mapping, *, common: str, sources: set[str]) -> None:

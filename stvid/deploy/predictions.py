@@ -1,20 +1,20 @@
-"""The results of `stvid predict` as JSON and CSV, written while it works, so that a long batch can be resumed."""
+"""The results of `stvid predict`, written while it works, so that a long batch can be resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from stvid.checks import fields, flag, list_of, number, read_json, text
-from stvid.data.tables import UTF8, csv_line
+from stvid.deploy.prediction_tables import write_csv, write_parquet
 from stvid.deploy.segments import Segment
 from stvid.errors import VideoError
-from stvid.files import replacing, write_json
+from stvid.files import write_json
 from stvid.run.checkpoint import TrainedModel
 from stvid.video.types import VideoInfo, source_identity
 
@@ -148,37 +148,7 @@ class PredictionFiles:
         if self.json is not None:
             write_json(self.json, entries)
         if self.csv is not None:
-            with replacing(self.csv) as partial, partial.open("w", newline="", **UTF8) as file:
-                file.write(csv_line(["path", "start", "end", "class", "probability"]))
-                for entry in entries:
-                    for segment in entry.get("segments", []):
-                        numbers = [f"{segment['start']:.3f}", f"{segment['end']:.3f}"]
-                        row = [entry["path"], *numbers, segment["class"], f"{segment['probability']:.6f}"]
-                        file.write(csv_line(row))
+            write_csv(self.csv, entries)
         if self.parquet is not None:
             write_parquet(self.parquet, entries)
         self.written = time.monotonic()
-
-
-def write_parquet(file: str | os.PathLike, entries: Sequence[Mapping]) -> None:
-    """Writes the entries as a table of Parquet; the columns are the keys of `ENTRIES`, null where an entry has none."""
-    import pyarrow
-    from pyarrow import parquet
-
-    result = [("class", pyarrow.string()), ("probability", pyarrow.float64())]
-    segment = [("start", pyarrow.float64()), ("end", pyarrow.float64()), *result]
-    schema = pyarrow.schema(
-        [
-            ("path", pyarrow.string()),
-            ("duration", pyarrow.float64()),
-            ("fps", pyarrow.float64()),
-            ("top", pyarrow.list_(pyarrow.struct(result))),
-            ("segments", pyarrow.list_(pyarrow.struct(segment))),
-            ("unknown", pyarrow.bool_()),
-            ("error", pyarrow.string()),
-            ("fingerprint", pyarrow.string()),
-        ]
-    )
-    names = [{**entry, "path": os.fsencode(entry["path"]).decode("utf-8", "backslashreplace")} for entry in entries]
-    with replacing(file) as partial:
-        parquet.write_table(pyarrow.Table.from_pylist(names, schema=schema), partial)

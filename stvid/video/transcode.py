@@ -1,6 +1,6 @@
 """Transcodes a video, or parts of it, to small H.264 files with fast random access, or to uncompressed ones.
 
-parts = [Part(target=Path("small.mp4"), first=0, num_frames=info.num_frames)]
+parts = [FrameRange(target=Path("small.mp4"), first=0, num_frames=info.num_frames)]
 transcode("film.avi", parts, info=info, short_side=128, gop=8, crf=20)
 """
 
@@ -34,7 +34,7 @@ _IMAGE_CHUNK = 16  # images read at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FrameRange:
     """A range of source frames that becomes one file.
 
     Attributes:
@@ -56,7 +56,7 @@ class Part:
 
 def transcode(
     source: str | os.PathLike[str],
-    parts: Sequence[Part],
+    parts: Sequence[FrameRange],
     *,
     info: VideoInfo,
     short_side: int,
@@ -88,7 +88,7 @@ def transcode(
     for part in parts:
         needed_T[part.first : part.end] = True
     pending = sorted(parts, key=lambda part: part.first, reverse=True)
-    open_parts: list[tuple[Part, ExitStack, Callable]] = []
+    open_parts: list[tuple[FrameRange, ExitStack, Callable]] = []
     with ExitStack() as files:  # an error closes the open files, which discards them
         size = even_size(info, short_side)
         for number, frame in _source_frames(source, needed_T, info=info, size=size, max_pixels=max_pixels):
@@ -129,7 +129,7 @@ def _part_pts(info: VideoInfo, first: int, number: int) -> int:
 
 @contextmanager
 def _open_target(
-    part: Part, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, **encoding: Any
+    part: FrameRange, source: str | os.PathLike[str], *, like: av.VideoFrame, info: VideoInfo, **encoding: Any
 ) -> Iterator[Callable]:
     """Yields a function that encodes a frame; the target appears when the block ends and its copy can be decoded."""
     tick = None if info.timestamps is None else _TICK

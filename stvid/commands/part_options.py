@@ -1,4 +1,4 @@
-"""`--shard I/N`, `--engine ray` and `stvid merge`: their checks, and what the parts of a command have been asked.
+"""`--shard I/N`, `--engine ray` and `stvid merge`: their checks, and the settings that the parts of a command share.
 
 The merge is the command itself, after all of its parts: it finds the work done. So it writes what one process does,
 with the same exit code.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from stvid import __version__
 from stvid.checks import anything, fields, list_of, maybe, number, text
 from stvid.data.manifest import Manifest
-from stvid.data.parts import MAX_SHARDS, Parts, digest_files, digest_rows, parse_shard
+from stvid.data.parts import MAX_PARTS, Parts, digest_files, digest_rows, parse_part
 from stvid.errors import REASONS, InputError
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ PREPARE = ("short_side", "gop", "crf")  # options that determine the files
 PREDICT = ("top", "segments", "threshold", "window", "hop", "min_duration", "background", "srt", "vtt", "out")
 
 
-def find_shard_mistakes(options: argparse.Namespace) -> Iterator[str]:
+def find_part_mistakes(options: argparse.Namespace) -> Iterator[str]:
     """Yields what is wrong with --shard, --engine and --shards; sets `options.part`, None without --shard."""
     options.part = None
     if options.shard is not None:
         try:
-            options.part = parse_shard(options.shard)
+            options.part = parse_part(options.shard)
         except InputError as error:
             yield str(error)
         if options.merge:
@@ -53,8 +53,8 @@ def find_shard_mistakes(options: argparse.Namespace) -> Iterator[str]:
             yield "--engine ray runs all parts; leave --shard out, or say how many: --shards N"
     if options.shards is not None and options.engine != "ray":
         yield f"--shards {options.shards} is for --engine ray; one part of N is --shard I/N"
-    if options.shards is not None and not 1 <= options.shards <= MAX_SHARDS:
-        yield f"--shards (={options.shards}) must be from 1 to {MAX_SHARDS}"
+    if options.shards is not None and not 1 <= options.shards <= MAX_PARTS:
+        yield f"--shards (={options.shards}) must be from 1 to {MAX_PARTS}"
     if options.engine == "ray" and options.merge:
         yield "stvid merge needs no engine, and --engine ray merges by itself; leave one of them out"
     elif options.engine == "ray" and importlib.util.find_spec("ray") is None:
@@ -95,7 +95,7 @@ def find_parts(
     if not is_in_parts(options):
         return None
     rows = ((i.path, i.label, i.split, i.group, i.start, i.end) for i in manifest.items)
-    asked = {
+    settings = {
         "stvid version": __version__,
         "data set": f"{digest_rows(rows)}; files {digest_files(i.path for i in manifest.items)}",
         "list of overrides": digest_rows(sorted(_result_overrides(options.overrides))),
@@ -103,7 +103,7 @@ def find_parts(
         **(more or {}),
     }
     target = output or (options.out if options.command == "prepare" else options.json)
-    return Parts(target, command=options.command, asked=asked, check=_CHECKS.get(options.command, anything))
+    return Parts(target, command=options.command, settings=settings, check=_CHECKS.get(options.command, anything))
 
 
 def predict_parts(options: argparse.Namespace, trained: TrainedModel) -> Parts:
@@ -113,14 +113,14 @@ def predict_parts(options: argparse.Namespace, trained: TrainedModel) -> Parts:
 
     checkpoint = Path(trained.path)
     calibration = [trained.temperature, trained.threshold, resolve_threshold(trained, options.threshold)]
-    asked = {
+    settings = {
         "stvid version": __version__,
         "list of videos": digest_files(os.path.abspath(source.path) for source in options.all_found),
         "model": digest_rows([checkpoint.stat().st_size, digest_bytes(checkpoint)]),
         "calibration": digest_rows(calibration),
         "list of options": digest_rows((name, getattr(options, name)) for name in PREDICT),
     }
-    return Parts(options.json, command="predict", asked=asked, check=ENTRIES)
+    return Parts(options.json, command="predict", settings=settings, check=ENTRIES)
 
 
 def digest_bytes(path: Path) -> str:
