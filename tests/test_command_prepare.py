@@ -20,9 +20,11 @@ def videos(video_folder, tmp_path):
     return shutil.copytree(video_folder, tmp_path / "my videos")
 
 
-def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
+@pytest.mark.parametrize("options", [("--gop", "4"), ("--uncompressed",)])
+def test_prepare_makes_a_copy_that_trains(videos, tmp_path, options):
     out = tmp_path / "small ones"
-    done = command("prepare", "data=folder", "--out", out, f"data.root={videos}", "--short-side", "32", "--gop", "4")
+    words = ("prepare", "data=folder", "--out", out, f"data.root={videos}", "--short-side", "32", *options)
+    done = command(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "times as fast" in done.stdout
     assert str(out / "manifest.csv") in done.stdout
@@ -30,7 +32,7 @@ def test_prepare_makes_a_copy_that_trains(videos, tmp_path):
     overrides = ("data=manifest", f"data.path='{out / 'manifest.csv'}'", "trainer.max_epochs=1", f"hydra.run.dir={run}")
     trained = train_py(*overrides, *TINY)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    again = command("prepare", "data=folder", f"data.root={videos}", "--out", out, "--short-side", "32", "--gop", "4")
+    again = command(*words)
     assert again.returncode == 0
     assert "16 kept" in again.stdout
 

@@ -187,6 +187,21 @@ def test_a_changed_image_is_noticed(tmp_path):
     assert numbers(tmp_path / "out/videos/frames.mp4") == [0, 1, 4, 3, 4]
 
 
+def test_uncompressed_copies_are_kept_and_are_other_files_than_compressed_ones(tmp_path, videos):
+    items = (*items_of(*videos), *items_of(videos[0], start=0.2, end=0.6))
+    assert run(manifest_of(items), tmp_path / "out", uncompressed=True)["num_made"] == 4
+    names = {path.name for path in (tmp_path / "out/videos").rglob("*.*")}
+    assert names == {"one.mkv", "two.mkv", "three.mkv", "one_0.2-0.6.mkv"}
+    assert numbers(tmp_path / "out/videos/one_0.2-0.6.mkv") == list(range(5, 15))
+    run(manifest_of(items), tmp_path / "compressed")
+    tables = [(tmp_path / folder / "manifest.csv").read_text() for folder in ("out", "compressed")]
+    assert tables[0] == tables[1].replace(".mp4", ".mkv")
+    assert run(manifest_of(items), tmp_path / "out", uncompressed=True)["num_kept"] == 4
+    for folder, uncompressed in (("out", False), ("compressed", True)):
+        with pytest.raises(InputError, match="was prepared with uncompressed="):
+            run(manifest_of(items), tmp_path / folder, uncompressed=uncompressed)
+
+
 @pytest.mark.parametrize("setting", [{"short_side": 64}, {"gop": 4}, {"crf": 30}])
 def test_other_settings_are_refused_and_nothing_is_touched(tmp_path, videos, setting):
     manifest = manifest_of(items_of(*videos))

@@ -10,12 +10,12 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stvid.commands.part_options import find_part_mistakes
+from stvid.commands.part_options import PREPARE, find_part_mistakes
 from stvid.commands.predict_arguments import find_predict_mistakes, find_wrong_limits
 from stvid.data.layouts.discovery import is_frame_folder, resolve_folder
 from stvid.data.layouts.recognition import VIDEO
 from stvid.data.manifest import SPLITS
-from stvid.data.prepare_plan import check_output, parse_size
+from stvid.data.prepare_plan import check_output, encoding_settings, parse_size
 from stvid.deploy.display import check_display
 from stvid.deploy.inputs import find_sources
 from stvid.errors import InputError, raise_mistakes
@@ -86,7 +86,7 @@ def _check_data_set(options: argparse.Namespace) -> None:
 
 
 def _check_prepare(options: argparse.Namespace) -> Iterable[str]:
-    encoding = {name: getattr(options, name) for name in PREPARE_LIMITS}
+    encoding = encoding_settings(**{name: getattr(options, name) for name in PREPARE})
     mistakes = [
         f"--{name.replace('_', '-')}: {name} (={encoding[name]}) must be between {low} and {high}"
         for name, (low, high) in PREPARE_LIMITS.items()

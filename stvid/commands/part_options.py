@@ -35,7 +35,7 @@ _CHECKS = {
         }
     ),
 }
-PREPARE = ("short_side", "gop", "crf")  # options that determine the files
+PREPARE = ("short_side", "gop", "crf", "uncompressed")  # options that determine the files
 PREDICT = ("top", "segments", "threshold", "window", "hop", "min_duration", "background", "srt", "vtt", "out")
 
 

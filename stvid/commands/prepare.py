@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stvid.commands.part_options import find_parts, part_text
+from stvid.commands.part_options import PREPARE, find_parts, part_text
 from stvid.data.manifest import Manifest
 from stvid.data.parts import Part, Parts
 from stvid.data.prepare import prepare
 from stvid.data.prepare_parts import PartResult, count_finished, prepare_part
-from stvid.data.prepare_plan import parse_size
+from stvid.data.prepare_plan import encoding_settings, parse_size
 from stvid.errors import VideoError
 from stvid.files import write_json
 from stvid.run.data_set import compose_data_set
@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
         "short_side": options.short_side,
         "gop": options.gop,
         "crf": options.crf,
+        "uncompressed": options.uncompressed,
         "max_pixels": limits["max_pixels"],
         "progress": sys.stderr.isatty(),
     }
@@ -76,7 +77,7 @@ def _merge_parts(parts: Parts) -> PartResult:
 
 
 def _encoding(settings: Mapping[str, Any]) -> dict[str, int]:
-    return {name: settings[name] for name in ("short_side", "gop", "crf")}
+    return encoding_settings(**{name: settings[name] for name in PREPARE})
 
 
 def prepare_text(summary: dict) -> str:

@@ -21,7 +21,7 @@ from stvid.data.dataset import Failure, TrainingClips
 from stvid.data.manifest import Item, Manifest, are_numbers
 from stvid.data.prepare_files import make_files
 from stvid.data.prepare_parts import PartResult
-from stvid.data.prepare_plan import Job, Key, item_key, plan_output, remove_partials, to_text
+from stvid.data.prepare_plan import Job, Key, encoding_settings, item_key, plan_output, remove_partials, to_text
 from stvid.data.sampler import SampleKey
 from stvid.data.shard_writer import Entry, write_shards
 from stvid.data.transforms import Augment
@@ -43,6 +43,7 @@ def prepare(
     short_side: int = 128,
     gop: int = 8,
     crf: int = 23,
+    uncompressed: bool = False,
     num_workers: int,
     timeout: float = 600.0,
     max_pixels: int = MAX_PIXELS,
@@ -62,6 +63,8 @@ def prepare(
         short_side: pixels of the shorter side; frames are never enlarged.
         gop: maximum distance between two keyframes: small values read faster, large values need less disk space.
         crf: 0 (lossless) to 51.
+        uncompressed: files of uncompressed pixels, which take 20 to 50 times the room and are read faster; `gop` and
+            `crf` then mean nothing.
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
         timeout: seconds without a new frame after which a video is given up.
         max_pixels: of a frame; larger videos cannot be read.
@@ -74,7 +77,8 @@ def prepare(
         InputError: an invalid setting or `out`.
         OSError: `out` cannot be written.
     """
-    out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
+    out = Path(out).absolute()
+    encoding = encoding_settings(short_side=short_side, gop=gop, crf=crf, uncompressed=uncompressed)
     settings, jobs = plan_output(manifest, out, encoding)
     remove_partials(out)
     known = {} if merged is None else merged.bad

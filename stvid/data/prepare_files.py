@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from stvid.data.dataset import item_frames
 from stvid.data.prepare_plan import Job, Key, item_key
@@ -30,7 +31,7 @@ def make_files(
 
     Args:
         jobs: the files that are missing.
-        encoding: short_side, gop and crf, see `prepare`; so are the other arguments.
+        encoding: see `encoding_settings`; for the other arguments see `prepare`.
     """
     by_source: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
@@ -54,7 +55,7 @@ def make_files(
 
 
 def _transcode_source(
-    path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, int], max_pixels: int
+    path: str, *, jobs: Mapping[str, Sequence[Job]], encoding: Mapping[str, Any], max_pixels: int
 ) -> tuple[VideoInfo, dict[Key, VideoError]]:
     """Makes the files of one source; returns its info, and the errors of items without frames."""
     for decode_all in (False, True):  # if counting packets gave too many frames, decode all of them

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stvid.data.manifest import Manifest
 from stvid.data.prepare_files import make_files
-from stvid.data.prepare_plan import Key, plan_output, remove_dead_partials
+from stvid.data.prepare_plan import Key, encoding_settings, plan_output, remove_dead_partials
 from stvid.errors import VideoError
 from stvid.video.transcode import read_comment
 from stvid.video.types import MAX_PIXELS
@@ -34,6 +34,7 @@ def prepare_part(
     short_side: int,
     gop: int,
     crf: int,
+    uncompressed: bool = False,
     num_workers: int,
     timeout: float = 600.0,
     max_pixels: int = MAX_PIXELS,
@@ -49,7 +50,8 @@ def prepare_part(
         sources: paths of the videos of this part.
         short_side: see `prepare`; so are the other arguments.
     """
-    out, encoding = Path(out).absolute(), {"short_side": short_side, "gop": gop, "crf": crf}
+    out = Path(out).absolute()
+    encoding = encoding_settings(short_side=short_side, gop=gop, crf=crf, uncompressed=uncompressed)
     _, jobs = plan_output(manifest, out, encoding)
     mine = [job for job in jobs.values() if job.item.path in sources]
     todo = [job for job in mine if read_comment(job.target) != job.comment]

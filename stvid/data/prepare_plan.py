@@ -36,6 +36,11 @@ class Job:
     comment: str  # metadata of the finished file: its source and settings
 
 
+def encoding_settings(*, short_side: int, gop: int, crf: int, uncompressed: bool) -> dict[str, int]:
+    """The settings that determine the files, see `prepare`; `uncompressed` only where it is set."""
+    return {"short_side": short_side, "gop": gop, "crf": crf} | ({"uncompressed": True} if uncompressed else {})
+
+
 def item_key(item: Item) -> Key:
     return item.path, item.start, item.end
 
@@ -111,9 +116,9 @@ def _check_same_settings(out: Path, settings: Mapping) -> None:
         before = dict(json.loads((out / "prepare.json").read_bytes())["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out}/prepare.json is damaged. Remove {out}, or name another folder") from error
-    changed = [name for name in settings if settings[name] != before.get(name)]
+    changed = [name for name in {**settings, **before} if settings.get(name) != before.get(name)]
     if changed:
-        differences = ", ".join(f"{name}={before.get(name)} (requested: {settings[name]})" for name in changed)
+        differences = ", ".join(f"{name}={before.get(name)} (requested: {settings.get(name)})" for name in changed)
         raise InputError(f"{out} was prepared with {differences}. Remove it, or name another folder")
 
 
@@ -134,7 +139,7 @@ def remove_dead_partials(target: Path) -> None:
 def plan_files(manifest: Manifest, folder: Path, *, common: str, settings: Mapping[str, int]) -> dict[Key, Job]:
     """One job for each distinct (path, start, end), in the manifest's order."""
     items = {item_key(item): item for item in manifest.items}
-    names = _output_names(list(items), common=common)
+    names = _output_names(list(items), common=common, suffix=".mkv" if settings.get("uncompressed") else ".mp4")
     identities = {path: source_identity(path) for path in {item.path for item in items.values()}}
     jobs = {}
     for key, item in items.items():
@@ -146,10 +151,10 @@ def plan_files(manifest: Manifest, folder: Path, *, common: str, settings: Mappi
     return jobs
 
 
-def _output_names(keys: Sequence[Key], *, common: str) -> dict[Key, Path]:
+def _output_names(keys: Sequence[Key], *, common: str, suffix: str) -> dict[Key, Path]:
     """A name for each output, like its source's below `common`, and unique on every file system."""
     in_order = sorted(keys, key=lambda key: (key[0], key[1] or 0, key[2] or math.inf))
-    wanted = {key: _output_name(key, common) for key in in_order}
+    wanted = {key: _output_name(key, common, suffix) for key in in_order}
     first_choices = {_normalize_case(name) for name in wanted.values()}
     taken = {_normalize_case(folder) for name in wanted.values() for folder in name.parents}
     names = {}
@@ -157,13 +162,13 @@ def _output_names(keys: Sequence[Key], *, common: str) -> dict[Key, Path]:
         number, chosen = 1, name
         while _normalize_case(chosen) in taken or (number > 1 and _normalize_case(chosen) in first_choices):
             number += 1
-            chosen = name.with_name(f"{name.stem}_{number}.mp4")
+            chosen = name.with_name(f"{name.stem}_{number}{suffix}")
         names[key] = chosen
         taken.add(_normalize_case(chosen))
     return names
 
 
-def _output_name(key: Key, common: str) -> Path:
+def _output_name(key: Key, common: str, suffix: str) -> Path:
     path, start, end = key
     below = Path(os.path.relpath(path, common))
     stem = below.name if os.path.isdir(path) else below.stem
@@ -171,7 +176,7 @@ def _output_name(key: Key, common: str) -> Path:
         stem = os.fsencode(stem)[:_MAX_NAME_BYTES].decode(errors="ignore")
     if start is not None or end is not None:
         stem += f"_{start or 0:.10g}-{'end' if end is None else f'{end:.10g}'}"
-    return below.with_name(f"{stem}.mp4")
+    return below.with_name(f"{stem}{suffix}")
 
 
 def _normalize_case(name: Path) -> str:

@@ -115,7 +115,7 @@ def read_comment(path: str | os.PathLike[str]) -> str | None:
     """The comment in the metadata of a file; None if the file is missing or cannot be opened."""
     try:
         with open_video(path) as (container, _):
-            return container.metadata.get("comment")
+            return next((value for name, value in container.metadata.items() if name.lower() == "comment"), None)
     except VideoError:
         return None
 
