@@ -62,7 +62,7 @@ def demux_by_time(
 def demux_in_order(
     container: InputContainer, stream: av.VideoStream, *, wanted: Collection[int], skipped: set[int], kept: set[int]
 ) -> Iterator[av.Packet]:
-    """The packets of a track of MPEG-4 from its first one on; its decoder skips unwanted B-frames.
+    """The packets of a track of MPEG-4 from its first one on, without those of unwanted B-frames.
 
     Args:
         container, stream: a file with `VideoInfo.b_frames_in_order`, open for decoding.
@@ -79,8 +79,8 @@ def demux_in_order(
         if is_b is not None:
             number += is_b or has_reference
             has_reference |= not is_b
-        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
-        yield packet
+        if not skips:
+            yield packet
 
 
 def find_b_frames(path: str | os.PathLike[str], *, max_pixels: int) -> list[bool]:
@@ -113,13 +113,12 @@ def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
 
 
 def _is_b_frame(packet: av.Packet) -> bool | None:
-    """Whether the only picture of a packet of MPEG-4 is a B-frame; None: it has no picture."""
+    """Whether the picture of a packet of MPEG-4 is a B-frame; None: it has no picture."""
     content = bytes(packet)
     place = content.find(_VOP_START)
     if place < 0 or place + len(_VOP_START) == len(content):
         return None
-    is_only = content.find(_VOP_START, place + 1) < 0
-    return is_only and content[place + len(_VOP_START)] >> 6 == _B_TYPE
+    return content[place + len(_VOP_START)] >> 6 == _B_TYPE
 
 
 def _is_disposable(packet: av.Packet, prefix: int) -> bool:
