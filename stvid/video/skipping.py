@@ -43,8 +43,10 @@ def demux_by_time(
         skipped: the numbers of skipped frames are added to it.
     """
     codec, extradata = stream.codec_context.codec, stream.codec_context.extradata or b""
-    is_h264, is_intra_only = codec.canonical_name == "h264", codec.intra_only
-    if not is_h264 and not is_intra_only:
+    is_intra_only = codec.intra_only
+    # without B-frames there are rarely frames to skip, and looking for them costs a tenth of reading a small file
+    may_skip = codec.canonical_name == "h264" and stream.codec_context.has_b_frames > 0
+    if not may_skip and not is_intra_only:
         yield from demux(container, stream)
         return
     prefix = 1 + (extradata[4] & 3) if len(extradata) > 4 and extradata[0] == 1 else 0  # 0: no avcC
@@ -53,9 +55,9 @@ def demux_by_time(
         skips = number is not None and number not in wanted and (is_intra_only or _is_disposable(packet, prefix))
         if skips and number is not None:
             skipped.add(number)
-        if is_h264:
+        if may_skip:
             stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
-        if is_h264 or not skips:
+        if may_skip or not skips:
             yield packet
 
 
