@@ -422,7 +422,7 @@ def test_parts_on_ray_survive_the_death_of_a_worker(videos, tmp_path, monkeypatc
     monkeypatch.setattr(ray, "init", lambda init=ray.init, **options: init(num_cpus=2, **options))
     done = command(*words, "--engine", "ray", "--shards", "4")
     assert done.returncode == one.returncode == 1, done.stdout + done.stderr
-    assert (tmp_path / "died").exists()
+    assert (tmp_path / "died").exists(), done.stdout + done.stderr
     assert compared(tmp_path / "out") == compared(tmp_path / "one")
 
 
