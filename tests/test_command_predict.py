@@ -19,6 +19,8 @@ from stvid.cli import main
 from stvid.commands import predict
 from stvid.errors import UNREADABLE, VideoError
 from stvid.files import replacing
+from stvid.video.shard_index import find_member, read_index
+from stvid.video.types import VideoInfo
 from stvid.video.writer import write_video
 
 
@@ -49,6 +51,20 @@ def predicted(run_folder, tmp_path, *words, code=0):
     done = command("predict", run_folder, *words, "--workers", 0, "--json", tmp_path / "p.json")
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, json.loads((tmp_path / "p.json").read_text())
+
+
+def test_a_video_of_a_tar_is_predicted_as_its_file(run_folder, prepared, tmp_path):
+    members = {name: find_member(prepared / "shards" / name) for name in read_index(prepared / "shards").members}
+    name = next(name for name, member in members.items() if isinstance(member.info, VideoInfo))
+    file, member = prepared / name.partition("/")[2], prepared / "shards" / name
+    _, (one, other) = predicted(run_folder, tmp_path, file, member, "--segments")
+    _, (annotated,) = predicted(run_folder, tmp_path, member, "--segments", "--out", tmp_path / "out.mp4")
+    for key in ("top", "segments", "duration", "fps"):
+        assert one[key] == other[key] == annotated[key]
+    assert stvid.probe(tmp_path / "out.mp4").num_frames == stvid.probe(file).num_frames
+    done = command("predict", run_folder, members[name].shard.path)
+    assert done.returncode == 2
+    assert f"{members[name].shard.path} is a tar, not a video" in done.stderr
 
 
 def test_a_long_video_is_divided_by_itself_and_a_short_one_is_not(run_folder, videos, tmp_path):

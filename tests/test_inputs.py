@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from stvid.data.layouts.shards import shards
 from stvid.deploy.inputs import find_output_mistakes, find_sources, output_files
 from stvid.errors import InputError
+from stvid.video.shard_index import find_member, read_index
 
 
 @pytest.fixture
@@ -55,6 +57,28 @@ def test_words_that_name_nothing_are_told(root, word, message):
     assert message in str(error.value)
     with pytest.raises(InputError, match="2 mistakes"):
         find_sources([word, "a", "nowhere.mp4"])
+
+
+def test_a_video_of_a_tar_is_named_like_a_file_in_a_folder(shard_folder):
+    video = Path(shards(root=str(shard_folder)).items[0].path)
+    tar = find_member(video).shard
+    count = len([name for name in read_index(shard_folder).members if name.startswith(tar.name)])
+    (shard_folder / "list.csv").write_text(f"path\n{video.relative_to(shard_folder)}\n")
+    for word in (str(video), str(shard_folder / "list.csv")):
+        (source,) = find_sources([word])
+        assert (source.path, source.name.name) == (video, video.stem)
+    for word, problem in ((tar.path, "is a tar, not a video"), (f"{tar.path}/no.mp4", "does not exist")):
+        with pytest.raises(InputError, match=f"{problem}; {count} videos are in {tar.name}, name one of them") as error:
+            find_sources([word])
+        named = str(error.value).partition("such as ")[2]
+        assert find_member(named).shard.name == tar.name
+    with pytest.raises(InputError, match="no folders of images; 16 videos are in its tars, name one of them"):
+        find_sources([str(shard_folder)])
+    (shard_folder / "index.jsonl").unlink()
+    with pytest.raises(InputError, match="is a tar, not a video; no index.jsonl beside it lists its videos: unpack it"):
+        find_sources([tar.path])
+    with pytest.raises(InputError, match="no.mp4 does not exist; give video files"):
+        find_sources([f"{tar.path}/no.mp4"])
 
 
 def test_one_video_gives_a_file_and_several_a_folder_with_their_structure(root):

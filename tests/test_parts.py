@@ -19,7 +19,7 @@ from stvid.cli import main
 from stvid.commands import predict
 from stvid.commands.ray_engine import run_parts as run_parts_on_ray
 from stvid.data.layouts.shards import shards
-from stvid.data.parts import Part, parse_part
+from stvid.data.parts import Part, Parts, Setting, parse_part
 from stvid.errors import InputError
 from stvid.progress import Bar
 from stvid.video.probe import probe_all
@@ -97,9 +97,11 @@ def test_the_parts_have_every_file_once():
 def test_a_part_that_does_not_exist_is_told(videos, value, message):
     with pytest.raises(InputError, match=re.escape(message)):
         parse_part(value)
-    done = command("check", *data(videos), "--json", "c.json", f"--shard={value}")
+    done = command("check", "no_such_folder", "--json", "c.json", f"--shard={value}")
     assert done.returncode == 2
+    assert f"argument --shard: {value}: " in done.stderr
     assert message in done.stderr
+    assert "no_such_folder" not in done.stderr, "no data set is looked at"
 
 
 @needs_fork
@@ -242,13 +244,68 @@ def test_a_missing_part_is_named_with_its_command(half_done):
 
 def test_parts_that_had_other_settings_are_not_merged(half_done, videos, tmp_path):
     done = command("merge", *half_done, "clip.num_frames=5")
-    assert "part 1/2 is made with another list of overrides" in done.stderr
-    other = shutil.copytree(videos, tmp_path / "squares")
+    assert "part 1/2 in" in done.stderr
+    assert "has other settings than this merge: clip.num_frames is 4 there and 5 here. Repeat" in done.stderr
+    shutil.copytree(videos, other := tmp_path / "squares")
+    (other / "to_left" / "00.mp4").unlink()
     done = command("merge", *half_done, f"data.root={other}")
     assert done.returncode == 2
-    assert "part 1/2 is made with another data set" in done.stderr
-    command(*half_done, "--shard", "1/3")
+    assert f"data.root is {videos} there and {other} here; data set is 16 items there and 15 items here" in done.stderr
+    parts = tmp_path / "c.json.parts"
+    (parts / "1-of-3.json").write_text((parts / "1-of-2.json").read_text().replace('"num_parts": 2', '"num_parts": 3'))
     assert "has parts of 2 and of 3" in command("merge", *half_done).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "different"),
+    [
+        (["clip.num_frames=5", "--shard", "2/2"], "clip.num_frames is 4 there and 5 here"),
+        (["clip.size=40", "--shard", "2/2"], "clip.size is not given there and 40 here"),
+        (["--shard", "2/3"], "number of parts is 2 there and 3 here"),
+        (["data.num_workers=0", "--shard", "2/2"], None),
+    ],
+)
+def test_a_part_with_other_settings_is_refused_before_its_work(half_done, tmp_path, words, different):
+    parts = tmp_path / "c.json.parts"
+    before = {path: path.read_bytes() for path in parts.glob("*.json")}
+    done = command(*half_done, *words)
+    if different is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2
+    assert f"c.json.parts belongs to parts with other settings: {different}. Give all parts" in done.stderr
+    assert {path: path.read_bytes() for path in parts.glob("*.json")} == before
+
+
+def test_predictions_of_another_run_or_video_are_refused(run_folder, videos, tmp_path, half_done):
+    one, two = videos / "to_left" / "00.mp4", shutil.copy(videos / "to_left" / "01.mp4", tmp_path)
+    shutil.copytree(run_folder, other := tmp_path / "other")
+    with (other / "checkpoints" / "best.ckpt").open("ab") as file:
+        file.write(b"x")
+    more = ("--json", tmp_path / "p.json", "--shard", "1/2", "--workers", "0")
+    assert command("predict", run_folder, one, two, *more).returncode == 0
+    os.utime(two, (0, 0))
+    done = command("predict", other, one, two, *more, "--top", "3", "--background", "to_left")
+    assert done.returncode == 2
+    assert f"RUN is {run_folder} there and {other} here; " in done.stderr
+    assert "--top is 5 there and 3 here; --segments is not given there and on here; " in done.stderr
+    assert "--background is not given there and to_left here" in done.stderr
+    assert re.search(rf"SOURCE is {one}, {two} \(\w+\) there and {one}, {two} \(\w+\) here", done.stderr)
+    done = command("predict", run_folder, one, two, "--json", tmp_path / "c.json", "--shard", "1/2")
+    assert "c.json.parts belongs to parts with other settings: command is check there and predict here" in done.stderr
+    done = command("merge", "predict", run_folder, one, two, "--json", tmp_path / "c.json")
+    assert "other settings than this merge: command is check there and predict here" in done.stderr
+
+
+def test_two_commands_that_start_together_do_not_share_a_folder(tmp_path):
+    first, second = (
+        Parts(tmp_path / "p.json", command="predict", settings={"RUN": Setting("run", digest)}) for digest in "ab"
+    )
+    for _ in range(2):
+        first.claim(Part(1, 2))  # nothing is finished yet
+    with pytest.raises(InputError, match=r"RUN is run \(a\) there and run \(b\) here"):
+        second.claim(Part(2, 2))
+    Parts(tmp_path / "p.json", command="predict", settings={"RUN": Setting("moved", "a")}).claim(Part(2, 2))
 
 
 def test_parts_before_and_after_a_calibration_are_not_merged(run_folder, videos, tmp_path, monkeypatch):
@@ -258,7 +315,9 @@ def test_parts_before_and_after_a_calibration_are_not_merged(run_folder, videos,
     monkeypatch.setattr(predict, "load_checkpoint", lambda *a, **k: dataclasses.replace(load(*a, **k), temperature=0.1))
     done = command("merge", *words)
     assert done.returncode == 2
-    assert "part 1/1 is made with another calibration than this merge" in done.stderr
+    assert (
+        "calibration is temperature 1.0, threshold None there and temperature 0.1, threshold None here" in done.stderr
+    )
 
 
 def test_a_file_with_the_name_of_the_parts_is_told(run_folder, videos, tmp_path):
@@ -363,7 +422,7 @@ def test_parts_on_ray_survive_the_death_of_a_worker(videos, tmp_path, monkeypatc
     monkeypatch.setattr(ray, "init", lambda init=ray.init, **options: init(num_cpus=2, **options))
     done = command(*words, "--engine", "ray", "--shards", "4")
     assert done.returncode == one.returncode == 1, done.stdout + done.stderr
-    assert (tmp_path / "died").exists()
+    assert (tmp_path / "died").exists(), done.stdout + done.stderr
     assert compared(tmp_path / "out") == compared(tmp_path / "one")
 
 

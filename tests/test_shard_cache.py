@@ -1,10 +1,13 @@
 """Tars of a URL are fetched when they are needed, whole and once, into a folder that stays below its limit."""
 
+import errno
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fsspec
@@ -170,24 +173,57 @@ def test_partial_tars_of_killed_processes_are_removed_and_those_of_others_need_r
         assert not dead.exists()
         assert sum(path.stat().st_size for path in folder.glob("*.tar*")) <= 45_000
     assert other.exists()
+    os.utime(other, (time.time() - 90_000,) * 2)
     dead.write_bytes(bytes(40_000))
     shards(root=url, cache=str(folder), cache_gb=45e-6)
     assert not dead.exists()
+    assert not other.exists(), "nobody has written it for more than a day"
 
 
-def test_a_reader_closes_removed_tars_when_it_opens_another(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_link", [False, True])
+def test_a_reader_closes_removed_tars_when_it_opens_another(url, tmp_path, monkeypatch, has_link):
+    """On NFS, a file that is removed while it is open keeps a link: `.nfs0123`."""
     monkeypatch.setattr("stvid.video.shard_reader._open_tars", open_tars := _OpenTars())
     items = [i for i in shards(root=url, cache=str(tmp_path / "cache")).items if i.split == "train"]
     paths = list({find_member(item.path).shard.name: item.path for item in items}.values())[:3]
     read_frames(paths[0], [0])
     read_frames(paths[1], [0])
     (removed, kept) = open_tars.files.items()
-    Path(removed[0].path).unlink()
+    if has_link:
+        Path(removed[0].path).rename(tmp_path / ".nfs0123")
+    else:
+        Path(removed[0].path).unlink()
     assert len(read_frames(paths[0], [1])) == 1, "it is still read"
     assert not removed[1].closed
     read_frames(paths[2], [0])
     assert (removed[1].closed, kept[1].closed) == (True, False)
     assert len(open_tars.files) == 2
+
+
+def test_a_tar_that_another_machine_has_removed_is_fetched_again(url, tmp_path, fetched, monkeypatch):
+    """On NFS, reading a file that another machine has removed is ESTALE."""
+    monkeypatch.setattr("stvid.video.shard_reader._open_tars", open_tars := _OpenTars())
+    item = shards(root=url, cache=str(tmp_path / "cache")).items[0]
+    expected = read_frames(item.path, [3])
+    ((tar, file),) = open_tars.files.items()
+    Path(tar.path).unlink()
+    stale = open_tars.files[tar] = StaleFile(file)
+    assert torch.equal(read_frames(item.path, [3]), expected)
+    assert (fetched, stale.closed) == ([tar.name] * 2, True)
+
+
+class StaleFile(io.FileIO):
+    """An open file whose second read is ESTALE."""
+
+    def __init__(self, file):
+        super().__init__(os.dup(file.fileno()))
+        self.num_reads = 0
+
+    def read(self, size):
+        self.num_reads += 1
+        if self.num_reads == 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return super().read(min(size, 100))
 
 
 def test_a_new_index_drops_the_tars_of_the_old_one(url, tmp_path):

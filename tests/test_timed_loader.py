@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from stvid.data import loading as timed_loader
+from stvid.data import timed_loader
 from stvid.data.timed_loader import IdleClock, TimedLoader
 
 

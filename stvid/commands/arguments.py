@@ -69,7 +69,7 @@ def _check_output_files(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _check_parts(options: argparse.Namespace) -> Iterable[str]:
-    return find_part_mistakes(options) if hasattr(options, "shard") else ()
+    return find_part_mistakes(options) if hasattr(options, "part") else ()
 
 
 def _check_data_set(options: argparse.Namespace) -> None:

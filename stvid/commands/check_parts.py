@@ -27,7 +27,7 @@ def check_part(
     copy of that of the data set, so that nothing is decoded twice.
     """
     own = parts.file(part, _ENDING)
-    parts.make_folder()
+    parts.claim(part)
     if cache is not None and cache.is_file() and not own.exists():
         with replacing(own) as partial:
             shutil.copyfile(cache, partial)

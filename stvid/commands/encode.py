@@ -60,10 +60,9 @@ def run(options: argparse.Namespace) -> None:
     )
     folder = feature_folder(probe_cache(data.manifest))
     caches = data.feature_caches(encoder.settings, folder=folder)
+    # each encoder, device and precision has a folder of parts of its own: several may be computed at the same time
     identity = digest_rows(cached.cache.path.name for cached in caches.values())
-    # each encoder has a folder of parts of its own: several may be computed at the same time
-    output = folder.with_name(f"{folder.name}.{identity.split()[-1]}")
-    parts = find_parts(options, data.manifest, output=output, more={"encoder, device or precision": identity})
+    parts = find_parts(options, data.manifest, output=folder.with_name(f"{folder.name}.{identity}"))
     if parts is not None and options.part is not None:
         _encode_part(parts, options.part, data, encoder, caches)
         show(part_text(options))
@@ -87,6 +86,7 @@ def _encode_part(
     parts: Parts, part: Part, data: VideoDataModule, encoder: FeatureEncoder, caches: dict[str, CachedClips]
 ) -> None:
     """Fills caches of this part's own, which no other machine writes: not every network has locks that work."""
+    parts.claim(part)
     mine = set(part.of(item.path for item in data.manifest.items))
     own = data.feature_caches(encoder.settings, folder=parts.file(part, ""))
     keys = {

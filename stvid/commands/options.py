@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stvid import __version__
-from stvid.data.parts import COMMANDS
+from stvid.data.parts import COMMANDS, Part, parse_part
+from stvid.errors import InputError
 
 USAGE = """stvid: train, test and use models that recognise actions in video
 
@@ -64,6 +65,13 @@ def _add_command(
 
 def _number_or_text(text: str) -> int | str:
     return int(text) if text.isdigit() else text
+
+
+def _part(text: str) -> Part:
+    try:
+        return parse_part(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_overrides(parser: argparse.ArgumentParser, description: str = DATA_SET) -> None:
@@ -137,11 +145,12 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several machines", "the parts of a command, on a file system that all of them see"
     )
-    group.add_argument("--shard", metavar="I/N", help="do the I-th of N parts only; then: stvid merge COMMAND ...")
+    description = "do the I-th of N parts only; then: stvid merge COMMAND ..."
+    group.add_argument("--shard", dest="part", type=_part, metavar="I/N", help=description)
     group.add_argument("--engine", choices=("ray",), help="do all parts as tasks of a Ray cluster, and merge them")
     description = "with --engine: how many parts (default: one for each machine of the cluster)"
     group.add_argument("--shards", type=int, metavar="N", help=description)
-    parser.set_defaults(merge=False, part=None)
+    parser.set_defaults(merge=False)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:

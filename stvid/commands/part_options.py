@@ -10,15 +10,16 @@ import argparse
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stvid import __version__
 from stvid.checks import anything, fields, list_of, maybe, number, text
 from stvid.data.manifest import Manifest
-from stvid.data.parts import MAX_PARTS, Parts, digest_files, digest_rows, parse_part
-from stvid.errors import REASONS, InputError
+from stvid.data.parts import MAX_PARTS, Parts, Setting, digest_files, digest_rows
+from stvid.errors import REASONS, listing
+from stvid.run.overrides import split_override
 
 if TYPE_CHECKING:
     from stvid.run.checkpoint import TrainedModel
@@ -40,13 +41,8 @@ PREDICT = ("top", "segments", "threshold", "window", "hop", "min_duration", "bac
 
 
 def find_part_mistakes(options: argparse.Namespace) -> Iterator[str]:
-    """Yields what is wrong with --shard, --engine and --shards; sets `options.part`, None without --shard."""
-    options.part = None
-    if options.shard is not None:
-        try:
-            options.part = parse_part(options.shard)
-        except InputError as error:
-            yield str(error)
+    """Yields what is wrong with --shard, --engine and --shards."""
+    if options.part is not None:
         if options.merge:
             yield "stvid merge joins all parts; leave --shard out"
         if options.engine == "ray":
@@ -59,7 +55,7 @@ def find_part_mistakes(options: argparse.Namespace) -> Iterator[str]:
         yield "stvid merge needs no engine, and --engine ray merges by itself; leave one of them out"
     elif options.engine == "ray" and importlib.util.find_spec("ray") is None:
         yield "--engine ray needs Ray: pip install 'stvid[ray]'"
-    in_parts = options.shard is not None or options.merge or options.engine == "ray"
+    in_parts = options.part is not None or options.merge or options.engine == "ray"
     if in_parts and options.command in ("check", "predict") and not options.json:
         yield f"the parts of stvid {options.command} are kept beside its --json; name it: --json F"
 
@@ -77,30 +73,23 @@ def part_text(options: argparse.Namespace) -> str:
     )
 
 
-def find_parts(
-    options: argparse.Namespace,
-    manifest: Manifest,
-    *,
-    output: Path | None = None,
-    more: Mapping[str, str] | None = None,
-) -> Parts | None:
+def find_parts(options: argparse.Namespace, manifest: Manifest, *, output: Path | None = None) -> Parts | None:
     """The parts of a command that reads a data set; None if this call is no part and no merge.
 
     Args:
         options: of the command.
         manifest: the data set.
         output: what the command writes, if no option names it.
-        more: further things that determine the result, name -> digest.
     """
     if not is_in_parts(options):
         return None
     rows = ((i.path, i.label, i.split, i.group, i.start, i.end) for i in manifest.items)
+    content = [digest_rows(rows), digest_files(item.path for item in manifest.items)]
     settings = {
-        "stvid version": __version__,
-        "data set": f"{digest_rows(rows)}; files {digest_files(i.path for i in manifest.items)}",
-        "list of overrides": digest_rows(sorted(_result_overrides(options.overrides))),
-        "list of options": digest_rows((name, getattr(options, name, None)) for name in PREPARE),
-        **(more or {}),
+        "stvid version": Setting(__version__),
+        **_override_settings(options.overrides),
+        **_option_settings(options, PREPARE if options.command == "prepare" else ()),
+        "data set": Setting(f"{len(manifest.items)} items", digest_rows(content)),
     }
     target = output or (options.out if options.command == "prepare" else options.json)
     return Parts(target, command=options.command, settings=settings, check=_CHECKS.get(options.command, anything))
@@ -109,18 +98,33 @@ def find_parts(
 def predict_parts(options: argparse.Namespace, trained: TrainedModel) -> Parts:
     """The parts of `stvid predict`."""
     from stvid.deploy.predictions import ENTRIES  # imports torch
-    from stvid.deploy.segmentation import resolve_threshold
 
-    checkpoint = Path(trained.path)
-    calibration = [trained.temperature, trained.threshold, resolve_threshold(trained, options.threshold)]
+    videos = digest_files(os.path.abspath(source.path) for source in options.all_found)
     settings = {
-        "stvid version": __version__,
-        "list of videos": digest_files(os.path.abspath(source.path) for source in options.all_found),
-        "model": digest_rows([checkpoint.stat().st_size, digest_bytes(checkpoint)]),
-        "calibration": digest_rows(calibration),
-        "list of options": digest_rows((name, getattr(options, name)) for name in PREDICT),
+        "stvid version": Setting(__version__),
+        "RUN": Setting(options.run, digest_bytes(Path(trained.path))[:16]),
+        "calibration": Setting(f"temperature {trained.temperature}, threshold {trained.threshold}"),
+        **_option_settings(options, PREDICT),
+        "SOURCE": Setting(listing(options.sources), videos),
     }
     return Parts(options.json, command="predict", settings=settings, check=ENTRIES)
+
+
+def _override_settings(overrides: Sequence[str]) -> dict[str, Setting]:
+    """Without those that cannot change the result: a machine may have its own number of workers."""
+    pairs = [split_override(override) or (override, "given") for override in overrides]
+    return {key: Setting(value) for key, value in pairs if key != "data.num_workers"}
+
+
+def _option_settings(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Setting]:
+    values = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    return {name: Setting(_value_text(value)) for name, value in values.items() if value not in (None, [])}
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def digest_bytes(path: Path) -> str:
@@ -130,11 +134,6 @@ def digest_bytes(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _result_overrides(overrides: list[str]) -> list[str]:
-    """Without those that cannot change the result: a machine may have its own number of workers."""
-    return [override for override in overrides if not override.startswith("data.num_workers=")]
 
 
 def without_engine(arguments: Sequence[str]) -> list[str]:

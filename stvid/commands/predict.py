@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         _merge(parts, options)
         return
     if parts is not None:
-        parts.make_folder()
+        parts.claim(options.part)
         options.json, options.resume = str(parts.file(options.part, ".predictions.json")), True
         options.csv = options.parquet = None
     batch = Batch(trained, options)

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _run_part(parts: Parts, part: Part, manifest: Manifest, settings: Mapping[str, Any]) -> None:
     """Makes the files of one part. A part that is started again counts as kept only what its first start has found."""
+    parts.claim(part)
     sources = set(part.of(item.path for item in manifest.items))
     num_kept = (parts.earlier(part) or {"num_kept": None})["num_kept"]
     if num_kept is None:

@@ -12,6 +12,7 @@ from stvid.data.layouts.discovery import find_frame_folders, find_videos, is_fra
 from stvid.data.tables import read_table
 from stvid.errors import InputError, raise_mistakes
 from stvid.files import file_in_the_way, is_special, why_not_writable
+from stvid.video.shard_index import INDEX, read_index, video_exists
 
 HINT = "give video files, folders of them, patterns in quotes, or a table .csv with a column path"
 EACH = {"srt": ".srt", "vtt": ".vtt", "out": ".mp4"}  # option -> ending of the file that is made of each video
@@ -36,7 +37,8 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 
     A folder of images is one video; another folder stands for all videos below it, a table `.csv` for its column
     `path` (relative paths are relative to the table), a pattern such as `data/*.mp4` or `data/**/*.mp4` for what it
-    matches. Files in a table need not exist: a batch goes on without them.
+    matches. A video of a tar is named as in `shard_index`: `DIR/train-000000.tar/videos/one.mp4`. Files in a table need
+    not exist: a batch goes on without them.
 
     Raises:
         InputError: for all words that name nothing.
@@ -60,12 +62,18 @@ def _sources_of(word: str) -> list[Source]:
             return [Source(path, Path(path.absolute().name))]
         videos = find_videos(path) + find_frame_folders(path)
         if not videos:
-            raise InputError(f"{word} holds no video files and no folders of images")
+            raise InputError(f"{word} holds no video files and no folders of images{_tar_hint(path)}")
         return [_named(video, video.relative_to(path)) for video in videos]
     if path.is_file() and path.suffix.lower() == ".csv":
         return _sources_of_table(path)
-    if path.exists():
+    tar = next((file for file in (path, *path.parents) if file.suffix == ".tar" and file.is_file()), None)
+    if tar == path:
+        hint = _tar_hint(tar.parent, tar.name) or f"; no {INDEX} beside it lists its videos: unpack it"
+        raise InputError(f"{word} is a tar, not a video{hint}")
+    if video_exists(path):
         return [_named(path, Path(path.name))]
+    if tar is not None:
+        raise InputError(f"{word} does not exist{_tar_hint(tar.parent, tar.name) or f'; {HINT}'}")
     if not glob.has_magic(word):
         raise InputError(f"{word} does not exist; {HINT}")
     matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -80,12 +88,22 @@ def _sources_of(word: str) -> list[Source]:
     return [_named(video, name) for video, name in zip(videos, names, strict=True)]
 
 
+def _tar_hint(folder: Path, tar: str = "") -> str:
+    """How to name a video of a tar, or of any tar in a folder; empty if no index lists them."""
+    try:
+        videos = [name for name in read_index(folder).members if name.startswith(tar)]
+    except InputError:
+        return ""
+    one = f"name one of them, such as {folder / videos[0]}" if videos else ""
+    return one and f"; {len(videos)} videos are in {tar or 'its tars'}, {one}"
+
+
 def _sources_of_table(path: Path) -> list[Source]:
     table = read_table(path, required=["path"])
     videos = [path.parent / row.cells["path"] for row in table.rows if row.cells["path"]]
     if not videos:
         raise InputError(f"{path} names no videos in its column path")
-    if not any(video.exists() for video in videos):
+    if not any(map(video_exists, videos)):
         raise InputError(f"none of the {len(videos)} videos of {path} exists, the first: {videos[0]}")
     folders = [os.path.abspath(video.parent) for video in videos]
     try:

@@ -31,6 +31,7 @@ FETCHED = ".fetched"  # a file that marks a folder whose tars may be removed: al
 LOCK = "shards"  # of a folder: one process fetches, the others wait for it
 WAITS = (0.5, 2.0)  # seconds before the second and the third attempt to fetch a file
 _PARTIAL_TARS = ".*.tar.*.partial"  # of `replacing`, in processes that fetch or were killed
+_ABANDONED = 86_400  # seconds without a change, after which a partial tar is no longer fetched by anybody
 _CHUNK = 2**22
 _SOURCE = fields({"folder": text(), "url": text(), "max_bytes": number(0)})
 
@@ -165,9 +166,10 @@ def _make_room(folder: Path, max_bytes: float) -> None:
 
 
 def _remove_dead_partials(folder: Path) -> None:
+    """Of another machine or container it is not known whether a process has ended: there, the age decides."""
     for partial in folder.glob(_PARTIAL_TARS):
-        if writer_is_dead(partial):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has become a tar meanwhile
+            if writer_is_dead(partial) or time.time() - partial.stat().st_mtime > _ABANDONED:
                 partial.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -107,11 +108,34 @@ class _OpenTars(threading.local):
         self.files.move_to_end(shard)
         return self.files[shard]
 
-    def _close_removed(self) -> None:
-        """A tar that `_make_room` has removed needs its room on the disk as long as a process has it open."""
-        removed = [shard for shard, file in self.files.items() if os.fstat(file.fileno()).st_nlink == 0]
-        for shard in removed:
+    def read(self, shard: Shard, *, start: int, num_bytes: int) -> bytes:
+        file, parts = self.get(shard), []
+        file.seek(start)
+        while num_bytes and (part := file.read(num_bytes)):
+            parts.append(part)
+            num_bytes -= len(part)
+        return b"".join(parts)
+
+    def close(self, shard: Shard) -> None:
+        if shard in self.files:
             self.files.pop(shard).close()
+
+    def _close_removed(self) -> None:
+        """A tar that `_make_room` has removed needs its room on the disk as long as a process has it open.
+
+        A network file system may keep such a file under another name, so that it has a link: its name is looked at.
+        """
+        removed = [shard for shard, file in self.files.items() if not _is_named(shard, file)]
+        for shard in removed:
+            self.close(shard)
+
+
+def _is_named(shard: Shard, file: IO[bytes]) -> bool:
+    """Whether the path of a tar still stands for the open file."""
+    try:
+        return os.path.samestat(os.stat(shard.path), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 _open_tars = _OpenTars()
@@ -140,12 +164,7 @@ def open_tar(shard: Shard) -> IO[bytes]:
 def _read(path: str | os.PathLike[str], member: Member, *, offset: int, num_bytes: int) -> bytes:
     """Exactly so many bytes, from an offset in the video."""
     try:
-        file = _open_tars.get(member.shard)
-        file.seek(member.offset + offset)
-        parts = []
-        while num_bytes and (part := file.read(num_bytes)):
-            parts.append(part)
-            num_bytes -= len(part)
+        content = _read_tar(member.shard, start=member.offset + offset, num_bytes=num_bytes)
     except FileNotFoundError as error:
         raise VideoError(path, MISSING, f"{member.shard.path} does not exist") from error
     except InputError:
@@ -154,6 +173,17 @@ def _read(path: str | os.PathLike[str], member: Member, *, offset: int, num_byte
         raise VideoError(path, CHANGED, str(error)) from error
     except OSError as error:
         raise VideoError(path, UNREADABLE, f"{member.shard.name}: {error.strerror or error}") from error
-    if num_bytes:
+    if len(content) < num_bytes:
         raise VideoError(path, TRUNCATED, f"{member.shard.name} ends inside the video")
-    return b"".join(parts)
+    return content
+
+
+def _read_tar(shard: Shard, *, start: int, num_bytes: int) -> bytes:
+    """Bytes of a tar, fewer at its end. A file that another machine has removed from a network disk is opened anew."""
+    try:
+        return _open_tars.read(shard, start=start, num_bytes=num_bytes)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    _open_tars.close(shard)
+    return _open_tars.read(shard, start=start, num_bytes=num_bytes)
