@@ -73,7 +73,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     log.info("training %s; run folder %s", run_summary(settings), display_path(folder.path))
 
     # seed
-    check_accelerator(config.trainer.accelerator)
+    check_accelerator(config.trainer.accelerator, augment_device=config.augment.get("device"))
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
