@@ -95,7 +95,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     )
     arguments = escape_interpolations(logger_arguments(config.logger, folder.path)) if config.logger else {}
     logger = instantiate(config.logger, **arguments) if config.logger else False
-    epoch_table = EpochTable(path=folder.metrics_csv)
+    epoch_table = EpochTable(path=folder.metrics_csv, headspace=config.headspace)
     callbacks = build_callbacks(
         data,
         best_checkpoint=folder.best_ckpt,
