@@ -73,7 +73,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     log.info("training %s; run folder %s", run_summary(settings), display_path(folder.path))
 
     # seed
-    check_accelerator(config.trainer.accelerator)
+    check_accelerator(config.trainer.accelerator, augment_device=config.augment.get("device"))
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
@@ -95,7 +95,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     )
     arguments = escape_interpolations(logger_arguments(config.logger, folder.path)) if config.logger else {}
     logger = instantiate(config.logger, **arguments) if config.logger else False
-    epoch_table = EpochTable(path=folder.metrics_csv)
+    epoch_table = EpochTable(path=folder.metrics_csv, headspace=config.headspace)
     callbacks = build_callbacks(
         data,
         best_checkpoint=folder.best_ckpt,

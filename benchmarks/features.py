@@ -27,7 +27,7 @@ OVERRIDES = (
     "data.passes=1",
     "trainer.max_epochs=4",
 )
-SPEED_COLUMNS = ("seconds", "clips_per_second", "memory_gib", "waiting")
+SPEED_COLUMNS = ("seconds", "clips_per_second", "memory_gib", "waiting", "free_clips_per_second")
 
 
 def train(folder: Path, *overrides: str) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a forked process would wait for threads t
 import torch
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-TIMED = ("seconds", "clips_per_second", "memory_gib", "waiting")
+TIMED = ("seconds", "clips_per_second", "memory_gib", "waiting", "free_clips_per_second")
 RESULTS = ("video_accuracy", "clip_accuracy", "loss", "ece", "confusion", "epoch")
 SMALL = (
     *("data.num_train=4", "data.num_val=2", "data.num_test=1", "data.num_frames=16", "data.size=48"),

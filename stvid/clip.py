@@ -92,6 +92,11 @@ class ClipSpec:
         """C of the model's input: 3 or 6."""
         return INPUT[self.input]
 
+    @property
+    def pictures_per_frame(self) -> int:
+        """Pictures that are read for each frame of the input: 2 for difference images, else 1."""
+        return 1 if self.input == "rgb" else 2
+
     def to_dict(self) -> dict:
         """Plain data (lists instead of tuples); `ClipSpec(**spec.to_dict()) == spec`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

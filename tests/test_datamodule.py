@@ -30,6 +30,11 @@ def module(video_folder, *, clip=CLIP, augment=None, **options):
     return VideoDataModule(manifest=folder(root=str(video_folder)), clip=clip, augment=augment or Augment(), **options)
 
 
+def trainer_on(device, **attributes):
+    """A stand-in for Lightning's trainer."""
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)), **attributes)
+
+
 def test_both_loaders_give_what_they_promise(video_folder):
     data = module(video_folder, num_clips=2)
     data.setup()
@@ -177,14 +182,14 @@ def test_devices_share_the_workers_and_a_number_is_for_each(video_folder, monkey
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
     data = module(video_folder, num_workers="auto")
     data.setup()
-    data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
+    data.trainer = trainer_on("cpu", num_devices=4, global_rank=1, world_size=8)
     assert data.train_dataloader().num_workers == data.val_dataloader().num_workers == data.num_workers == 2
     assert data.num_workers_alone == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     data.trainer = None
     assert data.num_workers == 4
     data.requested_workers = 1
-    data.trainer = SimpleNamespace(num_devices=4, global_rank=1, world_size=8)
+    data.trainer = trainer_on("cpu", num_devices=4, global_rank=1, world_size=8)
     assert data.train_dataloader().num_workers == data.num_workers_alone == 1
 
 
@@ -237,3 +242,46 @@ def test_missing_groups_are_told_once_by_the_main_process(video_folder, caplog, 
     for _ in range(2):
         module(video_folder)
     assert sum("no groups are named" in record.message for record in caplog.records) == times
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "expected"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("auto", "mps", False),  # not tested there
+        ("cpu", "cuda", False),
+        ("gpu", "cuda", True),
+        ("gpu", "mps", True),
+    ],
+)
+def test_clips_are_augmented_where_the_choice_and_the_device_say(video_folder, choice, device, expected):
+    data = module(video_folder, augment=Augment(flip=0.5, device=choice))
+    data.setup()
+    assert not data.augments_on_device, "without a trainer, nothing would finish the batches"
+    data.trainer = trainer_on(device, num_devices=1, global_rank=0, world_size=1)
+    assert data.augments_on_device == expected
+    assert data.train_dataloader().dataset.augments_later == expected
+
+
+def test_the_hook_after_the_transfer_finishes_training_batches_and_leaves_others(video_folder, monkeypatch):
+    data = module(video_folder, augment=Augment(flip=0.5, flip_pairs=[["to_left", "to_right"]], contrast=0.4))
+    data.setup()
+    wanted = list(data.train_dataloader())
+    monkeypatch.setattr(VideoDataModule, "augments_on_device", True)
+    done = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    for batch, other in zip(done, wanted, strict=True):
+        assert batch.keys() == other.keys()
+        assert torch.equal(batch["clips"], other["clips"])
+        assert torch.equal(batch["labels"], other["labels"])
+    for batch in data.val_dataloader():
+        assert data.on_after_batch_transfer(batch, 0) is batch
+
+
+def test_features_of_a_frozen_encoder_are_of_clips_that_are_augmented(video_folder, monkeypatch):
+    data = module(video_folder, augment=Augment(contrast=0.4))
+    data.setup()
+    monkeypatch.setattr(VideoDataModule, "augments_on_device", True)
+    cached = data.use_cached_features({"encoder": "x"})["train"]
+    ((_, batch),) = cached.batches(data.all_keys("train")[:4], batch_size=4, num_workers=0)
+    assert "augment" not in batch

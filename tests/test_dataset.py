@@ -1,6 +1,7 @@
 """Which pixels an item is made of. Videos carry their frame number as a grey level, so that a clip tells its frames."""
 
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -349,3 +350,81 @@ def test_passes_bring_the_same_draws_back():
     assert [{draw.epoch for draw in draws} for draws in epochs] == [{0}, {1}, {0}]
     assert set(epochs[0]) == set(epochs[2])
     assert epochs[0] != epochs[2]
+
+
+@pytest.fixture(scope="module")
+def colourful(tmp_path_factory):
+    """Noise in colour: 40 frames of 32 x 48, and 15 of 60 x 40; both at 20 fps."""
+    folder, rng = tmp_path_factory.mktemp("colourful"), np.random.default_rng(0)
+    for name, size in (("long.mp4", (40, 32, 48)), ("short.mp4", (15, 60, 40))):
+        write_video(folder / name, rng.integers(0, 256, (*size, 3), dtype=np.uint8), fps=20)
+    return folder
+
+
+EVERYTHING = {
+    "flip": {"flip": 0.5},
+    "flip_pairs": {"flip": 0.5, "flip_pairs": [["a", "b"]]},
+    "colours": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
+    "hue": {"hue": 0.1},
+    "rand_augment": {"rand_augment": 2, "rand_magnitude": 15},
+    "erase": {"erase": 0.5},
+}
+EVERYTHING["all"] = {key: value for options in list(EVERYTHING.values()) for key, value in options.items()}
+
+
+def assert_equal_batches(batch, other):
+    assert batch.keys() == other.keys()
+    for key, value in batch.items():
+        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
+    assert batch["clips"].stride() == other["clips"].stride()
+
+
+def batch_of(clips, num_epochs=8):
+    """A batch of clips of all videos in the first epochs."""
+    return collate([clips[SampleKey(epoch, index)] for epoch in range(num_epochs) for index in range(len(clips))])
+
+
+@pytest.mark.parametrize("changes", EVERYTHING)
+@pytest.mark.parametrize(
+    "clip", [{}, {"short": "pad"}, {"short": "pad", "input": "diff"}, {"input": "rgb_diff"}], ids=str
+)
+def test_a_batch_augmented_later_is_that_of_the_readers(colourful, clip, changes):
+    spec = ClipSpec(num_frames=6, frame_stride=3, size=24, **clip)
+    augment = Augment(scale=(0.5, 1.0), speed=(0.8, 1.25), **EVERYTHING[changes])
+    names = ["long.mp4", "short.mp4", "bad.mp4"]
+    readers = dataset(TrainingClips, colourful, names=names, clip=spec, augment=augment, seed=3)
+    wanted, later = batch_of(readers), batch_of(replace(readers, augments_later=True))
+    assert (wanted["lengths"] is not None) == ("short" in clip)
+    assert not torch.equal(later["clips"][:, : spec.num_frames], wanted["clips"][:, :, -3:]), "there is something to do"
+    state = torch.get_rng_state()
+    done = readers.augment_batch(later)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal_batches(done, wanted)
+    changed = done["labels"] != done["videos"] % 2
+    assert bool(changed.any()) == bool(augment.flip_pairs)
+    assert not changed.all()
+
+
+def test_a_batch_augmented_later_crosses_to_another_device(colourful):
+    """`meta` stands for a GPU: pixels that are read by the CPU would be an error."""
+    clips = dataset(TrainingClips, colourful, names=["long.mp4", "short.mp4"], augment=Augment(**EVERYTHING["all"]))
+    batch = batch_of(replace(clips, augments_later=True))
+    done = clips.augment_batch({**batch, "clips": batch["clips"].to("meta")})
+    assert {done["clips"].device.type, done["labels"].device.type} == {"meta"}
+    assert done["clips"].shape == batch["clips"].shape
+
+
+def test_a_batch_of_nothing_but_bad_videos_has_nothing_to_augment(numbered):
+    clips = dataset(TrainingClips, numbered, names=["bad.mp4"], augment=Augment(flip=1.0), augments_later=True)
+    batch = clips.augment_batch(collate([clips[0, 0]]))
+    assert (len(batch["labels"]), len(batch["failed"])) == (0, 1)
+
+
+def test_workers_hand_over_the_generators_of_clips_that_are_augmented_later(colourful):
+    names = ["long.mp4", "short.mp4"] * 4
+    clips = dataset(TrainingClips, colourful, names=names, augment=Augment(**EVERYTHING["all"]))
+    keys = [SampleKey(2, index) for index in range(len(names))]
+    later = DataLoader(replace(clips, augments_later=True), 4, sampler=keys, collate_fn=collate, num_workers=2)
+    wanted = DataLoader(clips, 4, sampler=keys, collate_fn=collate)
+    for batch, other in zip(later, wanted, strict=True):
+        assert_equal_batches(clips.augment_batch(batch), other)

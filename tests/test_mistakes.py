@@ -211,6 +211,8 @@ TRAIN_MISTAKES = [
     (["clip.size=???"], "clip.size must be given: clip.size=VALUE"),
     (["model=cnn_lstm", "model.hidden_size=???"], "model.hidden_size must be given"),
     (["experimnt=x"], "did you mean 'experiment'?"),
+    (["augment.device=tpu"], "augment.device (=tpu) must be one of auto, cpu, gpu"),
+    (["augment.device=gpu", "trainer=cpu"], "augment.device (=gpu): this run trains on a CPU"),
     (["augment.rand_magnitude=31"], "augment.rand_magnitude (=31) must be from 0 to 30"),
     (["data=loading"], "data=loading: there is no such choice"),
     (["optimizer.lr='"], "optimizer.lr"),

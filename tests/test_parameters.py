@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from stvid.data.datamodule import BALANCES, FEATURES, PROBES
+from stvid.data.transforms import DEVICES
 from stvid.device import resolve_precision
 from stvid.errors import InputError
 from stvid.models.recurrent import FEATURE_NORM, POOLING, RECURRENT
@@ -70,6 +71,7 @@ def test_choices_are_those_of_the_code():
         "model.recurrent": (*RECURRENT, "none"),
         "model.feature_norm": FEATURE_NORM,
         "model.pooling": POOLING,
+        "augment.device": DEVICES,
         "optimizer.schedule": SCHEDULES,
         "compile": (None, *COMPILE_MODES),
     }

@@ -119,6 +119,8 @@ def make_report(class_names=NASTY, *, per_class=8, clips=True, **more):
         "training_seconds": 200.0,
         "clips_per_second": 12.5,
         "waiting": 0.25,
+        "free_clips_per_second": 50.0,
+        "headspace": 4.0,
         "peak_memory_gib": {"host": 1.5, "gpu": None},
         "data": {"manifest_sha256": "ab" * 32, "num_videos": {"train": dict.fromkeys(class_names, 20)}, "num_bad": 1},
         "versions": {"python": "3.11.7", "stvid": "0.1.0"},
@@ -208,6 +210,7 @@ def test_the_page_has_the_numbers_of_the_result(report, page):
         "2 clips × 1 crop of 4 frames (frame stride 2), 32 × 32 pixels",
     ]
     shown += ["1 video could not be read and counts as wrong", "3 min 20 s", "12.5 clips/s", "ab" * 32, "cd" * 20]
+    shown += ["4.0x", "50.0 clips/s if data were free"]
     shown += ["epoch 2 of 3", "cut off", "no video in it", "Half as long at double speed."]
     for text in shown:
         assert text in page.text, text

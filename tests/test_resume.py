@@ -14,6 +14,8 @@ from conftest import ROOT, TINY, make_folder, train_py
 from omegaconf import OmegaConf
 from test_train import rows_of, same_but_time
 
+from stvid.data.datamodule import VideoDataModule
+from stvid.data.dataset import TrainingClips
 from stvid.errors import InputError
 from stvid.run.resume import resume_config
 from stvid.run.trust import MOVED_TARGETS
@@ -77,6 +79,29 @@ def test_a_run_that_gets_a_signal_saves_and_resumes_to_the_same_result(
     assert last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 1
     assert train_py(f"resume={tmp_path / 'run'}").returncode == 0
     assert_equal_runs(tmp_path / "run", finished_run)
+
+
+def test_a_run_augmented_on_the_device_resumes_to_the_result_of_one_augmented_by_the_readers(
+    video_folder, tmp_path, monkeypatch
+):
+    """On a CPU the device is the same, so all bits are."""
+    augment = (
+        "augment=strong",
+        "augment.flip_pairs=[[to_left,to_right]]",
+        "augment.rand_augment=1",
+        "clip.input=rgb_diff",
+    )
+    assert train(video_folder, tmp_path / "readers", *augment).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoDataModule, "augments_on_device", True)
+        with patch.context() as stopped:
+            send_signal(stopped, signal.SIGTERM, epoch=1)
+            assert train(video_folder, tmp_path / "device", *augment, "data.num_workers=1").returncode == 143
+        finish, calls = TrainingClips.augment_batch, []
+        patch.setattr(TrainingClips, "augment_batch", lambda *a: calls.append("augment" in a[1]) or finish(*a))
+        assert train_py(f"resume={tmp_path / 'device'}").returncode == 0
+    assert any(calls)
+    assert_equal_runs(tmp_path / "device", tmp_path / "readers")
 
 
 def test_a_slurm_job_is_requeued_and_resumes_in_its_folder(video_folder, finished_run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import stvid.video.shard_reader as reader
 from stvid.cli import main
 from stvid.clip import ClipSpec
 from stvid.data.datamodule import VideoDataModule
+from stvid.data.dataset import collate
 from stvid.data.layouts.recognition import recognize
 from stvid.data.layouts.shards import shards
 from stvid.data.manifest import read_manifest
@@ -27,7 +29,7 @@ CLIP = ClipSpec(num_frames=4, frame_stride=2, size=32)
 
 def module(manifest, **options) -> VideoDataModule:
     options = {"num_workers": 0, "batch_size": 2, "num_clips": 2, "clip": CLIP, "seed": 3, **options}
-    data = VideoDataModule(manifest=manifest, augment=Augment(speed=(0.8, 1.25)), **options)
+    data = VideoDataModule(manifest=manifest, augment=Augment(speed=(0.8, 1.25), flip=0.5, contrast=0.3), **options)
     data.setup()
     return data
 
@@ -51,6 +53,16 @@ def test_clips_are_those_of_the_table_for_the_same_seed_epoch_and_item(pair):
         assert torch.equal(a["clips"], b["clips"])
         assert torch.equal(a["labels"], b["labels"])
         assert torch.equal(a["videos"], b["videos"])
+
+
+def test_clips_augmented_later_are_those_of_the_readers(pair):
+    tars, table = pair
+    keys = [SampleKey(5, index) for index in range(len(tars.train))]
+    later = replace(tars.train, augments_later=True)
+    batch = later.augment_batch(collate([later[key] for key in keys]))
+    wanted = collate([table.train[key] for key in keys])
+    assert torch.equal(batch["clips"], wanted["clips"])
+    assert torch.equal(batch["labels"], wanted["labels"])
 
 
 def batches(data, epoch):

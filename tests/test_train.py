@@ -19,6 +19,8 @@ from stvid import training as training_package
 from stvid.cli import main
 from stvid.commands import cost as pricing
 from stvid.data.layouts.class_folders import folder
+from stvid.errors import InputError
+from stvid.run.accelerator import check_accelerator
 from stvid.run.start import with_used_values
 from stvid.training.callbacks.progress import ProgressBar
 
@@ -29,7 +31,7 @@ def rows_of(path):
 
 
 def same_but_time(path):
-    timed = ("seconds", "clips_per_second", "memory_gib", "waiting")
+    timed = ("seconds", "clips_per_second", "memory_gib", "waiting", "free_clips_per_second")
     return [{k: v for k, v in row.items() if k not in timed} for row in rows_of(path)]
 
 
@@ -303,6 +305,16 @@ def test_a_gpu_that_is_not_there_is_told_before_the_data_set_is_read(video_folde
     assert done.returncode == 2
     assert "trainer.accelerator (=gpu): PyTorch finds no such device" in done.stderr
     assert "training videos" not in done.stdout
+
+
+def test_augmentation_on_a_gpu_that_does_not_train_is_told(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_accelerator("auto", augment_device="auto")
+    with pytest.raises(InputError, match=r"augment.device \(=gpu\): this run trains on a CPU.*augment.device=auto"):
+        check_accelerator("auto", augment_device="gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_accelerator("auto", augment_device="gpu")
 
 
 def test_importing_stvid_training_leaves_the_warning_filters_alone():

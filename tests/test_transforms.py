@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from stvid.clip import ClipSpec
-from stvid.data.transforms import Augment
+from stvid.data.transforms import MEAN_COLOUR, Augment, erase_box
 from stvid.errors import InputError
 from stvid.preprocess import as_input, crop_and_resize, crop_box, reading_size
 
@@ -117,6 +118,7 @@ def test_speeds_are_as_likely_below_one_as_above():
         ({"rand_augment": -1}, "augment.rand_augment (=-1)"),
         ({"rand_magnitude": 31}, "augment.rand_magnitude (=31) must be in 0 to 30"),
         ({"erase": 1.5}, "augment.erase (=1.5)"),
+        ({"device": "tpu"}, "augment.device (=tpu) must be one of auto, cpu, gpu"),
         ({"flip_pairs": 5}, "augment.flip_pairs (=5) must be pairs"),
         ({"flip_pairs": [["left", "right"], ["up"]]}, "must be pairs of class names"),
         ({"flip_pairs": [[1, 2]]}, "must be pairs of class names"),
@@ -240,3 +242,58 @@ def test_new_options_draw_after_the_old_ones_and_leave_torchs_own_randomness_alo
         assert 0.6 < same.float().mean() < 1.0
         assert item.random() != other.random(), "what is erased depends on the generator"
     assert torch.equal(torch.get_rng_state(), state)
+
+
+EVERYTHING = Augment(
+    flip=0.5, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rand_augment=2, rand_magnitude=15, erase=0.5
+)
+
+
+def test_the_memory_order_of_a_clip_changes_no_bit():
+    """The reader's frames may be cut out of larger ones; those of a batch are channels last."""
+    clip = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    orders = [
+        clip,
+        clip.contiguous(memory_format=torch.channels_last),
+        torch.nn.functional.pad(clip, (4, 4))[..., 4:-4],
+    ]
+    for seed in range(30):
+        first, *others = (EVERYTHING(frames, "x", rng=np.random.default_rng(seed))[0] for frames in orders)
+        assert all(torch.equal(first, other) for other in others)
+
+
+class RandomOperations(TorchDispatchMode):
+    """Collects the devices of all random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            self.devices.append(result.device.type)
+        return result
+
+
+def test_on_a_device_random_numbers_come_from_the_cpu_and_no_pixel_is_read():
+    """Of a tensor on the device `meta` nothing can be read: it has no pixels."""
+    clip = torch.empty(4, 3, 40, 60, dtype=torch.uint8, device="meta")
+    with RandomOperations() as operations:
+        for seed in range(60):
+            out, _ = EVERYTHING(clip, "x", rng=np.random.default_rng(seed))
+            assert (out.shape, out.dtype, out.device.type) == (clip.shape, torch.uint8, "meta")
+    assert len(operations.devices) > 100
+    assert set(operations.devices) == {"cpu"}
+
+
+def test_an_erased_box_is_that_of_torchvision():
+    clip = torch.randint(0, 256, (3, 3, 40, 60), dtype=torch.uint8)
+    erased = 0
+    for seed in range(30):
+        out = erase_box(clip, probability=0.5, rng=np.random.default_rng(seed))
+        torch.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+        wanted = v2.RandomErasing(0.5, value=MEAN_COLOUR)(clip)
+        assert torch.equal(out, wanted)
+        erased += not torch.equal(out, clip)
+    assert 5 < erased < 25

@@ -59,6 +59,7 @@ def sample_settings(dataset: VideoDataset) -> dict:
     }
     if isinstance(dataset, TrainingClips):
         augment = dataclasses.asdict(dataset.augment)
+        del augment["device"]  # clips to encode are augmented on the CPU
         if dataset.augment.speed == (1.0, 1.0):
             del augment["speed"]  # features that were stored before there was a speed stay valid
         return {**common, "seed": dataset.seed, "augment": augment}

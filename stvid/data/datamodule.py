@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from stvid.clip import ClipSpec
 from stvid.data.cached_clips import CachedClips, collate_features, sample_settings
-from stvid.data.dataset import TrainingClips, Views, collate
+from stvid.data.dataset import Batch, TrainingClips, Views, collate
 from stvid.data.feature_cache import FeatureCache
 from stvid.data.feature_filling import feature_folder
 from stvid.data.loading import (
@@ -259,15 +259,31 @@ class VideoDataModule(pl.LightningDataModule):
             return list(EpochSampler(num_items=len(self.val), shuffle=False))
         return self._train_sampler().all_keys()
 
+    @property
+    def augments_on_device(self) -> bool:
+        """Whether clips are augmented on the trainer's device, after the crop, and not by the workers."""
+        if self.trainer is None or self.augment.device == "cpu":
+            return False
+        device = self.trainer.strategy.root_device.type
+        return device == "cuda" or (self.augment.device == "gpu" and device != "cpu")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finishes a batch on the device, see `TrainingClips.augment_batch`."""
+        return self.train.augment_batch(batch)
+
     def train_dataloader(self) -> DataLoader:
-        """Batches of training clips; the first epoch starts at `position`."""
+        """Batches of training clips; the first epoch starts at `position`.
+
+        With `augments_on_device`, `on_after_batch_transfer` has to finish them.
+        """
         sampler = self._train_sampler()
         epoch, num_batches = self.position  # Lightning creates the iterator before it sets the epoch
         sampler.set_epoch(epoch, start=num_batches * self.clips_per_batch)
         if not self.cached and is_main_process():
             warn_of_small_cache(self.train.items, window=self.shuffle_buffer)
+        clips = replace(self.train, augments_later=self.augments_on_device)
         return TimedLoader(
-            self.cached.get("train", self.train),
+            self.cached.get("train", clips),
             batch_size=self.clips_per_batch,
             sampler=sampler,
             drop_last=len(sampler) >= self.clips_per_batch,  # batch norm fails on a last batch of one clip

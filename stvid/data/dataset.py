@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -39,11 +39,20 @@ class Failure(NamedTuple):
     detail: str = ""
 
 
+class AugmentArguments(NamedTuple):
+    """What a clip still needs for its augmentation: the arguments of `Augment`, and its number of pictures."""
+
+    label: str
+    rng: np.random.Generator  # after the position and the crop were drawn
+    num_pictures: int  # T, or 2T with difference images, see `as_input`
+
+
 class Sample(TypedDict):
     clips: Tensor  # uint8 V x T x C x H x W, V = 1 in training; T may be shorter than the clip's with short=pad
     label: int  # -1 if unknown
     video: int  # index of the item in its split
     path: str
+    augment: NotRequired[AugmentArguments]  # `clips` are pictures that are not augmented yet
 
 
 class Batch(TypedDict):
@@ -53,6 +62,7 @@ class Batch(TypedDict):
     videos: Tensor  # int64 B
     paths: list[str]  # of the clips' files, B
     failed: list[Failure]
+    augment: NotRequired[list[AugmentArguments]]  # B; `clips` are pictures, see `TrainingClips.augment_batch`
 
 
 def item_frames(item: Item, info: VideoInfo | VideoError) -> range:
@@ -147,9 +157,17 @@ class VideoDataset(Dataset):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClips(VideoDataset):
-    """`dataset[SampleKey]` is one clip at a random position, augmented; the same on every call."""
+    """`dataset[SampleKey]` is one clip at a random position, augmented; the same on every call.
+
+    Attributes:
+        augment: random changes to clips.
+        augments_later: samples are cropped and resized, but not augmented yet, and carry their random generators:
+            `augment_batch` goes on, on the device of the batch. Frames of different videos differ in size, so cropping
+            and resizing cannot wait for the batch.
+    """
 
     augment: Augment
+    augments_later: bool = False
 
     def __getitem__(self, key: SampleKey | tuple[int, ...] | int) -> Sample | Failure:
         key = resolve_key(key, len(self))
@@ -170,9 +188,43 @@ class TrainingClips(VideoDataset):
             (frames_TCHW,) = self.read(index, selected, [box])
         except VideoError as error:
             return self.make_failure(index, error)
-        frames_TCHW, label = self.augment(frames_TCHW, self.items[index].label, rng=rng)
+        item = self.items[index]
+        if self.augments_later:
+            arguments = AugmentArguments(item.label, rng, len(frames_TCHW))
+            label = self.class_index(item.label)
+            return Sample(clips=frames_TCHW[None], label=label, video=index, path=item.path, augment=arguments)
+        frames_TCHW, name = self.augment(frames_TCHW, item.label, rng=rng)
         clips_1TCHW = as_input(frames_TCHW, clip)[None]
-        return Sample(clips=clips_1TCHW, label=self.class_index(label), video=index, path=self.items[index].path)
+        return Sample(clips=clips_1TCHW, label=self.class_index(name), video=index, path=item.path)
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """Augments the clips of a batch on their device, if that is still to be done.
+
+        Args:
+            batch: collated samples, moved to any device. Its generators are used up.
+
+        Returns:
+            The batch that `augments_later=False` gives, on the CPU bit for bit. A GPU may round a grey level to its
+            neighbour, which a later RandAugment operation may amplify.
+        """
+        if "augment" not in batch:
+            return batch
+        pictures, device, per_frame = batch["clips"], batch["clips"].device, self.clip.pictures_per_frame
+        num_frames = pictures.shape[1] // per_frame
+        shape_BTHWC = (len(pictures), num_frames, *pictures.shape[3:], self.clip.channels)
+        clips_BTCHW = pictures.new_zeros(shape_BTHWC).permute(0, 1, 4, 2, 3)  # channels last, as `collate` makes them
+        labels = []
+        for clip_TCHW, pictures_TCHW, (label, rng, count) in zip(clips_BTCHW, pictures, batch["augment"], strict=True):
+            augmented_TCHW, name = self.augment(pictures_TCHW[:count], label, rng=rng)
+            clip_TCHW[: count // per_frame] = as_input(augmented_TCHW, self.clip)
+            labels.append(self.class_index(name))
+        lengths = None if batch["lengths"] is None else batch["lengths"] // per_frame
+        # pinned memory, from which a GPU copies while this process goes on
+        labels_B = torch.tensor(labels, dtype=torch.int64, pin_memory=device.type == "cuda")
+        labels_B = labels_B.to(device, non_blocking=device.type == "cuda")
+        done: Batch = {**batch, "clips": clips_BTCHW, "lengths": lengths, "labels": labels_B}
+        del done["augment"]
+        return done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +304,7 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
         no_pad = (0, 0) * 3  # of C, H and W
         views = [torch.nn.functional.pad(clips, (*no_pad, 0, longest - clips.shape[1])) for clips in views]
     counts = torch.tensor([len(clips) for clips in views], dtype=torch.int64)
-    return Batch(
+    batch = Batch(
         clips=_concat_channels_last(views) if views else torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8),
         lengths=lengths,
         labels=torch.tensor([sample["label"] for sample in good], dtype=torch.int64).repeat_interleave(counts),
@@ -260,6 +312,9 @@ def collate(samples: Sequence[Sample | Failure]) -> Batch:
         paths=[sample["path"] for sample in good for _ in sample["clips"]],
         failed=failed,
     )
+    if good and "augment" in good[0]:
+        batch["augment"] = [sample["augment"] for sample in good]
+    return batch
 
 
 def _concat_channels_last(views: Sequence[Tensor]) -> Tensor:

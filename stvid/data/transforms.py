@@ -1,5 +1,8 @@
 """Augments training clips: crop, flip, colour, RandAugment, erasing; the same for all frames of a clip.
 
+The crop is drawn here and cut by the reader. The changes after it run on any device, but all their random numbers are
+drawn on the CPU, so that a GPU makes the same clips, up to rounding.
+
 T frames   C channels   H, W height and width; frames are uint8 in and uint8 out
 """
 
@@ -22,6 +25,7 @@ from stvid.data.manifest import check_flip_pairs
 from stvid.errors import InputError
 from stvid.preprocess import crop_box
 
+DEVICES = ("auto", "cpu", "gpu")
 NUM_MAGNITUDES = 31
 MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, inconspicuous in an erased box
 
@@ -46,6 +50,8 @@ class Augment:
         rand_augment: number of RandAugment operations, see `apply_rand_augment`; 0: off.
         rand_magnitude: their strength, 0 to 30.
         erase: probability of an erased box, see `erase_box`.
+        device: where the changes after the crop are computed: `cpu`: by the processes that read the videos; `gpu`: on
+            the training's GPU, for a whole batch; `auto`: on the GPU if the training runs on CUDA, else as `cpu`.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -60,6 +66,7 @@ class Augment:
     rand_augment: int = 0
     rand_magnitude: int = 9
     erase: float = 0.0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "speed"):
@@ -75,6 +82,8 @@ class Augment:
             raise InputError(f"augment.rand_augment (={self.rand_augment}) must be 0 (off) or a number of operations")
         if not 0 <= self.rand_magnitude < NUM_MAGNITUDES:
             raise InputError(f"augment.rand_magnitude (={self.rand_magnitude}) must be in 0 to {NUM_MAGNITUDES - 1}")
+        if self.device not in DEVICES:
+            raise InputError(f"augment.device (={self.device}) must be one of {', '.join(DEVICES)}")
         check_flip_pairs(self.flip_pairs)
         object.__setattr__(self, "flip_pairs", tuple(tuple(pair) for pair in self.flip_pairs))
 
@@ -83,8 +92,12 @@ class Augment:
         check_flip_pairs(self.flip_pairs, class_names)
 
     def __call__(self, frames_TCHW: Tensor, label: str, *, rng: np.random.Generator) -> tuple[Tensor, str]:
-        """Augments a clip that is already cropped; returns uint8 of the same shape, and the label of the result."""
-        frames = frames_TCHW
+        """Augments a clip that is already cropped; returns uint8 of the same shape, and the label of the result.
+
+        On any device; of the pixels, nothing is copied to the CPU.
+        """
+        # one memory order, wherever the frames come from: a sum of floats depends on it
+        frames = frames_TCHW.contiguous(memory_format=torch.channels_last)
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
             label = self.flipped_label(label)
@@ -164,12 +177,22 @@ def erase_box(frames_TCHW: Tensor, *, probability: float, rng: np.random.Generat
         rng: see `apply_rand_augment`.
     """
     with _seed_torch_from(rng):
-        return v2.RandomErasing(probability, value=MEAN_COLOUR)(frames_TCHW)
+        if torch.rand(1) >= probability:
+            return frames_TCHW
+        box = v2.RandomErasing(value=MEAN_COLOUR).make_params([frames_TCHW])
+    top, left, erased = box["i"], box["j"], frames_TCHW.clone()
+    if box["v"] is not None:  # None: the clip is too small for a box
+        for channel, level in enumerate(MEAN_COLOUR):  # numbers; a GPU would wait for a tensor of the CPU
+            erased[:, channel, top : top + box["h"], left : left + box["w"]] = level
+    return erased
 
 
 @contextlib.contextmanager
 def _seed_torch_from(rng: np.random.Generator) -> Iterator[None]:
-    """Seeds torch's CPU generator from `rng` inside the block, and restores it afterwards."""
+    """Seeds torch's CPU generator from `rng` inside the block, and restores it afterwards.
+
+    torchvision draws on the CPU whatever the device of the clip.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would also seed the GPUs
         yield

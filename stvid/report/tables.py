@@ -79,6 +79,9 @@ def _measured_entries(run: Mapping) -> Entries:
         entries.append(("speed", f"{run['clips_per_second']:.1f} clips/s", "in training"))
     if run["waiting"] is not None:
         entries.append(("waiting for data", text.percent(run["waiting"]), "of the training time without validation"))
+    headspace, free = run.get("headspace"), run.get("free_clips_per_second")  # older versions wrote neither
+    if headspace is not None and free is not None:
+        entries.append(("headspace", f"{headspace:.1f}x", f"{free:.1f} clips/s if data were free"))
     for device, gib in run["peak_memory_gib"].items():
         if gib is not None:
             entries.append((f"peak memory, {device}", f"{gib:.2f} GiB", None))

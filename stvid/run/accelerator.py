@@ -18,6 +18,10 @@ GPU_FILES = (
     "/dev/dxg",
     "/proc/driver/nvidia*",
 )
+NO_GPU_TO_AUGMENT = (
+    "augment.device (=gpu): this run trains on a CPU. augment.device=auto takes a GPU if the run trains on one, "
+    "augment.device=cpu none"
+)
 
 
 def check_gpu_is_possible(accelerator: str) -> None:
@@ -32,13 +36,20 @@ def check_gpu_is_possible(accelerator: str) -> None:
         raise _no_device(accelerator)
 
 
-def check_accelerator(accelerator: str) -> None:
-    """Raises InputError if a GPU is asked for and PyTorch finds none, before the data set is read."""
+def check_accelerator(accelerator: str, *, augment_device: str = "auto") -> None:
+    """Raises InputError if a GPU is asked for and PyTorch finds none, before the data set is read.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        augment_device: `augment.device`.
+    """
     import torch  # here: the check above does without
 
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not found.get(accelerator, accelerator != "gpu" or any(found.values())):
         raise _no_device(accelerator)
+    if augment_device == "gpu" and not any(found.values()):
+        raise InputError(NO_GPU_TO_AUGMENT)
 
 
 def _no_device(accelerator: str) -> InputError:

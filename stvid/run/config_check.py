@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stvid.data.layouts.recognition import VIDEO
 from stvid.errors import InputError, nearest, raise_mistakes
+from stvid.run.accelerator import NO_GPU_TO_AUGMENT
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
 from stvid.run.config_tree import is_in, places, references, targets, to_plain
 from stvid.run.folder import project_root
@@ -153,6 +154,8 @@ def _values(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         is_checked = str(target).startswith(("stvid.", "pytorch_lightning."))
         if key in values and is_checked and (message := mistake(key, values[key])):
             yield key, message
+    if values.get("augment.device") == "gpu" and values.get("trainer.accelerator") == "cpu":
+        yield "augment.device", NO_GPU_TO_AUGMENT
     if values.get("refit") and values.get("optimizer.schedule") == "plateau":
         yield "refit", "refit=true trains without val, and optimizer.schedule=plateau needs it: choose another schedule"
     if not isinstance(values["trust"], list | str):

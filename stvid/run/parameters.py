@@ -31,6 +31,7 @@ CHOICES = {  # of keys with a fixed set of values; a test compares them with tho
     "model.feature_norm": ("none", "batch"),
     "model.recurrent": ("lstm", "gru", "none"),
     "model.pooling": ("last", "mean", "max", "attention"),
+    "augment.device": ("auto", "cpu", "gpu"),
     "optimizer.schedule": ("cosine", "linear", "constant", "multi_step", "one_cycle", "plateau"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16", 32, 16),

@@ -120,6 +120,7 @@ TRAINING = {
     "peak_memory_gib": dict_of(maybe(number(0))),
     "hardware": HARDWARE,
 }
+HEADSPACE = {"free_clips_per_second": maybe(number(0)), "headspace": maybe(number(0))}
 # what a page names of a run's config
 SECTION = maybe(dict_of(anything))
 CONFIG = fields(
@@ -206,7 +207,8 @@ def _check_confusion_counts(rows: object, num_classes: int, place: str) -> None:
 
 
 def _check_run(value: Any, place: str) -> None:
-    fields({}, optional={**EVALUATION, **TRAINING, **PROVENANCE, "encoding_seconds": number(0)})(value, place)
+    later = {"encoding_seconds": number(0), **HEADSPACE}  # older versions wrote none
+    fields({}, optional={**EVALUATION, **TRAINING, **PROVENANCE, **later})(value, place)
     if "training_seconds" in value:
         fields(TRAINING)(value, place)
 

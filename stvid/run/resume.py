@@ -22,6 +22,7 @@ ALLOWED_OVERRIDES = (  # the result of a run does not depend on these
     "save_every",
     "requeue",
     "report",
+    "headspace",
     "trainer.log_every_n_steps",
 )
 FIXED_KEYS = (

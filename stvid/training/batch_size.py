@@ -166,10 +166,15 @@ def _fits(size: int, step: Callable[[int], None]) -> bool:
     try:
         step(size)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):  # the latter in cuDNN and cuBLAS
+        if is_out_of_memory(error):
             return False
         raise
     return True
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)  # the latter in cuDNN and cuBLAS
 
 
 def try_training(

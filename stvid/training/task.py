@@ -124,6 +124,7 @@ class ClassificationTask(pl.LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)  # computed from the data set
         self.seed, self.record = seed, record
+        self.rng = np.random.default_rng(seed)  # that of the step, from `on_train_batch_start` on
         self.num_classes = len(record["class_names"])
         self.totals = torch.zeros(4)  # sums over the epoch so far: loss, weights, correct clips, clips
         self.finite = FiniteCheck()
@@ -151,12 +152,34 @@ class ClassificationTask(pl.LightningModule):
         """uint8 `B x T x C x H x W` -> logits `B x K`."""
         return run_model(self.model, self.preprocess, clips_BTCHW, lengths_B)
 
-    def _logits(self, inputs: Tensor, batch: Mapping) -> Tensor:
+    def _logits(self, model: nn.Module, inputs: Tensor, batch: Mapping) -> Tensor:
         """Logits `B x K` or `B x R x K` of the clips of a batch, or of their stored features; see `VideoModel`."""
         if "features" in batch:
-            features_BF = self.model.aggregate(inputs, batch["lengths"])  # type: ignore[operator] # a `VideoModel`
-            return self.model.forward_head(features_BF)  # type: ignore[operator]
-        return self(inputs, batch["lengths"])
+            features_BF = model.aggregate(inputs, batch["lengths"])  # type: ignore[operator] # a `VideoModel`
+            return model.forward_head(features_BF)  # type: ignore[operator]
+        return run_model(model, self.preprocess, inputs, batch["lengths"])
+
+    def compute_losses(
+        self, model: nn.Module, batch: Mapping, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The forward pass of a training step. The task does not change; batch norms of the model do.
+
+        Args:
+            model: the task's, or a copy of it.
+            batch: on the model's device, with at least one clip.
+            rng: for the mixing of clips.
+
+        Returns:
+            Logits `B x R x K` of R branches, targets `B x K` after mixing, and loss and weight of every clip, each `B`.
+        """
+        inputs = _inputs(batch)
+        targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
+        targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
+        if self.mixing is not None:
+            inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, rng)
+        logits_BRK = by_branch(self._logits(model, inputs, batch).float())
+        loss_B, weight_B = loss_of_branches(self.loss, logits_BRK, targets_BK, self.class_weights)
+        return logits_BRK, targets_BK, loss_B, weight_B
 
     def on_train_start(self) -> None:
         self.totals = self.totals.to(self.device)
@@ -174,13 +197,7 @@ class ClassificationTask(pl.LightningModule):
                 return None
             # DDP needs a backward pass
             return sum((p * 0).sum() for p in self.model.parameters() if p.requires_grad)  # type: ignore[return-value]
-        inputs = _inputs(batch)
-        targets_BK = inputs.new_zeros(len(inputs), self.num_classes, dtype=torch.float32)
-        targets_BK.scatter_(1, batch["labels"][:, None], 1.0)
-        if self.mixing is not None:
-            inputs, _, targets_BK = self.mixing(inputs, batch["lengths"], targets_BK, self.rng)
-        logits_BRK = by_branch(self._logits(inputs, batch).float())
-        loss_B, weight_B = loss_of_branches(self.loss, logits_BRK, targets_BK, self.class_weights)
+        logits_BRK, targets_BK, loss_B, weight_B = self.compute_losses(self.model, batch, self.rng)
         loss = loss_B.sum() / all_reduce(weight_B.sum()) * get_world_size() * self._accumulation_factor(batch_idx)
         self._record_batch(batch, logits_BRK.detach().mean(1), targets_BK, loss_B.detach(), weight_B)
         return loss
@@ -266,7 +283,7 @@ class ClassificationTask(pl.LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         if len(batch["labels"]):
-            logits_VK = self._logits(_inputs(batch), batch)
+            logits_VK = self._logits(self.model, _inputs(batch), batch)
             self.val_metric.update(logits_VK, batch["labels"], batch["videos"])
         self.val_metric.num_failed += len(batch["failed"])
 

@@ -20,7 +20,9 @@ from stvid.disks import full_disk_error
 from stvid.errors import InputError, train_command
 from stvid.files import replacing
 from stvid.progress import Bar
+from stvid.training.callbacks.headspace import HeadspaceProbe, headspace_line
 from stvid.training.callbacks.throughput import ThroughputMeter, data_bound_advice
+from stvid.training.task import ClassificationTask
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -35,6 +37,7 @@ COLUMNS = (
     "clips_per_second",
     "memory_gib",
     "waiting",
+    "free_clips_per_second",
     "seconds",
 )
 MIN_SECONDS_FOR_ADVICE = 5.0  # training time of an epoch
@@ -89,17 +92,19 @@ class EpochTable(Callback):
     `lr` is the learning rate of the last step. `clips_per_second` and `waiting`, the share of the time spent waiting
     for data, exclude validation. `memory_gib` is the peak GPU memory of the epoch's tensors or, when training on the
     CPU, the peak memory of the process so far. If `waiting` is high, one line of advice is logged after the second
-    epoch, or after the only one.
+    epoch, or after the only one. `free_clips_per_second` is measured once, after the first epoch, see `HeadspaceProbe`.
 
     A resumed run keeps the rows of the epochs before its checkpoint. If it starts within an epoch, speed, memory,
     waiting and seconds of that row are those of the remaining part.
 
     Args:
         path: the CSV file.
+        headspace: measure `free_clips_per_second`.
     """
 
-    def __init__(self, *, path: Path):
+    def __init__(self, *, path: Path, headspace: bool = False):
         self.path = Path(path)
+        self.probe = HeadspaceProbe() if headspace else None
         self.rows: list[dict[str, str]] = []
         self.num_epochs = 0  # in this process
         self.encoding_seconds = 0.0  # for the cached features of a frozen encoder, before the first epoch
@@ -114,7 +119,8 @@ class EpochTable(Callback):
         """What the training took, for `result.json`.
 
         `training_seconds` are those of all epochs and `encoding_seconds`; `clips_per_second`, `waiting` and
-        `peak_memory_gib` are those of the epochs.
+        `peak_memory_gib` are those of the epochs. `headspace` is `free_clips_per_second / clips_per_second`; both are
+        None if it was not measured.
         """
 
         def column(name: str, rows: list[dict[str, str]]) -> list[float]:
@@ -127,12 +133,16 @@ class EpochTable(Callback):
         waiting = sum(w * share for w, share in zip(weights, column("waiting", measured), strict=True))
         peaks = column("memory_gib", [row for row in self.rows if row.get("memory_gib")])
         on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+        speed = round(len(seconds_per_clip) / sum(seconds_per_clip), 2) if seconds_per_clip else None
+        free = next((float(row["free_clips_per_second"]) for row in timed if row.get("free_clips_per_second")), None)
         host = [gib for gib in (*(() if on_gpu else peaks), peak_host_gib()) if gib is not None]
         return {
             "training_seconds": round(self.seconds + self.encoding_seconds, 1),
             "encoding_seconds": round(self.encoding_seconds, 1),
-            "clips_per_second": round(len(seconds_per_clip) / sum(seconds_per_clip), 2) if seconds_per_clip else None,
+            "clips_per_second": speed,
             "waiting": round(waiting / sum(weights), 4) if weights else None,
+            "free_clips_per_second": free,
+            "headspace": round(free / speed, 2) if free and speed else None,
             "peak_memory_gib": {"host": max(host, default=None), "gpu": max(peaks, default=None) if on_gpu else None},
         }
 
@@ -150,6 +160,8 @@ class EpochTable(Callback):
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         self.rows = [row for row in self.rows if int(row["epoch"]) <= trainer.current_epoch]
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        if any(row.get("free_clips_per_second") for row in self.rows):
+            self.probe = None  # measured before the run was resumed
         if trainer.is_global_zero:
             for line in header_lines():
                 log.info(line)
@@ -167,6 +179,8 @@ class EpochTable(Callback):
         self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.meter.add(batch)
+        if self.probe is not None:
+            self.probe.add(batch, is_last=trainer.is_last_batch)
 
     def on_validation_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -198,6 +212,8 @@ class EpochTable(Callback):
             self._write()
             log.info(format_row(row, trainer.max_epochs))
             self._advise(waiting, trainer)
+        if self.probe is not None:
+            self._measure_headspace(trainer, task, waiting)
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         is_full = full_disk_error(exception) is not None
@@ -213,6 +229,16 @@ class EpochTable(Callback):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
+
+    def _measure_headspace(self, trainer: pl.Trainer, task: pl.LightningModule, waiting: float | None) -> None:
+        probe, self.probe = self.probe, None  # once
+        assert probe is not None
+        assert isinstance(task, ClassificationTask)
+        free = probe.measure(trainer, task, seconds=self.meter.seconds, waiting=waiting)
+        if free is not None:
+            self.rows[-1]["free_clips_per_second"] = f"{free:.3f}"
+            self._write()
+            log.info(headspace_line(free, self.meter.speed))
 
     def _advise(self, waiting: float | None, trainer: pl.Trainer) -> None:
         # the first epoch includes the start of the data loading workers
