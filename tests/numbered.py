@@ -32,9 +32,19 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def write_video(
-    path, *, codec="h264", bframes=0, gop=12, num_frames=NUM_FRAMES, size=(96, 128), pixels=None, options=(), times=None
+    path,
+    *,
+    codec="h264",
+    bframes=0,
+    gop=12,
+    num_frames=NUM_FRAMES,
+    size=(96, 128),
+    pixels=None,
+    options=(),
+    times=None,
+    picture=numbered_picture,
 ):
-    """Frame i shows the number i, and is due at `times[i]` ms (default: 25 frames/s)."""
+    """Frame i shows the number i, or what `picture` makes of it, and is due at `times[i]` ms (default: 25 frames/s)."""
     height, width = size
     quick = {"h264": {"preset": "veryfast", "bf": str(bframes)}, "vp9": {"cpu-used": "8", "deadline": "realtime"}}
     if codec == "vp9" and bframes:  # its likeness of B-frames: references that are not shown
@@ -53,8 +63,7 @@ def write_video(
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number in range(num_frames):
-            picture = numbered_picture(number, height=height, width=width)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number, height=height, width=width), format="rgb24")
             if times:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -89,16 +89,65 @@ def test_b_frames_of_mpeg_4_that_no_clip_wants_are_not_decoded(tmp_path, monkeyp
 
 
 def test_frames_are_right_where_packets_of_mpeg_4_were_lost(tmp_path):
-    source, skipping = write_video(tmp_path / "source.avi", codec="mpeg4", bframes=2, gop=12, num_frames=30), 0
+    source, num_skipping = write_video(tmp_path / "source.avi", codec="mpeg4", bframes=2, gop=12, num_frames=30), 0
     for lost in range(30):
         path = remuxed(
             source, tmp_path / f"{lost}.avi", lambda contents, lost=lost: contents[:lost] + contents[lost + 1 :]
         )
         info, wanted = probe(path), decoded(path)
-        skipping += info.b_frames_in_order
+        num_skipping += info.b_frames_in_order
         for indices in ([info.num_frames - 1], [5], range(1, info.num_frames, 3)):
             np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), [wanted[i] for i in indices])
-    assert skipping > 10
+    assert num_skipping > 10
+
+
+def moving_texture(number, *, height, width):
+    """Noise that moves by 1.5 pixels a frame: motion compensation that is a little wrong shows."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, 4 * width, 3), np.uint8)
+    place = 3 * number // 2
+    return (noise[:, place : place + width].astype(int) + noise[:, place + 1 : place + 1 + width]).astype(np.uint8) // 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "skips"), [("+qpel", True), ("+mv4", True), ("+ildct+ilme", False), ("+ildct+ilme+mv4", False)]
+)
+def test_skipped_b_frames_change_no_pixel_of_moving_textures(tmp_path, flags, skips):
+    options = {"flags": flags, "mbd": "rd"}
+    path = tmp_path / "video.avi"
+    write_video(path, codec="mpeg4", bframes=3, gop=60, options=options, picture=moving_texture)
+    info, wanted_THWC = probe(path), np.stack(decoded(path))
+    assert info.b_frames_in_order is skips
+    for indices in ([30], [59], range(0, 60, 7), range(11, 43, 2)):
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), wanted_THWC[indices])
+
+
+@pytest.mark.parametrize("data", [b"XviD0001", b"DivX412b0", b"Lavc50.0.0"])
+def test_headers_before_a_b_frame_are_not_left_out(tmp_path, data):
+    def change(contents):
+        is_b = [content[content.index(b"\0\0\1\xb6") + 4] >> 6 == 2 for content in contents]
+        first = is_b.index(True)
+        return [*contents[:first], b"\0\0\1\xb2" + data + contents[first], *contents[first + 1 :]]
+
+    source = write_video(tmp_path / "source.avi", codec="mpeg4", bframes=2, gop=60, picture=moving_texture)
+    path = remuxed(source, tmp_path / "video.avi", change)
+    info, wanted_THWC = probe(path), np.stack(decoded(path))
+    for indices in ([30], [59], range(13, 60, 9)):
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices, info=info)), wanted_THWC[indices])
+
+
+def test_uncompressed_video_with_a_palette_is_read_from_its_start(tmp_path):
+    """The palette is in the first packet only."""
+    path = tmp_path / "video.mov"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "gray"
+        for number in range(60):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number, height=96, width=128)[:, :, 0].copy(), "gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    wanted_THWC = np.stack(decoded(path))
+    for indices in ([30], [59], range(1, 60, 2)):
+        np.testing.assert_array_equal(as_thwc(read_frames(path, indices)), wanted_THWC[indices])
 
 
 def test_a_file_is_read_from_its_start_where_its_b_frames_are_not_found(tmp_path, monkeypatch):

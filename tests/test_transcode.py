@@ -82,7 +82,7 @@ def test_keyframes_are_near_and_no_frame_waits_for_a_later_one(tmp_path, gop):
 
 
 @pytest.mark.parametrize("uncompressed", [False, True])
-@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(25, 2), 240])
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(60000, 1001), Fraction(25, 2), 240])
 def test_the_rate_is_kept_exactly(tmp_path, rate, uncompressed):
     path = tmp_path / "source.mp4"
     with av.open(str(path), "w") as container:
@@ -93,8 +93,30 @@ def test_the_rate_is_kept_exactly(tmp_path, rate, uncompressed):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     info, copy = transcoded(path, tmp_path / "copy", uncompressed=uncompressed)
-    assert copy.fps == info.fps == pytest.approx(float(rate), rel=1e-9)
+    assert info.fps == float(rate)
+    assert copy.fps == pytest.approx(float(rate), rel=1e-6 if uncompressed else 0, abs=0)  # Matroska: whole ns
     assert copy.timestamps is None
+    assert copy.random_access
+
+
+def test_uncompressed_times_rise_where_they_are_nearer_than_a_millisecond(tmp_path):
+    source = write_video(tmp_path / "video.mkv", num_frames=6, times=[0, 40, 41, 42, 900, 940])
+    info = probe(source)
+    info = replace(info, timestamps=(0.0, 0.04, 0.0401, 0.0402, 0.9, 0.94))
+    part = FrameRange(target=tmp_path / "copy.mkv", first=0, num_frames=6)
+    transcode(source, [part], info=info, short_side=48, gop=8, crf=20, uncompressed=True)
+    copy = probe(part.target)
+    assert copy.random_access
+    assert copy.timestamps == pytest.approx((0, 0.04, 0.041, 0.042, 0.9, 0.94), abs=1e-6)
+
+
+def test_more_than_1000_frames_a_second_are_not_kept_uncompressed(tmp_path):
+    source = write_video(tmp_path / "video.mp4")
+    info = replace(probe(source), fps=2000.0, duration=60 / 2000)
+    part = FrameRange(target=tmp_path / "copy.mkv", first=0, num_frames=60)
+    with pytest.raises(VideoError, match="instead of 2000; uncompressed ones have at most 1000"):
+        transcode(source, [part], info=info, short_side=48, gop=8, crf=20, uncompressed=True)
+    assert not part.target.exists()
 
 
 @pytest.mark.parametrize("name", ["video.mp4", "asp.avi", "images"])

@@ -74,6 +74,7 @@ class Scan:
     frames_pts: list[int | None] = field(default_factory=list)  # of decoded frames, in the decoder's order
     is_intra: list[bool] = field(default_factory=list)  # of decoded frames: decodable without other frames
     is_b: list[bool] = field(default_factory=list)  # of decoded frames: a B-frame
+    interlaced: bool = False  # one of the decoded frames is
     num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
     marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
@@ -103,6 +104,7 @@ class Scan:
             scan.frames_pts.append(frame.pts)
             scan.is_intra.append(frame.pict_type == PictureType.I)
             scan.is_b.append(frame.pict_type == PictureType.B)
+            scan.interlaced |= frame.interlaced_frame
             scan.num_damaged += frame.is_corrupt
             if not decode_all and len(scan.frames_pts) == _SAMPLE:
                 break

@@ -17,6 +17,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import av
+
 from stvid.errors import TIMEOUT, VideoError
 from stvid.progress import Bar
 from stvid.video.container import open_video
@@ -32,7 +34,7 @@ from stvid.video.workers import map_files
 # One packet is one frame for any encoder: these containers hold whole access units, and these codecs have no hidden
 # packets. (MPEG-4 in AVI has packed B-frames, VP8 has alternate reference frames.)
 _COUNTED_CONTAINERS = ("mov", "matroska")
-_COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg", "rawvideo")
+_COUNTED_CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
 _SAVE_EVERY = 60.0  # seconds; a killed run loses at most this much probing
 
 
@@ -57,10 +59,7 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
         return known
     identity = identity_text(path)
     with open_video(path, max_pixels=max_pixels) as (container, stream):
-        counted = (
-            container.format.name.startswith(_COUNTED_CONTAINERS)
-            and stream.codec_context.codec.canonical_name in _COUNTED_CODECS
-        )
+        counted = container.format.name.startswith(_COUNTED_CONTAINERS) and _is_counted(stream)
         decoded = decode_all or not counted
         scan = Scan.run(path, container, stream, decode_all=decoded)
     counted = counted and scan.packets_are_frames
@@ -70,10 +69,19 @@ def probe(path: str | os.PathLike[str], *, decode_all: bool = True, max_pixels: 
             scan = Scan.run(path, container, stream, decode_all=True)
 
     info = _video_info(scan, counted=counted, decoded=decoded, identity=identity)
-    if scan.codec == "mpeg4" and any(scan.is_b) and decoded and not info.random_access and not info.num_damaged:
-        in_order = scan.is_b == find_b_frames(path, max_pixels=max_pixels)
-        info = dataclasses.replace(info, b_frames_in_order=in_order)
+    if scan.codec == "mpeg4" and any(scan.is_b) and decoded and not info.num_damaged and not scan.interlaced:
+        # of interlaced files, FFmpeg keeps the time of the first B-frame that it sees, and uses it for the later ones
+        with suppress(VideoError):
+            in_order = scan.is_b == find_b_frames(path, max_pixels=max_pixels)
+            info = dataclasses.replace(info, b_frames_in_order=in_order)
     return info
+
+
+def _is_counted(stream: av.VideoStream) -> bool:
+    context = stream.codec_context
+    if context.codec.canonical_name == "rawvideo":  # the palette of other formats is in the first packet only
+        return context.pix_fmt == "yuv420p"
+    return context.codec.canonical_name in _COUNTED_CODECS
 
 
 def _video_info(scan: Scan, *, counted: bool, decoded: bool, identity: str) -> VideoInfo:

@@ -31,7 +31,7 @@ from stvid.video.orientation import turn_upright
 from stvid.video.probe import probe
 from stvid.video.shard_index import find_member
 from stvid.video.shard_reader import open_member
-from stvid.video.skipping import demux_by_time, demux_in_order
+from stvid.video.skipping import INTRA_ONLY, demux_by_time, demux_in_order
 from stvid.video.types import MAX_PIXELS, VideoInfo, check_pixels, check_unchanged, frame_limit
 
 BACKENDS = ("pyav", "decord", "torchcodec")
@@ -303,7 +303,7 @@ def _decode_with_seeks(
         packets = demux_by_time(container, stream, number_of=number_of, wanted=wanted, skipped=skipped)
         return decode(path, packets)
 
-    nearby = 1 + _PASSED_OVER * stream.codec_context.codec.intra_only
+    nearby = 1 + _PASSED_OVER * (info.codec in INTRA_ONLY)
     number, frames = -1, start()
     frame: av.VideoFrame | None = None
     for index in distinct:

@@ -2,7 +2,7 @@
 
 The other frames have the pixels that they have without skipping. How the frames of a packet are told:
 
-- by its time, in H.264 and in codecs without references (MJPEG, uncompressed) with random access;
+- by its time, in H.264, MJPEG and uncompressed video with random access;
 - by the types of the pictures before it, in MPEG-4 Part 2 (XVID, DivX), whose times in AVI are useless where it has
   B-frames.
 """
@@ -19,6 +19,7 @@ from av.container import InputContainer
 from stvid.video.container import open_video
 from stvid.video.decoding import demux
 
+INTRA_ONLY = ("mjpeg", "rawvideo")  # no frame of these codecs refers to another
 _VOP_START, _B_TYPE = b"\x00\x00\x01\xb6", 2  # ISO/IEC 14496-2, 6.2.5: a picture ("VOP"), and its type
 
 
@@ -32,9 +33,9 @@ def demux_by_time(
 ) -> Iterator[av.Packet]:
     """The packets of a track with usable times; its decoder skips unwanted frames that no other refers to.
 
-    In H.264, only packets of such frames are skipped: for others FFmpeg would not say that they are damaged. Where no
-    frame refers to another, the unwanted packets are left out. In other codecs nothing is skipped: the "non-reference"
-    frames of a sub-layer of HEVC may be referred to by higher layers.
+    In H.264, only packets of such frames are skipped: for others FFmpeg would not say that they are damaged. In MJPEG
+    and uncompressed video no frame refers to another, and unwanted packets are left out. In other codecs nothing is
+    skipped: the "non-reference" frames of a sub-layer of HEVC may be referred to by higher layers.
 
     Args:
         container, stream: the file, open for decoding.
@@ -42,10 +43,10 @@ def demux_by_time(
         wanted: numbers of frames.
         skipped: the numbers of skipped frames are added to it.
     """
-    codec, extradata = stream.codec_context.codec, stream.codec_context.extradata or b""
-    is_intra_only = codec.intra_only
+    codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
+    is_intra_only = codec in INTRA_ONLY
     # without B-frames there are rarely frames to skip, and looking for them costs a tenth of reading a small file
-    may_skip = codec.canonical_name == "h264" and stream.codec_context.has_b_frames > 0
+    may_skip = codec == "h264" and stream.codec_context.has_b_frames > 0
     if not may_skip and not is_intra_only:
         yield from demux(container, stream)
         return
@@ -66,6 +67,8 @@ def demux_in_order(
 ) -> Iterator[av.Packet]:
     """The packets of a track of MPEG-4 from its first one on, without those of unwanted B-frames.
 
+    A packet with headers or user data before its B-frame is kept: they change how the decoder reads what follows.
+
     Args:
         container, stream: a file with `VideoInfo.b_frames_in_order`, open for decoding.
         wanted: numbers of frames.
@@ -75,7 +78,7 @@ def demux_in_order(
     number, has_reference = 0, False  # of the next B-frame; a reference frame is shown when the next one arrives
     for packet in _unpack(container, stream):
         is_b = _is_b_frame(packet)
-        skips = is_b is True and number not in wanted
+        skips = is_b is True and number not in wanted and memoryview(packet)[: len(_VOP_START)] == _VOP_START
         if is_b:
             (skipped if skips else kept).add(number)
         if is_b is not None:
@@ -111,6 +114,7 @@ def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
             single.stream = stream
             yield single
         if flushes:
+            unpacking.flush()  # there may be such a packet before the end
             yield packet
 
 

@@ -6,6 +6,7 @@ transcode("film.avi", parts, info=info, short_side=128, gop=8, crf=20)
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -144,11 +145,14 @@ def _open_target(
                 raise
             raise VideoError(source, UNREADABLE, f"its frames cannot be encoded: {error}") from error
         try:
-            num_frames = probe(partial).num_frames
+            copy = probe(partial)
         except VideoError as error:
             raise VideoError(source, UNREADABLE, f"its copy cannot be read: {error}") from error
-        if num_frames != part.num_frames:
-            raise VideoError(source, UNREADABLE, f"its copy has {num_frames} frames instead of {part.num_frames}")
+        if copy.num_frames != part.num_frames:
+            raise VideoError(source, UNREADABLE, f"its copy has {copy.num_frames} frames instead of {part.num_frames}")
+        if info.timestamps is None and part.num_frames > 1 and not math.isclose(copy.fps, info.fps, rel_tol=1e-4):
+            detail = f"its copy has {copy.fps:g} frames/s instead of {info.fps:g}; uncompressed ones have at most 1000"
+            raise VideoError(source, UNREADABLE, detail)
 
 
 def _source_frames(

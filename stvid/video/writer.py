@@ -83,7 +83,8 @@ def open_encoder(
         tune: of x264; `fastdecode` decodes twice as fast at about the same file size.
         tick: seconds, the unit of the frames' `pts`; None: `1 / fps`, and frames without `pts` are evenly spaced.
         comment: written to the file's metadata.
-        uncompressed: a Matroska file of yuv420p pixels, with times rounded to 1 ms; without it, an mp4 file of H.264.
+        uncompressed: a Matroska file of yuv420p pixels, with times that are rounded to 1 ms and rise; without it, an
+            mp4 file of H.264.
 
     The other arguments are those of `write_video`.
     """
@@ -95,7 +96,7 @@ def open_encoder(
             container.metadata["comment"] = comment
         if uncompressed:
             stream = container.add_stream("rawvideo", rate=frame_rate(fps))
-            _set_picture(stream, like, tick)
+            _set_picture(stream, like, Fraction(1, 1000))
         else:
             stream = add_h264(
                 container,
@@ -110,8 +111,14 @@ def open_encoder(
                 tick=tick,
             )
 
+        milliseconds = -1
+
         def encode(frame: av.VideoFrame) -> None:
+            nonlocal milliseconds
             frame.time_base = tick
+            if uncompressed and frame.pts is not None:
+                milliseconds = max(milliseconds + 1, round(1000 * frame.pts * tick))
+                frame.pts, frame.time_base = milliseconds, Fraction(1, 1000)
             container.mux(stream.encode(frame))
 
         yield encode
