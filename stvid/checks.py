@@ -84,8 +84,7 @@ def dict_of(check: Check) -> Check:
     """A mapping from text to what `check` accepts."""
 
     def check_dict(value: Any, place: str) -> None:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            _refuse(value, place, "a mapping with names as keys")
+        _check_mapping(value, place)
         for key, part in value.items():
             check(part, f"{place}.{key}")
 
@@ -95,16 +94,22 @@ def dict_of(check: Check) -> Check:
 def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
     """A mapping with these keys; other keys are not looked at."""
 
+    checks = {**required, **(optional or {})}
+
     def check(value: Any, place: str) -> None:
-        dict_of(anything)(value, place)
-        missing = [key for key in required if key not in value]
-        if missing:
+        _check_mapping(value, place)
+        if missing := [key for key in required if key not in value]:
             raise InputError(f"{place} has no {', '.join(missing)}")
-        for key, part in {**required, **(optional or {})}.items():
+        for key, part in checks.items():
             if key in value:
                 part(value[key], f"{place}.{key}")
 
     return check
+
+
+def _check_mapping(value: Any, place: str) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        _refuse(value, place, "a mapping with names as keys")
 
 
 def anything(value: Any, place: str) -> None:
