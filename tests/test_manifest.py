@@ -1,8 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from stvid.data.manifest import LEAK_KEYS, Item, Manifest, read_manifest, similar_classes, validate
+from stvid.data.manifest import LEAK_KEYS, Item, Manifest, _name_below, read_manifest, similar_classes, validate
 from stvid.errors import InputError
 
 
@@ -232,3 +233,12 @@ def test_real_paths_are_those_of_the_system(tmp_path, name):
     assert LEAK_KEYS["file"](Item(path=f"{tmp_path}/{name}", label="a", split="train")) == os.path.realpath(
         f"{tmp_path}/{name}"
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/d/v.mp4", "/d/a/v.mp4", "/d//v.mp4", "/d/./v.mp4", "/d/.v.mp4", "/d/a/", "/d", "/dd/v.mp4", "/d/../v", "v.mp4"],
+)
+def test_names_in_tables_are_those_of_pathlib(path):
+    wanted = Path(path).relative_to("/d").as_posix() if Path(path).is_relative_to("/d") else str(Path(path))
+    assert _name_below(Path("/d"), path) == wanted

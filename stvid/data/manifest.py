@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections import defaultdict
@@ -77,9 +78,7 @@ class Manifest:
         with replacing(path) as partial, partial.open("w", newline="", **UTF8) as file:
             file.write(csv_line(COLUMNS if sizes is None else (*COLUMNS, "bytes")))
             for item in self.items:
-                video = Path(item.path)
-                name = video.relative_to(path.parent).as_posix() if video.is_relative_to(path.parent) else video
-                cells = [name, item.label, item.split, item.start, item.end, item.group]
+                cells = [_name_below(path.parent, item.path), item.label, item.split, item.start, item.end, item.group]
                 cells += [] if sizes is None else [sizes.get(item.path)]
                 file.write(csv_line(["" if cell is None else str(cell) for cell in cells]))
 
@@ -110,6 +109,15 @@ class Manifest:
         items = map_inputs(lambda row: _item(table, row, class_of, is_new=not class_names), table.rows)
         known = tuple(class_names or ())
         return cls(items=tuple(items), class_names=known + tuple(sorted({item.label for item in items} - set(known))))
+
+
+def _name_below(folder: Path, path: str) -> str:
+    """The path of a video relative to a folder, with slashes, or as it is if it is not below the folder."""
+    plain = os.sep == "/" and path.startswith("/") and not re.search(r"//|/\.|/$", path)
+    if plain and path != str(folder):  # the same, much faster
+        return path.removeprefix(f"{folder}/")
+    video = Path(path)
+    return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video)
 
 
 def _item(table: Table, row: Row, class_of: Callable[[str], str], *, is_new: bool) -> Item:
