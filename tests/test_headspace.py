@@ -16,7 +16,7 @@ from test_train import rows_of
 from torch import nn
 from torch.utils.data import Dataset
 
-from stvid.data.loading import TimedLoader
+from stvid.data.timed_loader import TimedLoader
 from stvid.training.callbacks import headspace
 from stvid.training.callbacks.headspace import HeadspaceProbe, num_steps
 from stvid.training.callbacks.progress import EpochTable

@@ -54,7 +54,7 @@ def assert_exact(path) -> None:
         for indices in ([i] for i in range(len(oracle))):  # every frame by a jump of its own
             size = (info.height, info.width)
             options = {"size": size, "num_threads": 1, "max_pixels": MAX_PIXELS}
-            frames_THWC = reader._read_pyav(path, indices, info=info, seek=True, **options)
+            frames_THWC = reader._read_pyav(path, indices, reader._decode_with_seeks, info=info, **options)
             assert frames_THWC is not None, f"seeking to frame {indices} fails"
             np.testing.assert_array_equal(frames_THWC.numpy(), oracle[indices])
 
