@@ -118,7 +118,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--short-side", **number, default=128, help="pixels; never enlarged (default: 128)")
     parser.add_argument("--gop", **number, default=8, help="frames from keyframe to keyframe (default: 8)")
     parser.add_argument("--crf", **number, default=23, help="0 (lossless) to 51 (default: 23)")
-    description = "uncompressed pixels: 20 to 50 times the disk, read faster; --gop and --crf then mean nothing"
+    description = "uncompressed pixels: about 50 times the disk, read faster; --gop and --crf then mean nothing"
     parser.add_argument("--uncompressed", action="store_true", help=description)
     description = "also pack the files into tars with so much video each, such as 1GB, for data=shards"
     parser.add_argument("--tar-size", metavar="SIZE", help=description)

@@ -63,7 +63,7 @@ def prepare(
         short_side: pixels of the shorter side; frames are never enlarged.
         gop: maximum distance between two keyframes: small values read faster, large values need less disk space.
         crf: 0 (lossless) to 51.
-        uncompressed: files of uncompressed pixels, which take 20 to 50 times the room and are read faster; `gop` and
+        uncompressed: files of uncompressed pixels, which take about 50 times the room and are read faster; `gop` and
             `crf` then mean nothing.
         num_workers: processes; 0 works in this process, where a crash or a hang cannot be survived.
         timeout: seconds without a new frame after which a video is given up.

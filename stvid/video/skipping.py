@@ -45,7 +45,7 @@ def demux_by_time(
     """
     codec, extradata = stream.codec_context.codec.canonical_name, stream.codec_context.extradata or b""
     is_intra_only = codec in INTRA_ONLY
-    # without B-frames there are rarely frames to skip, and looking for them costs a tenth of reading a small file
+    # without B-frames there are rarely frames to skip, and looking for them takes time
     may_skip = codec == "h264" and stream.codec_context.has_b_frames > 0
     if not may_skip and not is_intra_only:
         yield from demux(container, stream)
