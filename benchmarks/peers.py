@@ -38,6 +38,7 @@ from stvid.data.layouts.class_folders import folder
 from stvid.data.manifest import Manifest
 from stvid.data.prepare import prepare
 from stvid.data.transforms import Augment
+from stvid.device import keep_freed_memory
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.types import VideoInfo
@@ -192,6 +193,7 @@ def main() -> None:
     parser.add_argument("--big", type=int, default=3, help="videos of each class that are made 1280 x 720; 0: none")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `train.py` does; here for all of them
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     print(

@@ -96,15 +96,20 @@ class Augment:
 
         On any device; of the pixels, nothing is copied to the CPU.
         """
-        # one memory order, wherever the frames come from: a sum of floats depends on it
-        frames = frames_TCHW.contiguous(memory_format=torch.channels_last)
+        frames = frames_TCHW
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
             label = self.flipped_label(label)
+        if self._changes_pixels:  # one memory order, wherever the frames come from: a sum of floats depends on it
+            frames = frames.contiguous(memory_format=torch.channels_last)
         frames = self._jitter_colours(frames, rng)
         if self.rand_augment:
             frames = apply_rand_augment(frames, num_ops=self.rand_augment, magnitude=self.rand_magnitude, rng=rng)
         return erase_box(frames, probability=self.erase, rng=rng) if self.erase else frames, label
+
+    @property
+    def _changes_pixels(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.rand_augment))
 
     def random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:
         """A random crop (top, left, height, width) of a frame, to be resized to `size` (height, width)."""

@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import IO, Any
 
 import av
 from av.container import InputContainer
@@ -54,14 +54,13 @@ def open_video(
         if member is None:
             _check_regular(path, file)
         with ExitStack() as files:
-            source: Any = file
-            if member is not None:
-                source = files.enter_context(open_member(path, member))
-            elif "%" in file:  # FFmpeg takes such a name for those of many images, so it does not get to know it
-                source = files.enter_context(open(file, "rb"))
+            content = files.enter_context(open(file, "rb") if member is None else open_member(path, member))
+            container_format = _format_of(file, content)
+            # FFmpeg takes a name with "%" for those of many images, so it does not get to know it
+            source: Any = file if member is None and "%" not in file else content
             try:
                 container = files.enter_context(
-                    av.open(source, format=_format_of(file), options=options | limit, **_TOLERANT)
+                    av.open(source, format=container_format, options=options | limit, **_TOLERANT)
                 )
             except av.ArgumentError as error:
                 raise VideoError(path, UNREADABLE, "not a video file of a format that stvid reads") from error
@@ -90,12 +89,18 @@ def _check_regular(path: str | os.PathLike[str], file: str) -> None:
         raise VideoError(path, EMPTY, "zero bytes")
 
 
-def _format_of(file: str) -> str | None:
-    """The format of a file that FFmpeg would take for a single image; None: FFmpeg finds it out."""
-    if os.path.splitext(file)[1].lower() not in (".mjpeg", ".mjpg"):
-        return None
-    with open(file, "rb") as content:
-        return "mjpeg" if content.read(3) == b"\xff\xd8\xff" else None
+def _format_of(file: str, content: IO[bytes]) -> str | None:
+    """The format of a file by its first bytes, where FFmpeg would take it for a single image, or would come to the same
+    after having asked all its formats, which takes longer than opening a small file. None: FFmpeg finds it out."""
+    start = content.read(64)
+    content.seek(0)
+    if os.path.splitext(file)[1].lower() in (".mjpeg", ".mjpg"):
+        return "mjpeg" if start.startswith(b"\xff\xd8\xff") else None
+    if start.startswith(b"RIFF") and start[8:12] == b"AVI ":
+        return "avi"
+    if start[4:8] == b"ftyp" and start[8:11] not in (b"jp2", b"jpx", b"jxl"):
+        return "mov"
+    return "matroska" if start.startswith(b"\x1a\x45\xdf\xa3") and b"matroska" in start else None
 
 
 def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:

@@ -76,8 +76,14 @@ def demux_in_order(
         kept: the numbers of the other B-frames are added to it.
     """
     number, has_reference = 0, False  # of the next B-frame; a reference frame is shown when the next one arrives
+    last = max(wanted)
     for packet in _unpack(container, stream):
         is_b = _is_b_frame(packet)
+        if is_b is False and has_reference and number == last:  # the decoder shows it without the next one too
+            flush = av.Packet()
+            flush.stream = stream
+            yield flush
+            return
         skips = is_b is True and number not in wanted and memoryview(packet)[: len(_VOP_START)] == _VOP_START
         if is_b:
             (skipped if skips else kept).add(number)
@@ -120,6 +126,8 @@ def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
 
 def _is_b_frame(packet: av.Packet) -> bool | None:
     """Whether the picture of a packet of MPEG-4 is a B-frame; None: it has no picture."""
+    if (start := bytes(memoryview(packet)[: len(_VOP_START) + 1])).startswith(_VOP_START) and len(start) > len(_VOP_START):
+        return start[-1] >> 6 == _B_TYPE  # nearly always, without a copy
     content = bytes(packet)
     place = content.find(_VOP_START)
     if place < 0 or place + len(_VOP_START) == len(content):
