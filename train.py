@@ -36,6 +36,7 @@ from stvid.run.accelerator import check_accelerator
 from stvid.run.checkpoint import checkpoint_record, load_checkpoint
 from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.run.config_tree import escape_interpolations, to_plain
+from stvid.run.data_set import load_training_data
 from stvid.run.first_model import build_or_resume_model
 from stvid.run.folder import RunFolder, display_path, project_root
 from stvid.run.provenance import run_record
@@ -77,8 +78,7 @@ def train(config: DictConfig, folder: RunFolder, *, draws_report: bool) -> float
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     # data: the manifest with its splits, and which videos are unreadable
-    data = instantiate(config.data.datamodule, _convert_="all")
-    data.setup()
+    data = load_training_data(config)
     class_names = data.manifest.class_names
     settings["class_names"] = list(class_names)
     log.info("%d training videos, %d validation videos, %d classes", len(data.train), len(data.val), len(class_names))

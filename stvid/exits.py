@@ -75,14 +75,17 @@ def _is_output_closed() -> bool:
 
 
 @contextlib.contextmanager
-def logs_printed_with_error() -> Iterator[None]:
-    """Around a check before the work, which logs the same lines again: they are printed if the block raises."""
+def logs_printed_with_error() -> Iterator[list[logging.LogRecord]]:
+    """Around a check before the work, which logs the same lines again: they are printed if the block raises.
+
+    Yields them, so that the work can log those of a part of the check that it need not repeat.
+    """
     logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
     buffer.setFormatter(LogFormatter("%(message)s"))
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(buffer)
     try:
-        yield
+        yield buffer.buffer
     except Exception:
         for record in buffer.buffer:
             print(buffer.format(record), file=sys.stderr)

@@ -9,6 +9,7 @@ from PIL import Image
 from test_completeness import remux
 
 from stvid.errors import UNREADABLE, VideoError
+from stvid.video.container import _format_of, open_video
 from stvid.video.probe import probe
 from stvid.video.reader import read_frames
 from stvid.video.transcode import FrameRange, transcode
@@ -139,3 +140,22 @@ def test_a_name_that_looks_like_a_pattern_is_one_file(tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "frame0.jpg")
     with pytest.raises(VideoError):
         probe(tmp_path / "frame%d.jpg")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.avi", "a.mp4", "a.mov", "a.m4v", "a.3gp", "a.mkv", "a.webm", "a.ts", "a.nut", "a%d.mp4"]
+)
+def test_the_format_of_a_file_is_the_one_that_ffmpeg_finds(tmp_path, name):
+    codec = "vp9" if name.endswith("webm") else "h264"
+    path = write_video(tmp_path / name, codec=codec, num_frames=4)
+    with path.open("rb") as content:
+        told = _format_of(str(path), content)
+        assert content.tell() == 0
+        with av.open(content) as container:
+            found = container.format.name
+    assert (told is not None) == (path.suffix not in (".ts", ".nut", ".webm"))
+    assert told is None or told in found.split(",")
+    with open_video(path) as (container, _):
+        assert container.format.name in (found, told)
+    renamed = path.rename(tmp_path / "video.txt")
+    assert probe(renamed).num_frames == 4

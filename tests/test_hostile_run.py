@@ -335,25 +335,46 @@ def test_only_numbers_are_trials(run_folder, tmp_path):
     assert finished_runs(tmp_path) == [tmp_path / "0"]
 
 
-IMPOSSIBLE = {
-    "timestamps": [],
-    "keyframes": [10**9],
-    "rotation": 45,
-    "num_frames": 2**31,
-    "duration": 1e9,
-    "first_pts": None,
+NOT_A_NUMBER, INFINITE = float("nan"), float("inf")
+IMPOSSIBLE = {  # of a video with 16 frames
+    "timestamps": [
+        [],
+        [0.0] * 15,
+        [1.0] * 16,
+        [0.0, NOT_A_NUMBER] * 8,
+        [0.0] * 15 + [INFINITE],
+        [0.0] + ["1"] * 15,
+        {},
+    ],
+    "keyframes": [[10**9], [0, 0], [0, 5, 3], [1, 5], [0.0], [False], ["0"], 0],
+    "rotation": [45, 90.0, -90, None],
+    "num_frames": [2**31, 0, 16.0, "16", True],
+    "fps": ["25", 0.0, INFINITE, NOT_A_NUMBER, None, True],
+    "duration": [1e9, NOT_A_NUMBER, [0.64]],
+    "first_pts": [None, 2**63, 0.5, "0", False],
+    "start": [INFINITE, NOT_A_NUMBER, "0"],
+    "height": [0, 2**31, 64.0],
+    "width": [-1, None],
+    "num_damaged": [-1, 0.0, True],
+    "decoded": [1, None, "true"],
+    "mirrored": [0],
+    "b_frames_in_order": [0],
+    "codec": [1, None, "h\u0117"],
+    "pixel_format": [1, ["yuv420p"]],
+    "identity": [5, None],
+    "colour": ["red"],
 }
 
 
-@pytest.mark.parametrize("key", IMPOSSIBLE)
-def test_entries_of_a_probe_cache_that_contradict_themselves_are_not_used(key, video_folder, tmp_path, caplog):
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in IMPOSSIBLE for value in IMPOSSIBLE[key]])
+def test_entries_of_a_probe_cache_that_no_probe_has_made_are_not_used(key, value, video_folder, tmp_path, caplog):
     videos = [video_folder / "to_left" / name for name in ("00.mp4", "01.mp4")]
     cache = tmp_path / "cache.jsonl"
     first, other = probe_all(videos, num_workers=0, cache=cache, progress=False)
     head, line, rest = cache.read_text().splitlines()
     name, values = line.split("\t")
     identity, values = json.loads(values)
-    cache.write_text("\n".join([head, f"{name}\t{json.dumps([identity, {**values, key: IMPOSSIBLE[key]}])}", rest, ""]))
+    cache.write_text("\n".join([head, f"{name}\t{json.dumps([identity, {**values, key: value}])}", rest, ""]))
     known = ProbeCache(cache)
     assert known.get(str(videos[0]), identity) is None
     assert "cannot be used everywhere" in caplog.text

@@ -197,7 +197,7 @@ def check_views(num_clips: int, num_crops: int, clip: ClipSpec) -> None:
 def probe_cache(manifest: Manifest) -> Path | None:
     """The cache file for `probe_all`, in the common folder of all videos; None if they have none."""
     try:
-        common = Path(os.path.commonpath([os.path.dirname(item.path) for item in manifest.items]))
+        common = Path(os.path.commonpath({os.path.dirname(item.path) for item in manifest.items}))
     except ValueError:  # videos on several drives
         return None
     return common / CACHE_NAME if common != Path(common.anchor) else None

@@ -75,10 +75,11 @@ class Manifest:
         gets the same `class_names`.
         """
         path = Path(path).absolute()
+        folder = str(path.parent)
         with replacing(path) as partial, partial.open("w", newline="", **UTF8) as file:
             file.write(csv_line(COLUMNS if sizes is None else (*COLUMNS, "bytes")))
             for item in self.items:
-                cells = [_name_below(path.parent, item.path), item.label, item.split, item.start, item.end, item.group]
+                cells = [_name_below(folder, item.path), item.label, item.split, item.start, item.end, item.group]
                 cells += [] if sizes is None else [sizes.get(item.path)]
                 file.write(csv_line(["" if cell is None else str(cell) for cell in cells]))
 
@@ -111,11 +112,13 @@ class Manifest:
         return cls(items=tuple(items), class_names=known + tuple(sorted({item.label for item in items} - set(known))))
 
 
-def _name_below(folder: Path, path: str) -> str:
+_UNUSUAL = re.compile(r"//|/\.|/$")  # a path that pathlib would write in another way
+
+
+def _name_below(folder: str, path: str) -> str:
     """The path of a video relative to a folder, with slashes, or as it is if it is not below the folder."""
-    plain = os.sep == "/" and path.startswith("/") and not re.search(r"//|/\.|/$", path)
-    if plain and path != str(folder):  # the same, much faster
-        return path.removeprefix(f"{folder}/")
+    if os.sep == "/" and path.startswith("/") and path != folder and not _UNUSUAL.search(path):
+        return path.removeprefix(f"{folder}/")  # the same, much faster
     video = Path(path)
     return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video)
 
@@ -335,13 +338,18 @@ class Leak(NamedTuple):
 
 def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list[Leak]:
     """Every value of `key` with items in more than one split, in the items' order; items with key None are ignored."""
-    items_of: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        name = key(item)
-        if name is not None:
+    names = list(map(key, items))
+    split_of: dict[str, str] = {}
+    leaking = {
+        name
+        for name, item in zip(names, items, strict=True)
+        if name is not None and split_of.setdefault(name, item.split) != item.split
+    }
+    items_of: dict[str, list[Item]] = defaultdict(list)  # of these only: a million files are each in one split
+    for name, item in zip(names, items, strict=True):
+        if name in leaking:
             items_of[name].append(item)
-    leaks = (Leak(name, sorted({item.split for item in members}), members) for name, members in items_of.items())
-    return [leak for leak in leaks if len(leak.splits) > 1]
+    return [Leak(name, sorted({item.split for item in members}), members) for name, members in items_of.items()]
 
 
 def read_manifest(

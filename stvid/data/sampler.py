@@ -94,8 +94,12 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch if self.passes is None else self.epoch % self.passes
-        keys = [SampleKey(epoch, index) for index in range(self.num_items)]
         rng = np.random.default_rng((self.seed, self.epoch))
+        if self.labels is None and self.places is None and self.lengths is None:  # keys are made when they are needed
+            order = rng.permutation(self.num_items).tolist() if self.shuffle else range(self.num_items)
+            yield from (SampleKey(epoch, index) for index in self._shard(order)[self.start :])
+            return
+        keys = [SampleKey(epoch, index) for index in range(self.num_items)]
         if self.shuffle:
             keys = keys if self.labels is None else self._balance_classes(epoch, self.labels, rng)
             if self.places is None:

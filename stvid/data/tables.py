@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import functools
+import io
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -34,8 +35,9 @@ _ENCODINGS = {  # byte order mark -> encoding; the marks of UTF-32 begin with th
 }
 MAX_BYTES = 2**29  # of a table
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_CHUNK = 2**20  # characters
 _NEEDS_QUOTES = re.compile(r'[",\r\n]|\A\s|\s\Z')
+_ONE_NEEDS_QUOTES = re.compile(r'[",\r\n]|(?:\A|\0)\s|\s(?:\Z|\0)')  # of cells with NUL bytes between them
 
 
 class Row(NamedTuple):
@@ -132,7 +134,11 @@ def read_table(path: str | os.PathLike, *, required: Sequence[str], optional: Co
 
 def _lines(text: str) -> Iterator[str]:
     """The lines of a text with their ends, as a file opened with `newline=""` has them; without a copy of the text."""
-    return (match[0] for match in _LINE.finditer(text))
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _CHUNK) + 1 or len(text)
+        yield from io.StringIO(text[start:end], newline="")
+        start = end
 
 
 def read_text(path: Path) -> str:
@@ -206,5 +212,7 @@ def join_path(folder: str, name: str) -> str:
 
 def csv_line(cells: Sequence[str]) -> str:
     """A row of a table. Cells that start or end with a space are quoted, which `csv.writer` does not do."""
+    if not _ONE_NEEDS_QUOTES.search("\0".join(cells)):
+        return ",".join(cells) + "\r\n"
     quoted = ['"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell for cell in cells]
     return ",".join(quoted) + "\r\n"

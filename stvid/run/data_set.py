@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -16,8 +20,13 @@ from stvid.run.config import compose_config
 from stvid.run.config_errors import hydra_errors_as_input_errors
 from stvid.run.config_tree import to_plain
 
+if TYPE_CHECKING:
+    from stvid.data.datamodule import VideoDataModule
+
 READ_BY = ("stvid.data.layouts.", "stvid.data.manifest.")
 ACTIONS = "stvid.data.synthetic.actions.actions"
+# at most one: the settings of the data set that `check_training_data` has read, what it found, and what it logged
+_checked: list[tuple[dict, Manifest, list[logging.LogRecord]]] = []
 
 
 def check_training_data(config: DictConfig) -> None:
@@ -25,13 +34,51 @@ def check_training_data(config: DictConfig) -> None:
 
     Lines for the log are printed only with an error: training logs them when it reads the data set.
     """
-    with logs_printed_with_error():
+    _checked.clear()
+    with logs_printed_with_error() as lines, _collection_paused():
         manifest = read_manifest_early(config)
         if manifest is not None:
+            _checked.append((to_plain(config.data.datamodule.manifest), manifest, list(lines)))
             allowed = {key: config.data[key] for key in ("allow_leaks", "allow_similar_classes")}
             validate(manifest, **allowed)
             if config.augment["_target_"].startswith("stvid."):
                 check_flip_pairs(to_plain(config.augment)["flip_pairs"], manifest.class_names)
+
+
+def load_training_data(config: DictConfig) -> VideoDataModule:
+    """The data module of a config, set up: its videos are probed.
+
+    If `check_training_data` has just read the same data set, it is not read again, but what was logged is logged now.
+
+    Raises:
+        InputError: see `VideoDataModule`; too many videos cannot be read.
+    """
+    with _collection_paused():
+        node, manifest = config.data.datamodule, None
+        for settings, checked, lines in _checked:
+            if settings == to_plain(node.manifest):
+                manifest = checked
+                for line in lines:
+                    logging.getLogger(line.name).handle(line)
+        _checked.clear()
+        if manifest is None:
+            manifest = instantiate(node.manifest, _convert_="all")
+        make_data = instantiate(node, manifest=None, _convert_="all", _partial_=True)  # Hydra would copy a manifest
+        data = make_data(manifest=manifest)
+        data.setup()
+    return data
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Around what makes millions of objects that stay: each collection of garbage would look at all of them again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_manifest_early(config: DictConfig) -> Manifest | None:

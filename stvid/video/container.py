@@ -54,7 +54,11 @@ def open_video(
         if member is None:
             _check_regular(path, file)
         with ExitStack() as files:
-            content = files.enter_context(open(file, "rb") if member is None else open_member(path, member))
+            content: IO[bytes]
+            if member is None:
+                content = files.enter_context(open(file, "rb"))
+            else:
+                content = files.enter_context(open_member(path, member))
             container_format = _format_of(file, content)
             # FFmpeg takes a name with "%" for those of many images, so it does not get to know it
             source: Any = file if member is None and "%" not in file else content

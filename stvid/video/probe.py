@@ -180,18 +180,23 @@ def probe_all(
     names = [os.fspath(path) for path in paths]
     known = ProbeCache(cache)
     results: dict[str, VideoInfo | VideoError] = {}
-    identities: dict[str, list[int]] = {}
-    for name in dict.fromkeys(names):
+    identities: dict[str, list[int] | None] = {}  # of the files that are to be probed; None: it cannot be accessed
+    for name in names:
+        if name in results or name in identities:
+            continue
         if (of_member := known_info(name)) is not None:
             results[name] = of_member
             continue
+        identity, info = None, None
         with suppress(OSError):  # probe() reports a missing file
-            identities[name] = file_identity(name)
-            info = known.get(os.path.abspath(name), identities[name])
-            if info is not None and (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
-                results[name] = info
+            identity = file_identity(name)
+            info = known.get(os.path.abspath(name), identity)
+        if info is not None and (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
+            results[name] = info
+        else:
+            identities[name] = identity
 
-    todo = [name for name in dict.fromkeys(names) if name not in results]
+    todo = list(identities)
     saved = time.monotonic()
     bar = Bar("probing videos", total=len(todo), unit="videos", shown=progress)
     probed = map_files(
@@ -204,8 +209,9 @@ def probe_all(
             if isinstance(result, VideoError) and result.reason == TIMEOUT:
                 result = VideoError(name, TIMEOUT, f"{result.detail}; data.probe_timeout sets this limit")
             results[name] = result
-            if isinstance(result, VideoInfo) and name in identities:
-                known.add(os.path.abspath(name), identities[name], result)
+            identity = identities[name]
+            if isinstance(result, VideoInfo) and identity is not None:
+                known.add(os.path.abspath(name), identity, result)
             if time.monotonic() - saved > _SAVE_EVERY:
                 known.save()
                 saved = time.monotonic()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stvid.checks import fields, flag, list_of, maybe, number, parse_json, read_file, text
+from stvid.checks import read_file
 from stvid.files import replacing
 from stvid.video.types import AV_VERSION, MAX_IMAGES, VideoInfo
 
@@ -24,42 +25,8 @@ MAX_BYTES = 2**31  # of the file; a video takes about 250
 HEAD = json.dumps({"stvid_probe": 8, "av": AV_VERSION}).encode()
 ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
 
-_SIZE, _WHOLE = number(1, 2**31, whole=True), number(0, 2**53, whole=True)
-
-
-def _frame_numbers(value: Any, place: str) -> None:
-    """As `list_of(_WHOLE)`; the lists of a large data set have millions of numbers, most of them good."""
-    if (
-        type(value) is not list
-        or not {*map(type, value)} <= {int}
-        or (value and not 0 <= min(value) <= max(value) < 2**53)
-    ):
-        list_of(_WHOLE)(value, place)
-
-
-_INFO = fields(  # what a line leaves out has its default
-    {
-        "num_frames": _SIZE,
-        "fps": number(1e-6, 1e6),
-        "duration": number(0),
-        "height": _SIZE,
-        "width": _SIZE,
-        "codec": text(),
-    },
-    optional={
-        "pixel_format": text(),
-        "rotation": number(0, 359, whole=True),
-        "mirrored": flag,
-        "keyframes": _frame_numbers,
-        "first_pts": maybe(number(whole=True)),
-        "timestamps": maybe(list_of(number())),
-        "start": number(),
-        "num_damaged": _WHOLE,
-        "decoded": flag,
-        "b_frames_in_order": flag,
-        "identity": text(),
-    },
-)
+_NUMBER = frozenset((int, float))
+_MAX_SIZE, _MAX_TICKS = 2**31, 2**63
 _DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(VideoInfo) if field.default is not dataclasses.MISSING
 }
@@ -89,7 +56,7 @@ class ProbeCache:
         if line is None:
             return None
         try:
-            known, values = parse_json(line)
+            known, values = json.loads(line)
             return to_info(values) if known == identity else None
         except ERRORS as error:
             self._warn(error)
@@ -177,27 +144,61 @@ def to_values(info: VideoInfo) -> dict[str, Any]:
 
 
 def to_info(values: dict) -> VideoInfo:
-    """What `to_values` has written. Raises one of `ERRORS` for a value that `probe` cannot have measured."""
-    _INFO(values, "an entry")
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    """What `to_values` has written. Raises one of `ERRORS` for values that `probe` cannot have measured."""
+    plain: dict[str, Any] = {key: tuple(value) if type(value) is list else value for key, value in values.items()}
     for key in ("codec", "pixel_format"):  # one text for all videos
         plain[key] = sys.intern(plain.get(key, ""))
     info = VideoInfo(**plain)
-    if not _is_possible(info):
-        raise ValueError("the properties of a video contradict each other")
+    if not (_has_types(info) and _is_possible(info)):
+        raise ValueError("the properties of a video are no possible ones")
     return info
 
 
-def _is_possible(info: VideoInfo) -> bool:
-    """Whether properties fit each other: a frame takes a byte at least, has one time, and is a keyframe once."""
-    timestamps, keyframes = info.timestamps, info.keyframes
+# Both are called for each video of a large data set before training starts, so they are written out.
+def _has_types(info: VideoInfo) -> bool:
+    timestamps = info.timestamps or ()
     return (
-        info.num_frames <= (info.num_bytes or MAX_IMAGES)
-        and abs(info.duration * info.fps - info.num_frames) < 1e-6 * info.num_frames
+        type(info.num_frames) is type(info.height) is type(info.width) is int
+        and type(info.rotation) is type(info.num_damaged) is int
+        and (info.first_pts is None or type(info.first_pts) is int)
+        and {type(info.fps), type(info.duration), type(info.start)} <= _NUMBER
+        and type(info.mirrored) is type(info.decoded) is type(info.b_frames_in_order) is bool
+        and info.codec.isascii()
+        and info.pixel_format.isascii()
+        and info.identity.isascii()
+        and type(info.keyframes) is tuple
+        and {*map(type, info.keyframes)} <= {int}
+        and type(timestamps) is tuple
+        and {*map(type, timestamps)} <= _NUMBER
+    )
+
+
+def _is_possible(info: VideoInfo) -> bool:
+    """Whether properties fit each other: a frame takes a byte at least, has one time, and is a keyframe once.
+
+    Comparisons are false for NaN.
+    """
+    num_frames, timestamps, keyframes = info.num_frames, info.timestamps, info.keyframes
+    return (
+        1 <= num_frames <= (info.num_bytes or MAX_IMAGES)
+        and 1 <= info.height < _MAX_SIZE
+        and 1 <= info.width < _MAX_SIZE
+        and 1e-6 <= info.fps <= 1e6
+        and abs(info.duration * info.fps - num_frames) < 1e-6 * num_frames
+        and abs(info.start) < math.inf
+        and abs(info.first_pts or 0) < _MAX_TICKS
         and info.rotation in (0, 90, 180, 270)
-        and (timestamps is None or (len(timestamps) == info.num_frames and timestamps[0] == 0))
-        and (timestamps is None or all(a <= b for a, b in pairwise(timestamps)))
-        and list(keyframes) == sorted({*keyframes})
-        and max(keyframes, default=0) < info.num_frames
-        and (not keyframes or (keyframes[0] == 0 and info.first_pts is not None))
+        and info.num_damaged >= 0
+        and (timestamps is None or _are_times(timestamps, num_frames))
+        and (not keyframes or (keyframes[0] == 0 and keyframes[-1] < num_frames and info.first_pts is not None))
+        and all(a < b for a, b in pairwise(keyframes))
+    )
+
+
+def _are_times(timestamps: tuple[float, ...], num_frames: int) -> bool:
+    return (
+        len(timestamps) == num_frames
+        and timestamps[0] == 0
+        and all(a <= b for a, b in pairwise(timestamps))
+        and timestamps[-1] < math.inf
     )

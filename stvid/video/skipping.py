@@ -126,10 +126,8 @@ def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
 
 def _is_b_frame(packet: av.Packet) -> bool | None:
     """Whether the picture of a packet of MPEG-4 is a B-frame; None: it has no picture."""
-    if (start := bytes(memoryview(packet)[: len(_VOP_START) + 1])).startswith(_VOP_START) and len(start) > len(_VOP_START):
-        return start[-1] >> 6 == _B_TYPE  # nearly always, without a copy
-    content = bytes(packet)
-    place = content.find(_VOP_START)
+    content = memoryview(packet)
+    place = 0 if content[: len(_VOP_START)] == _VOP_START else bytes(packet).find(_VOP_START)
     if place < 0 or place + len(_VOP_START) == len(content):
         return None
     return content[place + len(_VOP_START)] >> 6 == _B_TYPE

@@ -103,8 +103,8 @@ def file_identity(path: str | os.PathLike[str]) -> list:
     Raises:
         OSError: the file cannot be accessed.
     """
-    if not os.path.isdir(path):
-        status = os.stat(path)
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
         return [status.st_size, status.st_mtime_ns]
     files = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path))
     return [sum(size for _, size, _ in files), hashlib.sha256(repr(files).encode()).hexdigest()]
