@@ -154,10 +154,15 @@ def channels_last(model: ModuleT) -> ModuleT:
 
 
 def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:
-    """To mean 0 and deviation 1 over `dims`, in place; a deviation below 1 grey level counts as 1."""
+    """To mean 0 and deviation 1 over `dims`, in place; a deviation below 1 grey level counts as 1.
+
+    As exact as `torch.std_mean`, which takes six times as long on a CPU; `torch.linalg.vector_norm` would not be: it
+    adds up the squares one after the other.
+    """
     if x.numel():
-        std, mean = torch.std_mean(x, dim=dims, keepdim=True, unbiased=False)
-        x.sub_(mean).div_(std.clamp_min(1.0))
+        x.sub_(x.mean(dim=dims, keepdim=True))
+        std = x.square().mean(dim=dims, keepdim=True).sqrt()
+        x.div_(std.clamp_min(1.0))
 
 
 def _standardise_clips(pictures_BTCHW: Tensor, valid_BT: Tensor | None) -> None:
@@ -166,12 +171,12 @@ def _standardise_clips(pictures_BTCHW: Tensor, valid_BT: Tensor | None) -> None:
     if not pictures_BTCHW.shape[2]:  # difference images only
         return
     if valid_BT is None:
-        std, mean = torch.std_mean(pictures_BTCHW, dim=dims, keepdim=True, unbiased=False)
-    else:
-        valid_BT111 = valid_BT[..., None, None, None]
-        num_pixels = valid_BT111.sum(dim=1, keepdim=True) * pictures_BTCHW.shape[3] * pictures_BTCHW.shape[4]
-        mean = (pictures_BTCHW * valid_BT111).sum(dim=dims, keepdim=True) / num_pixels
-        std = (((pictures_BTCHW - mean) * valid_BT111).square().sum(dim=dims, keepdim=True) / num_pixels).sqrt()
+        _standardise(pictures_BTCHW, dims=dims)
+        return
+    valid_BT111 = valid_BT[..., None, None, None]
+    num_pixels = valid_BT111.sum(dim=1, keepdim=True) * pictures_BTCHW.shape[3] * pictures_BTCHW.shape[4]
+    mean = (pictures_BTCHW * valid_BT111).sum(dim=dims, keepdim=True) / num_pixels
+    std = (((pictures_BTCHW - mean) * valid_BT111).square().sum(dim=dims, keepdim=True) / num_pixels).sqrt()
     pictures_BTCHW.sub_(mean).div_(std.clamp_min(1.0))
 
 

@@ -32,6 +32,14 @@ def test_frame_and_clip_standardise_by_their_own_statistics(normalize, dims):
     torch.testing.assert_close(y, wanted.transpose(1, 2).float())
 
 
+@pytest.mark.parametrize(("normalize", "dims"), [("frame", (-1, -2)), ("clip", (0, -1, -2))])
+def test_a_million_pixels_are_added_up_exactly(normalize, dims):
+    x = torch.randint(0, 256, (24, 200, 200, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    y = Preprocess(clip=ClipSpec(normalize=normalize))(x[None])[0].transpose(0, 1)
+    std, mean = torch.std_mean(x.double(), dim=dims, keepdim=True, unbiased=False)
+    torch.testing.assert_close(y.double(), (x - mean) / std, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("normalize", ["fixed", "frame", "clip"])
 def test_what_lies_past_a_clips_length_changes_nothing_and_comes_out_as_zero(normalize):
     preprocess = Preprocess(clip=ClipSpec(normalize=normalize))

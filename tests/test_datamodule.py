@@ -169,8 +169,8 @@ def test_invalid_settings_are_errors(video_folder, options, expected):
     assert expected in str(error.value)
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (6, 3), (64, 8)])
-def test_auto_takes_one_worker_for_two_cores(monkeypatch, cores, workers):
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (3, 2), (4, 2), (6, 3), (64, 8)])
+def test_auto_takes_half_of_the_cores_but_two_workers_on_two(monkeypatch, cores, workers):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_CPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("stvid.device.num_cores", lambda: cores)

@@ -169,14 +169,16 @@ def resolve_workers(num_workers: int | str, *, num_processes: int | None = None)
     """Worker processes per rank.
 
     Args:
-        num_workers: a number; `auto`: one per two cores of this process's share, 1 to 8.
+        num_workers: a number; `auto`: half of the cores of this process's share, at least two of two or three
+            cores, at most 8.
         num_processes: processes that share the machine's cores, see `cores_per_process`.
 
     Raises:
         InputError: neither `auto` nor a whole number of 0 or more.
     """
     if num_workers == "auto":
-        return min(max(cores_per_process(num_processes) // 2, 1), 8)
+        cores = cores_per_process(num_processes)
+        return min(max(cores // 2, min(cores, 2)), 8)  # one reader would let a training on two cores wait
     if not isinstance(num_workers, int) or num_workers < 0:
         raise InputError(f"num_workers (={num_workers}) must be 'auto' or a whole number, 0 or more")
     return num_workers

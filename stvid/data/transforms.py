@@ -146,8 +146,9 @@ class Augment:
 
 def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
     """Changes contrast around the mean grey of the whole clip; torchvision's per-frame mean would flicker."""
-    mean = frames.float().mean()
-    return ((frames.float() - mean) * factor + mean).round().clamp(0, 255).to(frames.dtype)
+    levels = frames.to(torch.float32, copy=True)
+    mean = levels.mean()
+    return levels.sub_(mean).mul_(factor).add_(mean).round_().clamp_(0, 255).to(frames.dtype)
 
 
 class _Clip(tv_tensors.Video):

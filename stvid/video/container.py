@@ -33,7 +33,7 @@ _IMAGE_CODECS = frozenset(("mjpeg", "png", "apng", "gif", "bmp", "webp", "tiff",
 
 @contextmanager
 def open_video(
-    path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str], *, num_threads: int = 1, max_pixels: int = MAX_PIXELS, is_known: bool = False
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """Opens a file for decoding; yields `(container, stream)` and closes the container at the end.
 
@@ -41,6 +41,9 @@ def open_video(
         path: the file; that of a video in a tar see `shards`.
         num_threads: of the decoder.
         max_pixels: of a frame; larger ones are refused before memory is allocated for them.
+        is_known: the caller has the result of `probe`, and compares the time of every frame with it. Then FFmpeg does
+            not decode the beginning of an MP4 or MOV file only to describe it, which may take as long as reading a
+            clip; the delay of its B-frames is in the header.
 
     Raises:
         VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
@@ -49,6 +52,7 @@ def open_video(
     file = os.path.abspath(path)
     options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
     limit = {"max_pixels": str(max_pixels)}
+    no_decoder = {"codec_whitelist": "none", "fpsprobesize": "0"}  # for the description; the decoder below is another
     try:
         member = find_member(file)
         if member is None:
@@ -60,6 +64,8 @@ def open_video(
             else:
                 content = files.enter_context(open_member(path, member))
             container_format = _format_of(file, content)
+            if is_known and container_format == "mov":
+                options |= no_decoder
             # FFmpeg takes a name with "%" for those of many images, so it does not get to know it
             source: Any = file if member is None and "%" not in file else content
             try:

@@ -194,7 +194,8 @@ def _read_pyav(
 ) -> torch.Tensor | None:
     """uint8 (T, H, W, C) of sorted, distinct indices; None if `decode_frames` finds other frames than expected."""
     converter = FrameConverter(info, size, num_threads=num_threads)
-    with open_video(path, num_threads=num_threads, max_pixels=max_pixels) as (container, stream):
+    is_known = decode_frames is _decode_with_seeks
+    with open_video(path, num_threads=num_threads, max_pixels=max_pixels, is_known=is_known) as (container, stream):
         frames_THWC = torch.empty((len(distinct), converter.height, converter.width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()
         frames = decode_frames(path, container, stream, distinct, info)
