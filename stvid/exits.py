@@ -78,21 +78,26 @@ def _is_output_closed() -> bool:
 def logs_printed_with_error() -> Iterator[list[logging.LogRecord]]:
     """Around a check before the work, which logs the same lines again: they are printed if the block raises.
 
-    Yields them, so that the work can log those of a part of the check that it need not repeat.
+    Yields them, and those that are for the log only, so that the work can log those of a part of the check that it
+    need not repeat.
     """
     logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
     buffer.setFormatter(LogFormatter("%(message)s"))
     propagate, logger.propagate = logger.propagate, False
+    level, shown = logger.level, logger.getEffectiveLevel()
+    logger.setLevel(min(shown, logging.INFO))
     logger.addHandler(buffer)
     try:
         yield buffer.buffer
     except Exception:
         for record in buffer.buffer:
-            print(buffer.format(record), file=sys.stderr)
+            if record.levelno >= shown:
+                print(buffer.format(record), file=sys.stderr)
         raise
     finally:
         logger.removeHandler(buffer)
         logger.propagate = propagate
+        logger.setLevel(level)
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -20,7 +20,8 @@ from stvid.video.container import open_video
 from stvid.video.decoding import demux
 
 INTRA_ONLY = ("mjpeg", "rawvideo")  # no frame of these codecs refers to another
-_VOP_START, _B_TYPE = b"\x00\x00\x01\xb6", 2  # ISO/IEC 14496-2, 6.2.5: a picture ("VOP"), and its type
+# ISO/IEC 14496-2, 6.2: what starts each part of a stream; a picture ("VOP"), and its type
+_CODE_PREFIX, _VOP_START, _B_TYPE = b"\x00\x00\x01", b"\x00\x00\x01\xb6", 2
 
 
 def demux_by_time(
@@ -113,8 +114,13 @@ def find_b_frames(path: str | os.PathLike[str], *, max_pixels: int) -> list[bool
 
 def _unpack(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """The packets of a track of MPEG-4, each with one picture at most: DivX packs a B-frame behind another frame."""
-    unpacking = BitStreamFilterContext("mpeg4_unpack_bframes", stream)
+    unpacking, is_packed = BitStreamFilterContext("mpeg4_unpack_bframes", stream), False
     for packet in demux(container, stream):
+        content = bytes(packet)
+        if not is_packed and content.startswith(_VOP_START) and content.find(_CODE_PREFIX, len(_VOP_START)) < 0:
+            yield packet  # one picture and nothing else: the filter would change nothing, and takes time
+            continue
+        is_packed |= content.count(_VOP_START) > 1
         flushes = not packet.size and packet.dts is None
         for single in unpacking.filter(None if flushes else packet):
             single.stream = stream
