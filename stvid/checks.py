@@ -6,8 +6,10 @@ point({"x": 1.5, "name": None}, "point")      # InputError: point.name is null, 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
+import gc
 import io
 import json
 import math
@@ -238,3 +240,18 @@ def _numbered_rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
     for cells in reader:
         yield first, cells
         first = reader.line_num + 1
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Around reading what makes millions of objects that stay: each collection of garbage would look at all of them.
+
+    Not around anything that decodes: the objects of PyAV wait for a collection.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

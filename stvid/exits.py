@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from logging.handlers import BufferingHandler
 from types import FrameType
 
 from stvid.disks import system_error_text
@@ -78,26 +77,36 @@ def _is_output_closed() -> bool:
 def logs_printed_with_error() -> Iterator[list[logging.LogRecord]]:
     """Around a check before the work, which logs the same lines again: they are printed if the block raises.
 
-    Yields them, and those that are for the log only, so that the work can log those of a part of the check that it
-    need not repeat.
+    Yields the list of the lines so far, those of level INFO included, which are not printed. If the work does not
+    repeat a part of the check, it logs the lines of that part.
     """
-    logger, buffer = logging.getLogger("stvid"), BufferingHandler(MAX_LINES)
-    buffer.setFormatter(LogFormatter("%(message)s"))
+    logger, kept = logging.getLogger("stvid"), _Kept()
+    formatter = LogFormatter("%(message)s")
     propagate, logger.propagate = logger.propagate, False
     level, shown = logger.level, logger.getEffectiveLevel()
     logger.setLevel(min(shown, logging.INFO))
-    logger.addHandler(buffer)
+    logger.addHandler(kept)
     try:
-        yield buffer.buffer
+        yield kept.lines
     except Exception:
-        for record in buffer.buffer:
-            if record.levelno >= shown:
-                print(buffer.format(record), file=sys.stderr)
+        for line in [line for line in kept.lines if line.levelno >= shown][-MAX_LINES:]:
+            print(formatter.format(line), file=sys.stderr)
         raise
     finally:
-        logger.removeHandler(buffer)
+        logger.removeHandler(kept)
         logger.propagate = propagate
         logger.setLevel(level)
+
+
+class _Kept(logging.Handler):
+    """Keeps the lines of a log in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[logging.LogRecord] = []
+
+    def emit(self, line: logging.LogRecord) -> None:
+        self.lines.append(line)
 
 
 class ConsoleHandler(logging.StreamHandler):

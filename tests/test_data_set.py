@@ -4,7 +4,8 @@ import gc
 
 import pytest
 
-from stvid.data import manifest
+from stvid.data import datamodule, manifest
+from stvid.errors import InputError
 from stvid.run import data_set
 from stvid.run.config import compose_config
 
@@ -35,7 +36,6 @@ def config_of(table, *overrides):
 
 def test_a_checked_data_set_is_read_once_and_its_lines_are_logged_once(table, reads, caplog):
     data_set.check_training_data(config_of(table))  # Hydra sets the level of the log later
-    assert LINE not in caplog.text
     caplog.set_level("INFO", logger="stvid")
     data = data_set.load_training_data(config_of(table, "data.batch_size=3"))
     assert len(reads) == 1
@@ -54,8 +54,41 @@ def test_another_data_set_than_the_checked_one_is_read(table, reads):
     assert data.manifest == manifest.read_manifest(path=str(table), seed=1)
 
 
-def test_a_data_set_that_fails_leaves_garbage_collection_as_it_was(tmp_path):
+def test_a_process_that_logs_errors_only_stays_silent(table, caplog):
+    data_set.check_training_data(config_of(table))
+    caplog.set_level("ERROR", logger="stvid")  # as every process but the main one has it
+    data_set.load_training_data(config_of(table))
+    assert LINE not in caplog.text
+
+
+def test_of_many_lines_none_is_lost(table, monkeypatch, caplog):
+    read = manifest.read_table
+
+    def read_with_warnings(path, **options):
+        for number in range(1500):
+            manifest.log.warning("line %d", number)
+        return read(path, **options)
+
+    monkeypatch.setattr(manifest, "read_table", read_with_warnings)
+    data_set.check_training_data(config_of(table))
+    monkeypatch.undo()
+    data_set.load_training_data(config_of(table))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("line ")]
+    assert lines == [f"line {number}" for number in range(1500)]
+
+
+def test_a_data_set_that_is_refused_is_not_kept_and_leaves_garbage_collection_as_it_was(tmp_path):
     (tmp_path / "videos.csv").write_text("path,label,split\nx.mp4,a,train\n")
-    with pytest.raises(Exception, match="none of the 1 videos exist"):
+    with pytest.raises(InputError, match="none of the 1 videos exist"):
         data_set.check_training_data(config_of(tmp_path / "videos.csv"))
+    assert data_set._checked is None
     assert gc.isenabled()
+
+
+def test_garbage_is_collected_while_videos_are_probed(table, monkeypatch):
+    enabled, probe_items = [], datamodule.probe_items
+    monkeypatch.setattr(
+        datamodule, "probe_items", lambda *a, **options: enabled.append(gc.isenabled()) or probe_items(*a, **options)
+    )
+    data_set.load_training_data(config_of(table))
+    assert enabled == [True]

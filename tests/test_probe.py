@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -228,6 +229,19 @@ def test_results_come_in_the_order_asked_good_and_bad(videos):
 
 def test_no_workers_probe_in_this_process(videos):
     assert [info.num_frames for info in probe_all(videos, num_workers=0, progress=False)] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_garbage_is_collected_while_files_are_probed(videos, monkeypatch, num_workers):
+    def probe_paused(path, **options):
+        if not gc.isenabled():
+            raise VideoError(path, UNREADABLE, "garbage collection is paused")
+        return probe(path, **options)
+
+    monkeypatch.setattr("stvid.video.probe.probe", probe_paused)
+    good = [path for path in videos if isinstance(probe_all([path], num_workers=0, progress=False)[0], VideoInfo)]
+    assert good
+    assert all(isinstance(info, VideoInfo) for info in probe_all(good, num_workers=num_workers, progress=False))
 
 
 def test_nothing_to_probe_is_no_work():

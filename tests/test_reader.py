@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import contextmanager
 from dataclasses import replace
 
 import av
@@ -349,3 +350,50 @@ def test_the_limit_holds_for_results_of_earlier_runs(tmp_path):
     path, known = write_video(tmp_path / "small.mp4", num_frames=9), {"num_workers": 0, "cache": tmp_path / "cache"}
     assert probe_all([path], **known)[0].num_frames == 9
     assert probe_all([path], **known, max_pixels=100)[0].reason == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {}),
+        ("a.mp4", {"bframes": 2}),
+        ("a.mov", {"bframes": 2, "gop": 30}),
+        ("a.mp4", {"codec": "hevc"}),
+        ("a.mp4", {"codec": "vp9"}),
+        ("a.mp4", {"codec": "mjpeg"}),
+        ("a.mkv", {"bframes": 2}),
+    ],
+)
+def test_a_file_that_was_probed_is_opened_once(tmp_path, monkeypatch, name, options):
+    path = write_video(tmp_path / name, **options)
+    info, opened, open_video = probe(path), [], reader.open_video
+    assert info.random_access or options.get("codec") == "hevc"
+    monkeypatch.setattr(
+        reader, "open_video", lambda *a, **settings: opened.append(settings["is_known"]) or open_video(*a, **settings)
+    )
+    wanted = [0, 5, info.num_frames - 1]
+    frames = read_frames(path, wanted, info=info).permute(0, 2, 3, 1).numpy()
+    assert [number_of(frame) for frame in frames] == wanted
+    assert opened == [info.random_access]
+
+
+@pytest.mark.parametrize("fails", ["raises", "finds other frames"])
+def test_where_ffmpeg_knows_too_little_a_file_is_opened_as_others_are(tmp_path, monkeypatch, fails):
+    path, opened, open_video = write_video(tmp_path / "a.mp4"), [], reader.open_video
+
+    @contextmanager
+    def open_badly(path, *, is_known, **settings):
+        opened.append(is_known)
+        if is_known and fails == "raises":
+            raise VideoError(path, UNREADABLE)
+        with open_video(path, is_known=is_known, **settings) as (container, stream):
+            if is_known:
+                next(container.demux(stream))
+                stream.codec_context.skip_frame = "ALL"
+            yield container, stream
+
+    info = probe(path)
+    monkeypatch.setattr(reader, "open_video", open_badly)
+    (frame,) = read_frames(path, [20], info=info).permute(0, 2, 3, 1).numpy()
+    assert number_of(frame) == 20
+    assert opened == [True, False]

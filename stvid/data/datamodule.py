@@ -55,8 +55,7 @@ class VideoDataModule(pl.LightningDataModule):
         clip: the clip's geometry.
         augment: random changes to training clips.
         batch_size: clips per batch and rank; `auto`: set by the training once the model is known.
-        num_workers: worker processes per rank; `auto`: see `resolve_workers`; 0 reads in the
-            training process.
+        num_workers: worker processes per rank; `auto`: see `resolve_workers`; 0 reads in the training process.
         num_clips: clips per validation video.
         num_crops: crops per validation clip.
         seed: random choices depend only on seed, epoch and item.

@@ -169,8 +169,8 @@ def resolve_workers(num_workers: int | str, *, num_processes: int | None = None)
     """Worker processes per rank.
 
     Args:
-        num_workers: a number; `auto`: half of the cores of this process's share, at least two of two or three
-            cores, at most 8.
+        num_workers: a number; `auto`: half of the cores that are this process's share, but at least 2 (on one core
+            1) and at most 8.
         num_processes: processes that share the machine's cores, see `cores_per_process`.
 
     Raises:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from stvid.checks import collection_paused
 from stvid.data.splitting import make_splits
 from stvid.data.tables import UTF8, Row, Table, check_utf8, csv_line, is_utf8, join_path, read_table
 from stvid.errors import InputError, listing, map_inputs, nearest, raise_mistakes
@@ -84,6 +85,7 @@ class Manifest:
                 file.write(csv_line(["" if cell is None else str(cell) for cell in cells]))
 
     @classmethod
+    @collection_paused()
     def read_csv(
         cls, path: str | os.PathLike, *, class_names: Sequence[str] | None = None, allow_new_classes: bool = False
     ) -> Manifest:
@@ -352,6 +354,7 @@ def find_leaks(items: Sequence[Item], key: Callable[[Item], str | None]) -> list
     return [Leak(name, sorted({item.split for item in members}), members) for name, members in items_of.items()]
 
 
+@collection_paused()
 def read_manifest(
     *,
     path: str,

@@ -133,7 +133,10 @@ def read_table(path: str | os.PathLike, *, required: Sequence[str], optional: Co
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text with their ends, as a file opened with `newline=""` has them; without a copy of the text."""
+    """The lines of a text with their ends, as a file opened with `newline=""` has them.
+
+    The text is copied in pieces, which end at a line feed.
+    """
     start = 0
     while start < len(text):
         end = text.find("\n", start + _CHUNK) + 1 or len(text)

@@ -94,13 +94,13 @@ class Augment:
     def __call__(self, frames_TCHW: Tensor, label: str, *, rng: np.random.Generator) -> tuple[Tensor, str]:
         """Augments a clip that is already cropped; returns uint8 of the same shape, and the label of the result.
 
-        On any device; of the pixels, nothing is copied to the CPU.
+        What stays as it is may be a view of the frames. On any device; of the pixels, nothing is copied to the CPU.
         """
         frames = frames_TCHW
         if rng.random() < self.flip:
             frames = F.horizontal_flip(frames)
             label = self.flipped_label(label)
-        if self._changes_pixels:  # one memory order, wherever the frames come from: a sum of floats depends on it
+        if self._changes_colours:  # one memory order, wherever the frames come from: a sum of floats depends on it
             frames = frames.contiguous(memory_format=torch.channels_last)
         frames = self._jitter_colours(frames, rng)
         if self.rand_augment:
@@ -108,7 +108,7 @@ class Augment:
         return erase_box(frames, probability=self.erase, rng=rng) if self.erase else frames, label
 
     @property
-    def _changes_pixels(self) -> bool:
+    def _changes_colours(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.rand_augment))
 
     def random_box(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, ...]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,8 +23,17 @@ if TYPE_CHECKING:
 
 READ_BY = ("stvid.data.layouts.", "stvid.data.manifest.")
 ACTIONS = "stvid.data.synthetic.actions.actions"
-# at most one: the settings of the data set that `check_training_data` has read, what it found, and what it logged
-_checked: list[tuple[dict, Manifest, list[logging.LogRecord]]] = []
+
+
+class _Checked(NamedTuple):
+    """A data set that `check_training_data` has read: its settings, and what was logged."""
+
+    settings: dict
+    manifest: Manifest
+    lines: list[logging.LogRecord]
+
+
+_checked: _Checked | None = None  # the last one, until it is trained on
 
 
 def check_training_data(config: DictConfig) -> None:
@@ -34,15 +41,17 @@ def check_training_data(config: DictConfig) -> None:
 
     Lines for the log are printed only with an error: training logs them when it reads the data set.
     """
-    _checked.clear()
-    with logs_printed_with_error() as lines, _collection_paused():
+    global _checked
+    _checked = None
+    with logs_printed_with_error() as lines:
         manifest = read_manifest_early(config)
         if manifest is not None:
-            _checked.append((to_plain(config.data.datamodule.manifest), manifest, list(lines)))
+            checked = _Checked(to_plain(config.data.datamodule.manifest), manifest, list(lines))
             allowed = {key: config.data[key] for key in ("allow_leaks", "allow_similar_classes")}
             validate(manifest, **allowed)
             if config.augment["_target_"].startswith("stvid."):
                 check_flip_pairs(to_plain(config.augment)["flip_pairs"], manifest.class_names)
+            _checked = checked
 
 
 def load_training_data(config: DictConfig) -> VideoDataModule:
@@ -53,32 +62,19 @@ def load_training_data(config: DictConfig) -> VideoDataModule:
     Raises:
         InputError: see `VideoDataModule`; too many videos cannot be read.
     """
-    with _collection_paused():
-        node, manifest = config.data.datamodule, None
-        for settings, checked, lines in _checked:
-            if settings == to_plain(node.manifest):
-                manifest = checked
-                for line in lines:
-                    logging.getLogger(line.name).handle(line)
-        _checked.clear()
-        if manifest is None:
-            manifest = instantiate(node.manifest, _convert_="all")
-        make_data = instantiate(node, manifest=None, _convert_="all", _partial_=True)  # Hydra would copy a manifest
-        data = make_data(manifest=manifest)
-        data.setup()
+    global _checked
+    checked, _checked = _checked, None
+    node = config.data.datamodule
+    if checked is not None and checked.settings == to_plain(node.manifest):
+        manifest = checked.manifest
+        for line in checked.lines:
+            logging.getLogger(line.name).log(line.levelno, "%s", line.getMessage())
+    else:
+        manifest = instantiate(node.manifest, _convert_="all")
+    make_data = instantiate(node, manifest=None, _convert_="all", _partial_=True)  # Hydra would copy a manifest
+    data = make_data(manifest=manifest)
+    data.setup()
     return data
-
-
-@contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Around what makes millions of objects that stay: each collection of garbage would look at all of them again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def read_manifest_early(config: DictConfig) -> Manifest | None:

@@ -43,7 +43,8 @@ def open_video(
         max_pixels: of a frame; larger ones are refused before memory is allocated for them.
         is_known: the caller has the result of `probe`, and compares the time of every frame with it. Then FFmpeg does
             not decode the beginning of an MP4 or MOV file only to describe it, which may take as long as reading a
-            clip; the delay of its B-frames is in the header.
+            clip. The delay of its B-frames is in the sample tables; where it is not, as in some fragmented files,
+            frames may come in another order.
 
     Raises:
         VideoError: missing, empty, unreadable, no video stream; also for FFmpeg's errors inside the `with` block.
@@ -102,15 +103,17 @@ def _check_regular(path: str | os.PathLike[str], file: str) -> None:
 def _format_of(file: str, content: IO[bytes]) -> str | None:
     """The format of a file by its first bytes, where FFmpeg would take it for a single image, or would come to the same
     after having asked all its formats, which takes longer than opening a small file. None: FFmpeg finds it out."""
-    start = content.read(64)
+    start = content.read(2048)  # FFmpeg looks at as many
     content.seek(0)
     if os.path.splitext(file)[1].lower() in (".mjpeg", ".mjpg"):
         return "mjpeg" if start.startswith(b"\xff\xd8\xff") else None
     if start.startswith(b"RIFF") and start[8:12] == b"AVI ":
         return "avi"
-    if start[4:8] == b"ftyp" and start[8:11] not in (b"jp2", b"jpx", b"jxl"):
+    # not JPEG 2000 and JPEG XL, nor an MPEG stream in QuickTime
+    if start[4:8] == b"ftyp" and start[8:11] not in (b"jp2", b"jpx", b"jxl") and b"mhlrMPEG" not in start:
         return "mov"
-    return "matroska" if start.startswith(b"\x1a\x45\xdf\xa3") and b"matroska" in start else None
+    is_ebml = start.startswith(b"\x1a\x45\xdf\xa3")
+    return "matroska" if is_ebml and (b"matroska" in start[:64] or b"webm" in start[:64]) else None
 
 
 def _choose_stream(streams: Sequence[av.VideoStream]) -> av.VideoStream | None:

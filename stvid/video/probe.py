@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 
+from stvid.checks import collection_paused
 from stvid.errors import TIMEOUT, VideoError
 from stvid.progress import Bar
 from stvid.video.container import open_video
@@ -178,23 +179,24 @@ def probe_all(
         max_pixels: see `probe`.
     """
     names = [os.fspath(path) for path in paths]
-    known = ProbeCache(cache)
     results: dict[str, VideoInfo | VideoError] = {}
     identities: dict[str, list[int] | None] = {}  # of the files that are to be probed; None: it cannot be accessed
-    for name in names:
-        if name in results or name in identities:
-            continue
-        if (of_member := known_info(name)) is not None:
-            results[name] = of_member
-            continue
-        identity, info = None, None
-        with suppress(OSError):  # probe() reports a missing file
-            identity = file_identity(name)
-            info = known.get(os.path.abspath(name), identity)
-        if info is not None and (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
-            results[name] = info
-        else:
-            identities[name] = identity
+    with collection_paused():
+        known = ProbeCache(cache)
+        for name in names:
+            if name in results or name in identities:
+                continue
+            if (of_member := known_info(name)) is not None:
+                results[name] = of_member
+                continue
+            identity, info = None, None
+            with suppress(OSError):  # probe() reports a missing file
+                identity = file_identity(name)
+                info = known.get(os.path.abspath(name), identity)
+            if info is not None and (info.decoded or not decode_all) and info.height * info.width <= max_pixels:
+                results[name] = info
+            else:
+                identities[name] = identity
 
     todo = list(identities)
     saved = time.monotonic()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterable
 from itertools import pairwise
@@ -23,10 +22,10 @@ from stvid.video.types import AV_VERSION, MAX_IMAGES, VideoInfo
 log = logging.getLogger(__name__)
 MAX_BYTES = 2**31  # of the file; a video takes about 250
 HEAD = json.dumps({"stvid_probe": 8, "av": AV_VERSION}).encode()
-ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError)
+ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError)
 
 _NUMBER = frozenset((int, float))
-_MAX_SIZE, _MAX_TICKS = 2**31, 2**63
+_MAX_SIZE, _MAX_TICKS, _MAX_SECONDS = 2**31, 2**63, 2**53
 _DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(VideoInfo) if field.default is not dataclasses.MISSING
 }
@@ -150,7 +149,7 @@ def to_info(values: dict) -> VideoInfo:
         plain[key] = sys.intern(plain.get(key, ""))
     info = VideoInfo(**plain)
     if not (_has_types(info) and _is_possible(info)):
-        raise ValueError("the properties of a video are no possible ones")
+        raise ValueError("properties that no video has")
     return info
 
 
@@ -176,7 +175,7 @@ def _has_types(info: VideoInfo) -> bool:
 def _is_possible(info: VideoInfo) -> bool:
     """Whether properties fit each other: a frame takes a byte at least, has one time, and is a keyframe once.
 
-    Comparisons are false for NaN.
+    Comparisons are false for NaN, and numbers of any size are compared before they are calculated with.
     """
     num_frames, timestamps, keyframes = info.num_frames, info.timestamps, info.keyframes
     return (
@@ -184,11 +183,12 @@ def _is_possible(info: VideoInfo) -> bool:
         and 1 <= info.height < _MAX_SIZE
         and 1 <= info.width < _MAX_SIZE
         and 1e-6 <= info.fps <= 1e6
+        and 0 < info.duration < _MAX_SECONDS
         and abs(info.duration * info.fps - num_frames) < 1e-6 * num_frames
-        and abs(info.start) < math.inf
+        and abs(info.start) < _MAX_SECONDS
         and abs(info.first_pts or 0) < _MAX_TICKS
         and info.rotation in (0, 90, 180, 270)
-        and info.num_damaged >= 0
+        and 0 <= info.num_damaged <= num_frames
         and (timestamps is None or _are_times(timestamps, num_frames))
         and (not keyframes or (keyframes[0] == 0 and keyframes[-1] < num_frames and info.first_pts is not None))
         and all(a < b for a, b in pairwise(keyframes))
@@ -200,5 +200,5 @@ def _are_times(timestamps: tuple[float, ...], num_frames: int) -> bool:
         len(timestamps) == num_frames
         and timestamps[0] == 0
         and all(a <= b for a, b in pairwise(timestamps))
-        and timestamps[-1] < math.inf
+        and timestamps[-1] < _MAX_SECONDS
     )

@@ -148,14 +148,15 @@ def read_frames(
         frames_THWC = _read_backend(backend, path, distinct, info=info, num_threads=num_threads)
         if frames_THWC is not None and size != (info.height, info.width):
             frames_THWC = resize(frames_THWC.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-    fast = _decode_with_seeks if info.random_access else _decode_in_order if info.b_frames_in_order else None
     read = partial(_read_pyav, path, distinct, info=info, size=size, num_threads=num_threads, max_pixels=limit)
-    if frames_THWC is None and fast is not None:
-        with suppress(VideoError):
-            frames_THWC = read(fast)
-    if frames_THWC is None:
-        frames_THWC = read(_decode_from_start)
-        assert frames_THWC is not None  # it raises where it does not find the frames
+    if frames_THWC is None and info.random_access:
+        with suppress(VideoError):  # FFmpeg may know too little of the file; then the next attempt says what is wrong
+            frames_THWC = read(_decode_with_seeks, is_known=True)
+    fast = _decode_with_seeks if info.random_access else _decode_in_order if info.b_frames_in_order else None
+    for decode_frames in (fast, _decode_from_start):  # the last one raises where it does not find the frames
+        if frames_THWC is None and decode_frames is not None:
+            frames_THWC = read(decode_frames)
+    assert frames_THWC is not None
     if wanted != distinct:
         place = {index: i for i, index in enumerate(distinct)}
         frames_THWC = frames_THWC[[place[index] for index in wanted]]
@@ -193,10 +194,10 @@ def _read_pyav(
     size: tuple[int, int],
     num_threads: int,
     max_pixels: int,
+    is_known: bool = False,
 ) -> torch.Tensor | None:
     """uint8 (T, H, W, C) of sorted, distinct indices; None if `decode_frames` finds other frames than expected."""
     converter = FrameConverter(info, size, num_threads=num_threads)
-    is_known = decode_frames is _decode_with_seeks  # it compares the time of every frame
     with open_video(path, num_threads=num_threads, max_pixels=max_pixels, is_known=is_known) as (container, stream):
         frames_THWC = torch.empty((len(distinct), converter.height, converter.width, 3), dtype=torch.uint8)
         pixels = frames_THWC.numpy()

@@ -20,7 +20,7 @@ from typing import Any
 
 from stvid.checks import Check, anything, fields, list_of, maybe, number, open_regular, parse_json, text
 from stvid.errors import REASONS, InputError, VideoError
-from stvid.video.probe_cache import to_info
+from stvid.video.probe_cache import ERRORS, to_info
 from stvid.video.shard_cache import SHARD_NAME, has_source
 from stvid.video.types import VideoInfo, file_size
 
@@ -204,7 +204,7 @@ def _read_index(folder: str, version: tuple[int, int]) -> ShardIndex:
                 rows.append((key, *row))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except ERRORS as error:
         raise InputError(
             f"{path} is damaged in line {line_number}: {error}. Copy it again, or make it anew with stvid prepare"
         ) from error
