@@ -97,7 +97,7 @@ class Preprocess(nn.Module):
         if clips_BTCHW.dtype != torch.uint8 or clips_BTCHW.ndim != 5 or clips_BTCHW.shape[2] != channels:
             found = f"{clips_BTCHW.dtype} {tuple(clips_BTCHW.shape)}"
             raise ValueError(f"clips must be uint8 B x T x {channels} x H x W, got {found}")
-        x = clips_BTCHW.float()  # a copy, changed in place from here on, since whole videos are large
+        x = _as_floats(clips_BTCHW)  # a copy, changed in place from here on, since whole videos are large
         valid_BT = None
         if lengths_B is not None:
             valid_BT = torch.arange(x.shape[1], device=x.device)[None] < lengths_B[:, None]
@@ -153,6 +153,14 @@ def channels_last(model: ModuleT) -> ModuleT:
         if parameter.ndim in formats:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
     return model
+
+
+def _as_floats(clips_BTCHW: Tensor) -> Tensor:
+    """A copy in float32, with channels last in memory in any case: sums depend on the order in memory."""
+    if torch.compiler.is_exporting():
+        return clips_BTCHW.float()
+    clips_BTHWC = clips_BTCHW.permute(0, 1, 3, 4, 2)
+    return clips_BTHWC.to(torch.float32, memory_format=torch.contiguous_format).permute(0, 1, 4, 2, 3)
 
 
 def _standardise(x: Tensor, *, dims: tuple[int, ...]) -> None:

@@ -44,6 +44,18 @@ def test_a_million_pixels_are_added_up_exactly(normalize, dims, levels, memory):
 
 
 @pytest.mark.parametrize("normalize", ["fixed", "frame", "clip"])
+def test_the_order_in_memory_and_the_batch_change_no_bit(normalize):
+    x, preprocess = (
+        torch.randint(0, 256, (3, 5, 3, 40, 24), dtype=torch.uint8),
+        Preprocess(clip=ClipSpec(normalize=normalize)),
+    )
+    whole = preprocess(x)
+    last = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert torch.equal(preprocess(last), whole)
+    assert torch.equal(torch.cat([preprocess(last[:1]), preprocess(x[1:])]), whole)
+
+
+@pytest.mark.parametrize("normalize", ["fixed", "frame", "clip"])
 def test_what_lies_past_a_clips_length_changes_nothing_and_comes_out_as_zero(normalize):
     preprocess = Preprocess(clip=ClipSpec(normalize=normalize))
     x = clips(frames=7)

@@ -18,7 +18,7 @@ from stvid.preprocess import CROPS
 from stvid.run.config_help import config_files, config_groups, own_entries, package_of
 from stvid.run.config_tree import references, targets
 from stvid.run.first_model import COMPILE_MODES
-from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
+from stvid.run.parameters import CHOICES, RANGES, SWITCHES, mistake, parameter_types, type_fits
 from stvid.training.callbacks.checkpoints import SELECT
 from stvid.training.optim import SCHEDULES
 from stvid.video.reader import BACKENDS
@@ -81,6 +81,16 @@ def test_choices_are_those_of_the_code():
         resolve_precision(value, "cpu")
     with pytest.raises(InputError):
         resolve_precision("64-true", "cpu")
+
+
+def test_switches_are_the_keys_of_train_yaml_that_are_true_or_false():
+    (file,) = (file for file in config_files() if file.name == "train.yaml")
+    switches = {key for key, value in yaml.safe_load(file.read_text()).items() if isinstance(value, bool)}
+    assert set(SWITCHES) == switches
+    for key in SWITCHES:
+        assert mistake(key, True) is None
+        assert mistake(key, "maybe") == f"{key} (=maybe) must be true or false"
+        assert mistake(key, 1) == f"{key} (=1) must be true or false"
 
 
 def stated_ranges():

@@ -212,6 +212,15 @@ def test_other_settings_are_refused_and_nothing_is_touched(tmp_path, videos, set
     assert files_in(tmp_path / "out") == before
 
 
+def test_videos_of_the_last_time_that_are_gone_are_told(tmp_path, videos, caplog):
+    items = items_of(*videos)
+    run(manifest_of(items), tmp_path / "out")
+    run(manifest_of(items), tmp_path / "out")
+    assert "last time" not in caplog.text
+    run(manifest_of(items[1:]), tmp_path / "out")
+    assert f"1 of the {len(items)} videos of the last time are not in the data set now" in caplog.text
+
+
 def test_another_data_set_is_refused(tmp_path, videos):
     run(manifest_of(items_of(*videos)), tmp_path / "out")
     with pytest.raises(InputError, match="was prepared with sources="):

@@ -397,3 +397,22 @@ def test_where_ffmpeg_knows_too_little_a_file_is_opened_as_others_are(tmp_path, 
     (frame,) = read_frames(path, [20], info=info).permute(0, 2, 3, 1).numpy()
     assert number_of(frame) == 20
     assert opened == [True, False]
+
+
+@pytest.mark.parametrize("container", ["mov", "mkv", "avi"])
+def test_jpegs_with_the_tables_of_earlier_ones_are_read_in_order(tmp_path, container):
+    source = write_video(tmp_path / "source.mkv", codec="mjpeg")
+    path = remuxed(source, tmp_path / f"a.{container}", without_most_tables)
+    info, truth = probe(path), decoded(path)
+    assert not info.random_access
+    for wanted in ([34], [5, 50], [20, 21]):
+        for frame, index in zip(as_thwc(read_frames(path, wanted, info=info)), wanted, strict=True):
+            np.testing.assert_array_equal(frame, truth[index])
+
+
+def without_most_tables(jpegs):
+    """JPEGs without quantisation tables, except every twentieth: then those of the last picture hold."""
+    for number, jpeg in enumerate(jpegs):
+        place = jpeg.index(b"\xff\xdb")
+        length = int.from_bytes(jpeg[place + 2 : place + 4], "big")
+        yield jpeg if number % 20 == 0 else jpeg[:place] + jpeg[place + 2 + length :]

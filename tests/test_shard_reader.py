@@ -157,7 +157,7 @@ def test_a_tar_that_is_cut_while_it_is_open_is_truncated(shard_folder):
         (lambda lines: lines[3].update(path="/secret.mp4"), "must be a path below the tar"),
         (lambda lines: lines[3].update(label="dance"), "line 4: the label 'dance' is not in class_names of line 1"),
         (lambda lines: lines[3].update(split="all"), "line 4: the video.split is 'all'"),
-        (lambda lines: lines[3]["info"].update(num_frames=0), "line 4: an entry.num_frames is 0"),
+        (lambda lines: lines[3]["info"].update(num_frames=0), "line 4: properties that no video has"),
         (lambda lines: lines.__setitem__(3, []), "line 4: the video is []"),
         (lambda lines: lines.clear(), "line 1"),
     ],

@@ -145,7 +145,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several machines", "the parts of a command, on a file system that all of them see"
     )
-    description = "do the I-th of N parts only; then: stvid merge COMMAND ..."
+    description = "do the I-th of N parts only (of check and predict with --json); then: stvid merge COMMAND ..."
     group.add_argument("--shard", dest="part", type=_part, metavar="I/N", help=description)
     group.add_argument("--engine", choices=("ray",), help="do all parts as tasks of a Ray cluster, and merge them")
     description = "with --engine: how many parts (default: one for each machine of the cluster)"

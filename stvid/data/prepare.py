@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -25,12 +26,13 @@ from stvid.data.prepare_plan import Job, Key, encoding_settings, item_key, plan_
 from stvid.data.sampler import SampleKey
 from stvid.data.shard_writer import Entry, write_shards
 from stvid.data.transforms import Augment
-from stvid.errors import VideoError, train_command
+from stvid.errors import InputError, VideoError, train_command
 from stvid.files import replacing, write_json
 from stvid.video.probe import probe_all
 from stvid.video.transcode import read_comment
 from stvid.video.types import MAX_PIXELS, VideoInfo
 
+log = logging.getLogger(__name__)
 _HYDRA_KEYWORDS = ("null", "true", "false", "nan", "inf")  # not strings unless quoted
 _TIMED_CLIPS, _TIMED_SECONDS = 64, 30.0  # limits of the speed measurement
 
@@ -105,6 +107,7 @@ def prepare(
     copies = {item_key(job.item): job.target for job in good}
     items = tuple(_point_to_copy(item, copies.get(item_key(item))) for item in manifest.items)
     copied = dataclasses.replace(manifest, items=items)
+    _warn_of_missing(out / "manifest.csv", copied)
     copied.write_csv(out / "manifest.csv")
     if tar_size is not None:
         entries = _shard_entries(manifest, copied, jobs, bad, out)
@@ -134,6 +137,24 @@ def _point_to_copy(item: Item, copy: Path | None) -> Item:
     is_part = item.start is not None or item.end is not None
     group = to_text(item.path) if is_part and item.group is None else item.group
     return dataclasses.replace(item, path=str(copy), start=None, end=None, group=group)
+
+
+def _warn_of_missing(path: Path, copied: Manifest) -> None:
+    """Warns if the manifest of an earlier call has videos that this data set does not have."""
+    try:
+        before = Manifest.read_csv(path, allow_new_classes=True) if path.exists() else None
+    except InputError:  # it is replaced
+        before = None
+    paths = {item.path for item in copied.items}
+    missing = [] if before is None else [item.path for item in before.items if item.path not in paths]
+    if before is not None and missing:
+        log.warning(
+            "%s: %d of the %d videos of the last time are not in the data set now, such as %s; their files stay",
+            path,
+            len(missing),
+            len(before.items),
+            missing[0],
+        )
 
 
 def _summarize(

@@ -118,8 +118,15 @@ def _check_same_settings(out: Path, settings: Mapping) -> None:
         raise InputError(f"{out}/prepare.json is damaged. Remove {out}, or name another folder") from error
     changed = [name for name in {**settings, **before} if settings.get(name) != before.get(name)]
     if changed:
-        differences = ", ".join(f"{name}={before.get(name)} (requested: {settings.get(name)})" for name in changed)
-        raise InputError(f"{out} was prepared with {differences}. Remove it, or name another folder")
+        differences = (
+            ", ".join(f"{name}={before.get(name, 'no')} (requested: {settings.get(name, 'no')})" for name in changed)
+            .replace("=True", "=yes")
+            .replace(": True", ": yes")
+        )
+        raise InputError(
+            f"{out} was prepared with {differences}. Give the settings that it has, as all parts of a command must, or "
+            "name another folder"
+        )
 
 
 def remove_partials(out: Path) -> None:

@@ -19,7 +19,7 @@ from stvid.run.accelerator import NO_GPU_TO_AUGMENT
 from stvid.run.config_help import choice_content, choices_of, config_groups, own_entries
 from stvid.run.config_tree import is_in, places, references, targets, to_plain
 from stvid.run.folder import project_root
-from stvid.run.parameters import CHOICES, RANGES, mistake, parameter_types, type_fits
+from stvid.run.parameters import CHOICES, RANGES, SWITCHES, mistake, parameter_types, type_fits
 
 log = logging.getLogger(__name__)
 FOLDERS = ("data.root", "data.splits")
@@ -149,7 +149,7 @@ def _types(config: Mapping, sources: Mapping[str, str]) -> Iterator[tuple[str, s
 
 def _values(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Values that are out of the range, or not among the choices, that `--help` shows."""
-    for key in (*CHOICES, *RANGES):
+    for key in (*CHOICES, *SWITCHES, *RANGES):
         target = values.get(f"{key.partition('.')[0]}._target_", "stvid.")  # of another class, the keys are its own
         is_checked = str(target).startswith(("stvid.", "pytorch_lightning."))
         if key in values and is_checked and (message := mistake(key, values[key])):

@@ -39,6 +39,7 @@ CHOICES = {  # of keys with a fixed set of values; a test compares them with tho
     "sweep.method": ("grid", "random", "optuna"),
     "sweep.pruner": ("none", "median", "halving"),
 }
+SWITCHES = ("allow_changes", "requeue", "refit", "headspace", "report", "find_lr", "gradient_checkpointing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,8 @@ RANGES = {
 def mistake(key: str, value: object) -> str | None:
     """The message about a value that is out of the range or not among the choices of a key; None: the key takes it."""
     name = f"{key} (={'null' if value is None else value})"
+    if key in SWITCHES and not isinstance(value, bool):
+        return f"{name} must be true or false"
     if key in CHOICES and value not in CHOICES[key]:
         choices = ("null" if choice is None else str(choice) for choice in CHOICES[key])
         return f"{name} must be one of {', '.join(dict.fromkeys(choices))}"

@@ -77,6 +77,7 @@ class Scan:
     interlaced: bool = False  # one of the decoded frames is
     num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
+    tables: set[tuple[bool, ...]] = field(default_factory=set)  # of MJPEG: which tables the packets have
     marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
     cut: bool = False  # the last packet of a track is flagged as damaged: the file ends inside it
     end: float = 0.0  # end time of the last packet of this track in seconds
@@ -136,6 +137,8 @@ class Scan:
                 self.pts.append(packet.pts)
                 self.is_key.append(packet.is_keyframe)
                 self.marked |= packet.is_corrupt or packet.is_discard
+                if self.codec == "mjpeg":
+                    self.tables.add(_tables(packet))
             yield packet
         self.cut = any(is_cut.values())
 
@@ -211,4 +214,16 @@ class Scan:
         number_of = {pts: number for number, pts in enumerate(sorted(self.known_pts))}
         flagged = sorted(number_of[pts] for pts, is_key in zip(self.known_pts, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
-        return tuple(intra) if intra[:1] == [0] and not self.num_damaged else ()
+        return tuple(intra) if intra[:1] == [0] and not self.num_damaged and self._have_same_tables else ()
+
+    @property
+    def _have_same_tables(self) -> bool:
+        """Whether the frames of MJPEG decode alike in any order: a decoder keeps the tables of earlier packets."""
+        return len(self.tables) <= 1 and all(quantises for quantises, *_ in self.tables)
+
+
+def _tables(packet: av.Packet) -> tuple[bool, ...]:
+    """Whether a packet of MJPEG has quantisation tables, Huffman tables, and a restart interval (ITU-T T.81, B.2.4)."""
+    content = bytes(packet)
+    header = content[: content.find(b"\xff\xda")]  # up to the first scan
+    return tuple(marker in header for marker in (b"\xff\xdb", b"\xff\xc4", b"\xff\xdd"))

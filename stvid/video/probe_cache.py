@@ -21,7 +21,7 @@ from stvid.video.types import AV_VERSION, MAX_IMAGES, VideoInfo
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 2**31  # of the file; a video takes about 250
-HEAD = json.dumps({"stvid_probe": 8, "av": AV_VERSION}).encode()
+HEAD = json.dumps({"stvid_probe": 9, "av": AV_VERSION}).encode()
 ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError)
 
 _NUMBER = frozenset((int, float))

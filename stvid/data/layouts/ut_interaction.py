@@ -63,7 +63,9 @@ def ut_interaction(
     rest = f"the other sequences of {'both sets' if both_sets else f'set {1 if first == 1 else 2}'}"
     split_source = f"sequence {fold} is test; val is {val_fraction:.0%} of {rest}, seed {seed}"
     if num_unused := len(matches) - len(items):
-        split_source += f"; {num_unused} videos of the other set are not used, see data.both_sets"
+        split_source += (
+            f"; {num_unused} videos of the other set are not used, see data.both_sets; as class folders: data=folder"
+        )
     return build_manifest(folder, items, split_source=split_source, class_names=CLASS_NAMES)
 
 
