@@ -416,3 +416,41 @@ def without_most_tables(jpegs):
         place = jpeg.index(b"\xff\xdb")
         length = int.from_bytes(jpeg[place + 2 : place + 4], "big")
         yield jpeg if number % 20 == 0 else jpeg[:place] + jpeg[place + 2 + length :]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_new_parameter_sets_must_be_at_every_keyframe(tmp_path, container, repeated):
+    """Two encodings in one track, of which the second one has other settings than the track's header says."""
+    first = write_video(tmp_path / "first.mp4", num_frames=30, gop=10, options={"qp": "20"})
+    second = write_video(tmp_path / "second.mp4", num_frames=30, gop=10, options={"qp": "32", "x264-params": "cabac=0"})
+    with av.open(second) as other:
+        header = other.streams.video[0].codec_context.extradata
+        others = [(bytes(packet), packet.is_keyframe) for packet in other.demux(video=0) if packet.size]
+    sets = in_band(header)
+
+    def joined(contents):
+        yield from contents
+        for number, (content, is_keyframe) in enumerate(others):
+            yield sets + content if number == 0 or (repeated and is_keyframe) else content
+
+    path = remuxed(first, tmp_path / f"a.{container}", joined)
+    info, truth = probe(path), decoded(path)
+    assert info.num_frames == 60
+    assert info.random_access == repeated
+    for wanted in ([45], [5, 55], [31, 52]):
+        for frame, index in zip(as_thwc(read_frames(path, wanted, info=info)), wanted, strict=True):
+            np.testing.assert_array_equal(frame, truth[index])
+
+
+def in_band(header):
+    """The parameter sets of an avcC, each behind its length in four bytes."""
+    place, sets = 6, b""
+    for count in (header[5] & 31, None):
+        if count is None:
+            count, place = header[place], place + 1
+        for _ in range(count):
+            length = int.from_bytes(header[place : place + 2], "big")
+            sets += length.to_bytes(4, "big") + header[place + 2 : place + 2 + length]
+            place += 2 + length
+    return sets

@@ -78,6 +78,8 @@ class Scan:
     num_damaged: int = 0  # decoded frames in which the decoder concealed damage
     first: av.VideoFrame | None = None
     tables: set[tuple[bool, ...]] = field(default_factory=set)  # of MJPEG: which tables the packets have
+    new_sets: bool = False  # H.264, HEVC: a packet has other parameter sets than the header
+    lacks_sets: bool = False  # a keyframe behind such a packet has none, so that decoding cannot start there
     marked: bool = False  # a packet is flagged as damaged, or as hidden (edit lists)
     cut: bool = False  # the last packet of a track is flagged as damaged: the file ends inside it
     end: float = 0.0  # end time of the last packet of this track in seconds
@@ -120,7 +122,7 @@ class Scan:
 
     def _record_packets(self, container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
         """Yields the packets of `stream` and records each of them."""
-        is_cut = {}
+        is_cut, extradata = {}, stream.codec_context.extradata or b""
         # All tracks, not just this one: the file may end inside a packet of another. The packet that flushes a decoder
         # is empty and has no valid index, but it has its stream.
         for packet in demux(container):
@@ -139,6 +141,9 @@ class Scan:
                 self.marked |= packet.is_corrupt or packet.is_discard
                 if self.codec == "mjpeg":
                     self.tables.add(_tables(packet))
+                sets = parameter_sets(packet, self.codec, extradata)
+                self.new_sets |= any(content not in extradata for content in sets)
+                self.lacks_sets |= self.new_sets and packet.is_keyframe and not sets
             yield packet
         self.cut = any(is_cut.values())
 
@@ -214,12 +219,33 @@ class Scan:
         number_of = {pts: number for number, pts in enumerate(sorted(self.known_pts))}
         flagged = sorted(number_of[pts] for pts, is_key in zip(self.known_pts, self.is_key, strict=True) if is_key)
         intra = [number for number in flagged if number >= len(self.is_intra) or self.is_intra[number]]
-        return tuple(intra) if intra[:1] == [0] and not self.num_damaged and self._have_same_tables else ()
+        is_whole = self._have_same_tables and not self.lacks_sets and not self.num_damaged
+        return tuple(intra) if intra[:1] == [0] and is_whole else ()
 
     @property
     def _have_same_tables(self) -> bool:
         """Whether the frames of MJPEG decode alike in any order: a decoder keeps the tables of earlier packets."""
         return len(self.tables) <= 1 and all(quantises for quantises, *_ in self.tables)
+
+
+def parameter_sets(packet: av.Packet, codec: str, extradata: bytes) -> list[bytes]:
+    """The parameter sets in a packet of H.264 or HEVC, whose NAL units stand each behind its length (ISO/IEC 14496-15).
+
+    Args:
+        packet: any packet; of other codecs, and without lengths, it has none.
+        codec: FFmpeg's name.
+        extradata: of the track: avcC or hvcC.
+    """
+    place_of_size, shift, kinds = {"h264": (4, 0, (7, 8)), "hevc": (21, 1, (32, 33, 34))}.get(codec, (0, 0, ()))
+    if not kinds or len(extradata) <= place_of_size or extradata[0] != 1:
+        return []
+    prefix, content, place, sets = 1 + (extradata[place_of_size] & 3), memoryview(packet), 0, []
+    while place + prefix < len(content):
+        start = place + prefix
+        place = start + int.from_bytes(content[place:start], "big")
+        if (content[start] >> shift) & (0x3F if shift else 0x1F) in kinds:
+            sets.append(bytes(content[start:place]))
+    return sets
 
 
 def _tables(packet: av.Packet) -> tuple[bool, ...]:

@@ -316,7 +316,11 @@ def _decode_with_seeks(
             # seek a little behind the keyframe's time, which is not known to the tick
             following = info.seconds_at(min(keyframe + 1, info.num_frames - 1))
             seconds = 0.7 * info.seconds_at(keyframe) + 0.3 * following
-            container.seek(first_pts + round(seconds / tick), stream=stream)
+            try:
+                container.seek(first_pts + round(seconds / tick), stream=stream)
+            except av.FFmpegError:  # for example, no packet of a Matroska file is marked as a keyframe
+                yield None
+                return
             frames = start()
         while number < index or did_seek:
             frame = next(frames, None)
