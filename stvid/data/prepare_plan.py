@@ -118,15 +118,17 @@ def _check_same_settings(out: Path, settings: Mapping) -> None:
         raise InputError(f"{out}/prepare.json is damaged. Remove {out}, or name another folder") from error
     changed = [name for name in {**settings, **before} if settings.get(name) != before.get(name)]
     if changed:
-        differences = (
-            ", ".join(f"{name}={before.get(name, 'no')} (requested: {settings.get(name, 'no')})" for name in changed)
-            .replace("=True", "=yes")
-            .replace(": True", ": yes")
+        differences = ", ".join(
+            f"{name}={_shown(before.get(name))} (requested: {_shown(settings.get(name))})" for name in changed
         )
         raise InputError(
             f"{out} was prepared with {differences}. Give the settings that it has, as all parts of a command must, or "
             "name another folder"
         )
+
+
+def _shown(value: object) -> str:
+    return "no" if value is None else "yes" if value is True else str(value)
 
 
 def remove_partials(out: Path) -> None:
